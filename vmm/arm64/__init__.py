@@ -1,0 +1,1 @@
+"""Everything ARM that is not a chip: address map, registers, boot protocol, GIC, board."""

@@ -1,0 +1,81 @@
+"""Route guest accesses to the devices that own the addresses."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class BusDevice(Protocol):
+    """What the bus asks of a device.
+
+    Offsets are from the device's own base, in bytes; sizes are 1, 2, 4 or 8 bytes. Calls come
+    from every vCPU's thread at once: a device with state has a lock.
+    """
+
+    def read(self, offset: int, size: int) -> int:
+        """Return what the guest's load sees."""
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Take what the guest's store wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Guest physical addresses [base, end), owned by *device*."""
+
+    base: int
+    end: int
+    device: BusDevice
+
+
+class MmioBus:
+    """The guest physical addresses that are not memory.
+
+    An access belongs to a device only if all of it does. Accesses that nobody owns read as
+    zero and are dropped, as on most boards; each is counted, so that a confused driver shows.
+    """
+
+    def __init__(self) -> None:
+        self._windows: list[Window] = []
+        self._bases: list[int] = []
+        self.unclaimed = 0
+
+    def attach(self, base: int, size: int, device: BusDevice) -> None:
+        """Give [base, base + size) to *device*. Raises ValueError if part of it is taken."""
+        new = Window(base, base + size, device)
+        for window in self._windows:
+            if base < window.end and window.base < new.end:
+                raise ValueError(
+                    f"[{base:#x}, {new.end:#x}) overlaps {window.device} "
+                    f"at [{window.base:#x}, {window.end:#x})"
+                )
+        # Replace, never mutate: vCPU threads may be in `find` right now.
+        windows = sorted([*self._windows, new], key=lambda window: window.base)
+        self._windows, self._bases = windows, [window.base for window in windows]
+
+    def find(self, address: int, size: int) -> Window | None:
+        """Return the window that holds all of [address, address + size)."""
+        index = bisect_right(self._bases, address) - 1
+        if index >= 0:
+            window = self._windows[index]
+            if address + size <= window.end:
+                return window
+        return None
+
+    def read(self, address: int, size: int) -> int:
+        """Read *size* bytes of a device register."""
+        window = self.find(address, size)
+        if window is None:
+            self.unclaimed += 1
+            return 0
+        return window.device.read(address - window.base, size)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Write *size* bytes of a device register."""
+        window = self.find(address, size)
+        if window is None:
+            self.unclaimed += 1
+            return
+        window.device.write(address - window.base, size, value)

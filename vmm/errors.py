@@ -1,0 +1,71 @@
+"""Every error pyvmm raises on purpose, sorted by who must act: user, host or guest.
+
+An error's text is one line: what went wrong and where, then, after a semicolon, what to do.
+The command line prints that line and leaves with the class's ``exit_code``; see the README's
+table of exit codes.
+"""
+
+from __future__ import annotations
+
+import os
+
+EXIT_POWERED_OFF = 0
+EXIT_BUG = 1
+EXIT_USER = 2
+EXIT_HOST = 3
+EXIT_GUEST = 4
+EXIT_SIGNAL_BASE = 128
+"""Added to the signal's number, as shells do; quitting from the console counts as SIGINT."""
+
+
+class VmmError(Exception):
+    """Base of everything pyvmm raises on purpose.
+
+    *message* says what and where; *hint* says what to do about it.
+    """
+
+    exit_code = EXIT_HOST
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+
+class UserError(VmmError):
+    """What was asked for can't be done: a bad option, file or machine description."""
+
+    exit_code = EXIT_USER
+
+
+class HostError(VmmError):
+    """The host lacks something, refused something, or broke."""
+
+    exit_code = EXIT_HOST
+
+
+class GuestError(VmmError):
+    """The guest did what no guest should. Never a reason to end anything but the guest."""
+
+    exit_code = EXIT_GUEST
+
+
+class BadAddress(GuestError):
+    """[address, address + size) is not wholly guest memory."""
+
+    def __init__(self, address: int, size: int) -> None:
+        super().__init__(f"{size} bytes at guest address {address:#x} are not guest memory")
+        self.address = address
+        self.size = size
+
+
+class KernelError(HostError):
+    """A system call failed: which, with what arguments, and why that is likely."""
+
+    def __init__(self, call: str, errno: int, hint: str = "") -> None:
+        super().__init__(f"{call}: {os.strerror(errno)}", hint)
+        self.call = call
+        self.errno = errno

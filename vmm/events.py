@@ -1,0 +1,37 @@
+"""What happens to a machine, as structured events for programs: JSON lines through structlog.
+
+structlog is imported only when somebody listens; `Events` without a stream costs one
+attribute test an event. Never emit per exit: an event costs tens of microseconds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+
+class Events:
+    """A stream of events: ``emit("vcpu-started", vcpu=0)`` writes one JSON object on one line.
+
+    Every event carries ``event`` and ``timestamp`` (ISO 8601, UTC).
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._logger: Any = None
+        if stream is not None:
+            import structlog  # noqa: PLC0415  (2 s in an emulated host: only for listeners)
+
+            self._logger = structlog.wrap_logger(
+                structlog.WriteLogger(stream),
+                processors=[
+                    structlog.processors.TimeStamper(fmt="iso", utc=True),
+                    structlog.processors.JSONRenderer(),
+                ],
+            )
+
+    def emit(self, event: str, **fields: object) -> None:
+        """Write one event. *fields* must be JSON values."""
+        if self._logger is not None:
+            self._logger.info(event, **fields)

@@ -1,0 +1,1 @@
+"""KVM, one class per kind of file descriptor: system, VM, vCPU, device."""
