@@ -1,0 +1,123 @@
+"""The lab's cache: entries that are built once, whole or not at all.
+
+An entry is a file or a directory under ``$XDG_CACHE_HOME/pyvmm``. It is built beside its place
+and renamed into it, so that a crash or a full disk leaves no half entry behind; what a crashed
+builder left is removed by the next one. Any number of processes may use the cache at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def root() -> Path:
+    """Return the cache directory (which need not exist yet)."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG base directory specification: a relative path is to be ignored.
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "pyvmm"
+
+
+def digest(*parts: object) -> str:
+    """Return a short content hash of JSON-able *parts*, for naming entries."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Turn the operating system's errors while *what* is written into one line of HostError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise HostError(
+                f"no space left in {root()} while writing {what}",
+                "free some, or set XDG_CACHE_HOME to a roomier place, and try again",
+            ) from error
+        raise HostError(
+            f"{root()}: can't write {what}: {error.strerror or error}",
+            "XDG_CACHE_HOME chooses another place",
+        ) from error
+
+
+@contextmanager
+def lock(name: str) -> Iterator[None]:
+    """Hold the cache's lock *name*: one process at a time; released even by SIGKILL."""
+    with writing("a lock"):
+        directory = root() / "locks"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def remove(path: Path) -> None:
+    """Remove the file or directory *path*, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def entry(path: Path, build: Callable[[Path], None]) -> Path:
+    """Return *path*, after ``build(temporary)`` has made it if it was not there.
+
+    *build* makes a file or a directory at the path it is given.
+    """
+    if path.exists():
+        return path
+    with lock("-".join(path.relative_to(root()).parts)):
+        if path.exists():  # another process was faster
+            return path
+        temporary = path.with_name(f".{path.name}.partial")
+        with writing(path.name):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            remove(temporary)  # left by a builder that was killed
+            try:
+                build(temporary)
+                temporary.rename(path)
+            except BaseException:
+                remove(temporary)
+                raise
+    return path
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Return the object in the JSON file *path*; empty if it is not there or not whole."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace *path* by *value* in JSON, in one step; readable by the owner only."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path.name):
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(fd, "w") as file:
+                json.dump(value, file, indent=1, sort_keys=True)
+                file.write("\n")
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
