@@ -1,0 +1,41 @@
+"""What goes into ``vmm._native``: the KVM ABI, libfdt, and pyvmm's own C."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).parent
+
+CDEFS = [
+    "kvm_capability.cdef.h",
+    "kvm.cdef.h",
+    "run.cdef.h",
+    "copy.cdef.h",
+    "fdt.cdef.h",
+]  # order matters: types before their users
+
+PREAMBLE = """
+#include <stddef.h>
+#include <stdint.h>
+#include <libfdt.h>
+#include "kvm_abi.h"
+#include "run.h"
+"""
+
+# Prototypes of copy.c, which has no header because nothing else in C calls it.
+PROTOTYPES = (HERE / "copy.cdef.h").read_text()
+
+
+def emit() -> None:
+    """Write ``cdefs/_native.c``; compiling it, run.c and copy.c is setuptools' part."""
+    ffi = FFI()
+    for name in CDEFS:
+        ffi.cdef((HERE / name).read_text())
+    ffi.set_source("vmm._native", PREAMBLE + PROTOTYPES)
+    ffi.emit_c_code(str(HERE / "_native.c"))
+
+
+if __name__ == "__main__":
+    emit()

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KVM_RUN, the exits that need no Python, and the kick that gets a vCPU out of the guest.
+ *
+ * Everything here runs without Python's lock: cffi lets go of it around each call.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "run.h"
+
+/* Not SIGUSR1: that one people send by hand. */
+#define KICK_SIGNAL (SIGRTMIN + 1)
+
+/* The one door to the kernel. Returns what ioctl(2) does, but -errno where that returns -1. */
+int pyvmm_ioctl(int fd, unsigned long request, uintptr_t arg)
+{
+	int result = ioctl(fd, request, arg);
+
+	return result < 0 ? -errno : result;
+}
+
+/* --- The kick ------------------------------------------------------------------------------ */
+
+/*
+ * The signal only has to make KVM_RUN, or the entry to it, return EINTR. A handler in Python
+ * would wake the main thread for each; ignoring the signal would interrupt nothing.
+ */
+static void nothing(int signal)
+{
+	(void)signal;
+}
+
+/* Install the handler for the kick. Once per process is enough; again does no harm. */
+int pyvmm_kick_prepare(void)
+{
+	struct sigaction action = { .sa_handler = nothing }; /* no SA_RESTART */
+
+	return sigaction(KICK_SIGNAL, &action, NULL) ? -errno : 0;
+}
+
+/*
+ * Make the vCPU's thread leave KVM_RUN with EINTR, or not enter it: immediate_exit catches the
+ * thread that is on its way in, the signal the one that is in already. A kick that comes too
+ * late ends the next run at once, so whoever kicks says elsewhere what for.
+ */
+void pyvmm_kick(struct pyvmm_vcpu *vcpu)
+{
+	int tid;
+
+	__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+	tid = atomic_load(&vcpu->tid);
+	if (tid)
+		syscall(SYS_tgkill, getpid(), tid, KICK_SIGNAL);
+}
+
+void pyvmm_clear_immediate_exit(struct pyvmm_vcpu *vcpu)
+{
+	__atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+}
+
+/* --- Sinks --------------------------------------------------------------------------------- */
+
+static void signal_eventfd(int fd)
+{
+	uint64_t one = 1;
+
+	/* Fails only when the count is at its limit: then the reader has a reason to wake already. */
+	if (write(fd, &one, sizeof(one)) < 0)
+		return;
+}
+
+uint32_t pyvmm_sink_length(struct pyvmm_sink *sink)
+{
+	uint32_t tail = atomic_load_explicit(&sink->tail, memory_order_acquire);
+
+	return atomic_load_explicit(&sink->head, memory_order_acquire) - tail;
+}
+
+/* Put one byte. Returns 0, or -EAGAIN if the ring is full. */
+int pyvmm_sink_put(struct pyvmm_sink *sink, uint8_t byte)
+{
+	uint32_t head, length;
+
+	while (atomic_flag_test_and_set_explicit(&sink->lock, memory_order_acquire))
+		;
+	head = atomic_load_explicit(&sink->head, memory_order_relaxed);
+	length = head - atomic_load(&sink->tail);
+	if (length >= sink->size) {
+		atomic_store(&sink->was_full, 1);
+		/* The drain may have run between the two lines above: look again, after the flag. */
+		length = head - atomic_load(&sink->tail);
+		if (length >= sink->size) {
+			atomic_flag_clear_explicit(&sink->lock, memory_order_release);
+			return -EAGAIN;
+		}
+	}
+	sink->ring[head & (sink->size - 1)] = byte;
+	atomic_store(&sink->head, head + 1);
+	atomic_fetch_add_explicit(&sink->written, 1, memory_order_relaxed);
+	/* Ask again: a drain since may have emptied the ring and gone to sleep. */
+	length = head - atomic_load(&sink->tail);
+	atomic_flag_clear_explicit(&sink->lock, memory_order_release);
+	if (length == 0)
+		signal_eventfd(sink->eventfd);
+	return 0;
+}
+
+/*
+ * Take up to max bytes. One thread at a time. *was_full tells whether somebody found the ring
+ * full since the last drain, and may wait to hear that it no longer is.
+ */
+uint32_t pyvmm_sink_drain(struct pyvmm_sink *sink, uint8_t *out, uint32_t max, int *was_full)
+{
+	uint32_t tail = atomic_load_explicit(&sink->tail, memory_order_relaxed);
+	uint32_t length = atomic_load(&sink->head) - tail;
+	uint32_t start = tail & (sink->size - 1);
+	uint32_t first;
+
+	if (length > max)
+		length = max;
+	first = sink->size - start < length ? sink->size - start : length;
+	memcpy(out, sink->ring + start, first);
+	memcpy(out + first, sink->ring, length - first);
+	atomic_store(&sink->tail, tail + length);
+	*was_full = length ? (int)atomic_exchange(&sink->was_full, 0) : 0;
+	return length;
+}
+
+uint64_t pyvmm_sink_written(struct pyvmm_sink *sink)
+{
+	return atomic_load_explicit(&sink->written, memory_order_relaxed);
+}
+
+/* --- Exits that need no Python --------------------------------------------------------------- */
+
+static struct pyvmm_answered *find(struct pyvmm_answers *answers, uint64_t address)
+{
+	uint32_t low = 0, high = answers->count;
+
+	while (low < high) {
+		uint32_t middle = (low + high) / 2;
+
+		if (answers->entries[middle].address < address)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return &answers->entries[low]; /* the first at or after address: check it is in bounds */
+}
+
+static uint64_t shadow(struct pyvmm_answered *entry)
+{
+	uint64_t value = __atomic_load_n(&entry->value, __ATOMIC_ACQUIRE);
+
+	if (entry->sink) {
+		uint32_t length = pyvmm_sink_length(entry->sink);
+
+		if (length >= entry->sink->size) {
+			atomic_store(&entry->sink->was_full, 1);
+			if (pyvmm_sink_length(entry->sink) >= entry->sink->size)
+				value |= entry->bits_when_full;
+		}
+		if (length == 0)
+			value |= entry->bits_when_empty;
+	}
+	return value;
+}
+
+/* Answer the MMIO exit in kvm_run, if we can. Returns 1 if so, else 0. */
+int pyvmm_answer(struct pyvmm_vcpu *vcpu)
+{
+	struct pyvmm_answers *answers = atomic_load_explicit(&vcpu->answers, memory_order_acquire);
+	uint64_t address = vcpu->run->mmio.phys_addr;
+	struct pyvmm_answered *entry, *end;
+
+	if (!answers)
+		return 0;
+	end = answers->entries + answers->count;
+	for (entry = find(answers, address); entry < end && entry->address == address; entry++) {
+		if (!vcpu->run->mmio.is_write) {
+			uint64_t value;
+
+			if (entry->answer != PYVMM_ANSWER_SHADOW)
+				continue;
+			value = shadow(entry);
+			memcpy(vcpu->run->mmio.data, &value, sizeof(value));
+			return 1;
+		}
+		if (entry->answer == PYVMM_ANSWER_DOORBELL) {
+			signal_eventfd(entry->eventfd);
+			return 1;
+		}
+		if (entry->answer == PYVMM_ANSWER_SINK)
+			return !pyvmm_sink_put(entry->sink, vcpu->run->mmio.data[0]);
+	}
+	return 0;
+}
+
+void pyvmm_set_answers(struct pyvmm_vcpu *vcpu, struct pyvmm_answers *answers)
+{
+	atomic_store_explicit(&vcpu->answers, answers, memory_order_release);
+}
+
+void pyvmm_set_shadow(struct pyvmm_answered *entry, uint64_t value)
+{
+	__atomic_store_n(&entry->value, value, __ATOMIC_RELEASE);
+}
+
+/* --- The run loop ------------------------------------------------------------------------------ */
+
+/*
+ * Run the vCPU until an exit that Python must see. Returns 0 with that exit in kvm_run, or
+ * -errno as KVM_RUN gave it. EINTR is the answer to a kick, so it is never retried here.
+ */
+int pyvmm_run(struct pyvmm_vcpu *vcpu)
+{
+	int result;
+
+	atomic_store(&vcpu->tid, (int)syscall(SYS_gettid));
+	for (;;) {
+		result = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? -errno : 0;
+		atomic_fetch_add_explicit(&vcpu->exits, 1, memory_order_relaxed);
+		if (result || vcpu->run->exit_reason != KVM_EXIT_MMIO || !pyvmm_answer(vcpu))
+			break;
+		atomic_fetch_add_explicit(&vcpu->answered, 1, memory_order_relaxed);
+	}
+	atomic_store(&vcpu->tid, 0);
+	return result;
+}
+
+uint64_t pyvmm_exits(struct pyvmm_vcpu *vcpu)
+{
+	return atomic_load_explicit(&vcpu->exits, memory_order_relaxed);
+}
+
+uint64_t pyvmm_answered_count(struct pyvmm_vcpu *vcpu)
+{
+	return atomic_load_explicit(&vcpu->answered, memory_order_relaxed);
+}

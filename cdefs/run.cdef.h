@@ -1,0 +1,50 @@
+/* cdefs/run.h as cffi reads it; see there for what things mean. */
+
+struct pyvmm_sink {
+    uint8_t *ring;
+    uint32_t size;
+    int eventfd;
+    ...;
+};
+
+#define PYVMM_ANSWER_DOORBELL ...
+#define PYVMM_ANSWER_SINK ...
+#define PYVMM_ANSWER_SHADOW ...
+
+struct pyvmm_answered {
+    uint64_t address;
+    uint32_t answer;
+    int eventfd;
+    struct pyvmm_sink *sink;
+    uint64_t value;
+    uint64_t bits_when_full;
+    uint64_t bits_when_empty;
+};
+
+struct pyvmm_answers {
+    uint32_t count;
+    struct pyvmm_answered *entries;
+};
+
+struct pyvmm_vcpu {
+    int fd;
+    struct kvm_run *run;
+    ...;
+};
+
+int pyvmm_ioctl(int fd, unsigned long request, uintptr_t arg);
+
+int pyvmm_kick_prepare(void);
+int pyvmm_run(struct pyvmm_vcpu *vcpu);
+void pyvmm_kick(struct pyvmm_vcpu *vcpu);
+int pyvmm_answer(struct pyvmm_vcpu *vcpu);
+void pyvmm_set_answers(struct pyvmm_vcpu *vcpu, struct pyvmm_answers *answers);
+void pyvmm_set_shadow(struct pyvmm_answered *entry, uint64_t value);
+void pyvmm_clear_immediate_exit(struct pyvmm_vcpu *vcpu);
+uint64_t pyvmm_exits(struct pyvmm_vcpu *vcpu);
+uint64_t pyvmm_answered_count(struct pyvmm_vcpu *vcpu);
+
+int pyvmm_sink_put(struct pyvmm_sink *sink, uint8_t byte);
+uint32_t pyvmm_sink_drain(struct pyvmm_sink *sink, uint8_t *out, uint32_t max, int *was_full);
+uint32_t pyvmm_sink_length(struct pyvmm_sink *sink);
+uint64_t pyvmm_sink_written(struct pyvmm_sink *sink);

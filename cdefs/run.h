@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef PYVMM_RUN_H
+#define PYVMM_RUN_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+#include "kvm_abi.h"
+
+/*
+ * A sink takes the bytes that a guest stores to a data register, so that a store costs no
+ * Python. Several vCPUs put, one thread drains; the eventfd becomes readable when an empty ring
+ * gets its first byte.
+ *
+ *      tail                 head              0 <= head - tail <= size, both run freely;
+ *   ----|#####################|-----          size is a power of two.
+ */
+struct pyvmm_sink {
+	uint8_t *ring;
+	uint32_t size;
+	int eventfd;
+	_Atomic uint32_t head;
+	_Atomic uint32_t tail;
+	_Atomic uint64_t written; /* bytes ever taken */
+	_Atomic uint32_t was_full; /* somebody found the ring full since the last drain */
+	atomic_flag lock; /* producers only */
+};
+
+enum pyvmm_answer {
+	PYVMM_ANSWER_DOORBELL, /* a store adds one to an eventfd */
+	PYVMM_ANSWER_SINK,     /* a store puts its low byte into a sink; full: exit to Python */
+	PYVMM_ANSWER_SHADOW,   /* a load returns a value that Python keeps up to date */
+};
+
+/*
+ * One guest physical address that the run loop answers by itself. A doorbell and a sink answer
+ * stores, a shadow answers loads; an address may have one of each. Accesses of any size that
+ * start there count, as they do on the registers this is for.
+ */
+struct pyvmm_answered {
+	uint64_t address;
+	uint32_t answer;
+	int eventfd;
+	struct pyvmm_sink *sink;   /* sink; and a shadow's, for the next two */
+	uint64_t value;            /* shadow; written by Python, read atomically */
+	uint64_t bits_when_full;   /* or-ed into a shadow's value while the sink is full ... */
+	uint64_t bits_when_empty;  /* ... and while it is empty */
+};
+
+/* Sorted by address, then answer. Never changed once a vCPU has it, but for shadow values. */
+struct pyvmm_answers {
+	uint32_t count;
+	struct pyvmm_answered *entries;
+};
+
+struct pyvmm_vcpu {
+	int fd;
+	struct kvm_run *run;
+	_Atomic(struct pyvmm_answers *) answers;
+	_Atomic int tid;       /* the thread in pyvmm_run, or 0 */
+	_Atomic uint64_t exits;    /* returns from KVM_RUN, answered in C or not */
+	_Atomic uint64_t answered; /* those answered in C */
+};
+
+int pyvmm_ioctl(int fd, unsigned long request, uintptr_t arg);
+
+int pyvmm_kick_prepare(void);
+int pyvmm_run(struct pyvmm_vcpu *vcpu);
+void pyvmm_kick(struct pyvmm_vcpu *vcpu);
+int pyvmm_answer(struct pyvmm_vcpu *vcpu);
+void pyvmm_set_answers(struct pyvmm_vcpu *vcpu, struct pyvmm_answers *answers);
+void pyvmm_set_shadow(struct pyvmm_answered *entry, uint64_t value);
+void pyvmm_clear_immediate_exit(struct pyvmm_vcpu *vcpu);
+uint64_t pyvmm_exits(struct pyvmm_vcpu *vcpu);
+uint64_t pyvmm_answered_count(struct pyvmm_vcpu *vcpu);
+
+int pyvmm_sink_put(struct pyvmm_sink *sink, uint8_t byte);
+uint32_t pyvmm_sink_drain(struct pyvmm_sink *sink, uint8_t *out, uint32_t max, int *was_full);
+uint32_t pyvmm_sink_length(struct pyvmm_sink *sink);
+uint64_t pyvmm_sink_written(struct pyvmm_sink *sink);
+
+#endif
