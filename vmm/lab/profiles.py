@@ -1,0 +1,73 @@
+"""Lab hosts as data: which CPU, which interrupt controller, which kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmm.errors import UserError
+from vmm.lab.stock import Kernel, StockKernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One kind of emulated arm64 host."""
+
+    name: str
+    description: str
+    cpu: str
+    """QEMU's CPU model, with its properties."""
+    gic: int = 3
+    """The interrupt controller's architecture version."""
+    cpus: int = 2
+    memory: int = 4 << 30
+    """Bytes of RAM."""
+    kernel: Kernel = field(default_factory=StockKernel)
+    command_line: str = ""
+    """Added to the kernel's command line."""
+    machine: tuple[str, ...] = ()
+    """More properties of QEMU's virt machine, for instance ``iommu=smmuv3``."""
+    devices: tuple[str, ...] = ()
+    """More devices, as after QEMU's -device."""
+    device_tree: Callable[[Path], None] | None = None
+    """Edits the machine's device tree: gets QEMU's own as a file, and rewrites it in place."""
+    setup: tuple[str, ...] = ()
+    """Shell commands that run in the host once it is up; the host is not ready before."""
+
+
+PROFILES: dict[str, Profile] = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            "fwb",
+            "all that QEMU emulates: VHE, FEAT_S2FWB, DIC; GICv3; Debian's newest kernel",
+            cpu="max,pauth-impdef=on",
+        ),
+        Profile(
+            "nofwb",
+            "a Neoverse N1, without FEAT_S2FWB; GICv3; Debian's newest kernel",
+            cpu="neoverse-n1",
+        ),
+        Profile(
+            "gicv2",
+            "like fwb, but with a GICv2, as on small boards",
+            cpu="max,pauth-impdef=on",
+            gic=2,
+        ),
+    )
+}
+DEFAULT = "fwb"
+
+
+def profile(name: str) -> Profile:
+    """Return the profile called *name*. Raises UserError, which lists those there are."""
+    try:
+        return PROFILES[name]
+    except KeyError:
+        raise UserError(
+            f"there is no lab profile {name!r}", f"there are: {', '.join(PROFILES)}"
+        ) from None

@@ -1,0 +1,133 @@
+"""Start one command in the lab host: its terminal or pipes, its session, its end."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import struct
+import termios
+from typing import Any
+
+from vmm.lab import protocol
+
+
+class Command:
+    """A running command.
+
+    *outputs* maps the descriptors to read to the kind of frame that carries what they say;
+    *input* is the descriptor to write to, -1 if there is none (any more).
+    """
+
+    def __init__(self, pid: int, outputs: dict[int, bytes], stdin: int, *, terminal: bool) -> None:
+        self.pid = pid
+        self.outputs = outputs
+        self.input = stdin
+        self._terminal = terminal
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit status as a shell counts it, 128 + N for signal N; None if it runs."""
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                self._status = code if code >= 0 else 128 - code
+        return self._status
+
+    def close_output(self, fd: int) -> None:
+        """Forget an output that has ended."""
+        del self.outputs[fd]
+        if fd != self.input:
+            os.close(fd)
+
+    def end_input(self) -> None:
+        """Tell the command that there is no more input."""
+        if self.input < 0:
+            return
+        if self._terminal:
+            os.write(self.input, b"\x04")  # VEOF: what ^D types
+        else:
+            os.close(self.input)
+            self.input = -1
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the terminal's size; the kernel sends SIGWINCH."""
+        if self._terminal:
+            _set_size(self.input, rows, columns)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the command's process group."""
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+    def session(self) -> list[int]:
+        """Return the processes of the command's session: its own, and its jobs in other groups."""
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                try:
+                    with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
+                        fields = file.read().rpartition(b")")[2].split()
+                except OSError:
+                    continue
+                if int(fields[3]) == self.pid and fields[0] != b"Z":
+                    found.append(int(name))
+        return found
+
+
+def _set_size(fd: int, rows: int, columns: int) -> None:
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def start(request: dict[str, Any]) -> Command:
+    """Start what *request* asks for: argv, env, cwd, and tty: [rows, columns] or None.
+
+    Raises OSError if the command can't be started.
+    """
+    failure, failed = os.pipe()  # close-on-exec: ends when exec succeeds
+    if request["tty"]:
+        leader, follower = os.openpty()
+        _set_size(leader, *request["tty"])
+        ours = {leader: protocol.OUTPUT}
+        stdin, theirs = leader, (follower, follower, follower)
+    else:
+        stdin_read, stdin = os.pipe()
+        stdout, stdout_write = os.pipe()
+        stderr, stderr_write = os.pipe()
+        ours = {stdout: protocol.OUTPUT, stderr: protocol.ERRORS}
+        theirs = (stdin_read, stdout_write, stderr_write)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _become(request, theirs)
+        except OSError as error:
+            os.write(failed, str(error.errno).encode())
+        finally:
+            os._exit(127)
+    for fd in {*theirs, failed}:
+        os.close(fd)
+    os.set_blocking(stdin, False)
+    number = os.read(failure, 16)
+    os.close(failure)
+    if number:
+        os.waitpid(pid, 0)
+        raise OSError(int(number), os.strerror(int(number)))
+    return Command(pid, ours, stdin, terminal=bool(request["tty"]))
+
+
+def _become(request: dict[str, Any], descriptors: tuple[int, ...]) -> None:
+    """Turn this process into the command. Returns only by OSError."""
+    os.setsid()
+    for number, fd in enumerate(descriptors):
+        os.dup2(fd, number)
+    if request["tty"]:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # Python ignores these two; what it starts should not.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    os.chdir(request["cwd"])
+    os.execvpe(request["argv"][0], request["argv"], request["env"])
