@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: Apache-2.0
 /*
  * Guest memory in bulk: copies, scans for zero and dirty pages, cache maintenance.
  *

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0-only */
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The part of the KVM ABI that the build machine's headers may lack: what is newer than they are
  * (up to Linux 7.3), and, on other architectures, arm64's own part.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: Apache-2.0
 /*
  * KVM_RUN, the exits that need no Python, and the kick that gets a vCPU out of the guest.
  *
@@ -75,40 +75,70 @@ static void signal_eventfd(int fd)
 		return;
 }
 
-uint32_t pyvmm_sink_length(struct pyvmm_sink *sink)
+static uint32_t waiting(struct pyvmm_sink *sink)
 {
-	uint32_t tail = atomic_load_explicit(&sink->tail, memory_order_acquire);
+	uint32_t tail = atomic_load(&sink->tail);
 
-	return atomic_load_explicit(&sink->head, memory_order_acquire) - tail;
+	return atomic_load(&sink->head) - tail;
 }
 
-/* Put one byte. Returns 0, or -EAGAIN if the ring is full. */
-int pyvmm_sink_put(struct pyvmm_sink *sink, uint8_t byte)
+/*
+ * Whether the sink counts as full. Whoever is told so may wait to hear when it no longer is:
+ * the next drain says that somebody asked.
+ */
+int pyvmm_sink_full(struct pyvmm_sink *sink)
 {
-	uint32_t head, length;
+	if (waiting(sink) < sink->full_at)
+		return 0;
+	atomic_store(&sink->was_full, 1);
+	/* A drain between the two lines above did not see the flag: look again. */
+	return waiting(sink) >= sink->full_at;
+}
 
+static void lock(struct pyvmm_sink *sink)
+{
 	while (atomic_flag_test_and_set_explicit(&sink->lock, memory_order_acquire))
 		;
+}
+
+static void unlock(struct pyvmm_sink *sink)
+{
+	atomic_flag_clear_explicit(&sink->lock, memory_order_release);
+}
+
+static int put(struct pyvmm_sink *sink, uint8_t byte, int from_store)
+{
+	uint32_t head, before;
+
+	lock(sink);
 	head = atomic_load_explicit(&sink->head, memory_order_relaxed);
-	length = head - atomic_load(&sink->tail);
-	if (length >= sink->size) {
-		atomic_store(&sink->was_full, 1);
-		/* The drain may have run between the two lines above: look again, after the flag. */
-		length = head - atomic_load(&sink->tail);
-		if (length >= sink->size) {
-			atomic_flag_clear_explicit(&sink->lock, memory_order_release);
-			return -EAGAIN;
-		}
+	if ((from_store && !sink->takes_stores) || head - atomic_load(&sink->tail) >= sink->size) {
+		unlock(sink);
+		return -EAGAIN;
 	}
 	sink->ring[head & (sink->size - 1)] = byte;
 	atomic_store(&sink->head, head + 1);
 	atomic_fetch_add_explicit(&sink->written, 1, memory_order_relaxed);
-	/* Ask again: a drain since may have emptied the ring and gone to sleep. */
-	length = head - atomic_load(&sink->tail);
-	atomic_flag_clear_explicit(&sink->lock, memory_order_release);
-	if (length == 0)
+	/* Only now: a drain since may have emptied the ring and gone to sleep. */
+	before = head - atomic_load(&sink->tail);
+	unlock(sink);
+	if (before == 0)
 		signal_eventfd(sink->eventfd);
 	return 0;
+}
+
+/* Put one byte. Returns 0, or -EAGAIN if there is no room at all. */
+int pyvmm_sink_put(struct pyvmm_sink *sink, uint8_t byte)
+{
+	return put(sink, byte, 0);
+}
+
+/* Let the run loop put guests' stores, or not. Once this returns, none is on its way in. */
+void pyvmm_sink_take_stores(struct pyvmm_sink *sink, int take)
+{
+	lock(sink);
+	sink->takes_stores = take;
+	unlock(sink);
 }
 
 /*
@@ -158,17 +188,8 @@ static uint64_t shadow(struct pyvmm_answered *entry)
 {
 	uint64_t value = __atomic_load_n(&entry->value, __ATOMIC_ACQUIRE);
 
-	if (entry->sink) {
-		uint32_t length = pyvmm_sink_length(entry->sink);
-
-		if (length >= entry->sink->size) {
-			atomic_store(&entry->sink->was_full, 1);
-			if (pyvmm_sink_length(entry->sink) >= entry->sink->size)
-				value |= entry->bits_when_full;
-		}
-		if (length == 0)
-			value |= entry->bits_when_empty;
-	}
+	if (entry->sink && pyvmm_sink_full(entry->sink))
+		value ^= entry->flip_when_full;
 	return value;
 }
 
@@ -197,7 +218,7 @@ int pyvmm_answer(struct pyvmm_vcpu *vcpu)
 			return 1;
 		}
 		if (entry->answer == PYVMM_ANSWER_SINK)
-			return !pyvmm_sink_put(entry->sink, vcpu->run->mmio.data[0]);
+			return !put(entry->sink, vcpu->run->mmio.data[0], 1);
 	}
 	return 0;
 }

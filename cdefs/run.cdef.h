@@ -3,6 +3,7 @@
 struct pyvmm_sink {
     uint8_t *ring;
     uint32_t size;
+    uint32_t full_at;
     int eventfd;
     ...;
 };
@@ -17,8 +18,7 @@ struct pyvmm_answered {
     int eventfd;
     struct pyvmm_sink *sink;
     uint64_t value;
-    uint64_t bits_when_full;
-    uint64_t bits_when_empty;
+    uint64_t flip_when_full;
 };
 
 struct pyvmm_answers {
@@ -46,5 +46,6 @@ uint64_t pyvmm_answered_count(struct pyvmm_vcpu *vcpu);
 
 int pyvmm_sink_put(struct pyvmm_sink *sink, uint8_t byte);
 uint32_t pyvmm_sink_drain(struct pyvmm_sink *sink, uint8_t *out, uint32_t max, int *was_full);
-uint32_t pyvmm_sink_length(struct pyvmm_sink *sink);
+int pyvmm_sink_full(struct pyvmm_sink *sink);
+void pyvmm_sink_take_stores(struct pyvmm_sink *sink, int take);
 uint64_t pyvmm_sink_written(struct pyvmm_sink *sink);

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0-only */
+/* SPDX-License-Identifier: Apache-2.0 */
 #ifndef PYVMM_RUN_H
 #define PYVMM_RUN_H
 
@@ -17,7 +17,9 @@
 struct pyvmm_sink {
 	uint8_t *ring;
 	uint32_t size;
+	uint32_t full_at; /* bytes from which it counts as full; the rest is for the unwary */
 	int eventfd;
+	int takes_stores; /* whether the run loop may put; under the lock */
 	_Atomic uint32_t head;
 	_Atomic uint32_t tail;
 	_Atomic uint64_t written; /* bytes ever taken */
@@ -27,7 +29,7 @@ struct pyvmm_sink {
 
 enum pyvmm_answer {
 	PYVMM_ANSWER_DOORBELL, /* a store adds one to an eventfd */
-	PYVMM_ANSWER_SINK,     /* a store puts its low byte into a sink; full: exit to Python */
+	PYVMM_ANSWER_SINK,     /* a store puts its low byte into a sink, if that takes it */
 	PYVMM_ANSWER_SHADOW,   /* a load returns a value that Python keeps up to date */
 };
 
@@ -40,10 +42,9 @@ struct pyvmm_answered {
 	uint64_t address;
 	uint32_t answer;
 	int eventfd;
-	struct pyvmm_sink *sink;   /* sink; and a shadow's, for the next two */
+	struct pyvmm_sink *sink;   /* a sink's; and a shadow's, for flip_when_full */
 	uint64_t value;            /* shadow; written by Python, read atomically */
-	uint64_t bits_when_full;   /* or-ed into a shadow's value while the sink is full ... */
-	uint64_t bits_when_empty;  /* ... and while it is empty */
+	uint64_t flip_when_full;   /* bits of a shadow's value to flip while the sink is full */
 };
 
 /* Sorted by address, then answer. Never changed once a vCPU has it, but for shadow values. */
@@ -75,7 +76,8 @@ uint64_t pyvmm_answered_count(struct pyvmm_vcpu *vcpu);
 
 int pyvmm_sink_put(struct pyvmm_sink *sink, uint8_t byte);
 uint32_t pyvmm_sink_drain(struct pyvmm_sink *sink, uint8_t *out, uint32_t max, int *was_full);
-uint32_t pyvmm_sink_length(struct pyvmm_sink *sink);
+int pyvmm_sink_full(struct pyvmm_sink *sink);
+void pyvmm_sink_take_stores(struct pyvmm_sink *sink, int take);
 uint64_t pyvmm_sink_written(struct pyvmm_sink *sink);
 
 #endif

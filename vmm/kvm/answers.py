@@ -1,0 +1,159 @@
+"""What the run loop in C answers by itself, without Python: sinks, shadows and doorbells.
+
+See cdefs/run.h for the rules. A table is built once and given to every vCPU; to change it,
+build another.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from vmm._native import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+
+class Sink:
+    """A ring of bytes that guests' stores fill and one thread of ours drains.
+
+    `fileno` is readable while bytes wait (drain until empty, or it may not become so again).
+    With less than *headroom* bytes of room it counts as full, though it takes that many more.
+    """
+
+    def __init__(self, size: int = 1 << 16, headroom: int = 32) -> None:
+        if size & (size - 1):
+            raise ValueError(f"a sink's size is a power of two, not {size}")
+        self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._ring = ffi.new("uint8_t[]", size)
+        self._out = ffi.new("uint8_t[]", size)
+        self._was_full = ffi.new("int *")
+        self.c: Any = ffi.new(
+            "struct pyvmm_sink *",
+            {
+                "ring": self._ring,
+                "size": size,
+                "full_at": size - headroom,
+                "eventfd": self._eventfd,
+            },
+        )
+        self.on_space: Callable[[], None] = lambda: None
+        """Called after a drain made room in a ring that somebody had found full."""
+
+    def fileno(self) -> int:
+        """Return the eventfd that tells of the first byte."""
+        return self._eventfd
+
+    def close(self) -> None:
+        """Close the eventfd. No vCPU may have this sink any more."""
+        fd, self._eventfd = self._eventfd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def put(self, byte: int) -> bool:
+        """Put one byte; False if there is no room. From any thread."""
+        return bool(lib.pyvmm_sink_put(self.c, byte) == 0)
+
+    def full(self) -> bool:
+        """Tell whether it counts as full; if so, `on_space` will tell when it no longer does."""
+        return bool(lib.pyvmm_sink_full(self.c))
+
+    def take_stores(self, take: bool) -> None:  # noqa: FBT001  (says what, like a setter)
+        """Let `Store` answers put into it, or not. Not, at first."""
+        lib.pyvmm_sink_take_stores(self.c, take)
+
+    @property
+    def written(self) -> int:
+        """How many bytes were ever taken."""
+        count: int = lib.pyvmm_sink_written(self.c)
+        return count
+
+    def drain(self, most: int = 1 << 16) -> bytes:
+        """Take up to *most* waiting bytes, oldest first. One thread at a time."""
+        with suppress(BlockingIOError):  # before the ring is read: a later byte signals again
+            os.eventfd_read(self._eventfd)
+        length = lib.pyvmm_sink_drain(self.c, self._out, min(most, self.c.size), self._was_full)
+        data = bytes(ffi.buffer(self._out, length))
+        if self._was_full[0]:
+            self.on_space()
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Doorbell:
+    """A store to *address* adds one to *eventfd*."""
+
+    address: int
+    eventfd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A store to *address* puts its low byte into *sink*, if that takes stores and has room."""
+
+    address: int
+    sink: Sink
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A load from *address* sees *value*, kept up to date with `Answers.set_shadow`.
+
+    While *sink* is full, the bits *flip_when_full* are inverted.
+    """
+
+    address: int
+    value: int = 0
+    sink: Sink | None = None
+    flip_when_full: int = 0
+
+
+class Answers:
+    """A table of addresses that C answers, for `Vcpu.set_answers`."""
+
+    def __init__(self, answers: Sequence[Doorbell | Store | Shadow]) -> None:
+        self._keep = sorted(answers, key=lambda answer: answer.address)
+        self._entries = ffi.new("struct pyvmm_answered[]", max(len(self._keep), 1))
+        for entry, answer in zip(self._entries, self._keep, strict=False):
+            _fill(entry, answer)
+        self.c: Any = ffi.new(
+            "struct pyvmm_answers *", {"count": len(self._keep), "entries": self._entries}
+        )
+
+    def set_shadow(self, address: int, value: int) -> None:
+        """Change what loads from *address* see. From any thread."""
+        for index, answer in enumerate(self._keep):
+            if isinstance(answer, Shadow) and answer.address == address:
+                lib.pyvmm_set_shadow(ffi.addressof(self._entries, index), value)
+
+
+def _fill(entry: Any, answer: Doorbell | Store | Shadow) -> None:
+    entry.address = answer.address
+    entry.eventfd = -1
+    match answer:
+        case Doorbell(_, eventfd):
+            entry.answer = lib.PYVMM_ANSWER_DOORBELL
+            entry.eventfd = eventfd
+        case Store(_, sink):
+            entry.answer = lib.PYVMM_ANSWER_SINK
+            entry.sink = sink.c
+        case Shadow(_, value, sink, flip):
+            entry.answer = lib.PYVMM_ANSWER_SHADOW
+            entry.value = value
+            entry.sink = ffi.NULL if sink is None else sink.c
+            entry.flip_when_full = flip

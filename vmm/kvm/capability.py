@@ -1,0 +1,47 @@
+"""KVM's capabilities, by the kernel's names for them."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from vmm._native import lib
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "KVM_CAP_"
+
+
+def capabilities() -> Mapping[str, int]:
+    """Return every capability pyvmm was built to know, name to number, in numeric order."""
+    names = [name for name in dir(lib) if name.startswith(PREFIX)]
+    return dict(sorted(((name, getattr(lib, name)) for name in names), key=lambda item: item[1]))
+
+
+class Cap(int, Enum):
+    """The capabilities that pyvmm itself asks for."""
+
+    USER_MEMORY = lib.KVM_CAP_USER_MEMORY
+    IMMEDIATE_EXIT = lib.KVM_CAP_IMMEDIATE_EXIT
+    NR_VCPUS = lib.KVM_CAP_NR_VCPUS
+    MAX_VCPUS = lib.KVM_CAP_MAX_VCPUS
+    NR_MEMSLOTS = lib.KVM_CAP_NR_MEMSLOTS
+    ONE_REG = lib.KVM_CAP_ONE_REG
+    IRQCHIP = lib.KVM_CAP_IRQCHIP
+    IOEVENTFD = lib.KVM_CAP_IOEVENTFD
+    IRQFD = lib.KVM_CAP_IRQFD
+    USER_MEMORY2 = lib.KVM_CAP_USER_MEMORY2
+    GUEST_MEMFD = lib.KVM_CAP_GUEST_MEMFD
+    COALESCED_MMIO = lib.KVM_CAP_COALESCED_MMIO
+    READONLY_MEM = lib.KVM_CAP_READONLY_MEM
+    MANUAL_DIRTY_LOG_PROTECT2 = lib.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
+    ARM_VM_IPA_SIZE = lib.KVM_CAP_ARM_VM_IPA_SIZE
+    ARM_PSCI_0_2 = lib.KVM_CAP_ARM_PSCI_0_2
+    ARM_PMU_V3 = lib.KVM_CAP_ARM_PMU_V3
+    ARM_SVE = lib.KVM_CAP_ARM_SVE
+    ARM_PTRAUTH_ADDRESS = lib.KVM_CAP_ARM_PTRAUTH_ADDRESS
+    ARM_PTRAUTH_GENERIC = lib.KVM_CAP_ARM_PTRAUTH_GENERIC
+    ARM_NISV_TO_USER = lib.KVM_CAP_ARM_NISV_TO_USER
+    ARM_CACHEABLE_PFNMAP_SUPPORTED = lib.KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED
+    ARM_SEA_TO_USER = lib.KVM_CAP_ARM_SEA_TO_USER

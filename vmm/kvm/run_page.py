@@ -1,0 +1,89 @@
+"""The page that a vCPU shares with KVM: ``struct kvm_run``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vmm._native import ffi, lib
+from vmm.kvm.exits import (
+    Exit,
+    FailedEntry,
+    InternalError,
+    MemoryFault,
+    MmioRead,
+    MmioWrite,
+    SynchronousExternalAbort,
+    SystemEvent,
+    Undecodable,
+    Unknown,
+)
+
+if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Callable
+
+EXIT_MMIO: int = lib.KVM_EXIT_MMIO
+MASK = {size: (1 << 8 * size) - 1 for size in (1, 2, 4, 8)}
+
+
+class RunPage:
+    """Reads exits out of a mapped ``kvm_run``, and answers them.
+
+    `ffi.from_buffer` holds the mapping, so closing that early raises BufferError instead of
+    leaving us with a dangling pointer: `close` this first.
+    """
+
+    def __init__(self, mapping: mmap.mmap) -> None:
+        self.run: Any = ffi.from_buffer("struct kvm_run *", mapping, require_writable=True)
+        self._mmio = self.run.mmio
+        self._data = ffi.cast("uint64_t *", self._mmio.data)
+
+    def close(self) -> None:
+        """Let go of the mapping."""
+        self.run = self._mmio = self._data = None
+
+    def exit(self) -> Exit:
+        """Say why the last KVM_RUN returned."""
+        reason = self.run.exit_reason
+        if reason == EXIT_MMIO:
+            mmio = self._mmio
+            size = mmio.len
+            if mmio.is_write:
+                return MmioWrite(mmio.phys_addr, size, self._data[0] & MASK[size])
+            return MmioRead(mmio.phys_addr, size)
+        decode = DECODERS.get(reason)
+        return decode(self.run) if decode else Unknown(reason)
+
+    def complete_read(self, value: int) -> None:
+        """Answer an `MmioRead`: what the guest's load will see, from the next KVM_RUN on."""
+        self._data[0] = value
+
+
+def _memory_fault(run: Any) -> MemoryFault:
+    fault = ffi.cast("struct pyvmm_exit_memory_fault *", ffi.addressof(run.mmio))
+    return MemoryFault(fault.flags, fault.gpa, fault.size)
+
+
+def _synchronous_external_abort(run: Any) -> SynchronousExternalAbort:
+    sea = ffi.cast("struct pyvmm_exit_arm_sea *", ffi.addressof(run.mmio))
+    return SynchronousExternalAbort(sea.flags, sea.esr, sea.gva, sea.gpa)
+
+
+def _words(event: Any) -> tuple[int, ...]:
+    return tuple(event.data[0 : min(event.ndata, 16)])
+
+
+DECODERS: dict[int, Callable[[Any], Exit]] = {
+    lib.KVM_EXIT_SYSTEM_EVENT: lambda run: SystemEvent(
+        run.system_event.type, _words(run.system_event)
+    ),
+    lib.KVM_EXIT_ARM_NISV: lambda run: Undecodable(run.arm_nisv.esr_iss, run.arm_nisv.fault_ipa),
+    lib.KVM_EXIT_MEMORY_FAULT: _memory_fault,
+    lib.KVM_EXIT_ARM_SEA: _synchronous_external_abort,
+    lib.KVM_EXIT_INTERNAL_ERROR: lambda run: InternalError(
+        run.internal.suberror, _words(run.internal)
+    ),
+    lib.KVM_EXIT_FAIL_ENTRY: lambda run: FailedEntry(
+        run.fail_entry.hardware_entry_failure_reason, run.fail_entry.cpu
+    ),
+}

@@ -1,0 +1,77 @@
+"""A VM's memory slots: which of our mappings the guest sees, and where."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm.kvm.capability import Cap
+from vmm.kvm.fd import KvmError
+from vmm.kvm.ioctls import Ioctl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmm.kvm.vm import Vm
+
+FIRST_LIMIT = 32
+"""How many slots every kernel has, those before KVM_CAP_NR_MEMSLOTS included."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySlot:
+    """One slot as KVM has it: addresses and size in bytes, flags KVM_MEM_*."""
+
+    number: int
+    flags: int
+    guest_phys_addr: int
+    memory_size: int
+    userspace_addr: int
+
+    @property
+    def end(self) -> int:
+        """The first guest physical address after it."""
+        return self.guest_phys_addr + self.memory_size
+
+    def __str__(self) -> str:
+        return f"slot {self.number} [{self.guest_phys_addr:#x}, {self.end:#x})"
+
+
+class MemorySlots:
+    """Hands out slot numbers, and knows what is in each."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._limit = vm.check_extension(Cap.NR_MEMSLOTS) or FIRST_LIMIT
+        self._slots: dict[int, MemorySlot] = {}
+
+    def __iter__(self) -> Iterator[MemorySlot]:
+        return iter(sorted(self._slots.values(), key=lambda slot: slot.guest_phys_addr))
+
+    def find(self, address: int) -> MemorySlot | None:
+        """Return the slot that guest physical *address* is in."""
+        for slot in self._slots.values():
+            if slot.guest_phys_addr <= address < slot.end:
+                return slot
+        return None
+
+    def add(self, base: int, size: int, host_address: int, flags: int = 0) -> MemorySlot:
+        """Show *size* bytes of our memory at *host_address* to the guest, at *base*.
+
+        Raises `KvmError`; ENOSPC if every slot is taken.
+        """
+        number = next((n for n in range(self._limit) if n not in self._slots), None)
+        if number is None:
+            shown: dict[str, object] = {"slots": self._limit}
+            raise KvmError(Ioctl.KVM_SET_USER_MEMORY_REGION, errno.ENOSPC, shown)
+        self._vm.set_user_memory_region(number, flags, base, size, host_address)
+        self._slots[number] = MemorySlot(number, int(flags), base, size, host_address)
+        return self._slots[number]
+
+    def remove(self, slot: MemorySlot) -> None:
+        """Hide the slot's memory from the guest; after this it may be unmapped."""
+        self._vm.set_user_memory_region(
+            slot.number, 0, slot.guest_phys_addr, 0, slot.userspace_addr
+        )
+        del self._slots[slot.number]

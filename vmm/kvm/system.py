@@ -1,0 +1,73 @@
+"""/dev/kvm: KVM itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+from vmm._native import lib
+from vmm.errors import HostError
+from vmm.kvm.fd import Fd
+from vmm.kvm.ioctls import Ioctl
+from vmm.kvm.vm import Vm
+
+DEVICE: Final = "/dev/kvm"
+
+HINTS: Final = {
+    errno.ENOENT: "this host has no KVM (is the kvm module loaded?); --host lab runs an emulated "
+    "arm64 host that has",
+    errno.EACCES: "join the group that owns it (usually 'kvm') and log in again, or run as root",
+    errno.EPERM: "the sandbox or container you are in forbids it: let /dev/kvm through",
+    errno.ENXIO: "the kvm module found no virtualization support in this CPU (switched off in "
+    "firmware, or we are a guest without nested virtualization)",
+    errno.ENODEV: "the kvm module found no virtualization support in this CPU",
+}
+
+
+class System(Fd):
+    """KVM's system file descriptor."""
+
+    @classmethod
+    def open(cls, path: str = DEVICE) -> System:
+        """Open KVM. Raises `HostError` if there is none, or none that we may use."""
+        try:
+            system = cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        except OSError as error:
+            hint = HINTS.get(error.errno or 0, "")
+            raise HostError(f"cannot open {path}: {error.strerror}", hint) from error
+        try:
+            system.check_version()
+        except BaseException:
+            system.close()
+            raise
+        return system
+
+    def check_version(self) -> None:
+        """Raise `HostError` unless this is KVM, and speaks the one version there is."""
+        version = self.ioctl(Ioctl.KVM_GET_API_VERSION)
+        if version != lib.KVM_API_VERSION:
+            raise HostError(
+                f"{DEVICE} speaks KVM API version {version}, not {lib.KVM_API_VERSION}",
+                "Linux since 2.6.22 speaks 12: is this KVM?",
+            )
+
+    def check_extension(self, capability: int) -> int:
+        """Return what KVM says of *capability*: 0 is no, what else means depends.
+
+        Some capabilities are a VM's: for those the answer here may be 0 or `KvmError`.
+        """
+        return self.ioctl(Ioctl.KVM_CHECK_EXTENSION, capability, capability=int(capability))
+
+    def vcpu_mmap_size(self) -> int:
+        """Return the size of a vCPU's shared mapping (``kvm_run`` and more), in bytes."""
+        return self.ioctl(Ioctl.KVM_GET_VCPU_MMAP_SIZE)
+
+    def create_vm(self, machine_type: int = 0) -> Vm:
+        """Create a VM.
+
+        On arm64 *machine_type* is the number of bits of its guest physical (IPA) space, 0 for
+        the default of 40. Raises `KvmError`.
+        """
+        fd = self.ioctl(Ioctl.KVM_CREATE_VM, machine_type, type=machine_type)
+        return Vm(fd, self.vcpu_mmap_size())

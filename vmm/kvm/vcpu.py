@@ -1,0 +1,149 @@
+"""A virtual CPU: its registers, and running it."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from typing import Any, Final
+
+from vmm._native import ffi, lib
+from vmm.kvm.exits import Exit, Interrupted, MemoryFault
+from vmm.kvm.fd import AttributeFd, KvmError
+from vmm.kvm.ioctls import Ioctl
+from vmm.kvm.run_page import RunPage
+
+INTERRUPTED: Final = Interrupted()
+EINTR: Final = -errno.EINTR
+
+
+class Vcpu(AttributeFd):
+    """A vCPU's file descriptor and its shared page.
+
+    `run` belongs to one thread; `kick` may come from any.
+    """
+
+    def __init__(self, fd: int, vcpu_id: int, mmap_size: int) -> None:
+        super().__init__(fd)
+        self.id = vcpu_id
+        try:
+            lib.pyvmm_kick_prepare()
+            self._mapping = mmap.mmap(fd, mmap_size, mmap.MAP_SHARED)
+        except BaseException:
+            super().close()
+            raise
+        self._page = RunPage(self._mapping)
+        self._state: Any = ffi.new("struct pyvmm_vcpu *", {"fd": fd, "run": self._page.run})
+        self._answers: Any = None
+        self.complete_read = self._page.complete_read
+        self._exit = self._page.exit
+
+    def close(self) -> None:
+        """Close the vCPU. No thread may be in `run`."""
+        if self._fd >= 0:
+            self._state.fd = -1
+            self._page.close()
+            self._state.run = ffi.NULL
+            self._mapping.close()
+        super().close()
+
+    # --- running --------------------------------------------------------------------------
+
+    def run(self) -> Exit:
+        """Run the guest until an exit that C did not answer, and return that exit.
+
+        Returns `Interrupted` after a `kick`. Raises `KvmError`.
+        """
+        result: int = lib.pyvmm_run(self._state)
+        if result == 0:
+            return self._exit()
+        if result == EINTR:
+            return INTERRUPTED
+        if result == -errno.EFAULT and isinstance(fault := self._exit(), MemoryFault):
+            return fault
+        raise KvmError(Ioctl.KVM_RUN, -result, {"vcpu": self.id})
+
+    def kick(self) -> None:
+        """Have `run` return `Interrupted` soon, or the next one at once. From any thread."""
+        if self._fd >= 0:
+            lib.pyvmm_kick(self._state)
+
+    def acknowledge_kick(self) -> None:
+        """Let the next `run` enter the guest again. From the vCPU's own thread.
+
+        First this, then look at what the kick was for: a kick in between is not lost.
+        """
+        lib.pyvmm_clear_immediate_exit(self._state)
+
+    def set_answers(self, answers: Any) -> None:
+        """Set what the run loop in C answers by itself: ``struct pyvmm_answers *``, or None.
+
+        The table stays alive as long as this vCPU has it.
+        """
+        lib.pyvmm_set_answers(self._state, ffi.NULL if answers is None else answers)
+        self._answers = answers
+
+    @property
+    def exits(self) -> int:
+        """How often KVM_RUN has returned."""
+        count: int = lib.pyvmm_exits(self._state)
+        return count
+
+    @property
+    def answered(self) -> int:
+        """How many of those returns C answered."""
+        count: int = lib.pyvmm_answered_count(self._state)
+        return count
+
+    # --- registers and state ----------------------------------------------------------------
+
+    def get_one_reg(self, register: int) -> int:
+        """Return the register with id *register*, KVM_REG_*. Raises `KvmError`."""
+        value = bytearray(self._reg_size(register))
+        self._one_reg(Ioctl.KVM_GET_ONE_REG, register, value)
+        return int.from_bytes(value, "little")
+
+    def set_one_reg(self, register: int, value: int) -> None:
+        """Set the register with id *register*, KVM_REG_*. Raises `KvmError`."""
+        data = bytearray(value.to_bytes(self._reg_size(register), "little"))
+        self._one_reg(Ioctl.KVM_SET_ONE_REG, register, data)
+
+    def _one_reg(self, request: Ioctl, register: int, data: bytearray) -> None:
+        with ffi.from_buffer("uint8_t[]", data, require_writable=True) as pointer:
+            arg = ffi.new(
+                "struct kvm_one_reg *",
+                {"id": register, "addr": int(ffi.cast("uintptr_t", pointer))},
+            )
+            self.ioctl(request, int(ffi.cast("uintptr_t", arg)), vcpu=self.id, id=register)
+
+    @staticmethod
+    def _reg_size(register: int) -> int:
+        return 1 << ((register & lib.KVM_REG_SIZE_MASK) >> lib.KVM_REG_SIZE_SHIFT)
+
+    def get_reg_list(self) -> list[int]:
+        """Return the ids of all registers this vCPU has. Raises `KvmError`."""
+        head = ffi.new("struct kvm_reg_list *")
+        result = lib.pyvmm_ioctl(self._fd, Ioctl.KVM_GET_REG_LIST, int(ffi.cast("uintptr_t", head)))
+        if result != -errno.E2BIG:  # that is KVM's way to say how many there are
+            raise KvmError(Ioctl.KVM_GET_REG_LIST, -result, {"vcpu": self.id})
+        full = ffi.new("struct kvm_reg_list *", {"n": head.n, "reg": head.n})
+        self.ioctl(Ioctl.KVM_GET_REG_LIST, int(ffi.cast("uintptr_t", full)), n=head.n)
+        return list(full.reg[0 : full.n])
+
+    def arm_vcpu_init(self, init: Any) -> None:
+        """Reset the vCPU to *init*, a ``struct kvm_vcpu_init`` (arm64). Raises `KvmError`."""
+        self.ioctl(
+            Ioctl.KVM_ARM_VCPU_INIT,
+            int(ffi.cast("uintptr_t", init)),
+            vcpu=self.id,
+            target=init.target,
+            features=init.features[0],
+        )
+
+    def get_mp_state(self) -> int:
+        """Return KVM_MP_STATE_*: runnable, stopped. Raises `KvmError`."""
+        state: int = self.ioctl_struct(Ioctl.KVM_GET_MP_STATE, "kvm_mp_state").mp_state
+        return state
+
+    def set_mp_state(self, state: int) -> None:
+        """Set KVM_MP_STATE_*. Raises `KvmError`."""
+        self.ioctl_struct(Ioctl.KVM_SET_MP_STATE, "kvm_mp_state", mp_state=state)
