@@ -1,0 +1,116 @@
+"""Keys for pyvmm itself amid those for the guest: a prefix (Ctrl-A unless told otherwise), a key.
+
+    C-a h    help                      C-a s KEY  Magic SysRq: a break, then KEY
+    C-a x    quit                      C-a b      a break
+    C-a r    reset the machine         C-a C-a    one Ctrl-A for the guest
+
+As in QEMU, kvmtool and screen.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum, auto
+
+from vmm.errors import UserError
+
+CTRL_A = 0x01
+
+
+class Command(Enum):
+    """What a user can ask of pyvmm."""
+
+    HELP = auto()
+    QUIT = auto()
+    RESET = auto()
+    BREAK = auto()
+
+
+KEYS = {
+    ord("h"): Command.HELP,
+    ord("?"): Command.HELP,
+    ord("x"): Command.QUIT,
+    ord("r"): Command.RESET,
+    ord("b"): Command.BREAK,
+}
+SYSRQ = ord("s")
+
+
+def parse_prefix(text: str) -> int | None:
+    """Return the byte that *text* names: ``C-a``, ``^A`` or ``ctrl-a``; None for ``none``.
+
+    Raises UserError for anything else.
+    """
+    if text.lower() == "none":
+        return None
+    match = re.fullmatch(r"(?:c-|\^|ctrl-)([a-z\\\]^_])", text.lower())
+    if not match:
+        raise UserError(
+            f"--escape {text}: not a control key", "say for example C-b, or none for no escape key"
+        )
+    return ord(match[1].upper()) ^ 0x40
+
+
+def key_name(prefix: int) -> str:
+    """Return *prefix* as `parse_prefix` takes it."""
+    return f"C-{chr(prefix ^ 0x40).lower()}"
+
+
+def help_lines(prefix: int) -> list[str]:
+    """Return what C-a h shows."""
+    name = key_name(prefix)
+    return [
+        f"{name} h      this help",
+        f"{name} x      quit: switch the machine off at once",
+        f"{name} r      reset the machine",
+        f"{name} s KEY  Magic SysRq: a break, then KEY (h shows the guest's own list)",
+        f"{name} b      a break",
+        f"{name} {name}    send {name} itself",
+    ]
+
+
+class EscapeKeys:
+    """Sorts what is typed into bytes for the guest and commands for pyvmm.
+
+    *prefix* None: all bytes are for the guest.
+    """
+
+    def __init__(self, prefix: int | None) -> None:
+        self._prefix = prefix
+        self._after_prefix = False
+        self._after_sysrq = False
+
+    def feed(self, data: bytes) -> list[bytes | Command]:
+        """Return bytes and commands in the order typed; a sequence may span calls.
+
+        A SysRq is BREAK and one byte. After the prefix, a key without meaning asks for HELP.
+        """
+        found: list[bytes | Command] = []
+        plain = bytearray()
+        for byte in data:
+            meaning = self._meaning(byte)
+            if isinstance(meaning, Command):
+                if plain:
+                    found.append(bytes(plain))
+                    plain.clear()
+                found.append(meaning)
+            elif meaning is not None:
+                plain.append(meaning)
+        if plain:
+            found.append(bytes(plain))
+        return found
+
+    def _meaning(self, byte: int) -> Command | int | None:
+        if self._after_prefix:
+            self._after_prefix = False
+            if byte == self._prefix:
+                return byte
+            if byte == SYSRQ:
+                self._after_sysrq = True
+                return Command.BREAK
+            return KEYS.get(byte, Command.HELP)
+        if byte == self._prefix and not self._after_sysrq:
+            self._after_prefix = True
+            return None
+        self._after_sysrq = False
+        return byte

@@ -1,0 +1,306 @@
+"""The main thread's event loop: file descriptors, timers, signals, and calls from other threads.
+
+    epoll --- file descriptors' callbacks          (level-triggered)
+      |------ an eventfd, for call_soon_threadsafe, call_later and stop from any thread
+      `------ a socket that Python's signal handlers write to (signal.set_wakeup_fd)
+
+Callbacks run one after another in the thread that is in `Loop.run`. They must not block. What
+they raise comes out of `run`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import TYPE_CHECKING, Protocol, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+Callback = Callable[[], object]
+"""Its result is ignored."""
+
+LONGEST_WAIT = 3600.0
+"""Seconds; epoll counts milliseconds in an int, and alarms may be decades ahead."""
+
+
+class Cancellable(Protocol):
+    """Something that will happen unless it is cancelled."""
+
+    def cancel(self) -> None:
+        """Make it not happen. Harmless once it has happened. Thread-safe."""
+
+
+CallLater = Callable[[float, Callback], Cancellable]
+"""`Loop.call_later`'s type, for devices that need a timer."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """What to call when one file descriptor is ready."""
+
+    on_readable: Callback | None = None
+    on_writable: Callback | None = None
+    pollable: bool = True  # files and /dev/null are not: they are always ready
+
+    @property
+    def mask(self) -> int:
+        """What to ask of epoll."""
+        readable = select.EPOLLIN if self.on_readable else 0
+        return readable | (select.EPOLLOUT if self.on_writable else 0)
+
+
+IDLE = Watch()
+
+
+@dataclass(order=True, slots=True)
+class Timer:
+    """A callback and its time (`time.monotonic`, seconds)."""
+
+    due: float
+    order: int
+    callback: Callback = field(compare=False)
+    loop: Loop = field(compare=False, repr=False)
+
+    def cancel(self) -> None:
+        """Don't call. Harmless once called. Thread-safe."""
+        self.loop._forget(self)  # noqa: SLF001  (a timer is its loop's inner part)
+
+
+class Loop:
+    """One event loop. Use as a context manager: it owns file descriptors and signal handlers.
+
+    Thread-safe are `call_soon_threadsafe`, `call_later`, `Timer.cancel` and `stop`; the rest
+    belongs to the thread that runs the loop, which must be the main one if signals are used.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._calls: deque[Callback] = deque()
+        self._timers: list[Timer] = []
+        self._timers_made = 0
+        self._watches: dict[int, Watch] = {}
+        self._stopped = False
+        self._closed = False
+        self._signals: dict[int, Callback] = {}
+        self._former_handlers: dict[int, object] = {}
+        self._former_wakeup_fd = -1
+        self._epoll = select.epoll()
+        self._signals_in, self._signals_out = socket.socketpair()
+        self._signals_in.setblocking(False)  # noqa: FBT003  (the library's signature)
+        self._signals_out.setblocking(False)  # noqa: FBT003
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.add_reader(self._wake, self._drain_wake)
+        self.add_reader(self._signals_in.fileno(), self._take_signals)
+
+    def close(self) -> None:
+        """Close what the loop owns and put former signal handlers back. Idempotent.
+
+        Calls and timers that are still due are forgotten, as are those that come later.
+        """
+        for signum in list(self._signals):
+            self.remove_signal(signum)
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._calls.clear()
+            self._timers.clear()
+            self._watches.clear()
+            self._epoll.close()
+            os.close(self._wake)
+            self._signals_in.close()
+            self._signals_out.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Running
+
+    def run(self, until: Callable[[], bool] | None = None) -> None:
+        """Call callbacks until `stop`, or until *until*, asked after each round, is true.
+
+        A `stop` that came before counts, unless *until* is given: then it meant an earlier run.
+        """
+        if until is not None:
+            self._stopped = False
+        while not self._stopped and not (until is not None and until()):
+            self._round()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Make `run` return after the current callback's round; if it isn't running, at once."""
+        self._stopped = True
+        self._wake_up()
+
+    def _round(self) -> None:
+        ready = self._poll()
+        for fd, watch, events in ready:
+            # An earlier callback of this round may have removed it.
+            if self._watches.get(fd) is watch:
+                self._dispatch(fd, watch, events)
+        now = time.monotonic()
+        while timer := self._pop_timer(now):
+            timer.callback()
+        for _ in range(len(self._calls)):  # those that they add wait for the next round
+            self._calls.popleft()()
+
+    def _poll(self) -> list[tuple[int, Watch, int]]:
+        always = [
+            (fd, watch, watch.mask) for fd, watch in self._watches.items() if not watch.pollable
+        ]
+        timeout = 0.0 if always else self._patience()
+        polled = self._epoll.poll(timeout)
+        return always + [
+            (fd, watch, events) for fd, events in polled if (watch := self._watches.get(fd))
+        ]
+
+    def _patience(self) -> float:
+        """Return how many seconds there is nothing to do unless a file descriptor says so."""
+        with self._lock:
+            if self._calls or self._stopped:
+                return 0.0
+            if not self._timers:
+                return LONGEST_WAIT
+            return min(max(0.0, self._timers[0].due - time.monotonic()), LONGEST_WAIT)
+
+    def _dispatch(self, fd: int, watch: Watch, events: int) -> None:
+        # Errors and hang-ups are found out by reading or writing.
+        broken = events & (select.EPOLLERR | select.EPOLLHUP)
+        if watch.on_readable and events & select.EPOLLIN | broken:
+            watch.on_readable()
+        if watch.on_writable and events & select.EPOLLOUT | broken and fd in self._watches:
+            watch.on_writable()
+
+    # File descriptors
+
+    def add_reader(self, fd: int, callback: Callback) -> None:
+        """Call *callback* whenever *fd* is readable, at its end, or broken.
+
+        Replaces the callback it had. Remove it before closing *fd*.
+        """
+        self._watch(fd, Watch(callback, self._watched(fd).on_writable))
+
+    def add_writer(self, fd: int, callback: Callback) -> None:
+        """Call *callback* whenever *fd* takes bytes, or is broken; as `add_reader`."""
+        self._watch(fd, Watch(self._watched(fd).on_readable, callback))
+
+    def remove_reader(self, fd: int) -> None:
+        """Stop watching *fd* for reading. Harmless if it isn't watched."""
+        self._watch(fd, Watch(None, self._watched(fd).on_writable))
+
+    def remove_writer(self, fd: int) -> None:
+        """Stop watching *fd* for writing. Harmless if it isn't watched."""
+        self._watch(fd, Watch(self._watched(fd).on_readable, None))
+
+    def _watched(self, fd: int) -> Watch:
+        return self._watches.get(fd, IDLE)
+
+    def _watch(self, fd: int, new: Watch) -> None:
+        old = self._watched(fd)
+        if old.mask and not old.pollable:
+            new.pollable = False
+        elif not old.mask and new.mask:
+            try:
+                self._epoll.register(fd, new.mask)
+            except PermissionError:
+                new.pollable = False
+        elif old.mask and not new.mask:
+            self._epoll.unregister(fd)
+        elif old.mask != new.mask:
+            self._epoll.modify(fd, new.mask)
+        if new.mask:
+            self._watches[fd] = new
+        else:
+            self._watches.pop(fd, None)
+
+    # Calls and timers
+
+    def call_soon_threadsafe(self, callback: Callback) -> None:
+        """Have *callback* called by the loop's thread. From any thread; from a callback, too."""
+        with self._lock:
+            if not self._closed:
+                self._calls.append(callback)
+        self._wake_up()
+
+    def call_later(self, seconds: float, callback: Callback) -> Timer:
+        """Have *callback* called by the loop's thread in *seconds*, unless cancelled."""
+        with self._lock:
+            self._timers_made += 1
+            timer = Timer(time.monotonic() + seconds, self._timers_made, callback, self)
+            if not self._closed:
+                heapq.heappush(self._timers, timer)
+        self._wake_up()
+        return timer
+
+    def _forget(self, timer: Timer) -> None:
+        # A guest can set and cancel alarms all day: they must not pile up until due.
+        with self._lock, suppress(ValueError):
+            self._timers.remove(timer)
+            heapq.heapify(self._timers)
+
+    def _pop_timer(self, now: float) -> Timer | None:
+        with self._lock:
+            if self._timers and self._timers[0].due <= now:
+                return heapq.heappop(self._timers)
+        return None
+
+    def _wake_up(self) -> None:
+        with self._lock:  # lest the number already belongs to another file
+            if not self._closed:
+                os.eventfd_write(self._wake, 1)
+
+    def _drain_wake(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+
+    # Signals
+
+    def add_signal(self, signum: int, callback: Callback) -> None:
+        """Have *callback* called by the loop after signal *signum*; main thread only.
+
+        Signals that come while the loop isn't running are kept for it. Of several of the same
+        number only one may be left, as with any signal.
+        """
+        if not self._signals:
+            self._former_wakeup_fd = signal.set_wakeup_fd(
+                self._signals_out.fileno(), warn_on_full_buffer=False
+            )
+        self._signals[signum] = callback
+        # set_wakeup_fd needs a handler in Python, but what it does must happen in the loop.
+        former = signal.signal(signum, lambda _signum, _frame: None)
+        self._former_handlers.setdefault(signum, former)
+
+    def remove_signal(self, signum: int) -> None:
+        """Give *signum* back to whoever had it. Harmless if the loop doesn't have it."""
+        if self._signals.pop(signum, None) is None:
+            return
+        # None: a handler that Python didn't install and can't put back.
+        if (former := self._former_handlers.pop(signum)) is not None:
+            signal.signal(signum, former)  # type: ignore[arg-type]
+        if not self._signals:
+            signal.set_wakeup_fd(self._former_wakeup_fd)
+
+    def _take_signals(self) -> None:
+        with suppress(BlockingIOError):
+            numbers = self._signals_in.recv(4096)
+            for signum in dict.fromkeys(numbers):
+                if callback := self._signals.get(signum):
+                    self._calls.append(callback)  # one that raises must not lose the others
