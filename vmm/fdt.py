@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vmm._native import ffi, lib
 
@@ -184,7 +185,7 @@ def _bound(node: Node) -> int:
     return size + sum(map(_bound, node.children))
 
 
-def _write(blob: ffi.CData, node: Node, path: str) -> None:
+def _write(blob: Any, node: Node, path: str) -> None:
     _check(lib.fdt_begin_node(blob, node.name.encode()), path)
     for name, value in node.properties.items():
         if not _PROPERTY_NAME.fullmatch(name):
@@ -198,7 +199,7 @@ def _write(blob: ffi.CData, node: Node, path: str) -> None:
     _check(lib.fdt_end_node(blob), path)
 
 
-def _read(blob: ffi.CData, node: int) -> dict[str, Value]:
+def _read(blob: Any, node: int) -> dict[str, Value]:
     properties: dict[str, Value] = {}
     name, size = ffi.new("char const **"), ffi.new("int *")
     at = lib.fdt_first_property_offset(blob, node)
