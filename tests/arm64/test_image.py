@@ -371,7 +371,7 @@ def test_what_a_compiler_makes_for_bare_metal_is_code(tmp_path: Path) -> None:
     program, flat = tmp_path / "hello", tmp_path / "hello.bin"
     gcc = ["aarch64-linux-gnu-gcc", "-O1", "-nostdlib", "-static", "-ffreestanding"]
     subprocess.run([*gcc, "-o", str(program), str(source)], check=True)
-    objcopy = ["aarch64-linux-gnu-objcopy", "-O", "binary", "-R", ".note.*", program, flat]
+    objcopy = ["aarch64-linux-gnu-objcopy", "-O", "binary", "-R", ".note.*", str(program), str(flat)]
     subprocess.run(objcopy, check=True)
     assert image.load(flat, LIMIT).kind == "flat"
     with pytest.raises(UserError, match="objcopy -O binary makes a flat binary of it"):
