@@ -11,11 +11,13 @@ the difference between their patches touches. Any step may be interrupted: the n
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import re
 import shutil
 import subprocess
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -27,7 +29,7 @@ from vmm.lab.command import NO_SPACE, complaint, missing, run
 from vmm.progress import step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _ROOM = 3 << 30
 """Bytes that a tree and its objects take, with some to spare; 2.0 GiB were measured."""
@@ -90,6 +92,19 @@ class SourceTree:
                 _extract(self.deb, temporary, self.root / "unpack.log", reach)
 
             cache.entry(self.source, extract)
+
+    @contextmanager
+    def alone(self) -> Iterator[int]:
+        """Keep other builders out; yields a descriptor that holds the lock while anybody has it.
+
+        make inherits it: should we be killed, the next builder waits until our make has ended.
+        """
+        fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield fd
+        finally:
+            os.close(fd)
 
     def patch(self, patches: Sequence[Path]) -> None:
         """Make the tree Debian's with exactly *patches* applied; unconcerned files stay untouched.

@@ -1,0 +1,192 @@
+"""Lab hosts' run-time files, and the rules by which what a crash left behind is found and removed.
+
+    <run directory>/lab/<id>/   state.json  who started it, QEMU's process, how to reach the agent
+                                token       what a client must say to the agent
+                                console.log, qemu.log, qmp
+
+A process is recorded by its id and its start time: an id alone may since belong to a stranger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import socket
+import stat
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm.errors import HostError
+from vmm.lab import cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_YOUNG = 10.0
+"""Seconds in which a directory without a record may still be one that is being set up."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process, whatever becomes of its id: *started* is in clock ticks since boot."""
+
+    pid: int
+    started: int
+
+    @classmethod
+    def of(cls, pid: int) -> Process | None:
+        """Return the process that has the id *pid* now; None if there is none."""
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        except OSError:
+            return None
+        # proc_pid_stat(5): state is field 3, the first after the name; starttime is field 22.
+        return None if fields[0] in b"ZX" else cls(pid, int(fields[19]))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return Process.of(self.pid) == self
+
+    def kill(self, patience: float = 5.0) -> None:
+        """End the process: SIGTERM, and SIGKILL after *patience* seconds. Never a stranger."""
+        try:
+            fd = os.pidfd_open(self.pid)
+        except OSError:
+            return
+        try:
+            if not self.alive:  # checked while the descriptor holds on to the process
+                return
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, number)
+                if poll.poll(patience * 1000):
+                    return
+        finally:
+            os.close(fd)
+
+
+@dataclass(frozen=True)
+class State:
+    """What is recorded of one lab host."""
+
+    profile: str
+    owner: Process
+    keep: bool
+    """Whether it stays when its owner ends."""
+    qemu: Process | None = None
+    port: int = 0
+    """The agent's TCP port on 127.0.0.1; 0 until the host is up."""
+    started: float = 0.0
+    """Seconds since the epoch."""
+    boot_seconds: float = 0.0
+
+    @property
+    def up(self) -> bool:
+        """Whether commands can be run there."""
+        return bool(self.port and self.qemu and self.qemu.alive)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody still has a use for it."""
+        if self.owner.alive:
+            return True
+        return self.keep and self.up
+
+
+def run_directory() -> Path:
+    """Return the directory for run-time files, private to this user; make it if need be."""
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    path = Path(base) / "pyvmm" if base.startswith("/") else None
+    if path is None or not path.parent.is_dir():
+        path = Path(tempfile.gettempdir()) / f"pyvmm-{os.getuid()}"
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise HostError(f"{path}: {error.strerror}", "XDG_RUNTIME_DIR chooses another place") from error
+    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077 or not path.is_dir():
+        raise HostError(f"{path} is not a private directory of yours", "remove it")
+    return path
+
+
+def hosts_directory() -> Path:
+    """Return the directory that holds one directory per lab host."""
+    path = run_directory() / "lab"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def load(directory: Path) -> State | None:
+    """Return what is recorded in *directory*; None if nothing is, or nothing that makes sense."""
+    value = cache.read_json(directory / "state.json")
+
+    def process(name: str) -> Process | None:
+        fields = value.get(name)
+        return Process(**fields) if isinstance(fields, dict) else None
+
+    try:
+        owner = process("owner")
+        if owner is None:
+            return None
+        return State(**{**value, "owner": owner, "qemu": process("qemu")})  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def save(directory: Path, state: State) -> None:
+    """Record *state* in *directory*."""
+    cache.write_json(directory / "state.json", asdict(state))
+
+
+def myself() -> Process:
+    """Return this process."""
+    process = Process.of(os.getpid())
+    assert process is not None
+    return process
+
+
+def hosts() -> Iterator[tuple[Path, State]]:
+    """Yield the lab hosts there are, after the remains of dead ones are removed."""
+    for directory in sorted(hosts_directory().iterdir()):
+        if not directory.is_dir():
+            continue
+        state = load(directory)
+        if state is None:
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - directory.stat().st_mtime > _YOUNG:
+                    discard(directory)
+        elif state.wanted:
+            yield directory, state
+        else:
+            discard(directory, state)
+
+
+def discard(directory: Path, state: State | None = None) -> None:
+    """End the host in *directory*, if it runs, and remove the directory."""
+    if state and state.qemu:
+        state.qemu.kill()
+    else:
+        _quit(directory / "qmp")  # started, but its starter was killed before it could say so
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _quit(path: Path) -> None:
+    """Ask the QEMU behind the QMP socket *path* to end."""
+    try:
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.settimeout(2)
+            monitor.connect(str(path))
+            monitor.sendall(b'{"execute":"qmp_capabilities"}{"execute":"quit"}')
+            while monitor.recv(4096):
+                pass
+    except OSError:
+        pass
