@@ -2,6 +2,7 @@
 # The lab host's first process: mount, load what the agent needs to be reached, become the agent.
 # Everything here is paid for in emulated instructions, at every boot: no loops over programs.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb
+rmdir /root  # the kernel makes one
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev

@@ -102,3 +102,20 @@ def arguments(  # noqa: PLR0913  (each is one file of the host)
     if device_tree:
         argv += ["-dtb", str(device_tree)]
     return argv
+
+
+def dump_device_tree(profile: Profile, path: Path) -> list[str]:
+    """Return the arguments that make QEMU write *profile*'s device tree to *path*, and end."""
+    # fmt: off
+    argv = [
+        "-M", f"{machine(profile)},dumpdtb={path}",
+        "-cpu", profile.cpu,
+        "-smp", str(profile.cpus),
+        "-m", f"{profile.memory >> 20}M",
+        "-display", "none",
+        "-nodefaults",
+    ]
+    # fmt: on
+    for device in profile.devices:
+        argv += ["-device", device]
+    return argv

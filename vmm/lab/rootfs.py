@@ -6,6 +6,7 @@ kernel, and one kernel's modules. Uncompressed: reading bytes is what an emulate
 
 from __future__ import annotations
 
+import shutil
 from functools import cache as once
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,3 +127,18 @@ def _applets() -> list[str]:
     """Return the names that busybox answers to, asked of this machine's architecture's one."""
     tools = foreign.prefix("busybox", ["busybox-static"])
     return command.run([str(tools.root / "usr/bin/busybox"), "--list"]).split()
+
+
+@once
+def initrd(modules: Path | None) -> Path:
+    """Return the archive a host boots with: the base system and a kernel's *modules*."""
+    parts = [base(), *([modules] if modules else [])]
+
+    def build(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, file, 1 << 20)
+
+    name = cache.digest([part.name for part in parts])
+    return cache.entry(cache.root() / "rootfs" / f"initrd-{name}.cpio", build)
