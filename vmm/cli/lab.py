@@ -1,0 +1,137 @@
+"""``pyvmm lab``: emulated arm64 hosts with real KVM, on machines that have none."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import click
+
+from vmm.errors import UserError
+
+_PROFILE = click.argument("profile")
+
+
+@click.group()
+def lab() -> None:
+    """Emulated arm64 hosts with real KVM.
+
+    A host is QEMU's emulation of an arm64 machine with EL2, running Debian's arm64 kernel.
+    The first use downloads some 200 MB of Debian packages; `pyvmm lab build` does just that.
+    """
+
+
+@lab.command()
+def profiles() -> None:
+    """List the kinds of hosts there are."""
+    from vmm.lab.profiles import DEFAULT, PROFILES  # noqa: PLC0415
+
+    for name, profile in PROFILES.items():
+        note = " (default)" if name == DEFAULT else ""
+        click.echo(f"{name:10} {profile.description}{note}")
+
+
+@lab.command()
+@click.argument("names", metavar="[PROFILE]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Build what all profiles need.")
+@click.option("--refresh", is_flag=True, help="Take what the mirror offers today.")
+def build(names: tuple[str, ...], *, everything: bool, refresh: bool) -> None:
+    """Download and build all that hosts of PROFILE need (default: fwb), and start none."""
+    from vmm.lab import apt, profiles, qemu, rootfs, tree  # noqa: PLC0415
+
+    chosen = [profiles.profile(name) for name in names or [profiles.DEFAULT]]
+    if everything:
+        chosen = list(profiles.PROFILES.values())
+    if refresh:
+        apt.forget()
+    qemu.emulator()
+    for profile in chosen:
+        profile.kernel.image()
+        rootfs.initrd(profile.kernel.modules())
+    tree.archive()
+
+
+@lab.command()
+@_PROFILE
+def up(profile: str) -> None:
+    """Start a host and keep it up, for commands to come."""
+    from vmm.lab.host import Host  # noqa: PLC0415
+    from vmm.lab.session import install_tree  # noqa: PLC0415
+
+    host = Host.start(profile, keep=True)
+    install_tree(host)
+    click.echo(f"{profile} is up (it took {host.record.boot_seconds:.1f} s)")
+
+
+@lab.command()
+@click.argument("names", metavar="[PROFILE]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="End all hosts, kept up or not.")
+def down(names: tuple[str, ...], *, everything: bool) -> None:
+    """End hosts that are kept up."""
+    from vmm.lab import profiles, state  # noqa: PLC0415
+
+    if not names and not everything:
+        raise UserError("pyvmm lab down: which host?", "name its profile, or say --all")
+    for name in names:
+        profiles.profile(name)
+    for directory, record in state.hosts():
+        if everything or directory.name in names:
+            state.discard(directory, record)
+            click.echo(f"{directory.name} is down")
+
+
+@lab.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON array, for programs.")
+def status(*, as_json: bool) -> None:
+    """List the hosts that run."""
+    from vmm.lab import state  # noqa: PLC0415
+
+    found = [
+        {
+            "id": directory.name,
+            "profile": record.profile,
+            "kept": record.keep,
+            "up": record.up,
+            "pid": record.qemu.pid if record.qemu else None,
+            "since": record.started,
+            "boot_seconds": round(record.boot_seconds, 1),
+            "console": str(directory / "console.log"),
+        }
+        for directory, record in state.hosts()
+    ]
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    for host in found if not as_json else ():
+        kind = "kept up" if host["kept"] else "for one command"
+        what = "up" if host["up"] else "starting"
+        minutes = (time.time() - float(str(host["since"]))) / 60
+        click.echo(f"{host['id']:24} {what}, {kind}, pid {host['pid']}, for {minutes:.0f} min")
+    if not found and not as_json:
+        click.echo("no lab host runs")
+
+
+@lab.command("exec", context_settings={"ignore_unknown_options": True})
+@_PROFILE
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def execute(profile: str, command: tuple[str, ...]) -> None:
+    """Run COMMAND in a host of PROFILE, in the current directory; exit with its status.
+
+    Uses the host that `up` keeps, or else one for this command only. The working tree's vmm is
+    installed there. Files of this machine are at their own places if those are not the
+    host's own (/usr, /etc, /var, ...), and all of them are in /host.
+    """
+    from vmm.lab.client import run_in_lab  # noqa: PLC0415
+    from vmm.lab.profiles import profile as known  # noqa: PLC0415
+
+    sys.exit(run_in_lab(known(profile).name, command))
+
+
+@lab.command()
+@_PROFILE
+def shell(profile: str) -> None:
+    """Run an interactive shell in a host of PROFILE."""
+    from vmm.lab.client import run_in_lab  # noqa: PLC0415
+    from vmm.lab.profiles import profile as known  # noqa: PLC0415
+
+    sys.exit(run_in_lab(known(profile).name, ["sh", "-l"]))

@@ -1,0 +1,187 @@
+"""Guests that nobody here built: Debian's arm64 kernels, with an initramfs of Debian's busybox.
+
+    kernel("6.1") -> vmlinuz --+
+    initramfs() -> .cpio ------+--> guest_image() -> guest.img, a UKI: one file that boots
+    command line --------------+
+
+All are cached. Versions are what the mirror offers when they are first asked for.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+from vmm.errors import HostError
+from vmm.lab import apt, cache, command, foreign
+from vmm.lab.cpio import CpioWriter
+from vmm.progress import step
+
+NEWEST = "7"
+VERSIONS = ("6.1", "6.12", NEWEST)
+"""The kernels that tests boot: one per Debian release and its newest backport."""
+
+CLOUD = "cloud-arm64"
+STANDARD = "arm64"
+
+COMMAND_LINE = "console=ttyAMA0 quiet"
+
+_SUITES = {
+    "6.1": ("bookworm", "linux-image-{version}.*-*-{flavour}"),
+    "6.12": ("trixie", "linux-image-{version}.*-{flavour}"),
+}
+_BACKPORT = ("trixie-backports", "linux-binary-{version}.*-{flavour}")
+"""Where a kernel version is found, and how its package is called there."""
+
+_BUSYBOX = ("trixie", "busybox-static")
+_UKIFY = ("systemd-ukify", "systemd-boot-efi", "python3-pefile")
+
+_DIRECTORIES = ("bin", "dev", "etc", "proc", "root", "run", "sys", "tmp")
+_FSTAB = """\
+proc /proc proc defaults 0 0
+sysfs /sys sysfs defaults 0 0
+devtmpfs /dev devtmpfs defaults 0 0
+"""
+_POWER = ("halt", "poweroff", "reboot")
+"""Commands that would ask an init of busybox's: here they ask the kernel, at once."""
+
+
+def kernel(version: str = NEWEST, flavour: str = STANDARD) -> Path:
+    """Return Debian's newest arm64 Image of *version* ("6.1", "7", "7.3"), from the cache.
+
+    *flavour* is Debian's: "arm64", "cloud-arm64" (smaller, for virtual machines), "arm64-16k",
+    "rt-arm64". Raises HostError: the mirror has none, can't be reached, disk full.
+    """
+    suite, pattern = _SUITES.get(version, _BACKPORT)
+    package = apt.newest(
+        pattern.format(version=version, flavour=flavour), suite=suite, arch="arm64"
+    )
+    (deb,) = apt.fetch([package], suite=suite, arch="arm64")
+
+    def build(temporary: Path) -> None:
+        with step(f"unpacking {package}"):
+            _extract(deb, "vmlinuz", temporary)
+
+    return cache.entry(_directory() / f"vmlinuz-{package}-{cache.digest(deb.name)}", build)
+
+
+def initramfs() -> Path:
+    """Return the guest's first file system, from the cache: a cpio archive of 2 MB.
+
+    It isn't compressed, because an emulated CPU takes longer to unpack it than to copy it.
+    """
+    suite, package = _BUSYBOX
+    (deb,) = apt.fetch([package], suite=suite, arch="arm64")
+    init = Path(__file__).with_name("guest_init.sh").read_bytes()
+    key = cache.digest(deb.name, init.decode(), Path(__file__).read_text())
+
+    def build(temporary: Path) -> None:
+        busybox = temporary.with_name(f".{temporary.name}.busybox")
+        try:
+            _extract(deb, "busybox", busybox)
+            _pack(temporary, init, busybox.read_bytes())
+        finally:
+            cache.remove(busybox)
+
+    return cache.entry(_directory() / f"initramfs-{key}.cpio", build)
+
+
+def guest_image(
+    version: str = NEWEST, flavour: str = STANDARD, cmdline: str = COMMAND_LINE
+) -> Path:
+    """Return a UKI with kernel, initramfs and command line, from the cache: boots as it is."""
+    linux, initrd = kernel(version, flavour), initramfs()
+    debs = apt.fetch(_UKIFY, suite="trixie", arch="arm64")
+    key = cache.digest(linux.name, initrd.name, cmdline, [deb.name for deb in debs])
+
+    def build(temporary: Path) -> None:
+        tools = temporary.with_suffix(".tools")
+        cache.remove(tools)
+        try:
+            apt.unpack(debs, tools)
+            with step(f"making a guest image of {linux.name}"):
+                _ukify(tools, linux, initrd, cmdline, temporary)
+        finally:
+            cache.remove(tools)
+
+    return cache.entry(_directory() / f"guest-{linux.name.split('-', 1)[1]}-{key}.img", build)
+
+
+def _directory() -> Path:
+    return cache.root() / "guests"
+
+
+def _extract(deb: Path, name: str, to: Path) -> None:
+    """Copy the one file called *name*, or *name*-VERSION, out of *deb*."""
+    if shutil.which("dpkg-deb") is None:
+        raise command.missing("dpkg-deb")
+    with subprocess.Popen(
+        ["dpkg-deb", "--fsys-tarfile", str(deb)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # it complains when we have seen enough
+    ) as unpacker:
+        try:
+            with tarfile.open(fileobj=unpacker.stdout, mode="r|") as archive:
+                for member in archive:
+                    found = Path(member.name).name
+                    if member.isfile() and (found == name or found.startswith(f"{name}-")):
+                        content = archive.extractfile(member)
+                        assert content
+                        with to.open("wb") as file:
+                            shutil.copyfileobj(content, file, 1 << 20)
+                        return
+        except tarfile.TarError as error:
+            raise HostError(
+                f"{deb}: damaged package: {error}", "remove it and try again"
+            ) from error
+        finally:
+            unpacker.kill()
+    raise HostError(f"{deb} holds no {name}", "`pyvmm lab build --refresh` asks the mirror again")
+
+
+def _pack(to: Path, init: bytes, busybox: bytes) -> None:
+    with to.open("wb") as file:
+        archive = CpioWriter(file)
+        for name in _DIRECTORIES:
+            archive.directory(name)
+        archive.character_device("dev/console", 5, 1)
+        archive.file("init", init, 0o755)
+        archive.file("etc/fstab", _FSTAB.encode())
+        archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
+        archive.file("etc/group", b"root:x:0:\n")
+        archive.file("bin/busybox", busybox, 0o755)
+        for applet in _applets():
+            if applet in _POWER:
+                script = f"#!/bin/sh\nexec /bin/busybox {applet} -f\n"
+                archive.file(f"bin/{applet}", script.encode(), 0o755)
+            elif applet != "busybox":
+                archive.symlink(f"bin/{applet}", "busybox")
+        archive.close()
+
+
+def _applets() -> list[str]:
+    """Return the names busybox answers to, asked of the same version for this machine."""
+    tools = foreign.prefix("busybox", [_BUSYBOX[1]], _BUSYBOX[0])
+    return command.run([str(tools.root / "usr/bin/busybox"), "--list"]).split()
+
+
+def _ukify(tools: Path, linux: Path, initrd: Path, cmdline: str, to: Path) -> None:
+    command.run(
+        [
+            sys.executable,
+            str(tools / "usr/bin/ukify"),
+            "build",
+            f"--linux={linux}",
+            f"--initrd={initrd}",
+            f"--cmdline={cmdline}",
+            f"--stub={tools / 'usr/lib/systemd/boot/efi/linuxaa64.efi.stub'}",
+            "--efi-arch=aa64",
+            "--uname=unknown",
+            "--os-release=",
+            f"--output={to}",
+        ],
+        env={"PYTHONPATH": str(tools / "usr/lib/python3/dist-packages")},
+    )
