@@ -43,16 +43,19 @@ class OutputSource(Protocol):
     """Bytes that the guest has sent."""
 
     def fileno(self) -> int:
-        """Return a descriptor that polls readable as long as bytes wait. Never read by us."""
+        """Return a descriptor, perhaps an eventfd; `drain` makes it unreadable.
 
-    def drain(self, limit: int) -> bytes:
+        It must be readable after the first byte that comes once `drain` has returned b"".
+        """
+
+    def drain(self, limit: int, /) -> bytes:
         """Take up to *limit* bytes; b"": none wait. Never blocks."""
 
 
 class InputSink(Protocol):
     """The guest's end of the line. Calls `Console.input_ready` when it has room again."""
 
-    def receive(self, data: bytes) -> int:
+    def receive(self, data: bytes, /) -> int:
         """Take what fits and return how many bytes that was."""
 
     def receive_break(self) -> bool:
@@ -176,11 +179,14 @@ class Console:
 
     def _pump(self) -> bool:
         """Write until nothing waits (True), or until stdout or PATIENCE is exhausted (False)."""
+        if not self._open:
+            return True
         for _ in range(PATIENCE):
             if not self._pending and not self._refill():
                 return True
             if not self._write():
                 return False
+        self._loop.call_soon_threadsafe(self._pump)
         return False
 
     def _write(self) -> bool:

@@ -134,7 +134,7 @@ class Transmitter(Protocol):
     def full(self) -> bool:
         """Whether the guest shall see TXFF."""
 
-    def put(self, byte: int) -> None:
+    def put(self, byte: int, /) -> object:
         """Take one byte."""
 
 
