@@ -203,6 +203,16 @@ struct pyvmm_arm64_regs {
 	} fp;
 };
 
+/* arm64's struct kvm_vcpu_events: what has happened to a vCPU that it does not know yet. */
+struct pyvmm_arm64_vcpu_events {
+	uint8_t serror_pending;
+	uint8_t serror_has_esr;
+	uint8_t ext_dabt_pending;
+	uint8_t pad[5];
+	uint64_t serror_esr;
+	uint32_t reserved[12];
+};
+
 /* --- Checks against the system's headers, where those have something to say ---------------- */
 #define PYVMM_SAME_SIZE(a, b) _Static_assert(sizeof(a) == sizeof(b), #a)
 #define PYVMM_SAME_OFFSET(a, ma, b, mb) \
@@ -223,6 +233,11 @@ PYVMM_SAME_OFFSET(struct kvm_run, arm_sea, struct kvm_run, mmio);
 #endif
 
 #ifdef __aarch64__
+PYVMM_SAME_SIZE(struct kvm_vcpu_events, struct pyvmm_arm64_vcpu_events);
+PYVMM_SAME_OFFSET(struct kvm_vcpu_events, exception.ext_dabt_pending,
+		  struct pyvmm_arm64_vcpu_events, ext_dabt_pending);
+PYVMM_SAME_OFFSET(struct kvm_vcpu_events, exception.serror_esr,
+		  struct pyvmm_arm64_vcpu_events, serror_esr);
 PYVMM_SAME_OFFSET(struct kvm_regs, regs.pc, struct pyvmm_arm64_regs, pc);
 PYVMM_SAME_OFFSET(struct kvm_regs, regs.pstate, struct pyvmm_arm64_regs, pstate);
 PYVMM_SAME_OFFSET(struct kvm_regs, sp_el1, struct pyvmm_arm64_regs, sp_el1);

@@ -75,7 +75,8 @@ static void signal_eventfd(int fd)
 		return;
 }
 
-static uint32_t waiting(struct pyvmm_sink *sink)
+/* How many bytes wait. */
+uint32_t pyvmm_sink_waiting(struct pyvmm_sink *sink)
 {
 	uint32_t tail = atomic_load(&sink->tail);
 
@@ -88,11 +89,11 @@ static uint32_t waiting(struct pyvmm_sink *sink)
  */
 int pyvmm_sink_full(struct pyvmm_sink *sink)
 {
-	if (waiting(sink) < sink->full_at)
+	if (pyvmm_sink_waiting(sink) < sink->full_at)
 		return 0;
 	atomic_store(&sink->was_full, 1);
 	/* A drain between the two lines above did not see the flag: look again. */
-	return waiting(sink) >= sink->full_at;
+	return pyvmm_sink_waiting(sink) >= sink->full_at;
 }
 
 static void lock(struct pyvmm_sink *sink)

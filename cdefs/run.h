@@ -76,6 +76,7 @@ uint64_t pyvmm_answered_count(struct pyvmm_vcpu *vcpu);
 
 int pyvmm_sink_put(struct pyvmm_sink *sink, uint8_t byte);
 uint32_t pyvmm_sink_drain(struct pyvmm_sink *sink, uint8_t *out, uint32_t max, int *was_full);
+uint32_t pyvmm_sink_waiting(struct pyvmm_sink *sink);
 int pyvmm_sink_full(struct pyvmm_sink *sink);
 void pyvmm_sink_take_stores(struct pyvmm_sink *sink, int take);
 uint64_t pyvmm_sink_written(struct pyvmm_sink *sink);

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from bisect import bisect_right
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Self
@@ -88,8 +89,13 @@ class Mapping:
         with ffi.from_buffer("uint8_t[]", mapping) as pointer:
             address = int(ffi.cast("uintptr_t", pointer))
         if slack:
-            mapping.madvise(mmap.MADV_HUGEPAGE) if hasattr(mmap, "MADV_HUGEPAGE") else None
+            with suppress(OSError):  # a kernel without transparent huge pages
+                mapping.madvise(mmap.MADV_HUGEPAGE)
         return cls(mapping, -address % HUGE_PAGE if slack else 0, size)
+
+    def discard(self) -> None:
+        """Give the memory back to the host; the guest and we see zeroes from now on."""
+        self._mapping.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Unmap. Every region made of it, and its memory slot, must be gone. Idempotent."""

@@ -1,1 +1,77 @@
-"""The command line."""
+"""The command line: options become a `MachineConfig`, errors become one line and an exit code.
+
+Subcommands are imported when they are called: in an emulated host an import is dear.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from vmm.errors import EXIT_SIGNAL_BASE, VmmError
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+COMMANDS = {
+    "run": "Run a guest: boot Linux from an image.",
+    "probe": "Tell what this host's KVM can do.",
+    "lab": "Emulated arm64 hosts with real KVM.",
+}
+
+
+class Commands(click.Group):
+    """The subcommands, each in a module of its name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return their names."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        """Import one."""
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"vmm.cli.{name}"), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the overview, without importing them all."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pyvmm-arm64", prog_name="pyvmm")
+def pyvmm() -> None:
+    """Run arm64 virtual machines on KVM, and see what KVM does.
+
+    Exit status: 0 the guest powered off; 2 user error; 3 host error; 4 the guest panicked,
+    crashed or reset in a loop; 130 quit from the console; 128+N ended by signal N; 1 a bug.
+    """
+
+
+def main() -> NoReturn:
+    """Run pyvmm, and exit with the status the README documents."""
+    sys.exit(_main())
+
+
+def _main() -> int:
+    try:
+        status = pyvmm.main(prog_name="pyvmm", standalone_mode=False)
+    except VmmError as error:
+        print(f"pyvmm: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return EXIT_SIGNAL_BASE + signal.SIGINT
+    except BrokenPipeError:  # `pyvmm probe | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_SIGNAL_BASE + signal.SIGPIPE
+    return status if isinstance(status, int) else 0

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Sink:
     """A ring of bytes that guests' stores fill and one thread of ours drains.
 
-    `fileno` is readable while bytes wait (drain until empty, or it may not become so again).
+    `fileno` is readable while bytes wait; reading it is `drain`'s business.
     With less than *headroom* bytes of room it counts as full, though it takes that many more.
     """
 
@@ -89,6 +89,8 @@ class Sink:
             os.eventfd_read(self._eventfd)
         length = lib.pyvmm_sink_drain(self.c, self._out, min(most, self.c.size), self._was_full)
         data = bytes(ffi.buffer(self._out, length))
+        if lib.pyvmm_sink_waiting(self.c):
+            os.eventfd_write(self._eventfd, 1)
         if self._was_full[0]:
             self.on_space()
         return data

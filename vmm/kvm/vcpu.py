@@ -117,7 +117,8 @@ class Vcpu(AttributeFd):
 
     @staticmethod
     def _reg_size(register: int) -> int:
-        return 1 << ((register & lib.KVM_REG_SIZE_MASK) >> lib.KVM_REG_SIZE_SHIFT)
+        size: int = 1 << ((register & lib.KVM_REG_SIZE_MASK) >> lib.KVM_REG_SIZE_SHIFT)
+        return size
 
     def get_reg_list(self) -> list[int]:
         """Return the ids of all registers this vCPU has. Raises `KvmError`."""
@@ -138,6 +139,22 @@ class Vcpu(AttributeFd):
             target=init.target,
             features=init.features[0],
         )
+
+    def arm_vcpu_finalize(self, feature: int) -> None:
+        """Fix the configuration of *feature*, KVM_ARM_VCPU_SVE (arm64). Raises `KvmError`."""
+        arg = ffi.new("int *", feature)
+        address = int(ffi.cast("uintptr_t", arg))
+        self.ioctl(Ioctl.KVM_ARM_VCPU_FINALIZE, address, vcpu=self.id, feature=feature)
+
+    def inject_external_abort(self) -> None:
+        """Have the guest take a synchronous external data abort on the access that exited.
+
+        For a vCPU that came back from `run` with an access nobody can answer (arm64,
+        KVM_CAP_ARM_INJECT_EXT_DABT). Raises `KvmError`.
+        """
+        arg = ffi.new("struct pyvmm_arm64_vcpu_events *", {"ext_dabt_pending": 1})
+        address = int(ffi.cast("uintptr_t", arg))
+        self.ioctl(Ioctl.KVM_SET_VCPU_EVENTS, address, vcpu=self.id, ext_dabt_pending=1)
 
     def get_mp_state(self) -> int:
         """Return KVM_MP_STATE_*: runnable, stopped. Raises `KvmError`."""

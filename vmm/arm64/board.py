@@ -1,0 +1,163 @@
+"""The board's device tree: what the guest is told there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm.arm64 import gic, layout
+from vmm.fdt import Node, Value, reg, u64
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.arm64.boot import Extent
+
+CLOCK_PHANDLE = 3
+CLOCK_HZ = 24_000_000
+"""What the peripherals' clock is said to be; nothing here divides it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """A board to describe.
+
+    mpidrs      the affinity of each CPU, in the order of their numbers
+    interrupts  the GIC's node
+    kaslr_seed  8 random bytes; rng_seed: any number of them. Linux wipes both once read
+    """
+
+    ram: Extent
+    mpidrs: Sequence[int]
+    interrupts: Node
+    gic_version: int
+    has_pmu: bool
+    cmdline: str
+    initrd: Extent | None
+    kaslr_seed: bytes
+    rng_seed: bytes
+    extra: Sequence[Node] = ()
+
+
+def device_tree(board: Board) -> Node:
+    """Describe *board*. `vmm.fdt.dumps` makes the blob of it."""
+    return Node(
+        "",
+        {
+            "compatible": "linux,dummy-virt",
+            "model": "pyvmm",
+            "#address-cells": 2,
+            "#size-cells": 2,
+            "interrupt-parent": gic.PHANDLE,
+            "dma-coherent": None,
+        },
+        [
+            _chosen(board),
+            Node(
+                f"memory@{board.ram.base:x}",
+                {"device_type": "memory", "reg": reg((board.ram.base, board.ram.size))},
+            ),
+            _cpus(board),
+            Node("psci", {"compatible": ["arm,psci-1.0", "arm,psci-0.2"], "method": "hvc"}),
+            _timer(board),
+            *([_pmu(board)] if board.has_pmu else []),
+            board.interrupts,
+            Node(
+                "clock-24000000",
+                {
+                    "compatible": "fixed-clock",
+                    "#clock-cells": 0,
+                    "clock-frequency": CLOCK_HZ,
+                    "clock-output-names": "clk24mhz",
+                    "phandle": CLOCK_PHANDLE,
+                },
+            ),
+            _uart(),
+            _rtc(),
+            Node(
+                f"pvpanic@{layout.PVPANIC:x}",
+                {"compatible": "qemu,pvpanic-mmio", "reg": reg((layout.PVPANIC, 2))},
+            ),
+            *board.extra,
+        ],
+    )
+
+
+def _chosen(board: Board) -> Node:
+    properties: dict[str, Value] = {
+        "bootargs": board.cmdline,
+        "stdout-path": f"/serial@{layout.UART:x}",
+        "kaslr-seed": board.kaslr_seed,
+        "rng-seed": board.rng_seed,
+    }
+    if board.initrd is not None:
+        properties["linux,initrd-start"] = u64(board.initrd.base)
+        properties["linux,initrd-end"] = u64(board.initrd.end)
+    return Node("chosen", properties)
+
+
+def _cpus(board: Board) -> Node:
+    wide = any(mpidr >> 32 for mpidr in board.mpidrs)
+    cells = 2 if wide else 1
+    return Node(
+        "cpus",
+        {"#address-cells": cells, "#size-cells": 0},
+        [
+            Node(
+                f"cpu@{mpidr:x}",
+                {
+                    "device_type": "cpu",
+                    "compatible": "arm,armv8",
+                    "enable-method": "psci",
+                    "reg": mpidr.to_bytes(4 * cells, "big"),
+                },
+            )
+            for mpidr in board.mpidrs
+        ],
+    )
+
+
+def _cpu_mask(board: Board) -> int:
+    return (1 << len(board.mpidrs)) - 1 if board.gic_version == 2 else 0
+
+
+def _timer(board: Board) -> Node:
+    timers = (
+        layout.PPI_SECURE_TIMER,
+        layout.PPI_PHYSICAL_TIMER,
+        layout.PPI_VIRTUAL_TIMER,
+        layout.PPI_HYP_TIMER,
+    )
+    return Node(
+        "timer",
+        {
+            "compatible": "arm,armv8-timer",
+            "interrupts": b"".join(gic.ppi(timer, _cpu_mask(board)) for timer in timers),
+            "always-on": None,
+        },
+    )
+
+
+def _pmu(board: Board) -> Node:
+    interrupts = gic.ppi(layout.PPI_PMU, _cpu_mask(board))
+    return Node("pmu", {"compatible": "arm,armv8-pmuv3", "interrupts": interrupts})
+
+
+def _primecell(kind: str, base: int, spi: int, clocks: Sequence[str]) -> dict[str, Value]:
+    return {
+        "compatible": [kind, "arm,primecell"],
+        "reg": reg((base, layout.DEVICE_SIZE)),
+        "interrupts": gic.spi(spi),
+        "clocks": CLOCK_PHANDLE.to_bytes(4, "big") * len(clocks),
+        "clock-names": list(clocks),
+    }
+
+
+def _uart() -> Node:
+    properties = _primecell("arm,pl011", layout.UART, layout.SPI_UART, ["uartclk", "apb_pclk"])
+    return Node(f"serial@{layout.UART:x}", properties)
+
+
+def _rtc() -> Node:
+    properties = _primecell("arm,pl031", layout.RTC, layout.SPI_RTC, ["apb_pclk"])
+    return Node(f"rtc@{layout.RTC:x}", properties)

@@ -1,0 +1,51 @@
+"""The board's guest physical address map and its interrupts, as QEMU's virt machine has them.
+
+    0x0000_0000  flash, two banks of 64 MiB (firmware)
+    0x0800_0000  GIC distributor; 0x0801_0000  GICv2 CPU interface
+    0x0808_0000  GICv3 ITS;       0x080a_0000  GICv3 redistributors, 128 KiB a vCPU
+    0x0900_0000  PL011 UART;      0x0901_0000  PL031 RTC;   0x0902_0000  pvpanic
+    0x0a00_0000  virtio-mmio transports, 512 bytes each
+    0x1000_0000  PCI, 32-bit memory window
+    0x3eff_0000  PCI I/O;         0x3f00_0000  (left free for a small ECAM)
+    0x4000_0000  RAM, then, aligned to its size, what else is memory (device BARs, PCI)
+
+Firmware and kernels built for that machine find their way here as well.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+GIC_DISTRIBUTOR: Final = 0x0800_0000
+GIC_DISTRIBUTOR_SIZE: Final = 0x1_0000
+GICV2_CPU_INTERFACE: Final = 0x0801_0000
+GICV2_CPU_INTERFACE_SIZE: Final = 0x1_0000
+GICV3_ITS: Final = 0x0808_0000
+GICV3_ITS_SIZE: Final = 0x2_0000
+GICV3_REDISTRIBUTORS: Final = 0x080A_0000
+GICV3_REDISTRIBUTOR_SIZE: Final = 0x2_0000
+GICV3_REDISTRIBUTORS_MAX: Final = (0x0900_0000 - GICV3_REDISTRIBUTORS) // GICV3_REDISTRIBUTOR_SIZE
+"""How many vCPUs have room below the UART: 123."""
+
+UART: Final = 0x0900_0000
+RTC: Final = 0x0901_0000
+PVPANIC: Final = 0x0902_0000
+DEVICE_SIZE: Final = 0x1000
+"""Each of those three has one 4 KiB page of registers."""
+
+RAM: Final = 0x4000_0000
+
+SPI_UART: Final = 1
+SPI_RTC: Final = 2
+SPI_COUNT: Final = 224
+"""Shared peripheral interrupts; with the 32 private ones that makes 256."""
+
+PPI_SECURE_TIMER: Final = 13
+PPI_PHYSICAL_TIMER: Final = 14
+PPI_VIRTUAL_TIMER: Final = 11
+PPI_HYP_TIMER: Final = 10
+PPI_PMU: Final = 7
+"""Private interrupts by their number among the private ones; interrupt id 16 comes first."""
+
+FIRST_PPI: Final = 16
+FIRST_SPI: Final = 32

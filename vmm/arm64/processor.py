@@ -1,0 +1,72 @@
+"""vCPUs as arm64 wants them: features, power, PMU, and the registers a kernel is entered with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from vmm._native import ffi, lib
+from vmm.arm64 import layout, registers
+from vmm.kvm.capability import Cap
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmm.kvm.vcpu import Vcpu
+    from vmm.kvm.vm import Vm
+
+OPTIONAL: Final = {
+    Cap.ARM_PMU_V3: (lib.KVM_ARM_VCPU_PMU_V3,),
+    Cap.ARM_SVE: (lib.KVM_ARM_VCPU_SVE,),
+}
+"""What the guest gets if the host has it."""
+
+POINTER_AUTHENTICATION: Final = (Cap.ARM_PTRAUTH_ADDRESS, Cap.ARM_PTRAUTH_GENERIC)
+
+
+class ProcessorModel:
+    """What every vCPU of a VM is: the host's CPU, with all that KVM can virtualise of it."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._init: Any = vm.preferred_target()
+        features = {lib.KVM_ARM_VCPU_PSCI_0_2}
+        for capability, bits in OPTIONAL.items():
+            if vm.check_extension(capability) > 0:
+                features.update(bits)
+        # KVM refuses one of the two without the other (arch/arm64/kvm/reset.c).
+        if all(vm.check_extension(capability) > 0 for capability in POINTER_AUTHENTICATION):
+            features |= {lib.KVM_ARM_VCPU_PTRAUTH_ADDRESS, lib.KVM_ARM_VCPU_PTRAUTH_GENERIC}
+        self.features = frozenset(features)
+
+    @property
+    def has_pmu(self) -> bool:
+        """Whether guests get performance counters."""
+        return lib.KVM_ARM_VCPU_PMU_V3 in self.features
+
+    def initialise(self, vcpu: Vcpu, *, powered_off: bool) -> None:
+        """Reset *vcpu*. One that is off waits for PSCI CPU_ON. Raises `KvmError`."""
+        features = self.features | ({lib.KVM_ARM_VCPU_POWER_OFF} if powered_off else set())
+        for index in range(len(self._init.features)):
+            bits = (1 << feature % 32 for feature in features if feature // 32 == index)
+            self._init.features[index] = sum(bits)
+        vcpu.arm_vcpu_init(self._init)
+        if lib.KVM_ARM_VCPU_SVE in self.features:
+            vcpu.arm_vcpu_finalize(lib.KVM_ARM_VCPU_SVE)
+
+    def initialise_pmu(self, vcpu: Vcpu) -> None:
+        """Connect *vcpu*'s PMU, once the GIC is initialised. Raises `KvmError`."""
+        if self.has_pmu:
+            group = lib.KVM_ARM_VCPU_PMU_V3_CTRL
+            interrupt = ffi.new("int *", layout.FIRST_PPI + layout.PPI_PMU)
+            vcpu.set_attr(group, lib.KVM_ARM_VCPU_PMU_V3_IRQ, interrupt)
+            vcpu.set_attr(group, lib.KVM_ARM_VCPU_PMU_V3_INIT)
+
+
+def affinity(vcpu: Vcpu) -> int:
+    """Return the affinity fields of *vcpu*'s MPIDR_EL1: its name in PSCI and device tree."""
+    return vcpu.get_one_reg(registers.MPIDR_EL1) & registers.MPIDR_AFFINITY
+
+
+def set_registers(vcpu: Vcpu, values: Mapping[int, int]) -> None:
+    """Set registers, id to value. Raises `KvmError`."""
+    for register, value in values.items():
+        vcpu.set_one_reg(register, value)

@@ -1,0 +1,64 @@
+"""--host: whether a command runs on this machine, or in an emulated arm64 host."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from vmm.errors import UserError
+from vmm.kvm.system import DEVICE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OPTION = "--host"
+
+host_option: Callable[[click.decorators.FC], click.decorators.FC] = click.option(
+    OPTION,
+    default="auto",
+    metavar="auto|native|lab[:PROFILE]",
+    help="Where: on this machine, or in an emulated arm64 host.  [default: auto, which is "
+    "native on arm64 with /dev/kvm, else lab]",
+)
+
+
+def is_native(host: str) -> bool:
+    """Tell whether *host* means this machine. Raises `UserError` for a host that is none."""
+    if host == "auto":
+        return platform.machine() == "aarch64" and os.path.exists(DEVICE)  # noqa: PTH110
+    if host == "native":
+        return True
+    if host.partition(":")[0] == "lab":
+        return False
+    raise UserError(f"{OPTION} {host}: no such host", "use auto, native, lab or lab:PROFILE")
+
+
+def run_there(host: str) -> int:
+    """Run this very command line in the lab host that *host* names; return its exit status."""
+    from vmm.lab import client, profiles  # noqa: PLC0415
+
+    profile = host.partition(":")[2] or profiles.DEFAULT
+    arguments = _without_host(sys.argv[1:])
+    command, rest = arguments[0], arguments[1:]
+    return client.run_in_lab(
+        profiles.profile(profile).name, ["pyvmm", command, OPTION, "native", *rest]
+    )
+
+
+def _without_host(arguments: list[str]) -> list[str]:
+    kept: list[str] = []
+    skip = False
+    for index, argument in enumerate(arguments):
+        if argument == "--":
+            return kept + arguments[index:]
+        if skip:
+            skip = False
+        elif argument == OPTION:
+            skip = True
+        elif not argument.startswith(OPTION + "="):
+            kept.append(argument)
+    return kept

@@ -1,0 +1,27 @@
+"""``pyvmm probe``: what this host's KVM can do."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from vmm.cli.place import host_option, is_native, run_there
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--all", "everything", is_flag=True, help="Also list capabilities that are 0.")
+@host_option
+def probe(*, as_json: bool, everything: bool, host: str) -> None:
+    """Tell what this host's KVM can do: every capability, and the host's own facts."""
+    if not is_native(host):
+        sys.exit(run_there(host))
+    from vmm.probe import Probe  # noqa: PLC0415
+
+    found = Probe.run()
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=1))
+    else:
+        click.echo("\n".join(found.lines(everything=everything)))

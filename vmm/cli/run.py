@@ -1,0 +1,131 @@
+"""``pyvmm run``: boot a guest and be its console."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from vmm.cli.place import host_option, is_native, run_there
+from vmm.errors import EXIT_GUEST, EXIT_POWERED_OFF, EXIT_SIGNAL_BASE, UserError
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from vmm.config import MachineConfig
+
+SWITCH_INTERVAL: Final = 1e-4
+"""Seconds that a Python thread may keep another, such as a vCPU's, from running."""
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("image", type=_PATH)
+@click.option("--cpus", "-c", type=int, default=1, show_default=True, help="Number of vCPUs.")
+@click.option(
+    "--memory", "-m", default="512M", show_default=True, help="Guest RAM: 512M, 2G; plain: MiB."
+)
+@click.option("--initrd", "-i", type=_PATH, help="Initial RAM disk; replaces the image's own.")
+@click.option("--cmdline", "-a", help="Kernel command line; replaces the image's own.")
+@click.option("--no-reboot", is_flag=True, help="Exit when the guest resets.")
+@click.option("--events", type=_PATH, help="Write what happens to FILE, as JSON lines.")
+@click.option(
+    "--escape",
+    default="C-a",
+    show_default=True,
+    metavar="C-<key>|none",
+    help="Prefix of pyvmm's own console keys; C-a h lists them.",
+)
+@host_option
+def run(**options: Any) -> None:
+    """Run the guest in IMAGE.
+
+    IMAGE is a Linux kernel for arm64: an Image, a gzip, xz or zstd of one, an EFI zboot image, a
+    unified kernel image with its own initrd and command line, or a flat binary.
+    """
+    if not is_native(options["host"]):
+        sys.exit(run_there(options["host"]))
+    sys.exit(_run(options))
+
+
+def _run(options: dict[str, Any]) -> int:
+    from vmm.config import MachineConfig, parse_size  # noqa: PLC0415
+    from vmm.escape import parse_prefix  # noqa: PLC0415
+
+    config = MachineConfig(
+        image=options["image"],
+        initrd=options["initrd"],
+        cmdline=options["cmdline"],
+        cpus=options["cpus"],
+        memory=parse_size(options["memory"], "--memory"),
+        reboot=not options["no_reboot"],
+    )
+    escape = parse_prefix(options["escape"])
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    with ExitStack() as owned:
+        stream = _open_events(options["events"], owned)
+        return run_machine(config, escape, stream)
+
+
+def _open_events(path: Path | None, owned: ExitStack) -> TextIO | None:
+    if path is None:
+        return None
+    try:
+        return owned.enter_context(path.open("w", buffering=1))
+    except OSError as error:
+        raise UserError(f"--events {path}: {error.strerror}") from error
+
+
+def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | None) -> int:
+    """Run a machine with this process's stdin and stdout as its console; return the status."""
+    from vmm.console import Console, standard_input, standard_output  # noqa: PLC0415
+    from vmm.events import Events  # noqa: PLC0415
+    from vmm.loop import Loop  # noqa: PLC0415
+    from vmm.machine import Ending, Machine  # noqa: PLC0415
+
+    status = {
+        Ending.POWERED_OFF: EXIT_POWERED_OFF,
+        Ending.RESET: EXIT_POWERED_OFF,
+        Ending.CRASHED: EXIT_GUEST,
+        Ending.PANICKED: EXIT_GUEST,
+        Ending.QUIT: EXIT_SIGNAL_BASE + signal.SIGINT,
+    }
+    received: list[int] = []
+    with (
+        Loop() as loop,
+        Machine(config, loop, Events(events_to)) as machine,
+        Console(
+            loop,
+            machine.output,
+            machine.uart,
+            stdin=standard_input(),
+            stdout=standard_output(),
+            escape=escape,
+        ) as console,
+    ):
+
+        def quit_for(number: int) -> None:
+            received.append(number)
+            machine.end(Ending.QUIT)
+            loop.stop()
+
+        machine.uart.on_space = console.input_ready
+        console.on_quit = lambda: quit_for(signal.SIGINT)
+        console.on_reset = lambda: machine.end(Ending.RESET)
+        for number in SIGNALS:
+            loop.add_signal(number, lambda number=number: quit_for(number))  # type: ignore[misc]
+        ending = machine.run()
+        if not received:
+            console.flush()
+        if received:
+            return EXIT_SIGNAL_BASE + received[0]
+        if ending in (Ending.CRASHED, Ending.PANICKED):
+            console.say(f"pyvmm: the guest has {ending.value}")
+        return status[ending]

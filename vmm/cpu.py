@@ -1,0 +1,202 @@
+"""vCPU threads: each runs one vCPU and answers its exits.
+
+            start()                      pause()  .--------.
+    new -----------> running  <---------------->  | paused |
+                        |               resume()  '--------'
+                        | stop(), or the guest's own doing -> on_end
+                        v
+                      ended
+
+A request takes effect at the next exit; the kick makes that be now.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from threading import Condition, Thread
+from typing import TYPE_CHECKING, Final, Protocol
+
+from vmm.errors import GuestError, HostError
+from vmm.kvm.exits import (
+    Exit,
+    Interrupted,
+    MemoryFault,
+    MmioRead,
+    MmioWrite,
+    SynchronousExternalAbort,
+    SystemEvent,
+    Undecodable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.bus import MmioBus
+    from vmm.events import Events
+
+STOP_TIMEOUT: Final = 10.0
+"""Seconds that a vCPU may take to leave the guest; a second is much, even emulated."""
+
+
+class Runnable(Protocol):
+    """What a thread asks of its vCPU. Tests pass a script of exits instead of KVM's."""
+
+    id: int
+
+    def run(self) -> Exit:
+        """Run the guest until an exit."""
+
+    def complete_read(self, value: int, /) -> None:
+        """Answer a load."""
+
+    def inject_external_abort(self) -> None:
+        """Answer an access that has no answer."""
+
+    def kick(self) -> None:
+        """End `run` soon. From any thread."""
+
+    def acknowledge_kick(self) -> None:
+        """Let `run` enter the guest again."""
+
+
+class Request(Enum):
+    """What somebody wants of a vCPU thread."""
+
+    RUN = "run"
+    PAUSE = "pause"
+    STOP = "stop"
+
+
+Reason = SystemEvent | Exception
+"""Why a vCPU ended by itself: what the guest asked for, or what went wrong."""
+
+
+class VcpuThread:
+    """Runs *vcpu* in a thread of its own, its loads and stores answered by *bus*.
+
+    *on_end* is called from that thread when it ends for any reason but `stop`.
+    """
+
+    def __init__(
+        self,
+        vcpu: Runnable,
+        bus: MmioBus,
+        on_end: Callable[[int, Reason], None],
+        events: Events,
+    ) -> None:
+        self.vcpu = vcpu
+        self._bus = bus
+        self._on_end = on_end
+        self._events = events
+        self._changed = Condition()
+        self._request = Request.RUN
+        self._paused = False
+        self._thread = Thread(target=self._main, name=f"vcpu{vcpu.id}", daemon=True)
+
+    # --- from other threads -----------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start running. Once."""
+        self._thread.start()
+
+    def pause(self) -> None:
+        """Ask the vCPU to leave the guest and stay out; `wait_paused` tells when it is out."""
+        self._ask(Request.PAUSE)
+
+    def wait_paused(self) -> None:
+        """Wait until the vCPU is out of the guest, paused or ended. Raises `HostError`."""
+        with self._changed:
+            if not self._changed.wait_for(self._is_out, STOP_TIMEOUT):
+                raise HostError(f"vCPU {self.vcpu.id} did not leave the guest")
+
+    def resume(self) -> None:
+        """Let a paused vCPU enter the guest again."""
+        self._ask(Request.RUN)
+
+    def stop(self) -> None:
+        """Ask the thread to end; `join` waits for it."""
+        self._ask(Request.STOP)
+
+    def join(self) -> None:
+        """Wait for the thread's end. Raises `HostError` if it does not come."""
+        if self._thread.ident is not None:
+            self._thread.join(STOP_TIMEOUT)
+            if self._thread.is_alive():
+                raise HostError(f"vCPU {self.vcpu.id} did not leave the guest")
+
+    def _ask(self, request: Request) -> None:
+        with self._changed:
+            if self._request is not Request.STOP:
+                self._request = request
+            self._changed.notify_all()
+        self.vcpu.kick()
+
+    def _is_out(self) -> bool:
+        return self._paused or not self._thread.is_alive()
+
+    # --- the thread -------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            reason: Reason | None = self._run()
+        except Exception as error:  # noqa: BLE001  (whatever it is, the machine must hear of it)
+            reason = error
+        with self._changed:
+            self._paused = True  # an ended vCPU is out of the guest for good
+            self._changed.notify_all()
+        if reason is not None:
+            self._on_end(self.vcpu.id, reason)
+
+    def _run(self) -> Reason | None:
+        vcpu, run, read, write = self.vcpu, self.vcpu.run, self._bus.read, self._bus.write
+        while True:
+            exit_ = run()
+            try:
+                match exit_:
+                    case MmioWrite(address, size, value):
+                        write(address, size, value)
+                    case MmioRead(address, size):
+                        vcpu.complete_read(read(address, size))
+                    case Interrupted():
+                        if not self._obey():
+                            return None
+                    case SystemEvent():
+                        return exit_
+                    case _:
+                        self._answer_odd(exit_)
+            except GuestError as error:
+                self._events.emit("guest-error", vcpu=vcpu.id, message=str(error))
+
+    def _obey(self) -> bool:
+        """Do what was asked for; False to end."""
+        self.vcpu.acknowledge_kick()
+        with self._changed:
+            if self._request is Request.PAUSE:
+                self._paused = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._request is not Request.PAUSE)
+                self._paused = False
+            return self._request is Request.RUN
+
+    def _answer_odd(self, exit_: Exit) -> None:
+        """Answer what no well-behaved guest causes. Raises `HostError` if it can't go on."""
+        match exit_:
+            case Undecodable(esr_iss, fault_ipa):
+                self._events.emit(
+                    "undecodable-access", vcpu=self.vcpu.id, ipa=fault_ipa, esr_iss=esr_iss
+                )
+                self.vcpu.inject_external_abort()
+            case SynchronousExternalAbort(_, esr, gva, gpa):
+                self._events.emit("external-abort", vcpu=self.vcpu.id, esr=esr, gva=gva, ipa=gpa)
+                self.vcpu.inject_external_abort()
+            case MemoryFault(_, gpa, size):
+                raise HostError(
+                    f"vCPU {self.vcpu.id}: the host could not resolve the guest's access to "
+                    f"[{gpa:#x}, {gpa + size:#x})",
+                    "its mapping is gone, or its device's memory is switched off",
+                )
+            case _:
+                raise HostError(
+                    f"vCPU {self.vcpu.id}: KVM gave up with {exit_}",
+                    "the host's kernel log may say more",
+                )

@@ -1,0 +1,218 @@
+"""One machine: what it is made of, and its life from power-on to power-off."""
+
+from __future__ import annotations
+
+import mmap
+import time
+from contextlib import ExitStack
+from enum import Enum
+from typing import TYPE_CHECKING, Final, Self
+
+from vmm.arm64 import image, layout
+from vmm.bus import MmioBus
+from vmm.config import DEFAULT_CMDLINE
+from vmm.devices import pl011
+from vmm.devices.pl031 import Pl031
+from vmm.devices.pvpanic import PanicEvent, PvPanic
+from vmm.errors import GuestError, UserError
+from vmm.irq import Wire
+from vmm.kvm.answers import Answers, Shadow, Sink, Store
+from vmm.kvm.exits import SystemEvent, SystemEventType
+from vmm.kvm.system import System
+from vmm.memory import GuestMemory, Mapping, Region
+from vmm.power import PowerCycle
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vmm.config import MachineConfig
+    from vmm.cpu import Reason
+    from vmm.events import Events
+    from vmm.loop import Loop
+
+LOOP_RESETS: Final = 5
+LOOP_SECONDS: Final = 30.0
+"""So many resets in a row, each so soon after the last, are a loop that nobody wants."""
+
+
+class Ending(Enum):
+    """How a power cycle ended."""
+
+    POWERED_OFF = "powered-off"
+    RESET = "reset"
+    CRASHED = "crashed"
+    PANICKED = "panicked"
+    QUIT = "quit"
+
+
+ENDINGS: Final = {
+    SystemEventType.SHUTDOWN: Ending.POWERED_OFF,
+    SystemEventType.RESET: Ending.RESET,
+    SystemEventType.CRASH: Ending.CRASHED,
+}
+
+
+class Machine:
+    """A machine as *config* says. Use as a context manager; then `run` it, in *loop*'s thread.
+
+    `output` is what the guest sends to its serial port `uart`; somebody must drain it.
+    """
+
+    def __init__(self, config: MachineConfig, loop: Loop, events: Events) -> None:
+        self._config = config
+        self._loop = loop
+        self._events = events
+        self._cycle = 0
+        self._ending: Ending | Exception | None = None
+        self._owned = ExitStack()
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._system = self._owned.enter_context(System.open())
+            self._check_memory()
+            self._load_files()
+            self._mapping = self._owned.enter_context(Mapping.anonymous(config.memory))
+            self.memory = GuestMemory([Region(layout.RAM, self._mapping.view)])
+            self._bus = MmioBus()
+            self._wires: dict[int, Wire] = {}
+            self._add_uart()
+            self._add_rtc()
+            self._bus.attach(layout.PVPANIC, layout.DEVICE_SIZE, PvPanic(self._on_panic))
+            undo.pop_all()
+
+    def _check_memory(self) -> None:
+        page = mmap.PAGESIZE
+        if self._config.memory % page:
+            raise UserError(
+                f"--memory: {self._config.memory} bytes are not a multiple of the host's page "
+                f"of {page >> 10} KiB",
+                "use whole MiB",
+            )
+
+    def _load_files(self) -> None:
+        config = self._config
+        self._kernel = image.load(config.image, config.memory)
+        self._initrd_name, self._initrd = str(config.image), self._kernel.initrd
+        if config.initrd is not None:
+            self._initrd_name, self._initrd = str(config.initrd), image.map_file(config.initrd)
+        self._cmdline = next(
+            text
+            for text in (config.cmdline, self._kernel.cmdline, DEFAULT_CMDLINE)
+            if text is not None
+        )
+
+    # --- devices ------------------------------------------------------------------------------
+
+    def _wire(self, spi: int) -> Wire:
+        return self._wires.setdefault(spi, Wire())
+
+    def _add_uart(self) -> None:
+        self.output = sink = self._owned.enter_context(Sink(headroom=pl011.FIFO_DEPTH))
+        data, flags = layout.UART + pl011.UARTDR, layout.UART + pl011.UARTFR
+        self._answers = answers = Answers(
+            [
+                Store(data, sink),
+                Shadow(flags, pl011.FR_TXFE, sink, pl011.FR_TXFE | pl011.FR_TXFF),
+            ]
+        )
+
+        def shadow(value: int, stores: bool) -> None:  # noqa: FBT001  (the hook's signature)
+            answers.set_shadow(flags, value)
+            sink.take_stores(stores)
+
+        self.uart = pl011.Pl011(self._wire(layout.SPI_UART), sink, call_later=self._loop.call_later)
+        self.uart.on_shadow = shadow
+        sink.on_space = self.uart.transmit_space
+        self._bus.attach(layout.UART, layout.DEVICE_SIZE, self.uart)
+
+    def _add_rtc(self) -> None:
+        self._rtc = Pl031(self._wire(layout.SPI_RTC), self._loop.call_later)
+        self._owned.callback(self._rtc.close)
+        self._bus.attach(layout.RTC, layout.DEVICE_SIZE, self._rtc)
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def run(self) -> Ending:
+        """Power on, and return how it ended; resets go round again.
+
+        Raises `GuestError` for a reset loop, and what a vCPU ended with if it could not go on.
+        """
+        quick_resets = 0
+        while True:
+            began = time.monotonic()
+            ending = self._run_cycle()
+            self._events.emit("ended", how=ending.value)
+            if ending is not Ending.RESET or not self._config.reboot:
+                return ending
+            quick_resets = quick_resets + 1 if time.monotonic() - began < LOOP_SECONDS else 0
+            if quick_resets >= LOOP_RESETS:
+                raise GuestError(
+                    f"the guest has reset {LOOP_RESETS} times in a row, each within "
+                    f"{LOOP_SECONDS:.0f} s",
+                    "its last messages say why; without panic=-1 on its command line it stays",
+                )
+            self._reset()
+
+    def _run_cycle(self) -> Ending:
+        config = self._config
+        with PowerCycle(self._system, self.memory, config.cpus) as cycle:
+            cycle.load(self.memory, self._kernel, self._initrd, self._cmdline, self._initrd_name)
+            self._events.emit(
+                "power-on",
+                image=str(config.image),
+                format=str(self._kernel),
+                cpus=config.cpus,
+                memory=config.memory,
+                gic=cycle.gic.version,
+                cmdline=self._cmdline,
+            )
+            cycle.start(self._bus, self._answers, self._wires, self._on_vcpu_end, self._events)
+            self._loop.run()
+        ending, self._ending = self._ending, None
+        self._cycle += 1
+        if isinstance(ending, Exception):
+            raise ending
+        return ending or Ending.QUIT
+
+    def _reset(self) -> None:
+        self._mapping.discard()
+        self.uart.reset()
+        self._rtc.reset()
+
+    def end(self, ending: Ending | Exception) -> None:
+        """End the present power cycle; `run` says how. Thread-safe; the first ending counts."""
+        cycle = self._cycle
+        self._loop.call_soon_threadsafe(lambda: self._end(cycle, ending))
+
+    def _end(self, cycle: int, ending: Ending | Exception) -> None:
+        if self._ending is None and cycle == self._cycle:
+            self._ending = ending
+            self._loop.stop()
+
+    def _on_vcpu_end(self, vcpu: int, reason: Reason) -> None:
+        if isinstance(reason, SystemEvent):
+            kind = SystemEventType(reason.type)
+            self._events.emit("system-event", vcpu=vcpu, type=kind.name, flags=reason.flags)
+            self.end(ENDINGS.get(kind, Ending.CRASHED))
+        else:
+            self._events.emit("vcpu-failed", vcpu=vcpu, error=str(reason))
+            self.end(reason)
+
+    def _on_panic(self, event: PanicEvent) -> None:
+        self._events.emit("panic", report=event.name)
+        if PanicEvent.PANICKED in event:
+            self.end(Ending.PANICKED)
+
+    def close(self) -> None:
+        """Take the machine apart. Idempotent."""
+        self._owned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,169 @@
+"""One power cycle of a machine: what lasts from reset to reset.
+
+A reset makes all of it anew. KVM can reset a vCPU but not its GIC, and a VM that was never used
+is the only one that is surely as the architecture says it is after reset.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final, Self
+
+from vmm import fdt
+from vmm.arm64 import board, boot, layout, processor, registers
+from vmm.arm64.boot import Extent
+from vmm.arm64.gic import Gic
+from vmm.cpu import VcpuThread
+from vmm.errors import UserError
+from vmm.kvm.capability import Cap
+from vmm.kvm.slots import MemorySlots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from vmm.arm64.image import Kernel
+    from vmm.bus import MmioBus
+    from vmm.cpu import Reason
+    from vmm.events import Events
+    from vmm.irq import Wire
+    from vmm.kvm.answers import Answers
+    from vmm.kvm.system import System
+    from vmm.kvm.vcpu import Vcpu
+    from vmm.kvm.vm import Vm
+    from vmm.memory import GuestMemory
+
+DEFAULT_IPA_BITS: Final = 40
+"""What KVM gives a VM of type 0 (Documentation/virt/kvm/api.rst, 4.2)."""
+
+
+class PowerCycle:
+    """A VM with its memory slots, GIC, vCPUs and their threads. Use as a context manager."""
+
+    def __init__(self, system: System, memory: GuestMemory, cpus: int) -> None:
+        self._owned = ExitStack()
+        self.threads: list[VcpuThread] = []
+        self.vcpus: list[Vcpu] = []
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self.vm = self._create_vm(system, memory)
+            self._check_cpus(cpus)
+            self.slots = MemorySlots(self.vm)
+            for region in memory:
+                self.slots.add(region.base, region.size, region.host_address)
+            self.gic = self._owned.enter_context(Gic(self.vm, cpus))
+            self.model = processor.ProcessorModel(self.vm)
+            for index in range(cpus):
+                vcpu = self._owned.enter_context(self.vm.create_vcpu(index))
+                self.model.initialise(vcpu, powered_off=index > 0)
+                self.vcpus.append(vcpu)
+            self.gic.initialise()
+            for vcpu in self.vcpus:
+                self.model.initialise_pmu(vcpu)
+            if self.vm.check_extension(Cap.ARM_NISV_TO_USER):
+                self.vm.enable_cap(Cap.ARM_NISV_TO_USER)
+            undo.pop_all()
+
+    def _create_vm(self, system: System, memory: GuestMemory) -> Vm:
+        most = system.check_extension(Cap.ARM_VM_IPA_SIZE) or DEFAULT_IPA_BITS
+        needed = max(region.end for region in memory).bit_length()
+        if needed > most:
+            raise UserError(
+                f"--memory: RAM would end beyond the {most} bits of guest physical address that "
+                "this host's KVM can map",
+                f"use less than {(1 << most) - layout.RAM >> 30}G",
+            )
+        bits = min(most, max(needed, DEFAULT_IPA_BITS))
+        return self._owned.enter_context(system.create_vm(0 if bits == DEFAULT_IPA_BITS else bits))
+
+    def _check_cpus(self, cpus: int) -> None:
+        most = min(self.vm.check_extension(Cap.MAX_VCPUS), layout.GICV3_REDISTRIBUTORS_MAX)
+        if cpus > most:
+            raise UserError(
+                f"--cpus: {cpus} vCPUs are more than the {most} that this host's KVM allows",
+                f"use --cpus {most} or less",
+            )
+
+    def load(
+        self,
+        memory: GuestMemory,
+        kernel: Kernel,
+        initrd: memoryview | None,
+        cmdline: str,
+        initrd_name: str,
+    ) -> None:
+        """Put kernel, initrd and device tree into memory, and point the boot vCPU at them.
+
+        Raises `UserError` if they do not fit.
+        """
+        (region,) = memory
+        ram = Extent(region.base, region.size)
+        plan = boot.plan(ram, kernel, 0 if initrd is None else len(initrd), initrd_name=initrd_name)
+        tree = board.device_tree(
+            board.Board(
+                ram=ram,
+                mpidrs=[processor.affinity(vcpu) for vcpu in self.vcpus],
+                interrupts=self.gic.node(),
+                gic_version=self.gic.version,
+                has_pmu=self.model.has_pmu,
+                cmdline=cmdline,
+                initrd=plan.initrd,
+                kaslr_seed=os.urandom(8),
+                rng_seed=os.urandom(32),
+            )
+        )
+        memory.write(plan.kernel.base, kernel.payload)
+        memory.write(plan.dtb.base, fdt.dumps(tree))
+        if plan.initrd is not None and initrd is not None:
+            memory.write(plan.initrd.base, initrd)
+        values = {NAMED[name]: value for name, value in plan.registers.items()}
+        processor.set_registers(self.vcpus[0], values)
+
+    def start(
+        self,
+        bus: MmioBus,
+        answers: Answers,
+        wires: Mapping[int, Wire],
+        on_end: Callable[[int, Reason], None],
+        events: Events,
+    ) -> None:
+        """Connect the *wires*, each to its SPI, and let the vCPUs run."""
+        for spi, wire in wires.items():
+            wire.connect(self.gic.line(spi))
+            self._owned.callback(wire.connect, None)
+        for vcpu in self.vcpus:
+            vcpu.set_answers(answers.c)
+            self.threads.append(VcpuThread(vcpu, bus, on_end, events))
+        self._owned.callback(self._stop_threads)
+        for thread in self.threads:
+            thread.start()
+
+    def _stop_threads(self) -> None:
+        for thread in self.threads:
+            thread.stop()
+        for thread in self.threads:
+            thread.join()
+
+    def close(self) -> None:
+        """Stop the vCPUs and take the VM apart. Idempotent."""
+        self._owned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+NAMED: Final = {
+    **{f"x{number}": registers.x(number) for number in range(4)},
+    "pc": registers.PC,
+    "pstate": registers.PSTATE,
+}
+"""The registers that `vmm.arm64.boot.BootPlan` speaks of."""
