@@ -109,7 +109,6 @@ class Board:
         self._wakeups = 0
         self.uart.on_shadow = self._on_shadow
         self.uart.on_space = self._on_space
-        self.uart.reset()
 
     def _on_shadow(self, flags: int, stores: bool) -> None:  # noqa: FBT001
         self.flags, self.stores = flags, stores
@@ -215,6 +214,13 @@ def test_misaligned_and_reserved_offsets_read_as_zero_and_drop_stores() -> None:
 
 
 # Transmission
+
+
+def test_c_is_told_the_state_as_soon_as_it_asks() -> None:
+    board = Board(fast=True)
+    assert board.flags == board.uart.read(UARTFR, 4)
+    assert board.flags & (FR_RXFE | FR_TXFE) == FR_RXFE | FR_TXFE
+    assert board.stores
 
 
 def test_bytes_leave_in_the_order_stored(board: Board) -> None:

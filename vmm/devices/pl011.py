@@ -119,6 +119,9 @@ CONNECTED = FR_CTS | FR_DSR | FR_DCD
 """Somebody is always at the other end, and ready."""
 
 
+NOT_ANNOUNCED = (-1, False)
+
+
 class Transmitter(Protocol):
     """Where transmitted bytes go. Thread-safe, never blocks.
 
@@ -143,15 +146,8 @@ class Pl011:
 
     *call_later* (`Loop.call_later`) enables the pause that `receive` describes; None: no pause.
 
-    Hooks, to be set before the first access; both are no-ops by default:
-
-    ``on_space()``: room again after `receive` or `receive_break` took too little. Called from
-    any thread, without the device's lock.
-
-    ``on_shadow(flags, stores)``: from now on C may answer loads of FR with *flags* - flipping
-    TXFE and TXFF while the transmitter is full - and, if *stores* is true, may take stores to DR
-    itself. Called with the device's lock held, and always before the state it announces is acted
-    upon; C must look at *stores* and take the byte in one step, under the transmitter's lock.
+    ``on_space()``, to be set before the first access, is called when there is room again after
+    `receive` or `receive_break` took too little. From any thread, without the device's lock.
     """
 
     def __init__(
@@ -163,7 +159,7 @@ class Pl011:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.on_space: Callable[[], None] = lambda: None
-        self.on_shadow: Callable[[int, bool], None] = lambda _flags, _stores: None
+        self._on_shadow: Callable[[int, bool], None] = lambda _flags, _stores: None
         self._line = line
         self._transmitter = transmitter
         self._call_later = call_later
@@ -173,7 +169,7 @@ class Pl011:
         self._starved = False  # somebody has more input than we took
         self._timer_runs = False
         self._level = False
-        self._shadow = (-1, False)
+        self._shadow = NOT_ANNOUNCED
         self._computed = {
             UARTDR: self._pop,
             UARTRSR: lambda: self._errors,
@@ -197,6 +193,24 @@ class Pl011:
         """Do what the reset input does: registers as in table 3-1, FIFOs empty, interrupt low."""
         with self._lock:
             self._power_on()
+            self._update()
+
+    @property
+    def on_shadow(self) -> Callable[[int, bool], None]:
+        """What C is told, as ``on_shadow(flags, stores)``: at once when set, then on each change.
+
+        From then on C may answer loads of FR with *flags* - TXFE and TXFF flipped while the
+        transmitter is full - and, if *stores* is true, may take stores to DR itself. Called with
+        the device's lock held, and always before the state it announces is acted upon. C must
+        look at *stores* and take the byte in one step, under the transmitter's lock.
+        """
+        return self._on_shadow
+
+    @on_shadow.setter
+    def on_shadow(self, hook: Callable[[int, bool], None]) -> None:
+        with self._lock:
+            self._on_shadow = hook
+            self._shadow = NOT_ANNOUNCED
             self._update()
 
     # Guest side
@@ -418,7 +432,7 @@ class Pl011:
         shadow = (self._flags(), silent and not control & CR_LBE)
         if shadow != self._shadow:
             self._shadow = shadow
-            self.on_shadow(*shadow)
+            self._on_shadow(*shadow)
         level = bool(self._ris() & mask)
         if level != self._level:
             self._level = level
