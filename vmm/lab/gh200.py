@@ -17,7 +17,14 @@ On real machines the two properties come from ACPI; the driver reads either
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm.lab.kernel import BuiltKernel
+
+if TYPE_CHECKING:
+    from vmm.lab.profiles import Profile
 
 MEMORY = 4 << 30
 """Bytes of RAM of the emulated machine, the GPU's included."""
@@ -35,6 +42,8 @@ _SLOT = 0x10
 """Above the slots that QEMU hands out by itself."""
 
 DEVICES = (f"bochs-display,addr={_SLOT:#x},romfile=",)
+
+_NO_FWB = "on a Neoverse N1, without FEAT_S2FWB"
 
 SETUP = (f"python3 -I -c {shlex.quote((Path(__file__).parent / 'gpu.py').read_text())}",)
 """What makes the GPU ready in a host that is up: shell commands."""
@@ -56,3 +65,39 @@ def add_gpu(path: Path) -> None:
         },
     )
     path.write_bytes(fdt.dumps(root.insert(f"/{bridge}", gpu)))
+
+
+def profiles() -> tuple[Profile, ...]:
+    """Return the kinds of hosts that have the GPU: each generation of KVM's interface."""
+    from vmm.lab.profiles import Profile  # noqa: PLC0415  (profiles lists what we return)
+
+    fwb = Profile(
+        "gh200",
+        "fwb with an emulated Grace Hopper GPU; 7.x built here, with nvgrace-gpu",
+        cpu="max,pauth-impdef=on",
+        memory=MEMORY,
+        kernel=BuiltKernel("mainline"),
+        command_line=COMMAND_LINE,
+        machine=MACHINE,
+        devices=DEVICES,
+        device_tree=add_gpu,
+        setup=SETUP,
+    )
+    rfc = replace(
+        fwb,
+        name="rfc",
+        description="gh200 whose kernel has the proposed memory-slot flag for write-back",
+        kernel=BuiltKernel("rfc"),
+    )
+    return (
+        fwb,
+        replace(fwb, name="gh200-nofwb", description=f"gh200, {_NO_FWB}", cpu="neoverse-n1"),
+        rfc,
+        replace(rfc, name="rfc-nofwb", description=f"rfc, {_NO_FWB}", cpu="neoverse-n1"),
+        replace(
+            fwb,
+            name="legacy-gh200",
+            description="gh200 with 6.12, which maps cacheable device memory as Device",
+            kernel=BuiltKernel("legacy"),
+        ),
+    )

@@ -16,7 +16,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 
 from vmm.errors import UserError
@@ -101,9 +100,7 @@ class BuiltKernel:
         return self._cached() is not None
 
     def refresh(self) -> Path:
-        """Build from the source that the mirror offers now, if that isn't what is cached."""
-        apt.forget()
-        self.__dict__.pop("_directory", None)
+        """Return the Image of the newest source, built if need be: for after `apt.forget`."""
         return self._build() / "Image"
 
     @cached_property
@@ -164,9 +161,7 @@ def _images() -> Path:
 
 
 def _data(directory: str, name: str) -> Path:
-    path = resources.files("vmm.lab") / directory / name
-    assert isinstance(path, Path)  # this package is never imported from a zip file
-    return path
+    return Path(__file__).parent / directory / name
 
 
 def _texts(directory: str, names: tuple[str, ...]) -> list[str]:
