@@ -45,8 +45,13 @@ proc /proc proc defaults 0 0
 sysfs /sys sysfs defaults 0 0
 devtmpfs /dev devtmpfs defaults 0 0
 """
-_POWER = ("halt", "poweroff", "reboot")
-"""Commands that would ask an init of busybox's: here they ask the kernel, at once."""
+_PROFILE = """\
+export PATH=/bin HOME=/root TERM=linux ENV=/etc/profile PS1='guest:\\w# '
+# There is no init to ask: ask the kernel.
+halt() { busybox halt -f; }
+poweroff() { busybox poweroff -f; }
+reboot() { busybox reboot -f; }
+"""
 
 
 def kernel(version: str = NEWEST, flavour: str = STANDARD) -> Path:
@@ -65,7 +70,8 @@ def kernel(version: str = NEWEST, flavour: str = STANDARD) -> Path:
         with step(f"unpacking {package}"):
             _extract(deb, "vmlinuz", temporary)
 
-    return cache.entry(_directory() / f"vmlinuz-{package}-{cache.digest(deb.name)}", build)
+    release = package.removeprefix("linux-").partition("-")[2]
+    return cache.entry(_directory() / f"vmlinuz-{release}-{cache.digest(deb.name)}", build)
 
 
 def initramfs() -> Path:
@@ -150,14 +156,12 @@ def _pack(to: Path, init: bytes, busybox: bytes) -> None:
         archive.character_device("dev/console", 5, 1)
         archive.file("init", init, 0o755)
         archive.file("etc/fstab", _FSTAB.encode())
+        archive.file("etc/profile", _PROFILE.encode())
         archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
         archive.file("etc/group", b"root:x:0:\n")
         archive.file("bin/busybox", busybox, 0o755)
         for applet in _applets():
-            if applet in _POWER:
-                script = f"#!/bin/sh\nexec /bin/busybox {applet} -f\n"
-                archive.file(f"bin/{applet}", script.encode(), 0o755)
-            elif applet != "busybox":
+            if applet != "busybox":
                 archive.symlink(f"bin/{applet}", "busybox")
         archive.close()
 

@@ -10,7 +10,7 @@
 #     pyvmm.then=idle        does nothing more
 #
 # The CPU may be an emulated one, so this uses the shell's builtins where it can.
-export PATH=/bin HOME=/root TERM=linux PS1='guest:\w# '
+. /etc/profile
 mount -a # /etc/fstab: one process for all
 echo guest >/proc/sys/kernel/hostname
 read -r arguments </proc/cmdline
