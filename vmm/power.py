@@ -133,7 +133,7 @@ class PowerCycle:
             wire.connect(self.gic.line(spi))
             self._owned.callback(wire.connect, None)
         for vcpu in self.vcpus:
-            vcpu.set_answers(answers.c)
+            vcpu.set_answers(answers)
             self.threads.append(VcpuThread(vcpu, bus, on_end, events))
         self._owned.callback(self._stop_threads)
         for thread in self.threads:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import mmap
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vmm._native import ffi, lib
 from vmm.kvm.exits import Exit, Interrupted, MemoryFault
 from vmm.kvm.fd import AttributeFd, KvmError
 from vmm.kvm.ioctls import Ioctl
 from vmm.kvm.run_page import RunPage
+
+if TYPE_CHECKING:
+    from vmm.kvm.answers import Answers
 
 INTERRUPTED: Final = Interrupted()
 EINTR: Final = -errno.EINTR
@@ -33,7 +36,7 @@ class Vcpu(AttributeFd):
             raise
         self._page = RunPage(self._mapping)
         self._state: Any = ffi.new("struct pyvmm_vcpu *", {"fd": fd, "run": self._page.run})
-        self._answers: Any = None
+        self._answers: Answers | None = None
         self.complete_read = self._page.complete_read
         self._exit = self._page.exit
 
@@ -74,12 +77,9 @@ class Vcpu(AttributeFd):
         """
         lib.pyvmm_clear_immediate_exit(self._state)
 
-    def set_answers(self, answers: Any) -> None:
-        """Set what the run loop in C answers by itself: ``struct pyvmm_answers *``, or None.
-
-        The table stays alive as long as this vCPU has it.
-        """
-        lib.pyvmm_set_answers(self._state, ffi.NULL if answers is None else answers)
+    def set_answers(self, answers: Answers | None) -> None:
+        """Set what the run loop in C answers by itself. It stays alive while this vCPU has it."""
+        lib.pyvmm_set_answers(self._state, ffi.NULL if answers is None else answers.c)
         self._answers = answers
 
     @property
