@@ -1,0 +1,189 @@
+"""Runs in a lab host: make memory slots of all kinds of memory, with and without bit 3; print JSON.
+
+A vCPU touches each slot that was accepted, and the stage-2 dump then tells its memory type.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import mmap
+import os
+import struct
+import sys
+from contextlib import contextmanager, suppress
+from errno import errorcode
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm.arm64 import registers
+from vmm.kvm.capability import Cap
+from vmm.kvm.exits import MmioWrite
+from vmm.kvm.fd import KvmError
+from vmm.kvm.system import System
+from vmm.kvm.vm import MemFlag, Vm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmm.kvm.vcpu import Vcpu
+
+IPA = 0x1_0000_0000
+CODE = 0x4000_0000
+OUTSIDE = 0x0900_0000
+SIZE = 2 << 20
+IPA_BITS = 40
+MAP_HUGETLB = 0x40000  # <asm-generic/mman-common.h>; the mmap module doesn't have it
+PROGRAM = struct.pack("<4I", 0xF9000001, 0xF9400001, 0xF9000041, 0x14000000)
+"""str x1, [x0]; ldr x1, [x0]; str x1, [x2]; b ."""
+
+
+def vfio(number: int) -> int:
+    """_IO(';', 100 + number), as in <linux/vfio.h>."""
+    return ord(";") << 8 | 100 + number
+
+
+def open_gpu() -> int:
+    """Return the GPU's descriptor, through its group, with memory enabled."""
+    (device,) = Path("/sys/bus/pci/drivers/nvgrace_gpu_vfio_pci").glob("0000:*")
+    number = (device / "iommu_group").resolve().name
+    container = os.open("/dev/vfio/vfio", os.O_RDWR)
+    group = os.open(f"/dev/vfio/{number}", os.O_RDWR)
+    fcntl.ioctl(group, vfio(4), struct.pack("i", container))
+    fcntl.ioctl(container, vfio(2), 3)
+    # A bytearray, because with bytes ioctl() returns those instead of the descriptor.
+    gpu: int = fcntl.ioctl(group, vfio(6), bytearray(device.name.encode() + b"\0"))
+    _, config = region(gpu, 7)
+    command = int.from_bytes(os.pread(gpu, 2, config + 4), "little")
+    os.pwrite(gpu, (command | 2).to_bytes(2, "little"), config + 4)
+    return gpu
+
+
+def region(gpu: int, index: int) -> tuple[int, int]:
+    """Return a region's size and offset in bytes."""
+    info = bytearray(struct.pack("=4I2Q", 32, 0, index, 0, 0, 0))
+    fcntl.ioctl(gpu, vfio(8), info)
+    size, offset = struct.unpack_from("=2Q", info, 16)
+    return size, offset
+
+
+def register(vm: Vm, slot: int, flags: int, ipa: int, memory: mmap.mmap) -> str:
+    """Return "ok", or the error's name."""
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    try:
+        vm.set_user_memory_region(slot, flags, ipa, len(memory), address)
+    except KvmError as error:
+        return errorcode[error.errno]
+    return "ok"
+
+
+@contextmanager
+def touching_vcpu(system: System, flags: int, memory: mmap.mmap) -> Iterator[tuple[Vm, Vcpu]]:
+    """Yield a VM with *memory* as slot 1, and a vCPU that will touch it once and tell."""
+    code = mmap.mmap(-1, SIZE)
+    code[: len(PROGRAM)] = PROGRAM
+    with system.create_vm(IPA_BITS) as vm, vm.create_vcpu(0) as vcpu:
+        assert register(vm, 0, 0, CODE, code) == "ok"
+        assert register(vm, 1, flags, IPA, memory) == "ok"
+        vcpu.arm_vcpu_init(vm.preferred_target())
+        for id_, value in ((registers.PC, CODE), (registers.x(0), IPA), (registers.x(2), OUTSIDE)):
+            vcpu.set_one_reg(id_, value)
+        yield vm, vcpu
+
+
+def run(vcpu: Vcpu) -> str:
+    """Return "ok" if the guest got to its store to the outside, or the error's name."""
+    try:
+        done = vcpu.run()
+    except KvmError as error:
+        return errorcode[error.errno]
+    return "ok" if isinstance(done, MmioWrite) else str(done)
+
+
+def stage2_type(system: System, flags: int, memory: mmap.mmap) -> str:
+    """Return the last column of the dump for a slot that a vCPU has touched."""
+    with touching_vcpu(system, flags, memory) as (_, vcpu):
+        assert run(vcpu) == "ok"
+        for dump in Path("/sys/kernel/debug/kvm").glob(f"{os.getpid()}-*/stage2_page_tables"):
+            for line in dump.read_text().splitlines():
+                if line.startswith(f"{IPA:#018x}-"):
+                    return line.split()[-1]
+    return "no dump"
+
+
+def map_over(memory: mmap.mmap, file: int, offset: int) -> None:
+    """Replace what is mapped at *memory*: mmap(MAP_FIXED)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    at = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    fixed = mmap.MAP_SHARED | 0x10
+    got = libc.mmap(at, ctypes.c_size_t(SIZE), access, fixed, file, ctypes.c_long(offset))
+    assert got == at.value
+
+
+def edges(system: System, gpu: int) -> dict[str, str]:
+    """Return what becomes of slots with the flag (where it exists) that live on."""
+    flag = MemFlag.WRITE_BACK
+    found = {}
+    ram = mmap.mmap(-1, SIZE)
+    with system.create_vm(IPA_BITS) as vm:
+        if register(vm, 0, flag, IPA, ram) == "ok":
+            found["log dirty pages"] = register(vm, 0, flag | MemFlag.LOG_DIRTY_PAGES, IPA, ram)
+            found["move"] = register(vm, 0, flag, 2 * IPA, ram)
+            found["drop the flag"] = register(vm, 0, 0, 2 * IPA, ram)
+    (_, uncached), (_, cached) = region(gpu, 0), region(gpu, 4)
+    for name, first, then, flags in (
+        ("uncached over cached, flag", cached, uncached, flag),
+        ("cached over uncached, no flag", uncached, cached, MemFlag(0)),
+        ("uncached over cached, no flag", cached, uncached, MemFlag(0)),
+    ):
+        memory = mmap.mmap(gpu, SIZE, mmap.MAP_SHARED, offset=first)
+        with suppress(AssertionError), touching_vcpu(system, flags, memory) as (_, vcpu):
+            map_over(memory, gpu, then)
+            found[name] = run(vcpu)
+    return found
+
+
+def kinds(gpu: int) -> dict[str, mmap.mmap]:
+    """Return what a slot can be made of."""
+    Path("/proc/sys/vm/nr_hugepages").write_text("2")
+    file = os.memfd_create("rows")
+    os.ftruncate(file, SIZE)
+    shared = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
+    memory = {
+        "anonymous": mmap.mmap(-1, SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS),
+        "memfd": mmap.mmap(file, SIZE),
+        "hugetlb": mmap.mmap(-1, SIZE, shared | MAP_HUGETLB),
+    }
+    for index in (0, 2, 4):
+        size, offset = region(gpu, index)
+        assert size >= SIZE
+        memory[f"region {index}"] = mmap.mmap(gpu, SIZE, mmap.MAP_SHARED, offset=offset)
+    return memory
+
+
+def main() -> None:
+    """Print what the capability answers, a row for each kind of memory and flag, and the edges."""
+    capability = Cap.ARM_CACHEABLE_PFNMAP_SUPPORTED
+    gpu = open_gpu()
+    with System.open() as system:
+        try:
+            on_device = str(system.check_extension(capability))
+        except KvmError as error:
+            on_device = errorcode[error.errno]
+        with system.create_vm(IPA_BITS) as vm:
+            on_vm = vm.check_extension(capability)
+        rows = {}
+        for name, memory in kinds(gpu).items():
+            for flags in (0, int(MemFlag.WRITE_BACK)):
+                with system.create_vm(IPA_BITS) as vm:
+                    answer = register(vm, 0, flags, IPA, memory)
+                kind = stage2_type(system, flags, memory) if answer == "ok" else answer
+                rows[f"{name}, {'flag' if flags else 'no flag'}"] = kind
+        answers = {"/dev/kvm": on_device, "vm": on_vm}
+        json.dump({"243": answers, "rows": rows, "edges": edges(system, gpu)}, sys.stdout)
+
+
+main()
