@@ -40,6 +40,11 @@ PC: Final = core("pc")
 PSTATE: Final = core("pstate")
 
 MPIDR_EL1: Final = system(3, 0, 0, 0, 5)
+SCTLR_EL1: Final = system(3, 0, 1, 0, 0)
+TTBR0_EL1: Final = system(3, 0, 2, 0, 0)
+TCR_EL1: Final = system(3, 0, 2, 0, 2)
+MAIR_EL1: Final = system(3, 0, 10, 2, 0)
+VBAR_EL1: Final = system(3, 0, 12, 0, 0)
 CTR_EL0: Final = system(3, 3, 0, 0, 1)
 ID_AA64MMFR0_EL1: Final = system(3, 0, 0, 7, 0)
 

@@ -1,0 +1,251 @@
+"""What this host's kernel offers: KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED and memory-slot flags.
+
+Three generations of kernels are told apart by what they answer, never by their version:
+
+                 243 on /dev/kvm   243 on a VM   bit 3 on a slot
+    legacy       0                 0             EINVAL           before Linux 6.17
+    mainline     EINVAL            0 or 1        EINVAL           6.17 and later
+    rfc          EINVAL            0 or 2        accepted, if 2   the proposal (vmm/lab/patches)
+
+A kernel that knows the capability answers EINVAL where there is no VM to answer for, one that
+does not answers 0 (arch/arm64/kvm/arm.c, kvm_vm_ioctl_check_extension). So 0 on a VM alone says
+nothing, and 0 beside EINVAL says that the hardware lacks FEAT_S2FWB or CTR_EL0.DIC.
+
+Bit 3 of a slot's flags has other claimants out of tree (KVM_MEM_USERFAULT, a flag for
+non-coherent DMA): accepted, it is the proposal's only if the capability says so as well.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+from vmm._native import lib
+from vmm.kvm.capability import Cap
+from vmm.kvm.fd import KvmError
+from vmm.kvm.vm import MemFlag
+from vmm.memory import Mapping, Region
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from collections.abc import Mapping as MappingType
+
+    from vmm.kvm.system import System
+    from vmm.kvm.vm import Vm
+
+CAPABILITY: Final = Cap.ARM_CACHEABLE_PFNMAP_SUPPORTED
+FOLLOWS_VMA: Final = 1 << 0
+ON_REQUEST: Final = 1 << 1
+"""What the bits of the capability's answer mean; mainline knows the first only."""
+
+NEVER_A_FLAG: Final = 1 << 31
+"""KVM_MEMSLOT_INVALID's neighbourhood: no kernel takes this from userspace."""
+
+
+class Support(Enum):
+    """Whether cacheable PFNMAP memory can be mapped Write-Back here."""
+
+    SUPPORTED = "supported"
+    UNSUPPORTED = "unsupported"
+    UNKNOWN = "unknown to this kernel"
+
+
+class Generation(Enum):
+    """Which of the interfaces for it this kernel has."""
+
+    LEGACY = "legacy"
+    MAINLINE = "mainline"
+    RFC = "rfc"
+
+
+class FlagAnswer(Enum):
+    """What a kernel says to a memory-slot flag, on a scratch VM."""
+
+    ACCEPTED = "accepted"
+    UNSUPPORTED = "unsupported"
+    AMBIGUOUS = "accepted, but nothing says as what"
+    UNTESTABLE = "untestable"
+
+
+@dataclass(frozen=True)
+class Capability:
+    """All that is known of a host before any memory is shown to a guest.
+
+    on_system, on_vm   KVM_CHECK_EXTENSION's answers for the capability; None: EINVAL
+    ipa_bits           the largest guest physical space, in bits; page_size in bytes
+    idc, dic           CTR_EL0's bits as EL0 reads them; None where there is no such register
+    flags              name of a memory-slot flag to the answers of the two ioctls
+    evidence           sentences that say how support and generation are known
+    """
+
+    support: Support
+    generation: Generation
+    on_system: int | None
+    on_vm: int | None
+    page_size: int
+    ipa_bits: int
+    idc: bool | None
+    dic: bool | None
+    flags: MappingType[str, MappingType[str, FlagAnswer]]
+    evidence: tuple[str, ...]
+
+    @classmethod
+    def probe(cls, system: System) -> Capability:
+        """Ask KVM, on a scratch VM that is gone when this returns. Raises `KvmError`."""
+        with system.create_vm() as vm:
+            on_system = _answer(system.check_extension)
+            on_vm = _answer(vm.check_extension)
+            flags = probe_flags(vm)
+        bit3 = flags[MemFlag.WRITE_BACK.name or ""]["KVM_SET_USER_MEMORY_REGION"]
+        support, generation, evidence = judge(on_system, on_vm, bit3)
+        if bit3 is FlagAnswer.ACCEPTED and generation is not Generation.RFC:
+            flags = {**flags, MemFlag.WRITE_BACK.name or "": _ambiguous(flags)}
+        ctr = lib.pyvmm_ctr_el0()
+        return cls(
+            support=support,
+            generation=generation,
+            on_system=on_system,
+            on_vm=on_vm,
+            page_size=mmap.PAGESIZE,
+            ipa_bits=_ipa_bits(system),
+            idc=bool(ctr >> 28 & 1) if ctr else None,
+            dic=bool(ctr >> 29 & 1) if ctr else None,
+            flags=flags,
+            evidence=evidence,
+        )
+
+    @property
+    def forces_write_back(self) -> bool:
+        """Whether stage 2 is known to force Write-Back on memory the kernel manages (FWB).
+
+        The capability is the only way for userspace to learn of FEAT_S2FWB.
+        """
+        return self.support is Support.SUPPORTED
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        plain = asdict(self)
+        plain["support"] = self.support.value
+        plain["generation"] = self.generation.value
+        plain["flags"] = {
+            name: {ioctl: answer.value for ioctl, answer in answers.items()}
+            for name, answers in self.flags.items()
+        }
+        return plain
+
+    def lines(self) -> list[str]:
+        """Return it for people."""
+        return [
+            f"cacheable PFNMAP     {self.support.value}",
+            f"kernel's generation  {self.generation.value}",
+            *(f"  because            {sentence}" for sentence in self.evidence),
+            "",
+            f"{'memory-slot flag':20} {'SET_USER_MEMORY_REGION':36} REGION2",
+            *(
+                f"{name:20} {answers['KVM_SET_USER_MEMORY_REGION'].value:36} "
+                f"{answers['KVM_SET_USER_MEMORY_REGION2'].value}"
+                for name, answers in self.flags.items()
+            ),
+        ]
+
+
+def judge(
+    on_system: int | None, on_vm: int | None, bit3: FlagAnswer
+) -> tuple[Support, Generation, tuple[str, ...]]:
+    """Say from the answers what this kernel is, and by what evidence. Pure."""
+    number = int(CAPABILITY)
+    accepted = bit3 is FlagAnswer.ACCEPTED
+    if on_vm and on_vm & ON_REQUEST:
+        how = f"capability {number} on a VM is {on_vm}: Write-Back for slots that ask (bit 1)"
+        if not accepted:
+            return (
+                Support.UNSUPPORTED,
+                Generation.RFC,
+                (how, "but a slot of ordinary memory with flag bit 3 is refused"),
+            )
+        taken = "a slot of ordinary memory with flag bit 3 is accepted"
+        return Support.SUPPORTED, Generation.RFC, (how, taken)
+    stray: tuple[str, ...] = ()
+    if accepted:
+        what = "flag bit 3 is accepted on a slot, but capability 243 does not claim it"
+        stray = (f"{what}: it means something else here (others use it out of tree)",)
+    if on_vm:
+        how = f"capability {number} on a VM is {on_vm}: slots follow the VMA's attributes"
+        return Support.SUPPORTED, Generation.MAINLINE, (how, *stray)
+    if on_system is None:
+        known = f"capability {number} on /dev/kvm is EINVAL: this kernel knows it, for VMs only"
+        lacking = "on a VM it is 0: the hardware lacks FEAT_S2FWB or CTR_EL0.DIC"
+        return Support.UNSUPPORTED, Generation.MAINLINE, (known, lacking, *stray)
+    old = f"capability {number} is 0 on /dev/kvm as well, where a kernel that knows it says EINVAL"
+    return Support.UNKNOWN, Generation.LEGACY, (old, *stray)
+
+
+def probe_flags(vm: Vm) -> dict[str, dict[str, FlagAnswer]]:
+    """Try each memory-slot flag on *vm*, a scratch one, with both ioctls. Raises `KvmError`."""
+    with Mapping.anonymous(mmap.PAGESIZE) as mapping:
+        region = Region(0, mapping.view)
+        calls = {
+            "KVM_SET_USER_MEMORY_REGION": vm.set_user_memory_region,
+            "KVM_SET_USER_MEMORY_REGION2": vm.set_user_memory_region2,
+        }
+        return {
+            flag.name or "": {name: _try(call, region, flag, vm) for name, call in calls.items()}
+            for flag in MemFlag
+        }
+
+
+def _try(call: Callable[..., None], region: Region, flag: MemFlag, vm: Vm) -> FlagAnswer:
+    """Try one flag: it is unsupported if the same slot is taken without it but not with it."""
+    where = (region.base, region.size, region.host_address)
+    more: dict[str, int] = {}
+    if flag is MemFlag.GUEST_MEMFD:
+        try:
+            memfd = vm.create_guest_memfd(region.size)
+        except KvmError:
+            return FlagAnswer.UNSUPPORTED
+        if call == vm.set_user_memory_region:  # it has no field for the descriptor
+            memfd.close()
+            return FlagAnswer.UNSUPPORTED
+        with memfd:
+            return _register(call, int(flag), where, {"guest_memfd": memfd.fileno()})
+    if _register(call, 0, where, more) is not FlagAnswer.ACCEPTED:
+        return FlagAnswer.UNTESTABLE  # this ioctl does not exist, or takes nothing at all
+    if _register(call, NEVER_A_FLAG, where, more) is FlagAnswer.ACCEPTED:
+        return FlagAnswer.UNTESTABLE  # this kernel checks no flags
+    return _register(call, int(flag), where, more)
+
+
+def _register(
+    call: Callable[..., None], flags: int, where: tuple[int, int, int], more: dict[str, int]
+) -> FlagAnswer:
+    base, size, address = where
+    try:
+        call(0, flags, base, size, address, **more)
+    except KvmError:
+        return FlagAnswer.UNSUPPORTED
+    call(0, 0, base, 0, address)
+    return FlagAnswer.ACCEPTED
+
+
+def _ambiguous(flags: MappingType[str, MappingType[str, FlagAnswer]]) -> dict[str, FlagAnswer]:
+    return {
+        ioctl: FlagAnswer.AMBIGUOUS if answer is FlagAnswer.ACCEPTED else answer
+        for ioctl, answer in flags[MemFlag.WRITE_BACK.name or ""].items()
+    }
+
+
+def _answer(check: Callable[[int], int]) -> int | None:
+    try:
+        return check(CAPABILITY)
+    except KvmError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None
+
+
+def _ipa_bits(system: System) -> int:
+    # 0: the kernel has no choice to offer, and VMs have 40 bits (api.rst, 4.2).
+    return system.check_extension(Cap.ARM_VM_IPA_SIZE) or 40

@@ -1,0 +1,126 @@
+"""What each range of guest physical memory was promised, and what we owe it.
+
+Userspace is an equal participant in coherency. Where stage 2 forces Write-Back, our cached
+accesses and the guest's agree whatever the guest does. Where the guest decides, one that runs
+with its caches off reads and writes past the lines that we hold:
+
+    before we read    clean and invalidate (DC CIVAC): our line may be older than memory
+    after we write    clean (DC CVAC): our line may be newer than memory
+
+Snapshots and migration ask here; nothing else in pyvmm decides about cache maintenance.
+Source: Arm ARM D7.5.2 (mismatched attributes), D8.6 (stage 2 memory attributes, FWB).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from vmm._native import ffi, lib
+from vmm.coherence.policy import Attribute, Promise, Stage1, Stage2
+from vmm.errors import BadAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vmm.memory import Backing
+
+
+class Maintenance(Enum):
+    """What the VMM owes a range when it accesses it behind a guest whose caches are off."""
+
+    NONE = "none"
+    CLEAN_AND_INVALIDATE = "DC CIVAC before reads, DC CVAC after writes"
+    NOT_OURS = "uncached for us as well: none"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One range: guest physical addresses [base, base + size).
+
+    slot     the memory slot's number; None if accesses are trapped
+    flags    KVM_MEM_* of that slot
+    """
+
+    name: str
+    base: int
+    size: int
+    backing: Backing
+    attribute: Attribute
+    promise: Promise
+    slot: int | None = None
+    flags: int = 0
+
+    @property
+    def end(self) -> int:
+        """The first address after it."""
+        return self.base + self.size
+
+    @property
+    def maintenance(self) -> Maintenance:
+        """Which cache maintenance accesses of ours owe."""
+        if self.attribute.stage1 is Stage1.UNCACHED:
+            return Maintenance.NOT_OURS
+        if self.promise.stage2 in (Stage2.WRITE_BACK, Stage2.NO_SLOT):
+            return Maintenance.NONE
+        return Maintenance.CLEAN_AND_INVALIDATE
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "name": self.name,
+            "base": self.base,
+            "size": self.size,
+            "backing": self.backing.value,
+            "stage1": self.attribute.stage1.value,
+            "stage1-because": self.attribute.because,
+            "stage2": self.promise.stage2.value,
+            "stage2-because": self.promise.because,
+            "maintenance": self.maintenance.value,
+            "slot": self.slot,
+            "flags": self.flags,
+        }
+
+
+class Ledger:
+    """All ranges of one machine, by address."""
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self._entries = sorted(entries, key=lambda entry: entry.base)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries)
+
+    def add(self, entry: Entry) -> None:
+        """Enter a range. Raises ValueError if part of it has an entry."""
+        for other in self._entries:
+            if entry.base < other.end and other.base < entry.end:
+                raise ValueError(f"{entry.name} overlaps {other.name} at {other.base:#x}")
+        self._entries.append(entry)
+        self._entries.sort(key=lambda entry: entry.base)
+
+    def find(self, address: int) -> Entry:
+        """Return the range that *address* is in. Raises `BadAddress`."""
+        for entry in self._entries:
+            if entry.base <= address < entry.end:
+                return entry
+        raise BadAddress(address, 1)
+
+    def before_read(self, address: int, view: memoryview) -> None:
+        """Do what is owed before we read *view*, our mapping of guest *address*."""
+        if self._owes(address, len(view)):
+            with ffi.from_buffer("uint8_t[]", view) as pointer:
+                lib.pyvmm_dc_civac(pointer, len(view))
+
+    def after_write(self, address: int, view: memoryview) -> None:
+        """Do what is owed after we wrote *view*, our mapping of guest *address*."""
+        if self._owes(address, len(view)):
+            with ffi.from_buffer("uint8_t[]", view) as pointer:
+                lib.pyvmm_dc_cvac(pointer, len(view))
+
+    def _owes(self, address: int, size: int) -> bool:
+        entry = self.find(address)
+        if address + size > entry.end:
+            raise BadAddress(address, size)
+        return entry.maintenance is Maintenance.CLEAN_AND_INVALIDATE

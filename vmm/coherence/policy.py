@@ -1,0 +1,226 @@
+"""What to ask the kernel for, for one range, decided before any slot exists. Pure.
+
+The rule that nothing here may break: memory that is cacheable at host stage 1 never gets a
+non-cacheable mapping at stage 2 - the two would disagree about what memory holds. Hence no
+fallback: what cannot be mapped Write-Back is refused, or trapped, but not mapped.
+
+    host stage 1   kernel    auto               require    forbid
+    cacheable      legacy    refuse             refuse     trap
+                   mainline  map, if 243        = auto     trap
+                   rfc       map with the flag  = auto     trap
+    uncached       any       map                refuse     map
+    unknown        legacy    refuse             refuse     trap
+                   mainline  map                refuse     trap
+                   rfc       ask the kernel     = auto     trap
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from vmm.coherence.capability import Generation, Support
+from vmm.kvm.vm import MemFlag
+
+if TYPE_CHECKING:
+    from vmm.coherence.capability import Capability
+
+
+class Cache(Enum):
+    """What the user wants of a range."""
+
+    AUTO = "auto"
+    REQUIRE = "require"
+    FORBID = "forbid"
+
+
+class Stage1(Enum):
+    """How the host maps a range at stage 1: the driver that made the mapping decides."""
+
+    CACHEABLE = "cacheable"
+    UNCACHED = "uncached"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A stage-1 attribute, and how we know."""
+
+    stage1: Stage1
+    because: str
+
+
+@dataclass(frozen=True)
+class Map:
+    """Register a slot with these flags; stage 2 is then what `promise` says."""
+
+    flags: MemFlag
+    promise: Promise
+
+
+@dataclass(frozen=True)
+class Trap:
+    """No slot: every access exits, and goes to the device through VFIO read and write."""
+
+    because: str
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Neither; *because* names the capability, *remedy* says what the user can do."""
+
+    because: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class AskKernel:
+    """Try `choices` in turn on a scratch VM: the first that is accepted is right."""
+
+    choices: tuple[Map, ...]
+
+
+Decision = Map | Trap | Refuse | AskKernel
+
+
+class Stage2(Enum):
+    """What stage 2 gives a range."""
+
+    WRITE_BACK = "Write-Back"
+    GUEST_DECIDES = "as the guest's stage 1 says"
+    NON_CACHEABLE = "Normal-NC"
+    NO_SLOT = "no mapping"
+    UNPROMISED = "nothing promised"
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What stage 2 gives a range, and how we know."""
+
+    stage2: Stage2
+    because: str
+
+
+NVGRACE: Final = "nvgrace_gpu_vfio_pci"
+NVGRACE_REGIONS: Final = {
+    2: Attribute(
+        Stage1.UNCACHED,
+        f"{NVGRACE} maps region 2 (resmem) Normal-NC (drivers/vfio/pci/nvgrace-gpu/main.c)",
+    ),
+    4: Attribute(
+        Stage1.CACHEABLE,
+        f"{NVGRACE} maps region 4 (usemem) cacheable (drivers/vfio/pci/nvgrace-gpu/main.c)",
+    ),
+}
+PLAIN: Final = frozenset({"vfio-pci", NVGRACE})
+"""Drivers whose other regions are vfio-pci-core's: pgprot_noncached."""
+
+
+def region_attribute(driver: str, region: int) -> Attribute:
+    """Say how *driver* maps *region* for us; no interface of the kernel's tells."""
+    if driver.replace("-", "_") == NVGRACE and region in NVGRACE_REGIONS:
+        return NVGRACE_REGIONS[region]
+    if driver in PLAIN or driver.replace("-", "_") == NVGRACE:
+        because = f"{driver} maps region {region} uncached (drivers/vfio/pci/vfio_pci_core.c)"
+        return Attribute(Stage1.UNCACHED, because)
+    return Attribute(Stage1.UNKNOWN, f"pyvmm does not know how {driver} maps its regions")
+
+
+def decide(attribute: Attribute, capability: Capability, cache: Cache) -> Decision:
+    """Decide for a range of device memory."""
+    if cache is Cache.FORBID and attribute.stage1 is not Stage1.UNCACHED:
+        return Trap(f"cache=forbid, and the host's mapping is {attribute.stage1.value}")
+    match attribute.stage1:
+        case Stage1.UNCACHED:
+            return _decide_uncached(attribute, cache)
+        case Stage1.CACHEABLE:
+            return _decide_cacheable(capability)
+        case Stage1.UNKNOWN:
+            return _decide_unknown(attribute, capability, cache)
+
+
+def _decide_uncached(attribute: Attribute, cache: Cache) -> Decision:
+    if cache is Cache.REQUIRE:
+        return Refuse(
+            f"cache=require, but {attribute.because}", "use cache=auto, or another region"
+        )
+    because = f"{attribute.because}; KVM maps such memory Normal-NC"
+    return Map(MemFlag(0), Promise(Stage2.NON_CACHEABLE, because))
+
+
+def _decide_cacheable(capability: Capability) -> Decision:
+    if capability.generation is Generation.LEGACY:
+        return Refuse(
+            "this kernel does not know KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED (243): it would "
+            "map the host's cacheable memory as Device at stage 2 without a word",
+            "use Linux 6.17 or later, or cache=forbid to trap each access",
+        )
+    if capability.support is not Support.SUPPORTED:
+        return Refuse(
+            "KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED (243) is 0: this host's CPUs cannot force "
+            "Write-Back at stage 2 (FEAT_S2FWB and CTR_EL0.DIC), so the kernel refuses cacheable "
+            "device memory",
+            "use a host with FWB, or cache=forbid to trap each access",
+        )
+    if capability.generation is Generation.RFC:
+        because = "the kernel accepted KVM_MEM_ENABLE_CACHEABLE_PFNMAP for the slot"
+        return Map(MemFlag.WRITE_BACK, Promise(Stage2.WRITE_BACK, because))
+    because = "capability 243 is 1, and KVM follows the VMA, which is cacheable"
+    return Map(MemFlag(0), Promise(Stage2.WRITE_BACK, because))
+
+
+def _decide_unknown(attribute: Attribute, capability: Capability, cache: Cache) -> Decision:
+    if capability.generation is Generation.RFC and capability.support is Support.SUPPORTED:
+        uncached = Attribute(Stage1.UNCACHED, "the kernel refuses Write-Back for it")
+        first = _decide_cacheable(capability)
+        second = _decide_uncached(uncached, cache)
+        return AskKernel(tuple(choice for choice in (first, second) if isinstance(choice, Map)))
+    if cache is Cache.REQUIRE:
+        return Refuse(
+            f"cache=require, but {attribute.because}, and this kernel does not tell",
+            "use cache=auto and `pyvmm verify`",
+        )
+    if capability.generation is Generation.LEGACY:
+        return Refuse(
+            f"{attribute.because}, and this kernel would map cacheable memory as Device at "
+            "stage 2 without a word (it does not know capability 243)",
+            "use Linux 6.17 or later, or cache=forbid to trap each access",
+        )
+    because = "KVM follows the VMA, whose attributes nobody tells; `pyvmm verify` finds out"
+    return Map(MemFlag(0), Promise(Stage2.UNPROMISED, because))
+
+
+def decide_ram(capability: Capability, *, write_back: bool) -> Decision:
+    """Decide for memory that the kernel manages; *write_back*: ask for the flag."""
+    if write_back:
+        if capability.generation is not Generation.RFC:
+            return Refuse(
+                "--memory-write-back: this kernel has no memory-slot flag for Write-Back "
+                f"(it is {capability.generation.value}: {capability.evidence[0]})",
+                "leave the option out: RAM is Write-Back at stage 2 wherever the host has FWB",
+            )
+        if capability.support is not Support.SUPPORTED:
+            return Refuse(
+                "--memory-write-back: this host cannot force Write-Back at stage 2 (capability "
+                f"243 is {capability.on_vm})",
+                "use a host with FWB",
+            )
+        because = "the kernel accepted KVM_MEM_ENABLE_CACHEABLE_PFNMAP for the slot"
+        return Map(MemFlag.WRITE_BACK, Promise(Stage2.WRITE_BACK, because))
+    if capability.forces_write_back:
+        because = f"capability 243 is {capability.on_vm}, so stage 2 forces Write-Back on RAM (FWB)"
+        return Map(MemFlag(0), Promise(Stage2.WRITE_BACK, because))
+    because = "nothing says that this host has FWB, so the guest's own attributes count"
+    return Map(MemFlag(0), Promise(Stage2.GUEST_DECIDES, because))
+
+
+def with_uapi(capability: Capability, uapi: str) -> Capability:
+    """Return *capability* as somebody who knows the kernel says it is: auto, mainline, rfc."""
+    from dataclasses import replace  # noqa: PLC0415
+
+    if uapi == "auto":
+        return capability
+    generation = Generation(uapi)
+    said = f"--uapi {uapi} says so"
+    return replace(capability, generation=generation, evidence=(said, *capability.evidence))

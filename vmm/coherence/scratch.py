@@ -1,0 +1,188 @@
+"""A guest of twenty instructions that touches memory in ways its type decides about.
+
+    IPA 0x0900_0000  mailbox: the guest's stores there are exits
+        0x4000_0000  scratch RAM: vectors, code, page table
+        0x1_0000_0000  the range under test, as the real guest would have it
+
+Its stage 1 is on and maps the range Normal Write-Back, executable: what an access does then is
+stage 2's doing alone (Arm ARM D8.6.2, combining stage 1 and stage 2 memory type attributes).
+"""
+
+from __future__ import annotations
+
+import struct
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import Enum
+from threading import Timer
+from typing import TYPE_CHECKING, Final, Self
+
+from vmm.arm64 import registers
+from vmm.kvm.exits import Interrupted, MmioWrite
+from vmm.kvm.fd import KvmError
+from vmm.memory import Mapping, Region
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vmm.kvm.system import System
+
+MAILBOX: Final = 0x0900_0000
+RAM: Final = 0x4000_0000
+RAM_SIZE: Final = 0x2_0000
+"""A multiple of every page size a host can have."""
+RANGE: Final = 0x1_0000_0000
+
+TABLE: Final = 0x1_0000
+CODE: Final = 0x1000
+SYNCHRONOUS: Final = 0x200
+"""Offset of the vector for synchronous exceptions from EL1 with SP_EL1 (Arm ARM D1.3.1)."""
+
+# (assembly, encoding); tests/coherence/test_scratch.py has the assembler check each.
+PROGRAMS: Final = {
+    "unaligned": (
+        ("ldur x3, [x0, #1]", 0xF8401003),
+        ("str x3, [x20]", 0xF9000283),
+        ("b .", 0x14000000),
+    ),
+    "zero": (("dc zva, x0", 0xD50B7420), ("str x0, [x20]", 0xF9000280), ("b .", 0x14000000)),
+    "plant": (
+        ("str w4, [x0]", 0xB9000004),
+        ("dc cvau, x0", 0xD50B7B20),
+        ("dsb ish", 0xD5033B9F),
+        ("ic ivau, x0", 0xD50B7520),
+        ("dsb ish", 0xD5033B9F),
+        ("isb", 0xD5033FDF),
+        ("str x4, [x20]", 0xF9000284),
+        ("b .", 0x14000000),
+    ),
+    "jump": (("blr x0", 0xD63F0000), ("str x0, [x20]", 0xF9000280), ("b .", 0x14000000)),
+}
+VECTOR: Final = (
+    ("mrs x5, esr_el1", 0xD5385205),
+    ("str x5, [x20, #8]", 0xF9000685),
+    ("b .", 0x14000000),
+)
+RET: Final = 0xD65F03C0
+
+MAIR: Final = 0x00FF
+"""Attribute 0: Normal Write-Back; attribute 1: Device-nGnRnE."""
+TCR: Final = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 2 << 32
+"""39-bit addresses, 4 KiB granule, Write-Back inner shareable walks, no TTBR1, 40-bit IPAs."""
+SCTLR: Final = 0x30D0_0800 | 1 << 0 | 1 << 2 | 1 << 12
+"""RES1 bits; MMU, data cache and instruction cache on; no alignment checks of its own."""
+BLOCK: Final = 1 << 0 | 1 << 10 | 3 << 8
+"""A 1 GiB block, accessed, inner shareable."""
+
+POISON: Final = 0xDEAD_0000_0000
+"""An address that no table maps, in every register that code of unknown origin could use."""
+
+TIMEOUT: Final = 20.0
+"""Seconds for a handful of instructions, even emulated."""
+
+
+class Fate(Enum):
+    """What became of a program."""
+
+    RAN = "ran"
+    ABORTED = "took an exception"
+    FAILED = "KVM_RUN failed"
+    HUNG = "did not come back"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A program's fate; *esr* for ABORTED: the guest's ESR_EL1, *errno* for FAILED."""
+
+    fate: Fate
+    esr: int = 0
+    errno: int = 0
+
+
+class ScratchGuest:
+    """A VM of its own whose stage 2 shows *size* bytes at *host_address*, under *flags*."""
+
+    def __init__(self, system: System, host_address: int, size: int, flags: int = 0) -> None:
+        self._owned = ExitStack()
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            ram = self._owned.enter_context(Mapping.anonymous(RAM_SIZE))
+            self.vm = self._owned.enter_context(system.create_vm())
+            region = Region(RAM, ram.view)
+            for slot, where in enumerate(
+                [(0, RAM, RAM_SIZE, region.host_address), (flags, RANGE, size, host_address)]
+            ):
+                self.vm.set_user_memory_region(slot, *where)
+                # Slots go before what they map.
+                self._owned.callback(self.vm.set_user_memory_region, slot, 0, where[1], 0, where[3])
+            self._vcpu = self._owned.enter_context(self.vm.create_vcpu(0))
+            self._fill(ram.view)
+            undo.pop_all()
+
+    def _fill(self, ram: memoryview) -> None:
+        at = CODE
+        self._entries = {}
+        for name, program in PROGRAMS.items():
+            self._entries[name] = RAM + at
+            at = _emit(ram, at, program)
+        _emit(ram, SYNCHRONOUS, VECTOR)
+        table = [number << 30 | BLOCK for number in range(512)]
+        table[0] |= 1 << 2  # the mailbox: Device
+        ram[TABLE : TABLE + 4096] = struct.pack("<512Q", *table)
+
+    def run(self, program: str, offset: int) -> Outcome:
+        """Run *program* on the bytes at *offset* of the range. Raises `KvmError` otherwise."""
+        vcpu = self._vcpu
+        vcpu.arm_vcpu_init(self.vm.preferred_target())
+        for number in range(31):
+            vcpu.set_one_reg(registers.x(number), POISON)
+        for register, value in {
+            registers.x(0): RANGE + offset,
+            registers.x(4): RET,
+            registers.x(20): MAILBOX,
+            registers.PC: self._entries[program],
+            registers.MAIR_EL1: MAIR,
+            registers.TCR_EL1: TCR,
+            registers.TTBR0_EL1: RAM + TABLE,
+            registers.VBAR_EL1: RAM,
+            registers.SCTLR_EL1: SCTLR,
+        }.items():
+            vcpu.set_one_reg(register, value)
+        timer = Timer(TIMEOUT, vcpu.kick)
+        timer.start()
+        try:
+            exit_ = vcpu.run()
+        except KvmError as error:
+            return Outcome(Fate.FAILED, errno=error.errno)
+        finally:
+            timer.cancel()
+            timer.join()
+        match exit_:
+            case MmioWrite(address, 8, esr) if address == MAILBOX + 8:
+                return Outcome(Fate.ABORTED, esr=esr)
+            case MmioWrite(address) if address == MAILBOX:
+                return Outcome(Fate.RAN)
+            case Interrupted():
+                vcpu.acknowledge_kick()
+        return Outcome(Fate.HUNG)
+
+    def close(self) -> None:
+        """Take the VM apart. Idempotent."""
+        self._owned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _emit(ram: memoryview, at: int, program: tuple[tuple[str, int], ...]) -> int:
+    code = struct.pack(f"<{len(program)}I", *(word for _, word in program))
+    ram[at : at + len(code)] = code
+    return at + len(code)
