@@ -14,6 +14,7 @@ CDEFS = [
     "run.cdef.h",
     "copy.cdef.h",
     "fdt.cdef.h",
+    "vfio.cdef.h",
 ]  # order matters: types before their users
 
 PREAMBLE = """
@@ -21,6 +22,7 @@ PREAMBLE = """
 #include <stdint.h>
 #include <libfdt.h>
 #include "kvm_abi.h"
+#include "vfio_abi.h"
 #include "run.h"
 """
 

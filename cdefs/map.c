@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Mapping device memory at host addresses that huge pages can start at.
+ *
+ * The kernel maps memory it does not manage (PFNMAP) by blocks - 2 MiB and 1 GiB with pages of
+ * 4 KiB - only where address and physical address agree in the bits below the block, and mmap(2)
+ * by itself promises no more than a page. So: reserve more than is needed, put the mapping at the
+ * right place in it, and give the rest back.
+ */
+#include <errno.h>
+#include <stdint.h>
+#include <sys/mman.h>
+
+/*
+ * Map size bytes of the file at offset, where address % alignment == phase % alignment.
+ * alignment is a power of two and at least a page; offset, size and phase are multiples of pages.
+ * Returns 0 and sets *address, or returns -errno with nothing left mapped.
+ */
+int pyvmm_map_aligned(int fd, uint64_t offset, uint64_t size, int writable, uint64_t alignment,
+		      uint64_t phase, uintptr_t *address)
+{
+	int protection = PROT_READ | (writable ? PROT_WRITE : 0);
+	uint64_t room = size + alignment;
+	uintptr_t base, start;
+	void *got;
+	int error;
+
+	if (room < size)
+		return -ENOMEM;
+	got = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (got == MAP_FAILED)
+		return -errno;
+	base = (uintptr_t)got;
+	start = base + ((phase - base) & (alignment - 1));
+	got = mmap((void *)start, size, protection, MAP_SHARED | MAP_FIXED, fd, (off_t)offset);
+	if (got == MAP_FAILED) {
+		error = errno;
+		munmap((void *)base, room);
+		return -error;
+	}
+	if (start > base)
+		munmap((void *)base, start - base);
+	if (start + size < base + room)
+		munmap((void *)(start + size), base + room - (start + size));
+	*address = start;
+	return 0;
+}
+
+int pyvmm_unmap(uintptr_t address, uint64_t size)
+{
+	return munmap((void *)address, size) ? -errno : 0;
+}
