@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 def test_hello_prints_what_its_guest_says(lab_host: Callable[[str], Host]) -> None:
     done = lab_host("fwb").run(["python3", str(EXAMPLES / "hello.py")])
-    assert (done.returncode, done.stdout) == (0, b"Hello from EL1!\n"), done.stderr
+    assert (done.status, done.stdout) == (0, b"Hello from EL1!\n"), done.stderr
 
 
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
