@@ -8,6 +8,7 @@
  * right place in it, and give the rest back.
  */
 #include <errno.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
 

@@ -15,6 +15,7 @@ CDEFS = [
     "copy.cdef.h",
     "fdt.cdef.h",
     "vfio.cdef.h",
+    "map.cdef.h",
 ]  # order matters: types before their users
 
 PREAMBLE = """
@@ -26,12 +27,12 @@ PREAMBLE = """
 #include "run.h"
 """
 
-# Prototypes of copy.c, which has no header because nothing else in C calls it.
-PROTOTYPES = (HERE / "copy.cdef.h").read_text()
+# Prototypes of copy.c and map.c, which have no headers because nothing else in C calls them.
+PROTOTYPES = (HERE / "copy.cdef.h").read_text() + (HERE / "map.cdef.h").read_text()
 
 
 def emit() -> None:
-    """Write ``cdefs/_native.c``; compiling it, run.c and copy.c is setuptools' part."""
+    """Write ``cdefs/_native.c``; compiling it and pyvmm's own C is setuptools' part."""
     ffi = FFI()
     for name in CDEFS:
         ffi.cdef((HERE / name).read_text())

@@ -237,8 +237,3 @@ struct iommu_ioas_unmap {
     uint64_t iova;
     uint64_t length;
 };
-
-/* --- cdefs/map.c ----------------------------------------------------------------------------- */
-int pyvmm_map_aligned(int fd, uint64_t offset, uint64_t size, int writable, uint64_t alignment,
-    uint64_t phase, uintptr_t *address);
-int pyvmm_unmap(uintptr_t address, uint64_t size);

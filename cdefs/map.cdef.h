@@ -1,0 +1,5 @@
+/* cdefs/map.c as cffi reads it. */
+
+int pyvmm_map_aligned(int fd, uint64_t offset, uint64_t size, int writable, uint64_t alignment,
+    uint64_t phase, uintptr_t *address);
+int pyvmm_unmap(uintptr_t address, uint64_t size);
