@@ -1,0 +1,39 @@
+"""For all tests: with PYVMM_NO_SKIP=1 a skipped test is a failed one, so that skips can't hide."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+NO_SKIP = os.environ.get("PYVMM_NO_SKIP", "0") not in {"", "0"}
+
+
+def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip (not an expected failure) into a failure that says what was missing."""
+    if not NO_SKIP or not report.skipped or hasattr(report, "wasxfail"):
+        return
+    where = report.longrepr
+    reason = where[2] if isinstance(where, tuple) else str(where)
+    report.outcome = "failed"
+    report.longrepr = f"{report.nodeid} would be skipped, but PYVMM_NO_SKIP is set. {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Look at each test's outcome."""
+    report = yield
+    _forbid_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Look at each module's: one may be skipped as a whole."""
+    report = yield
+    _forbid_skip(report)
+    return report
