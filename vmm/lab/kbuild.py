@@ -111,7 +111,7 @@ def compile_image(tree: SourceTree, name: str, lock: int) -> Path:
     argv = ["nice", *_make(tree), f"-j{jobs}", f"LOCALVERSION=-{name}", "Image"]
     log = tree.root / "build.log"
     with (
-        log.open("wb") as record,
+        log.open("wb", buffering=0) as record,
         step(label, _INCREMENT if again else _STEPS) as reach,
         _running(argv, lock) as make,
     ):

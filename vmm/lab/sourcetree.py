@@ -31,8 +31,8 @@ from vmm.progress import step
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-_ROOM = 3 << 30
-"""Bytes that a tree and its objects take, with some to spare; 2.0 GiB were measured."""
+_ROOM = 2 << 30
+"""Bytes that a tree and its objects take, with some to spare; 1.4 GiB were measured."""
 
 _UNWANTED = (
     "*/Documentation/devicetree",
