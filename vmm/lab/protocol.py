@@ -59,6 +59,11 @@ class Frames:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
+    @property
+    def rest(self) -> bytes:
+        """The bytes that make no whole frame yet."""
+        return bytes(self._buffer)
+
     def feed(self, data: bytes) -> list[Frame]:
         """Take bytes that arrived; return the frames they completed."""
         self._buffer += data

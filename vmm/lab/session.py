@@ -97,6 +97,7 @@ def open_command(  # noqa: PLR0913
         "argv": list(argv),
         "env": environment(name, env),
         "cwd": inside(cwd or Path.cwd()),
+        "tree": name,
         "tty": tty,
     }
     connection = host.connect()

@@ -106,9 +106,11 @@ class StockKernel:
                     archive.file(inside.removesuffix(".xz"), _plain(path, data))
                 for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
                     archive.file(f"{under}/{name}", (directory / name).read_bytes())
-                for name, modules in (("boot", BOOT), ("later", wanted)):
-                    listing = "".join(f"{path}\n" for path in closure(directory, modules))
-                    archive.file(f"{under}/pyvmm.{name}", listing.replace(".xz", "").encode())
+                boot = "".join(f"{path}\n" for path in closure(directory, BOOT))
+                archive.file(f"{under}/pyvmm.boot", boot.replace(".xz", "").encode())
+                there = {_name(path) for path in files}
+                later = " ".join(name for name in wanted if name in there)
+                archive.file(f"{under}/pyvmm.later", later.encode())
                 index = (directory / "modules.dep").read_text().splitlines(keepends=True)
                 kept = [line for line in index if line.partition(":")[0] in set(files)]
                 archive.file(f"{under}/modules.dep", "".join(kept).replace(".xz", "").encode())
@@ -116,6 +118,11 @@ class StockKernel:
                 archive.close()
 
         return cache.entry(cache.root() / "kernels" / f"modules-{directory.name}-{key}.cpio", build)
+
+
+def _name(path: str) -> str:
+    """Return the name of the module in the file *path*, as the kernel spells it."""
+    return Path(path).name.partition(".")[0].replace("-", "_")
 
 
 def _plain(path: str, data: bytes) -> bytes:
@@ -133,9 +140,9 @@ def closure(directory: Path, wanted: tuple[str, ...]) -> list[str]:
     for line in (directory / "modules.dep").read_text().splitlines():
         path, _, rest = line.partition(":")
         needs[path] = rest.split()
-        files[Path(path).name.partition(".")[0].replace("-", "_")] = path
+        files[_name(path)] = path
     order: dict[str, None] = {}
     for name in wanted:
-        if path := files.get(name.replace("-", "_"), ""):
+        if path := files.get(name):
             order.update(dict.fromkeys([*reversed(needs[path]), path]))
     return list(order)
