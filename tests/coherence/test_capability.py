@@ -1,0 +1,58 @@
+"""What a kernel is, by its answers."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from hosts import HOSTS, NO, YES
+
+from vmm.coherence.capability import Capability, FlagAnswer, Generation, Support, judge
+from vmm.kvm.system import DEVICE, System
+
+
+@pytest.mark.parametrize(
+    ("name", "support", "generation"),
+    [
+        ("legacy", Support.UNKNOWN, Generation.LEGACY),
+        ("mainline", Support.SUPPORTED, Generation.MAINLINE),
+        ("mainline-nofwb", Support.UNSUPPORTED, Generation.MAINLINE),
+        ("rfc", Support.SUPPORTED, Generation.RFC),
+        ("stray-flag", Support.UNKNOWN, Generation.LEGACY),
+    ],
+)
+def test_generations_are_told_by_evidence(
+    name: str, support: Support, generation: Generation
+) -> None:
+    assert (HOSTS[name].support, HOSTS[name].generation) == (support, generation)
+    assert HOSTS[name].evidence
+
+
+def test_zero_on_a_vm_means_two_things() -> None:
+    """A kernel that does not know the capability, and hardware that cannot."""
+    assert judge(0, 0, NO)[0] is Support.UNKNOWN
+    assert judge(None, 0, NO)[0] is Support.UNSUPPORTED
+
+
+def test_an_accepted_bit_3_alone_proves_nothing() -> None:
+    support, generation, evidence = judge(0, 0, YES)
+    assert (support, generation) == (Support.UNKNOWN, Generation.LEGACY)
+    assert "means something else" in evidence[-1]
+    assert judge(None, 1, YES)[1] is Generation.MAINLINE
+
+
+def test_a_capability_without_its_flag_is_no_support() -> None:
+    assert judge(None, 2, NO)[0] is Support.UNSUPPORTED
+
+
+@pytest.mark.kvm
+def test_this_machines_kernel_can_be_probed() -> None:
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        pytest.skip(f"no {DEVICE} that we may use")
+    with System.open() as system:
+        capability = Capability.probe(system)
+    assert capability.flags["READONLY"]["KVM_SET_USER_MEMORY_REGION"] is FlagAnswer.ACCEPTED
+    assert capability.flags["WRITE_BACK"]["KVM_SET_USER_MEMORY_REGION"] is not FlagAnswer.ACCEPTED
+    assert json.loads(json.dumps(capability.as_json()))["generation"] == "legacy"
+    assert any("generation" in line for line in capability.lines())

@@ -1,0 +1,142 @@
+"""The ladder: what is asked for, for each kind of memory, on each kind of host."""
+
+from __future__ import annotations
+
+import pytest
+from hosts import HOSTS
+
+from vmm.coherence.capability import Generation, Support
+from vmm.coherence.policy import (
+    NVGRACE,
+    AskKernel,
+    Attribute,
+    Cache,
+    Decision,
+    Map,
+    Refuse,
+    Stage1,
+    Stage2,
+    Trap,
+    decide,
+    decide_ram,
+    region_attribute,
+    with_uapi,
+)
+from vmm.kvm.vm import MemFlag
+
+AUTO, REQUIRE, FORBID = Cache
+MAP_WB, MAP_FLAG, MAP_NC, MAP_UNPROMISED, TRAP, REFUSE, ASK = (
+    "map WB",
+    "map WB with the flag",
+    "map NC",
+    "map, unpromised",
+    "trap",
+    "refuse",
+    "ask",
+)
+
+
+def named(decision: Decision) -> str:
+    match decision:
+        case Trap():
+            return TRAP
+        case Refuse():
+            return REFUSE
+        case AskKernel():
+            return ASK
+        case Map(MemFlag.WRITE_BACK, promise):
+            assert promise.stage2 is Stage2.WRITE_BACK
+            return MAP_FLAG
+        case Map(_, promise):
+            return {
+                Stage2.WRITE_BACK: MAP_WB,
+                Stage2.NON_CACHEABLE: MAP_NC,
+                Stage2.UNPROMISED: MAP_UNPROMISED,
+            }[promise.stage2]
+
+
+TABLE = {
+    # host              stage 1            auto            require   forbid
+    ("legacy", Stage1.CACHEABLE): (REFUSE, REFUSE, TRAP),
+    ("mainline", Stage1.CACHEABLE): (MAP_WB, MAP_WB, TRAP),
+    ("mainline-nofwb", Stage1.CACHEABLE): (REFUSE, REFUSE, TRAP),
+    ("rfc", Stage1.CACHEABLE): (MAP_FLAG, MAP_FLAG, TRAP),
+    ("rfc-nofwb", Stage1.CACHEABLE): (REFUSE, REFUSE, TRAP),
+    ("stray-flag", Stage1.CACHEABLE): (REFUSE, REFUSE, TRAP),
+    ("legacy", Stage1.UNCACHED): (MAP_NC, REFUSE, MAP_NC),
+    ("mainline", Stage1.UNCACHED): (MAP_NC, REFUSE, MAP_NC),
+    ("rfc", Stage1.UNCACHED): (MAP_NC, REFUSE, MAP_NC),
+    ("legacy", Stage1.UNKNOWN): (REFUSE, REFUSE, TRAP),
+    ("mainline", Stage1.UNKNOWN): (MAP_UNPROMISED, REFUSE, TRAP),
+    ("rfc", Stage1.UNKNOWN): (ASK, ASK, TRAP),
+}
+
+
+@pytest.mark.parametrize(("host", "stage1"), TABLE, ids=str)
+@pytest.mark.parametrize("cache", Cache, ids=lambda cache: cache.value)
+def test_the_ladder(host: str, stage1: Stage1, cache: Cache) -> None:
+    decision = decide(Attribute(stage1, "said"), HOSTS[host], cache)
+    assert named(decision) == TABLE[host, stage1][list(Cache).index(cache)]
+    if isinstance(decision, Refuse):
+        assert decision.remedy
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("cache", Cache)
+def test_what_the_host_caches_is_never_mapped_without_a_promise(host: str, cache: Cache) -> None:
+    decision = decide(Attribute(Stage1.CACHEABLE, "said"), HOSTS[host], cache)
+    if isinstance(decision, Map):
+        assert decision.promise.stage2 is Stage2.WRITE_BACK
+        assert HOSTS[host].support is Support.SUPPORTED
+
+
+def test_a_refusal_names_the_capability_and_fwb() -> None:
+    decision = decide(Attribute(Stage1.CACHEABLE, "said"), HOSTS["mainline-nofwb"], Cache.AUTO)
+    assert isinstance(decision, Refuse)
+    assert "243" in decision.because
+    assert "FEAT_S2FWB" in decision.because
+
+
+def test_a_required_cacheable_mapping_is_all_the_kernel_is_asked_for() -> None:
+    asked = decide(Attribute(Stage1.UNKNOWN, "?"), HOSTS["rfc"], Cache.REQUIRE)
+    assert isinstance(asked, AskKernel)
+    assert [choice.flags for choice in asked.choices] == [MemFlag.WRITE_BACK]
+
+
+@pytest.mark.parametrize(
+    ("driver", "region", "stage1"),
+    [
+        ("nvgrace_gpu_vfio_pci", 4, Stage1.CACHEABLE),
+        ("nvgrace-gpu-vfio-pci", 4, Stage1.CACHEABLE),
+        (NVGRACE, 2, Stage1.UNCACHED),
+        (NVGRACE, 0, Stage1.UNCACHED),
+        ("vfio-pci", 4, Stage1.UNCACHED),
+        ("mlx5_vfio_pci", 0, Stage1.UNKNOWN),
+    ],
+)
+def test_the_driver_is_the_authority_on_stage_1(driver: str, region: int, stage1: Stage1) -> None:
+    assert region_attribute(driver, region).stage1 is stage1
+
+
+def test_ram_is_write_back_where_the_host_forces_it_and_said_to_be_so() -> None:
+    for host, stage2 in {
+        "legacy": Stage2.GUEST_DECIDES,
+        "mainline": Stage2.WRITE_BACK,
+        "mainline-nofwb": Stage2.GUEST_DECIDES,
+        "rfc": Stage2.WRITE_BACK,
+    }.items():
+        decision = decide_ram(HOSTS[host], write_back=False)
+        assert isinstance(decision, Map)
+        assert (decision.flags, decision.promise.stage2) == (MemFlag(0), stage2)
+
+
+def test_ram_is_asked_to_be_write_back_only_of_a_kernel_that_has_the_flag() -> None:
+    decisions = {name: decide_ram(host, write_back=True) for name, host in HOSTS.items()}
+    assert {name for name, made in decisions.items() if isinstance(made, Map)} == {"rfc"}
+
+
+def test_people_who_know_their_kernel_are_believed() -> None:
+    told = with_uapi(HOSTS["legacy"], "rfc")
+    assert told.generation is Generation.RFC
+    assert "--uapi rfc" in told.evidence[0]
+    assert with_uapi(HOSTS["legacy"], "auto") is HOSTS["legacy"]

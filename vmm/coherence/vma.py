@@ -1,0 +1,58 @@
+"""Our own mappings as the kernel sees them: /proc/self/smaps.
+
+Source: Documentation/filesystems/proc.rst, VmFlags. ``pf`` is VM_PFNMAP, which is what KVM asks
+for device memory; whether such a mapping is cacheable, nothing here tells.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+SMAPS: Final = Path("/proc/self/smaps")
+HEADER: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+\s*(.*)")
+
+
+@dataclass(frozen=True)
+class Vma:
+    """Host virtual addresses [start, end) with one set of attributes."""
+
+    start: int
+    end: int
+    permissions: str
+    name: str
+    flags: frozenset[str]
+
+    @property
+    def is_pfnmap(self) -> bool:
+        """Whether it maps page frames that the kernel does not manage."""
+        return "pf" in self.flags
+
+    def __str__(self) -> str:
+        kind = "PFNMAP" if self.is_pfnmap else "memory the kernel manages"
+        return f"VMA {self.start:#x}-{self.end:#x} of {self.name or 'anonymous memory'} ({kind})"
+
+
+def parse(lines: Iterable[str]) -> Iterator[Vma]:
+    """Yield the mappings that the lines of an smaps file describe."""
+    header: re.Match[str] | None = None
+    for line in lines:
+        if match := HEADER.match(line):
+            header = match
+        elif header and line.startswith("VmFlags:"):
+            start, end, permissions, name = header.groups()
+            flags = frozenset(line.split()[1:])
+            yield Vma(int(start, 16), int(end, 16), permissions, name.strip(), flags)
+
+
+def find(host_address: int, vmas: Iterable[Vma] | None = None) -> Vma | None:
+    """Return the mapping that *host_address* is in, or None."""
+    if vmas is None:
+        with SMAPS.open() as lines:
+            vmas = list(parse(lines))
+    return next((vma for vma in vmas if vma.start <= host_address < vma.end), None)
