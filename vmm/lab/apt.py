@@ -252,9 +252,7 @@ def _remember(key: str, files: list[str]) -> None:
     cache.write_json(_record(), value)
 
 
-def fetch(
-    packages: Sequence[str], *, suite: str, arch: str, closure: bool = False
-) -> list[Path]:
+def fetch(packages: Sequence[str], *, suite: str, arch: str, closure: bool = False) -> list[Path]:
     """Return the .deb files of *packages* from *suite* (for instance "trixie-backports").
 
     With *closure*, also those of all they depend on (not what they recommend). Downloads only

@@ -38,7 +38,11 @@ def parse_targets(text: str) -> Mirror:
         fields = dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line)
         uri, suite = fields.get("Repo-URI"), fields.get("Release", "")
         # Origin is known only once the machine has run `apt-get update`.
-        if not uri or fields.get("Component") != "main" or fields.get("Origin", "Debian") != "Debian":
+        if (
+            not uri
+            or fields.get("Component") != "main"
+            or fields.get("Origin", "Debian") != "Debian"
+        ):
             continue
         base, _, part = suite.partition("/")[0].partition("-")
         if base not in _SUITES:

@@ -43,8 +43,10 @@ def execute(host: Host, argv: Sequence[str], env: Mapping[str, str] | None = Non
     """
     terminal = Terminal(0) if os.isatty(0) and os.isatty(1) else None
     with _signals() as (wakeup, arrived):
-        size = tuple(os.get_terminal_size(1))[::-1] if terminal else None
-        connection = session.open_command(host, argv, env=env, tty=size)
+        size = os.get_terminal_size(1) if terminal else None
+        connection = session.open_command(
+            host, argv, env=env, tty=(size.lines, size.columns) if size else None
+        )
         try:
             if terminal and terminal.is_foreground():
                 terminal.make_raw()

@@ -29,7 +29,7 @@ def missing(tool: str) -> HostError:
 
 
 def complaint(stderr: str) -> str:
-    """Return the line of *stderr* that most likely says why: the first error, else the last line."""
+    """Return the line of *stderr* that most likely says why: the first error, or the last."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("E:") or "error" in line.lower()]
     return (errors or lines[-1:] or ["it did not say why"])[0]

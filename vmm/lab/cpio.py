@@ -24,7 +24,9 @@ class CpioWriter:
         self._file = file
         self._inode = 0
 
-    def _entry(self, name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
+    def _entry(
+        self, name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)
+    ) -> None:
         self._inode += 1
         encoded = name.encode() + b"\0"
         links = 2 if stat.S_ISDIR(mode) else 1
@@ -61,7 +63,7 @@ class CpioWriter:
                 inside = prefix + path.relative_to(root).as_posix()
                 mode = path.lstat().st_mode
                 if stat.S_ISLNK(mode):
-                    self.symlink(inside, os.readlink(path))
+                    self.symlink(inside, str(path.readlink()))
                 elif stat.S_ISDIR(mode):
                     self.directory(inside, stat.S_IMODE(mode))
                 elif stat.S_ISREG(mode):

@@ -12,7 +12,6 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm.errors import HostError
@@ -22,7 +21,8 @@ from vmm.lab.command import missing
 from vmm.progress import step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
     from typing import Self
 
     from vmm.lab.profiles import Profile
@@ -114,7 +114,7 @@ class Host:
         if done.status:
             text = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
             raise HostError(
-                f"setting up lab host {self.record.profile}: {line!r} ends with {done.status}: {text}"
+                f"setting up lab host {self.record.profile}: {line[:60]!r} fails: {text}"
             )
 
     def close(self) -> None:
@@ -137,6 +137,8 @@ class Host:
         try:
             connection = socket.create_connection(("127.0.0.1", self.record.port), timeout=30)
             connection.settimeout(None)
+            # Else both ends could wait for each other to read.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * protocol.WINDOW)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.sendall(protocol.frame(protocol.HELLO, self._token))
         except OSError as error:
@@ -194,15 +196,19 @@ def _launch(argv: Sequence[str], log: Path, *, keep: bool) -> subprocess.Popen[b
         )
 
 
-def _await(process: subprocess.Popen[bytes], directory: Path, reach: object) -> None:
+def _await(
+    process: subprocess.Popen[bytes], directory: Path, reach: Callable[[float], None]
+) -> None:
     """Wait until the agent can be reached."""
-    deadline = time.monotonic() + _TIMEOUT
+    started = time.monotonic()
     console = directory / "console.log"
     while READY.encode() not in console.read_bytes():
         code = process.poll()
         if code is not None:
             raise HostError(f"the lab host ended before it was up ({code}): {tail(directory)}")
-        if time.monotonic() > deadline:
+        elapsed = time.monotonic() - started
+        reach(elapsed)
+        if elapsed > _TIMEOUT:
             raise HostError(
                 f"the lab host was not up after {_TIMEOUT:.0f} s: {tail(directory)}",
                 "is this machine very busy?",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmm.errors import UserError
+from vmm.lab import gh200
 from vmm.lab.stock import Kernel, StockKernel
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ PROFILES: dict[str, Profile] = {
             cpu="max,pauth-impdef=on",
             gic=2,
         ),
+        *gh200.profiles(),
     )
 }
 DEFAULT = "fwb"

@@ -1,5 +1,4 @@
-"""What the lab's client and the agent in the lab host say to each other, over one TCP connection
-per command.
+"""What the lab's client and the agent in the lab host say to each other, a connection per command.
 
 A frame is a kind (1 byte), a length (4 bytes, big-endian) and that many bytes. The client opens
 with HELLO (the host's token) and one request; the agent answers. For a command:
@@ -37,7 +36,8 @@ FAILED = b"F"
 
 CHUNK = 64 * 1024
 """The most bytes either side puts into one frame."""
-WINDOW = 4 * CHUNK
+WINDOW = 2 * CHUNK
+"""Twice this fits into the client's socket: sending input never blocks it."""
 PORT = 1
 """The agent's TCP port inside the host, where nobody else listens."""
 

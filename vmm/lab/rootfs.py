@@ -91,7 +91,18 @@ _LINKS = {"bin": "usr/bin", "lib": "usr/lib", "sbin": "usr/sbin", "var/run": "/r
 def compile_python(directory: Path) -> None:
     """Write the .pyc files of all Python files in *directory*, never to be checked again."""
     compiler = [*foreign.python(), "-m", "compileall", "-q"]
-    command.run([*compiler, "--invalidation-mode", "unchecked-hash", "-s", str(directory), "-p", "/", str(directory)])
+    command.run(
+        [
+            *compiler,
+            "--invalidation-mode",
+            "unchecked-hash",
+            "-s",
+            str(directory),
+            "-p",
+            "/",
+            str(directory),
+        ]
+    )
 
 
 @once

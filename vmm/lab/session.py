@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm.errors import HostError, UserError
-from vmm.lab import protocol, tree as worktree
-from vmm.lab.host import Completed
+from vmm.lab import protocol
+from vmm.lab import tree as worktree
+from vmm.lab.host import Completed, tail
 from vmm.lab.protocol import frame
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Mapping, Sequence
 
     from vmm.lab.host import Host
 
-_OWN = frozenset("bin dev etc host lib lib64 proc run sbin sys usr var".split())
+_OWN = frozenset(
+    ("bin", "dev", "etc", "host", "lib", "lib64", "proc", "run", "sbin", "sys", "usr", "var")
+)
 """Top-level directories that are the lab host's own; all others are the outside's, as is /host."""
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSED = ("COLORTERM", "HOME", "NO_COLOR", "TERM")
@@ -27,7 +30,7 @@ _PASSED = ("COLORTERM", "HOME", "NO_COLOR", "TERM")
 
 def inside(path: str | Path) -> str:
     """Return the name that the outside's *path* has in a lab host."""
-    absolute = os.path.abspath(path)
+    absolute = os.path.abspath(path)  # noqa: PTH100  (resolves no links: they may differ there)
     top = absolute.split("/")[1]
     return f"/host{absolute}" if top in _OWN or not top else absolute
 
@@ -74,8 +77,6 @@ def _next(connection: socket.socket, host: Host) -> protocol.Frame:
 
 def lost(host: Host) -> HostError:
     """Return the error for a connection that ended before its command did."""
-    from vmm.lab.host import tail  # noqa: PLC0415
-
     return HostError(f"lab host {host.record.profile} went away: {tail(host.directory)}")
 
 
@@ -110,6 +111,46 @@ def failed(payload: bytes) -> UserError:
     return UserError(f"in the lab host: {payload.decode(errors='replace')}")
 
 
+class _Exchange:
+    """A command's input and output, in memory."""
+
+    def __init__(self, connection: socket.socket, stdin: bytes) -> None:
+        self._connection = connection
+        self._rest: memoryview | None = memoryview(stdin)
+        self._window = protocol.WINDOW
+        self._output = {protocol.OUTPUT: bytearray(), protocol.ERRORS: bytearray()}
+        self._status = 0
+
+    def feed(self) -> None:
+        """Send as much input as the window lets through, and after the last its end."""
+        while self._rest and self._window:
+            chunk = self._rest[: min(self._window, protocol.CHUNK)]
+            self._connection.sendall(frame(protocol.INPUT, bytes(chunk)))
+            self._rest = self._rest[len(chunk) :]
+            self._window -= len(chunk)
+        if self._rest is not None and not self._rest:
+            self._connection.sendall(frame(protocol.INPUT))
+            self._rest = None
+
+    def take(self, kind: bytes, payload: bytes) -> bool:
+        """Take one frame; say whether it was the last."""
+        if kind in self._output:
+            self._output[kind] += payload
+        elif kind == protocol.TAKEN:
+            self._window += protocol.NUMBER.unpack(payload)[0]
+        elif kind == protocol.FAILED:
+            raise failed(payload)
+        elif kind == protocol.EXIT:
+            (self._status,) = protocol.NUMBER.unpack(payload)
+        return kind == protocol.EXIT
+
+    @property
+    def completed(self) -> Completed:
+        """What became of the command, once it has ended."""
+        output, errors = (bytes(self._output[kind]) for kind in (protocol.OUTPUT, protocol.ERRORS))
+        return Completed(self._status, output, errors)
+
+
 def run(  # noqa: PLR0913
     host: Host,
     argv: Sequence[str],
@@ -122,41 +163,21 @@ def run(  # noqa: PLR0913
 ) -> Completed:
     """Run *argv* in *host*, its input and output in memory."""
     deadline = None if timeout is None else time.monotonic() + timeout
-    output = {protocol.OUTPUT: bytearray(), protocol.ERRORS: bytearray()}
     frames = protocol.Frames()
-    window = protocol.WINDOW
-    rest = memoryview(stdin)
-    ended = False
     with open_command(host, argv, env=env, cwd=cwd, tree=tree) as connection:
+        exchange = _Exchange(connection, stdin)
         while True:
-            while rest and window:
-                chunk = rest[: min(window, protocol.CHUNK)]
-                connection.sendall(frame(protocol.INPUT, bytes(chunk)))
-                rest, window = rest[len(chunk) :], window - len(chunk)
-            if not rest and not ended:
-                connection.sendall(frame(protocol.INPUT))
-                ended = True
             try:
+                exchange.feed()
                 if deadline is not None:
                     connection.settimeout(max(deadline - time.monotonic(), 0.001))
                 data = connection.recv(protocol.CHUNK)
             except TimeoutError:
-                raise HostError(
-                    f"in the lab host: {argv[0]} did not end within {timeout:g} s"
-                ) from None
+                raise HostError(f"in the lab host: {argv[0]} took over {timeout:g} s") from None
             except OSError:
                 data = b""
             if not data:
                 raise lost(host)
-            for kind, payload in frames.feed(data):
-                if kind in output:
-                    output[kind] += payload
-                elif kind == protocol.TAKEN:
-                    window += protocol.NUMBER.unpack(payload)[0]
-                elif kind == protocol.EXIT:
-                    (status,) = protocol.NUMBER.unpack(payload)
-                    return Completed(
-                        status, bytes(output[protocol.OUTPUT]), bytes(output[protocol.ERRORS])
-                    )
-                elif kind == protocol.FAILED:
-                    raise failed(payload)
+            for found in frames.feed(data):
+                if exchange.take(*found):
+                    return exchange.completed

@@ -112,7 +112,9 @@ def run_directory() -> Path:
         path.mkdir(mode=0o700, exist_ok=True)
         found = path.lstat()
     except OSError as error:
-        raise HostError(f"{path}: {error.strerror}", "XDG_RUNTIME_DIR chooses another place") from error
+        raise HostError(
+            f"{path}: {error.strerror}", "XDG_RUNTIME_DIR chooses another place"
+        ) from error
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077 or not path.is_dir():
         raise HostError(f"{path} is not a private directory of yours", "remove it")
     return path

@@ -143,6 +143,7 @@ def closure(directory: Path, wanted: tuple[str, ...]) -> list[str]:
         files[_name(path)] = path
     order: dict[str, None] = {}
     for name in wanted:
-        if path := files.get(name):
+        if name in files:
+            path = files[name]
             order.update(dict.fromkeys([*reversed(needs[path]), path]))
     return list(order)

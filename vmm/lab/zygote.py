@@ -5,6 +5,8 @@ tree installed has one such process, waiting behind a Unix socket. It takes over
 from the agent: those whose command is `pyvmm`, or Python without options of its own.
 """
 
+# pathlib takes 50 ms to import here, and exec is the point:
+# ruff: noqa: PTH103, PTH104, PTH108, PTH112, PTH123, PTH208, S606
 from __future__ import annotations
 
 import json
@@ -13,6 +15,7 @@ import signal
 import socket
 import struct
 import sys
+from contextlib import suppress
 
 from vmm.lab import protocol
 
@@ -62,7 +65,7 @@ def start(trees: str, name: str) -> None:
     console = os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY)
     for number, fd in enumerate((null, console, console)):
         os.dup2(fd, number)
-    os.set_inheritable(listener.fileno(), True)
+    os.set_inheritable(listener.fileno(), True)  # noqa: FBT003
     tree = f"{trees}/{name}"
     environment = {
         "PATH": "/usr/sbin:/usr/bin",
@@ -90,7 +93,9 @@ def _eligible(request: dict[str, Any]) -> bool:
     if {name for name in request["env"] if name.startswith("PYTHON")} != _OWN:
         return False
     if program in _PYTHONS:
-        return bool(arguments) and (not arguments[0].startswith("-") or arguments[0] in {"-m", "-c"})
+        return bool(arguments) and (
+            not arguments[0].startswith("-") or arguments[0] in {"-m", "-c"}
+        )
     return bool(program == "pyvmm")
 
 
@@ -204,10 +209,8 @@ def _report() -> None:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(OSError, ValueError):
             stream.flush()
-        except (OSError, ValueError):
-            pass
 
 
 def _status(code: object) -> int:
