@@ -132,6 +132,15 @@ def settle(loop: Loop) -> None:
         loop.run()
 
 
+def expect(loop: Loop, master: int, text: bytes) -> bytes:
+    """Run *loop* until *text* is on the screen: a terminal passes bytes on in its own time."""
+    seen = bytearray()
+    loop.add_reader(master, lambda: seen.extend(os.read(master, 1000)))
+    run_until(loop, lambda: text in seen)
+    loop.remove_reader(master)
+    return bytes(seen)
+
+
 class Screen(threading.Thread):
     """Reads all that comes out of *fd* until its end, or until it has seen *enough* bytes."""
 
@@ -169,8 +178,7 @@ def test_the_terminal_echoes_nothing_by_itself(
         os.write(master, b"secret\r")
         run_until(loop, lambda: guest.text() == b"secret\r")
         guest.send(b"prompt\n")
-        settle(loop)
-        assert os.read(master, 100) == b"prompt\n"
+        assert expect(loop, master, b"\n") == b"prompt\n"
 
 
 def test_a_pipe_is_read_no_faster_than_the_guest_reads(
@@ -212,10 +220,12 @@ def test_room_announced_by_another_thread_moves_the_input(
     with Console(loop, guest, guest, stdin=stdin, stdout=stdout) as console:
 
         def read() -> None:
+            while not guest.heard:
+                time.sleep(0.001)
             guest.room = 1
             console.input_ready()
 
-        thread = threading.Timer(0.02, read)
+        thread = threading.Thread(target=read)
         thread.start()
         run_until(loop, lambda: guest.text() == b"ab")
         thread.join()
@@ -315,8 +325,7 @@ def test_help_is_shown_with_line_ends_for_a_raw_terminal(
     master, slave = pty
     with Console(loop, guest, guest, stdin=slave, stdout=slave, escape=0x02):
         os.write(master, b"\x02h")
-        settle(loop)
-        shown = os.read(master, 1000)
+        shown = expect(loop, master, b"itself\r\n")
     assert b"pyvmm: C-b x      quit" in shown
     assert shown.replace(b"\r\n", b"").find(b"\n") < 0
     assert shown.startswith(b"\r\n")
