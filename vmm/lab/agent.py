@@ -5,7 +5,7 @@ its command only. It imports little before it is ready: a host is up when its ag
 """
 
 # pathlib takes 50 ms to import here, and exec is the point:
-# ruff: noqa: PTH103, PTH104, PTH108, PTH112, PTH123, PTH208, S606
+# ruff: noqa: PTH103, PTH104, PTH112, PTH123, S606
 from __future__ import annotations
 
 import os

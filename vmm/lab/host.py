@@ -61,13 +61,16 @@ class Host:
         with _starting(profile.name):
             if host := cls.find(profile.name):
                 return host
+            for directory, record in state.hosts():
+                if directory.name == profile.name:  # of another version of pyvmm
+                    state.discard(directory, record)
             return cls._boot(profile, keep=True)
 
     @classmethod
     def find(cls, profile: str) -> Self | None:
-        """Return the host of *profile* that is kept up, if there is one."""
+        """Return the host of *profile* that is kept up, if there is one we can talk to."""
         for directory, record in state.hosts():
-            if directory.name == profile and record.up:
+            if directory.name == profile and record.up and record.version == protocol.VERSION:
                 return cls(directory, record)
         return None
 
@@ -100,7 +103,10 @@ class Host:
                 _await(process, directory, reach)
             port = qmp.forwarded_port(directory / "qmp")
             seconds = time.time() - record.started
-            host = cls(directory, replace(record, port=port, boot_seconds=seconds))
+            host = cls(
+                directory,
+                replace(record, port=port, boot_seconds=seconds, version=protocol.VERSION),
+            )
             for line in profile.setup:
                 host._set_up(line)
             state.save(directory, host.record)
@@ -133,7 +139,7 @@ class Host:
         return (self.directory / "token").read_bytes()
 
     def connect(self) -> socket.socket:
-        """Return a connection to the agent, which has said HELLO."""
+        """Return a connection to the agent, on which HELLO was said."""
         try:
             connection = socket.create_connection(("127.0.0.1", self.record.port), timeout=30)
             connection.settimeout(None)

@@ -21,6 +21,9 @@ from __future__ import annotations
 
 import struct
 
+VERSION = 2
+"""Counts incompatible changes: a host that is kept up may be older than its client."""
+
 HELLO = b"H"
 RUN = b"R"
 TREE = b"T"

@@ -1,7 +1,7 @@
 """Start one command in the lab host: its terminal or pipes, its session, its end."""
 
 # pathlib takes 50 ms to import here, and exec is the point:
-# ruff: noqa: PTH103, PTH104, PTH108, PTH112, PTH123, PTH208, S606
+# ruff: noqa: PTH123, PTH208, S606
 from __future__ import annotations
 
 import fcntl
@@ -74,7 +74,7 @@ class Command:
         for name in os.listdir("/proc"):
             if name.isdigit():
                 try:
-                    with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
+                    with open(f"/proc/{name}/stat", "rb") as file:
                         fields = file.read().rpartition(b")")[2].split()
                 except OSError:
                     continue

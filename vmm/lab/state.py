@@ -88,6 +88,8 @@ class State:
     started: float = 0.0
     """Seconds since the epoch."""
     boot_seconds: float = 0.0
+    version: int = 0
+    """The protocol version of its agent."""
 
     @property
     def up(self) -> bool:

@@ -6,7 +6,7 @@ from the agent: those whose command is `pyvmm`, or Python without options of its
 """
 
 # pathlib takes 50 ms to import here, and exec is the point:
-# ruff: noqa: PTH103, PTH104, PTH108, PTH112, PTH123, PTH208, S606
+# ruff: noqa: PTH108, PTH123, S606
 from __future__ import annotations
 
 import json
