@@ -1,1 +1,1 @@
-"""Userspace's side of VFIO: PCI devices that a program may have to itself. See `device.open_device`."""
+"""Userspace's side of VFIO: PCI devices that a program has to itself. Start at `vmm.vfio.device`."""

@@ -1,0 +1,69 @@
+"""Which of VFIO's two interfaces to use: the newer where the host has all of it, else the older."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from vmm.events import Events
+from vmm.vfio.group import Container
+from vmm.vfio.iommufd import Iommufd, device_node
+from vmm.vfio.obstacles import check_assignable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmm.vfio.function import Function
+    from vmm.vfio.iommu import Iommu
+
+
+class Backend(Enum):
+    """An interface to devices and the IOMMU; ``AUTO`` is what the host has."""
+
+    AUTO = "auto"
+    IOMMUFD = "iommufd"
+    GROUP = "group"
+
+
+def open_iommu(
+    function: Function, backend: Backend = Backend.AUTO, events: Events | None = None
+) -> Iommu:
+    """Open an address space that *function*, and others of its host, can be attached to.
+
+    Emits ``vfio-backend``, which says which interface it is and why. Raises `HostError` or
+    `UserError`, which say what is in the way.
+    """
+    check_assignable(function)
+    missing = "" if backend is Backend.IOMMUFD else why_not_iommufd(function)
+    if backend is Backend.GROUP:
+        missing = "the group interface was asked for"
+    chosen = Container if missing else Iommufd
+    opened: Iommu = chosen(function.places)
+    (events or Events()).emit(
+        "vfio-backend",
+        device=function.bdf,
+        backend=opened.name,
+        because=missing or "the host has iommufd and a device file",
+    )
+    return opened
+
+
+def why_not_iommufd(function: Function) -> str:
+    """Return what the host lacks for iommufd, or what we may not use; empty: nothing."""
+    node = device_node(function)
+    if node is None:
+        return "the kernel makes no device file (Linux 6.6, CONFIG_VFIO_DEVICE_CDEV)"
+    iommu = function.places.dev / "iommu"
+    if not iommu.exists():
+        return f"there is no {iommu} (Linux 6.2, module iommufd)"
+    group = function.places.dev / "vfio" / str(function.iommu_group)
+    if _usable(group):  # else neither is, and iommufd's error is the better one
+        for needed in (iommu, node):
+            if not _usable(needed):
+                return f"{needed} is not ours to use"
+    return ""
+
+
+def _usable(path: Path) -> bool:
+    return os.access(path, os.R_OK | os.W_OK)

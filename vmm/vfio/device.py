@@ -1,0 +1,219 @@
+"""A device that we have to ourselves: `open_device`, and what can be done with it.
+
+    with open_device("0000:01:00.0") as device:
+        device.enable_memory()
+        with device.region(4).map() as mapping:
+            ...  # mapping.host_address, mapping.view
+
+Opening and closing reset the device if it can be reset (vfio_pci_core_enable, _disable).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Self
+
+from vmm._native import lib
+from vmm.errors import HostError, UserError
+from vmm.vfio.backend import Backend, open_iommu
+from vmm.vfio.config import COMMAND, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace
+from vmm.vfio.fd import VfioError
+from vmm.vfio.function import Function
+from vmm.vfio.ioctls import DeviceIoctl
+from vmm.vfio.irq import IrqIndex, IrqInfo, Irqs
+from vmm.vfio.obstacles import check_assignable
+from vmm.vfio.places import HOST, Places
+from vmm.vfio.region import Region
+from vmm.vfio.region_info import CONFIG, RegionInfo, region_index
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vmm.events import Events
+    from vmm.vfio.fd import VfioFd
+    from vmm.vfio.iommu import Iommu
+
+
+def open_device(
+    bdf: str,
+    *,
+    iommu: Iommu | None = None,
+    backend: Backend = Backend.AUTO,
+    events: Events | None = None,
+    places: Places = HOST,
+) -> Device:
+    """Open the PCI device at *bdf*, which a VFIO driver has.
+
+    Devices that share an *iommu* (`open_iommu`) do DMA in the same address space; without one
+    the device gets its own, which is closed with it. Raises `UserError` or `HostError`.
+    """
+    function = Function.find(bdf, places)
+    check_assignable(function)
+    if iommu is not None:
+        return Device(function, iommu)
+    own = open_iommu(function, backend, events)
+    try:
+        return Device(function, own, owns_iommu=True)
+    except BaseException:
+        own.close()
+        raise
+
+
+class Device:
+    """One open device. `with` closes it: its mappings, its eventfds, itself."""
+
+    def __init__(self, function: Function, iommu: Iommu, *, owns_iommu: bool = False) -> None:
+        """Attach *function* to *iommu*. Raises `HostError`."""
+        self.function = function
+        self.bdf = function.bdf
+        self.driver = function.driver or ""
+        """The VFIO driver's name, which says how its regions are mapped."""
+        self.iommu = iommu
+        self._owns_iommu = owns_iommu
+        self._notices: dict[IrqIndex, int] = {}
+        self._fd: VfioFd | None = iommu.attach(function)
+        try:
+            self._describe(self._fd)
+        except BaseException:
+            iommu.detach(self._fd)
+            raise
+
+    def _describe(self, fd: VfioFd) -> None:
+        info = fd.ioctl_struct(DeviceIoctl.VFIO_DEVICE_GET_INFO, "vfio_device_info")
+        if not info.flags & lib.VFIO_DEVICE_FLAGS_PCI:
+            raise HostError(f"{self.bdf}: VFIO says that it is no PCI device")
+        self.resettable = bool(info.flags & lib.VFIO_DEVICE_FLAGS_RESET)
+        """Whether `reset` works."""
+        found = [_region_info(fd, index) for index in range(info.num_regions)]
+        self.regions = tuple(
+            Region(self.bdf, one, fd) for one in found if one is not None and one.size
+        )
+        """The regions it has, by index; BARs it lacks are left out."""
+        self.config = ConfigSpace(self.region(CONFIG))
+        self.irqs = Irqs(fd)
+
+    def __str__(self) -> str:
+        return self.bdf
+
+    # --- regions ------------------------------------------------------------------------------
+
+    def region(self, which: int | str) -> Region:
+        """Return a region by its index, or by what a user calls it. Raises `UserError`."""
+        index = which if isinstance(which, int) else region_index(which)
+        for region in self.regions:
+            if region.index == index:
+                return region
+        have = ", ".join(f"{region.index} ({region.info.name})" for region in self.regions)
+        raise UserError(f"{self.bdf} has no region {which}", f"it has {have}")
+
+    # --- memory and DMA -----------------------------------------------------------------------
+
+    @property
+    def memory_enabled(self) -> bool:
+        """Whether its BARs answer: the memory-space bit of the command register."""
+        return bool(self.config.read(COMMAND, 2) & COMMAND_MEMORY)
+
+    def enable_memory(self) -> None:
+        """Have its BARs answer. While they do not, mapped accesses fault. Raises `VfioError`."""
+        self.config.set_command(COMMAND_MEMORY)
+        if not self.memory_enabled:
+            raise HostError(f"{self.bdf}: its memory cannot be switched on")
+
+    def enable_dma(self) -> None:
+        """Let it do DMA (bus master); what it reaches, `dma_map` says. Raises `VfioError`."""
+        self.config.set_command(COMMAND_MASTER)
+
+    def dma_map(self, iova: int, host_address: int, size: int, *, writable: bool = True) -> None:
+        """See `Iommu.dma_map`: for all devices of the address space."""
+        self.iommu.dma_map(iova, host_address, size, writable=writable)
+
+    def dma_unmap(self, iova: int, size: int) -> None:
+        """See `Iommu.dma_unmap`."""
+        self.iommu.dma_unmap(iova, size)
+
+    # --- the whole of it ----------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Reset it, which switches memory and DMA off. Raises `HostError`.
+
+        Remove what the guest sees of its memory first.
+        """
+        if not self.resettable:
+            raise HostError(
+                f"{self.bdf} cannot be reset by itself (no FLR, no power state D3hot that resets)",
+                "power-cycle the host if it misbehaves",
+            )
+        self._open_fd.ioctl(DeviceIoctl.VFIO_DEVICE_RESET)
+
+    def irq(self, index: IrqIndex) -> IrqInfo:
+        """Return what it has of one kind of interrupt. Raises `VfioError`."""
+        return self.irqs.info(index)
+
+    def notice(self, index: IrqIndex) -> int | None:
+        """Return an eventfd, non-blocking and ours, that becomes readable when VFIO has news.
+
+        ``IrqIndex.REQ``: the host wants the device back, and waits until it is closed.
+        ``IrqIndex.ERR``: the device has failed. None if it has no such news to give.
+        Raises `VfioError`.
+        """
+        if index in self._notices:
+            return self._notices[index]
+        if not self.irq(index).count:
+            return None
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self.irqs.signal(index, [fd])
+        except BaseException:
+            os.close(fd)
+            raise
+        self._notices[index] = fd
+        return fd
+
+    @property
+    def kvm_file(self) -> int:
+        """The descriptor that KVM_DEV_VFIO_FILE_ADD wants: the device's own, or its group's."""
+        return self.iommu.kvm_file(self._open_fd)
+
+    @property
+    def _open_fd(self) -> VfioFd:
+        if self._fd is None:
+            raise UserError(f"{self.bdf} is closed")
+        return self._fd
+
+    def close(self) -> None:
+        """Unmap its regions and give it back. Idempotent.
+
+        Memory slots made of its mappings must be gone.
+        """
+        fd, self._fd = self._fd, None
+        if fd is None:
+            return
+        for region in self.regions:
+            region.close()
+        self.iommu.detach(fd)
+        for notice in self._notices.values():
+            os.close(notice)
+        self._notices.clear()
+        if self._owns_iommu:
+            self.iommu.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _region_info(fd: VfioFd, index: int) -> RegionInfo | None:
+    try:
+        return RegionInfo.ask(fd, index)
+    except VfioError as error:
+        if error.errno != errno.EINVAL:  # VGA, of a device that is not
+            raise
+        return None

@@ -1,0 +1,196 @@
+"""PCI functions as sysfs shows them: what they are, who drives them, what they are grouped with.
+
+Source: Documentation/ABI/testing/sysfs-bus-pci, sysfs-kernel-iommu_groups, sysfs-devices-vfio-dev.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from vmm.errors import UserError
+from vmm.vfio.places import HOST, Places
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_BDF: Final = re.compile(
+    r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{1,2}):([01]?[0-9a-f])\.([0-7])", re.IGNORECASE
+)
+
+_IORESOURCE_IO: Final = 0x100
+_IORESOURCE_MEM: Final = 0x200
+_IORESOURCE_PREFETCH: Final = 0x2000
+_IORESOURCE_MEM_64: Final = 0x100000
+"""include/linux/ioport.h, as the third column of ``resource`` shows them."""
+
+_OWN_DMA_LEFT_ALONE: Final = frozenset({"pcieport", "pci-stub", "shpchp"})
+"""Drivers that a group may have besides VFIO's: they do no DMA with kernel memory
+(``driver_managed_dma``, drivers/pci/pcie/portdrv.c, drivers/pci/pci-stub.c)."""
+
+
+def parse_bdf(text: str) -> str:
+    """Return the full form of a PCI address: domain:bus:device.function. Raises `UserError`.
+
+    The domain may be left out, as lspci does.
+    """
+    match = _BDF.fullmatch(text.strip())
+    if match is None:
+        raise UserError(
+            f"{text!r} is not the address of a PCI device",
+            "it is [domain:]bus:device.function in hexadecimal, such as 0000:01:00.0",
+        )
+    domain, bus, device, function = (int(part or "0", 16) for part in match.groups())
+    return f"{domain:04x}:{bus:02x}:{device:02x}.{function}"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A base address register in use: *start* is a host physical address, *size* in bytes."""
+
+    index: int
+    start: int
+    size: int
+    flags: int
+
+    @property
+    def kind(self) -> str:
+        """What is behind it, in lspci's words."""
+        if self.flags & _IORESOURCE_IO:
+            return "I/O ports"
+        width = "64-bit" if self.flags & _IORESOURCE_MEM_64 else "32-bit"
+        return f"{width}, {'' if self.flags & _IORESOURCE_PREFETCH else 'non-'}prefetchable"
+
+    @property
+    def is_memory(self) -> bool:
+        """Whether it is memory, not I/O ports."""
+        return bool(self.flags & _IORESOURCE_MEM)
+
+
+class Function:
+    """One PCI function. Nothing is remembered: each attribute is read when asked for."""
+
+    def __init__(self, bdf: str, places: Places = HOST) -> None:
+        self.bdf = bdf
+        self.places = places
+        self.path = places.devices / bdf
+
+    @classmethod
+    def find(cls, address: str, places: Places = HOST) -> Function:
+        """Return the function at *address*. Raises `UserError` if it is malformed or empty."""
+        function = cls(parse_bdf(address), places)
+        if not function.path.exists():
+            raise UserError(
+                f"there is no PCI device {function.bdf}", "`pyvmm vfio list` shows those there are"
+            )
+        return function
+
+    @classmethod
+    def all(cls, places: Places = HOST) -> list[Function]:
+        """Return every PCI function of the host, by address."""
+        if not places.devices.is_dir():
+            return []
+        return [cls(path.name, places) for path in sorted(places.devices.iterdir())]
+
+    def __str__(self) -> str:
+        return self.bdf
+
+    @property
+    def vendor(self) -> int:
+        """PCI vendor ID."""
+        return self._number("vendor")
+
+    @property
+    def device(self) -> int:
+        """PCI device ID."""
+        return self._number("device")
+
+    @property
+    def class_code(self) -> int:
+        """Class, subclass and programming interface, 24 bits."""
+        return self._number("class")
+
+    @property
+    def modalias(self) -> str:
+        """What module aliases are matched with."""
+        return self._read("modalias")
+
+    @property
+    def numa_node(self) -> int | None:
+        """The NUMA node it is near; None if the host does not say."""
+        node = int(self._read("numa_node") or "-1")
+        return node if node >= 0 else None
+
+    @property
+    def driver(self) -> str | None:
+        """The name of the driver that has it."""
+        return self._link("driver")
+
+    @property
+    def driver_override(self) -> str:
+        """The only driver that may have it; empty: any that matches."""
+        text = self._read("driver_override")
+        return "" if text == "(null)" else text
+
+    @property
+    def iommu_group(self) -> int | None:
+        """The number of the IOMMU group it is in; None: no IOMMU translates its DMA."""
+        name = self._link("iommu_group")
+        return int(name) if name else None
+
+    @property
+    def group_members(self) -> list[Function]:
+        """The other functions of its IOMMU group: they are isolated together, or not at all."""
+        directory = self.path / "iommu_group/devices"
+        names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+        return [Function(name, self.places) for name in names if name != self.bdf]
+
+    @property
+    def group_obstacles(self) -> list[Function]:
+        """Those of `group_members` whose drivers keep the group from being ours."""
+        return [
+            member
+            for member in self.group_members
+            if member.driver
+            and member.driver not in _OWN_DMA_LEFT_ALONE
+            and not member.driven_by_vfio
+        ]
+
+    @property
+    def vfio_name(self) -> str | None:
+        """Its name among VFIO's devices, such as vfio0; needs a VFIO driver and Linux 6.1."""
+        directory = self.path / "vfio-dev"
+        names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+        return names[0] if names else None
+
+    @property
+    def driven_by_vfio(self) -> bool:
+        """Whether its driver is vfio-pci, or a variant of it for this kind of device."""
+        return self.vfio_name is not None or "vfio" in (self.driver or "")
+
+    @property
+    def bars(self) -> list[Bar]:
+        """Its base address registers as the host has assigned them, the ROM's (6) included."""
+        found = []
+        for index, line in enumerate(self._read("resource").splitlines()[:7]):
+            start, end, flags = (int(field, 16) for field in line.split())
+            if flags & (_IORESOURCE_IO | _IORESOURCE_MEM):
+                found.append(Bar(index, start, end - start + 1, flags))
+        return found
+
+    def _number(self, name: str) -> int:
+        return int(self._read(name), 0)
+
+    def _read(self, name: str) -> str:
+        path = self.path / name
+        try:
+            return path.read_text().strip()
+        except FileNotFoundError:
+            if self.path.exists():
+                return ""  # an attribute that this kernel does not have
+            raise UserError(f"PCI device {self.bdf} has gone") from None
+
+    def _link(self, name: str) -> str | None:
+        path: Path = self.path / name
+        return path.readlink().name if path.is_symlink() else None

@@ -1,0 +1,170 @@
+"""The older back end: IOMMU groups in a container, with a type 1 IOMMU (every kernel's).
+
+    /dev/vfio/vfio    a container: the address space, once a group is in it and VFIO_SET_IOMMU done
+    /dev/vfio/N       group N: VFIO_GROUP_SET_CONTAINER, VFIO_GROUP_GET_DEVICE_FD by address
+
+Source: Documentation/driver-api/vfio.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from vmm._native import ffi, lib
+from vmm.errors import HostError
+from vmm.vfio.chain import capabilities
+from vmm.vfio.fd import VfioError, VfioFd, open_node
+from vmm.vfio.ioctls import ContainerIoctl, GroupIoctl
+from vmm.vfio.iommu import Iommu, IovaRange
+from vmm.vfio.obstacles import obstacle
+from vmm.vfio.places import HOST, Places
+
+if TYPE_CHECKING:
+    from vmm.vfio.function import Function
+
+_ALL: Final = IovaRange(0, (1 << 64) - 1)
+
+
+@dataclass
+class _Group:
+    """A group of ours, and the devices of it that are open."""
+
+    fd: VfioFd
+    number: int
+    devices: list[VfioFd] = field(default_factory=list)
+
+
+class Container(Iommu):
+    """One container with a type 1 IOMMU."""
+
+    name: ClassVar[str] = "group"
+
+    def __init__(self, places: Places = HOST) -> None:
+        """Open one. Raises `HostError`."""
+        super().__init__()
+        self._groups: list[_Group] = []
+        path = places.dev / "vfio/vfio"
+        self._fd = VfioFd(open_node(path, "VFIO container"), str(path))
+        try:
+            self._check()
+        except BaseException:
+            self._fd.close()
+            raise
+
+    def _check(self) -> None:
+        version = self._fd.ioctl(ContainerIoctl.VFIO_GET_API_VERSION)
+        if version != lib.VFIO_API_VERSION:
+            raise HostError(f"VFIO speaks version {version}, not {lib.VFIO_API_VERSION}")
+        kind = lib.VFIO_TYPE1v2_IOMMU
+        if not self._fd.ioctl(ContainerIoctl.VFIO_CHECK_EXTENSION, kind, extension=kind):
+            raise HostError(
+                "this host has no type 1 IOMMU driver for VFIO", "modprobe vfio_iommu_type1"
+            )
+
+    def _attach(self, function: Function) -> VfioFd:
+        number = function.iommu_group
+        assert number is not None  # check_assignable has seen it
+        group = next((group for group in self._groups if group.number == number), None)
+        group = group or self._add_group(function, number)
+        name = ffi.new("char[]", function.bdf.encode())
+        try:
+            fd = group.fd.ioctl(
+                GroupIoctl.VFIO_GROUP_GET_DEVICE_FD,
+                int(ffi.cast("uintptr_t", name)),
+                device=function.bdf,
+            )
+        except BaseException:
+            self._drop(group)
+            raise
+        group.devices.append(VfioFd(fd, function.bdf))
+        return group.devices[-1]
+
+    def _add_group(self, function: Function, number: int) -> _Group:
+        node = function.places.dev / "vfio" / str(number)
+        try:
+            fd = VfioFd(open_node(node, f"IOMMU group of {function.bdf}"), str(node))
+        except HostError as error:  # EBUSY: a group is opened once
+            raise (obstacle(function) or error) from error
+        try:
+            status = fd.ioctl_struct(GroupIoctl.VFIO_GROUP_GET_STATUS, "vfio_group_status")
+            if not status.flags & lib.VFIO_GROUP_FLAGS_VIABLE and (found := obstacle(function)):
+                raise found  # noqa: TRY301  (the descriptor is closed below)
+            container = ffi.new("int *", self._fd.fileno())
+            fd.ioctl(
+                GroupIoctl.VFIO_GROUP_SET_CONTAINER,
+                int(ffi.cast("uintptr_t", container)),
+                container=self._fd.fileno(),
+            )
+            if not self._groups:  # the last one to leave takes the IOMMU with it
+                kind = lib.VFIO_TYPE1v2_IOMMU
+                self._fd.ioctl(ContainerIoctl.VFIO_SET_IOMMU, kind, iommu=kind)
+        except BaseException:
+            fd.close()
+            raise
+        self._groups.append(_Group(fd, number))
+        return self._groups[-1]
+
+    def detach(self, device: VfioFd) -> None:
+        """Close the device, and its group with the last of its devices.
+
+        With the last group the kernel undoes all DMA mappings.
+        """
+        device.close()
+        for group in list(self._groups):
+            if device in group.devices:
+                group.devices.remove(device)
+                self._drop(group)
+
+    def _drop(self, group: _Group) -> None:
+        if group.devices:
+            return
+        group.fd.close()
+        self._groups.remove(group)
+        if not self._groups:
+            self._mapped.clear()
+
+    def kvm_file(self, device: VfioFd) -> int:
+        """Return the descriptor of the device's group."""
+        (group,) = (group for group in self._groups if device in group.devices)
+        return group.fd.fileno()
+
+    def iova_ranges(self) -> list[IovaRange]:
+        """Return what can be mapped; before Linux 5.4 the kernel does not tell."""
+        request = ContainerIoctl.VFIO_IOMMU_GET_INFO
+        answer = self._fd.ioctl_whole(request, "vfio_iommu_type1_info")
+        info = ffi.from_buffer("struct vfio_iommu_type1_info *", answer)
+        has_chain = info.flags & lib.VFIO_IOMMU_INFO_CAPS
+        for capability in capabilities(answer, info.cap_offset if has_chain else 0):
+            if capability.id == lib.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE:
+                name = "struct vfio_iommu_type1_info_cap_iova_range"
+                count = capability.struct(name).nr_iovas
+                found = capability.struct(name, count, "struct vfio_iova_range")
+                ranges = [found.iova_ranges[i] for i in range(count)]
+                return [IovaRange(int(one.start), int(one.end)) for one in ranges]
+        return [_ALL]
+
+    def _map(self, iova: int, host_address: int, size: int, *, writable: bool) -> None:
+        self._fd.ioctl_struct(
+            ContainerIoctl.VFIO_IOMMU_MAP_DMA,
+            "vfio_iommu_type1_dma_map",
+            flags=lib.VFIO_DMA_MAP_FLAG_READ | (lib.VFIO_DMA_MAP_FLAG_WRITE if writable else 0),
+            vaddr=host_address,
+            iova=iova,
+            size=size,
+        )
+
+    def _unmap(self, iova: int, size: int) -> None:
+        request = ContainerIoctl.VFIO_IOMMU_UNMAP_DMA
+        done = self._fd.ioctl_struct(request, "vfio_iommu_type1_dma_unmap", iova=iova, size=size)
+        if not done.size:  # said without an error, unlike iommufd
+            raise VfioError(self._fd.name, request, errno.ENOENT, {"iova": iova, "size": size})
+
+    def _close(self) -> None:
+        for group in self._groups:
+            for device in group.devices:
+                device.close()
+            group.fd.close()
+        self._groups.clear()
+        self._fd.close()

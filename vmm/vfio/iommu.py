@@ -1,0 +1,136 @@
+"""An IOMMU address space that devices do DMA in: what both back ends have in common."""
+
+from __future__ import annotations
+
+import errno
+import resource
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from vmm.errors import HostError
+from vmm.vfio.fd import VfioError
+from vmm.vfio.obstacles import obstacle
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vmm.vfio.fd import VfioFd
+    from vmm.vfio.function import Function
+
+
+@dataclass(frozen=True, slots=True)
+class IovaRange:
+    """I/O virtual addresses [start, last] that can be mapped."""
+
+    start: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"[{self.start:#x}, {self.last:#x}]"
+
+
+class Iommu(ABC):
+    """One I/O address space, and the devices attached to it. `with` closes it."""
+
+    name: ClassVar[str]
+
+    def __init__(self) -> None:
+        self._mapped: dict[int, int] = {}
+
+    @abstractmethod
+    def _attach(self, function: Function) -> VfioFd: ...
+
+    @abstractmethod
+    def detach(self, device: VfioFd) -> None:
+        """Close a device that `attach` returned, and give back what was opened for it."""
+
+    @abstractmethod
+    def kvm_file(self, device: VfioFd) -> int:
+        """Return the descriptor that KVM_DEV_VFIO_FILE_ADD wants of a device."""
+
+    @abstractmethod
+    def iova_ranges(self) -> list[IovaRange]:
+        """Return what can be mapped, which shrinks with each device. Raises `VfioError`."""
+
+    @abstractmethod
+    def _map(self, iova: int, host_address: int, size: int, *, writable: bool) -> None: ...
+
+    @abstractmethod
+    def _unmap(self, iova: int, size: int) -> None: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...
+
+    def attach(self, function: Function) -> VfioFd:
+        """Open a device and attach it. Raises `HostError`, which says what is in the way."""
+        try:
+            return self._attach(function)
+        except VfioError as error:
+            raise self._explain(function, error) from error
+
+    def _explain(self, function: Function, error: VfioError) -> HostError:
+        """Return the error for a device that could not be attached: who is in the way, if known."""
+        if error.errno == errno.ENOMEM:
+            return self._memory_limit(0) or error
+        if error.errno in (errno.EPERM, errno.EBUSY, errno.EINVAL, errno.ENODEV):
+            return obstacle(function) or error
+        return error
+
+    @property
+    def mapped(self) -> int:
+        """How many bytes are mapped, and so kept in memory."""
+        return sum(self._mapped.values())
+
+    def dma_map(self, iova: int, host_address: int, size: int, *, writable: bool = True) -> None:
+        """Let the devices reach *size* bytes at *host_address* of ours, at *iova*.
+
+        All are multiples of the IOMMU's page. The memory is pinned: it stays in RAM and counts
+        as locked. Memory of devices (a `RegionMapping`) cannot be mapped so. Raises `HostError`.
+        """
+        try:
+            self._map(iova, host_address, size, writable=writable)
+        except VfioError as error:
+            if error.errno == errno.ENOMEM and (limited := self._memory_limit(size)):
+                raise limited from error
+            raise
+        self._mapped[iova] = size
+
+    def dma_unmap(self, iova: int, size: int) -> None:
+        """Undo `dma_map`, one or several whole ones. Raises `VfioError`."""
+        self._unmap(iova, size)
+        for start in [start for start in self._mapped if iova <= start < iova + size]:
+            del self._mapped[start]
+
+    def close(self) -> None:
+        """Undo all mappings and close. The devices must be closed. Idempotent."""
+        self._mapped.clear()
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _memory_limit(self, size: int) -> HostError | None:
+        """Return the error for mappings beyond the limit on locked memory, if that is the cause."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        needed = self.mapped + size
+        if limit == resource.RLIM_INFINITY or needed <= limit:
+            return None
+        return HostError(
+            f"DMA needs {_mebibytes(needed)} of memory locked, and this process's limit is "
+            f"{_mebibytes(limit)}",
+            f"raise it (ulimit -l {-(-needed // 1024)}, or LimitMEMLOCK= of a systemd unit), or "
+            "give it CAP_IPC_LOCK",
+        )
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.4g} MiB"

@@ -1,0 +1,96 @@
+"""Part of a device's region in our own address space."""
+
+from __future__ import annotations
+
+import mmap
+from functools import partial
+from typing import TYPE_CHECKING, Final, Self
+
+from vmm._native import ffi, lib
+from vmm.vfio.fd import VfioError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vmm.vfio.fd import VfioFd
+    from vmm.vfio.region import Area
+
+LARGEST_BLOCK: Final = 1 << 30
+"""Bytes; PFNMAP has no larger (PUD) blocks with 4 KiB pages, and 512 MiB (PMD) is the largest
+with 64 KiB pages."""
+
+
+def alignment(size: int) -> int:
+    """Return what to align the host address of *size* bytes to, in bytes."""
+    return max(mmap.PAGESIZE, min(LARGEST_BLOCK, 1 << size.bit_length() - 1))
+
+
+class RegionMapping:
+    """Owns one mapping of device memory; `view` and `host_address` are what slots are made of.
+
+    An access faults (SIGBUS) while the device's memory is off. Remove the memory slot first,
+    then close.
+    """
+
+    def __init__(
+        self, device: VfioFd, what: str, file_offset: int, area: Area, *, writable: bool
+    ) -> None:
+        """Map *area* of the region that starts at *file_offset*. Raises `VfioError`."""
+        self.what = what
+        self.offset = area.offset
+        self.size = area.size
+        address = ffi.new("uintptr_t *")
+        error = lib.pyvmm_map_aligned(
+            device.fileno(),
+            file_offset + area.offset,
+            area.size,
+            writable,
+            alignment(area.size),
+            area.offset,
+            address,
+        )
+        if error:
+            shown: dict[str, object] = {"offset": area.offset, "size": area.size}
+            raise VfioError(what, "mmap", -error, shown)
+        self.host_address = int(address[0])
+        """Where it is in our address space."""
+        self._mapped = [self.host_address]
+        # Views of it keep this alive, so that none is ever left pointing at nothing.
+        memory = ffi.gc(
+            ffi.cast("uint8_t *", self.host_address), partial(_unmap, self._mapped, self.size)
+        )
+        self.view = memoryview(ffi.buffer(memory, self.size))
+        """Its bytes. Wide or ordered accesses are better made through `Region.read`."""
+        if not writable:
+            self.view = self.view.toreadonly()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is unmapped."""
+        return not self._mapped
+
+    def close(self) -> None:
+        """Unmap. Its memory slot must be gone. Idempotent.
+
+        Raises BufferError if somebody holds a slice of `view`: then the last of these unmaps.
+        """
+        self.view.release()
+        if self._mapped:
+            raise BufferError(f"{self.what}: a view of the mapping is in use")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _unmap(mapped: list[int], size: int, _pointer: object) -> None:
+    for address in mapped:
+        lib.pyvmm_unmap(address, size)
+    mapped.clear()
