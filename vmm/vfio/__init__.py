@@ -1,1 +1,1 @@
-"""Userspace's side of VFIO: PCI devices that a program has to itself. Start at `vmm.vfio.device`."""
+"""Userspace's side of VFIO: PCI devices to have to itself. Start at `vmm.vfio.device`."""

@@ -116,13 +116,11 @@ class Irqs:
             size += ffi.sizeof("int32_t") * len(eventfds)
         whole = ffi.new("uint32_t[]", (size + 3) // 4)
         arg = ffi.cast("struct vfio_irq_set *", whole)
-        arg.argsz, arg.flags, arg.index, arg.start, arg.count = (
-            size,
-            kind | action,
-            index,
-            start,
-            count,
-        )
+        arg.argsz = size
+        arg.flags = kind | action
+        arg.index = index
+        arg.start = start
+        arg.count = count
         if eventfds is not None:
             ffi.cast("int32_t *", arg.data)[0 : len(eventfds)] = list(eventfds)
         self._device.ioctl(

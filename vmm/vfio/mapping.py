@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vmm.vfio.fd import VfioFd
-    from vmm.vfio.region import Area
+    from vmm.vfio.region_info import Area
 
 LARGEST_BLOCK: Final = 1 << 30
 """Bytes; PFNMAP has no larger (PUD) blocks with 4 KiB pages, and 512 MiB (PMD) is the largest

@@ -42,9 +42,9 @@ def obstacle(function: Function) -> HostError | None:
             "bind those to VFIO as well (`pyvmm vfio bind`), or unbind their drivers: the IOMMU "
             "cannot keep a group's devices apart",
         )
-    if found := users(function):
+    if holders := users(function):
         return HostError(
-            f"{function.bdf} is in use by {', '.join(found)}",
+            f"{function.bdf} is in use by {', '.join(holders)}",
             "a device, and its IOMMU group, belong to one program at a time",
         )
     return None
@@ -52,8 +52,8 @@ def obstacle(function: Function) -> HostError | None:
 
 def check_unused(function: Function) -> None:
     """Raise `UserError` if a program has the device open: unbinding would wait for it."""
-    if found := users(function):
-        raise UserError(f"{function.bdf} is in use by {', '.join(found)}", "end that first")
+    if holders := users(function):
+        raise UserError(f"{function.bdf} is in use by {', '.join(holders)}", "end that first")
 
 
 def users(function: Function) -> list[str]:
@@ -78,7 +78,7 @@ def _holds(places: Places, pid: int, nodes: set[str]) -> bool:
     try:
         for name in os.listdir(directory):  # noqa: PTH208  (thousands of them: no Path for each)
             try:
-                if os.readlink(f"{directory}/{name}") in nodes:
+                if os.readlink(f"{directory}/{name}") in nodes:  # noqa: PTH115
                     return True
             except OSError:
                 continue  # closed meanwhile

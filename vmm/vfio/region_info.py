@@ -25,7 +25,7 @@ NAMES: Final = {
 
 
 def region_index(text: str) -> int:
-    """Return the index of the region that a user calls *text*: 4, BAR4, ROM... Raises `UserError`."""
+    """Return the index of the region called *text*: 4, BAR4, ROM... Raises `UserError`."""
     if text.isascii() and text.isdecimal():
         return int(text)
     for index, name in NAMES.items():
