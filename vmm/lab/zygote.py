@@ -204,7 +204,7 @@ def _report() -> None:
         trace = trace.tb_next
     assert kind
     assert error
-    sys.excepthook(kind, error, trace)
+    sys.excepthook(kind, error.with_traceback(trace), trace)
 
 
 def _flush() -> None:

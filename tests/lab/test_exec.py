@@ -1,0 +1,279 @@
+"""Commands in a lab host that is kept up, through the command line: `pyvmm lab exec`."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from vmm.lab import state
+from vmm.lab.host import Host
+
+pytestmark = pytest.mark.lab
+
+PROFILE = "fwb"
+PYVMM = [sys.executable, "-c", "from vmm.cli import main; main()"]
+EXEC = [*PYVMM, "lab", "exec", PROFILE, "--"]
+
+
+def lab(*arguments: str) -> str:
+    done = subprocess.run([*PYVMM, "lab", *arguments], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep a host up, out of the way of those the user keeps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        lab("up", PROFILE)
+        yield
+        lab("down", PROFILE)
+
+
+def run(
+    command: list[str], stdin: bytes = b"", cwd: Path | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*EXEC, *command], check=False, input=stdin, capture_output=True, cwd=cwd, timeout=120
+    )
+
+
+def sh(script: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return run(["sh", "-c", script], stdin)
+
+
+def eventually(condition: object, seconds: float = 30) -> None:
+    """Wait until calling *condition* is true."""
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("status", [0, 1, 3, 255])
+def test_the_status_is_the_commands(kept: None, status: int) -> None:
+    assert sh(f"exit {status}").returncode == status
+
+
+def test_a_signals_status_is_128_plus_its_number(kept: None) -> None:
+    assert sh("kill -9 $$").returncode == 128 + 9
+
+
+def test_a_command_that_is_not_there_is_a_user_error_of_one_line(kept: None) -> None:
+    done = run(["no-such-command"])
+    assert done.returncode == 2
+    assert done.stderr == (b"pyvmm: in the lab host: no-such-command: No such file or directory\n")
+
+
+def test_stdout_and_stderr_stay_apart(kept: None) -> None:
+    done = sh("echo out; echo err >&2")
+    assert (done.stdout, done.stderr) == (b"out\n", b"err\n")
+
+
+def test_ten_binary_megabytes_go_in_and_come_out(kept: None) -> None:
+    data = bytes(range(256)) * (10 << 12)
+    assert run(["cat"], data).stdout == data
+
+
+def test_input_that_nobody_reads_holds_up_nothing(kept: None) -> None:
+    assert sh("exit 7", bytes(1 << 20)).returncode == 7
+
+
+def test_output_that_nobody_reads_ends_the_command(kept: None) -> None:
+    with subprocess.Popen([*EXEC, "yes", "broken-pipe"], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.read(1000)
+        process.stdout.close()
+        assert process.wait(60) == 128 + signal.SIGPIPE
+    eventually(lambda: not processes("yes broken-pipe"))
+
+
+def test_the_current_directory_is_visible_and_files_belong_to_the_caller(
+    kept: None, tmp_path: Path
+) -> None:
+    (tmp_path / "in").write_text("from outside")
+    done = run(["sh", "-c", "pwd; cat in; echo from inside > out"], cwd=tmp_path)
+    assert done.stdout.decode() == f"{tmp_path}\nfrom outside"
+    assert (tmp_path / "out").read_text() == "from inside\n"
+    assert (tmp_path / "out").stat().st_uid == os.getuid()
+
+
+def test_a_directory_that_the_host_has_itself_is_below_host(kept: None) -> None:
+    done = run(["pwd"], cwd=Path("/usr"))
+    assert done.stdout == b"/host/usr\n"
+
+
+def test_the_working_trees_vmm_is_installed_there(kept: None) -> None:
+    script = "import platform, vmm._native; print(platform.machine(), vmm._native.__file__)"
+    for python in ("python3", "/usr/bin/python3"):  # by the zygote, and started anew
+        done = run([python, "-c", script])
+        machine, path = done.stdout.decode().split()
+        assert machine == "aarch64"
+        assert path.startswith("/run/pyvmm/")
+
+
+def test_python_forked_is_like_python_started(kept: None, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import atexit, sys, threading\n"
+        "atexit.register(print, 'exit')\n"
+        "threading.Thread(target=print, args=('thread',)).start()\n"
+        "print(__name__, sys.argv[1:], sys.stdin.read())\n"
+        "print('err', file=sys.stderr)\n"
+        "sys.exit(int(sys.argv[1]))\n"
+    )
+    forked, started = (
+        run([python, str(program), "5", "x"], b"input")
+        for python in ("python3", "/usr/bin/python3")
+    )
+    assert forked.stdout.split() == started.stdout.split()
+    assert forked.stdout.endswith(b"exit\n")
+    assert forked.stderr == started.stderr == b"err\n"
+    assert forked.returncode == started.returncode == 5
+
+
+def test_a_traceback_starts_at_the_program(kept: None) -> None:
+    forked, started = (
+        run([python, "-c", "def f(): 1 / 0\nf()"]) for python in ("python3", "/usr/bin/python3")
+    )
+    assert forked.returncode == started.returncode == 1
+    assert b"ZeroDivisionError" in forked.stderr
+    assert b"zygote" not in forked.stderr
+    assert b"runpy" not in forked.stderr
+
+
+def test_commands_run_side_by_side(kept: None) -> None:
+    def one(number: int) -> bytes:
+        return sh(f"sleep 1; cat; echo {number}", b"%d " % number).stdout
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(one, range(8))) == [b"%d %d\n" % (n, n) for n in range(8)]
+
+
+def processes(words: str) -> bool:
+    """Say whether a process with *words* in its command line runs in the host."""
+    script = "for p in /proc/[0-9]*; do [ $p = /proc/$$ ] || tr '\\0' ' ' < $p/cmdline; done"
+    return words.encode() in sh(script).stdout.replace(script.encode(), b"")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "sleep 3131",
+        "trap '' HUP TERM; sleep 3131; sleep 3131",
+        "setsid sh -c : ; sleep 3131 & wait",
+    ],
+    ids=["plain", "stubborn", "background"],
+)
+def test_a_killed_client_ends_its_command(kept: None, script: str) -> None:
+    with subprocess.Popen([*EXEC, "sh", "-c", script], stdin=subprocess.PIPE) as client:
+        eventually(lambda: processes("sleep 3131"))
+        client.kill()
+    eventually(lambda: not processes("sleep 3131"))
+
+
+def test_signals_go_to_the_command(kept: None) -> None:
+    script = "trap 'echo term; exit 9' TERM; echo ready; while :; do sleep 0.1; done"
+    with subprocess.Popen([*EXEC, "sh", "-c", script], stdout=subprocess.PIPE) as client:
+        assert client.stdout
+        assert client.stdout.readline() == b"ready\n"
+        client.terminate()
+        assert client.stdout.read() == b"term\n"
+        assert client.wait(60) == 9
+
+
+def on_terminal(command: list[str], keys: bytes, until: bytes) -> tuple[bytes, int, bool]:
+    """Run *command* in a terminal of 33 by 77, type *keys* once it has said "ready".
+
+    Returns what the terminal showed, the exit status, and whether its modes are as before.
+    """
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 77, 0, 0))
+    before = termios.tcgetattr(follower)
+    with subprocess.Popen(
+        [*EXEC, *command], stdin=follower, stdout=follower, stderr=follower, process_group=0
+    ) as client:
+        shown = b""
+        while b"ready" not in shown:
+            shown += os.read(leader, 1000)
+        os.write(leader, keys)
+        while until not in shown:
+            shown += os.read(leader, 1000)
+        status = client.wait(60)
+    same = termios.tcgetattr(follower) == before
+    os.close(follower)
+    with contextlib.suppress(OSError):
+        while data := os.read(leader, 1000):
+            shown += data
+    os.close(leader)
+    return shown, status, same
+
+
+def test_a_terminal_has_our_size_and_is_restored(kept: None) -> None:
+    script = "stty size; echo ready; read line; echo got $line; tty; exit 4"
+    shown, status, same = on_terminal(["sh", "-c", script], b"typed\r", b"/dev/pts")
+    assert b"33 77" in shown
+    assert b"got typed" in shown
+    assert status == 4
+    assert same
+
+
+def test_ctrl_c_reaches_the_command_not_the_client(kept: None) -> None:
+    script = "trap 'echo caught; exit 6' INT; echo ready; while :; do sleep 0.1; done"
+    shown, status, same = on_terminal(["sh", "-c", script], b"\x03", b"caught")
+    assert b"caught" in shown
+    assert status == 6
+    assert same
+
+
+def test_status_lists_the_host(kept: None) -> None:
+    (host,) = json.loads(lab("status", "--json"))
+    assert host["id"] == PROFILE
+    assert host["up"]
+    assert host["kept"]
+    assert b"qemu-system-aarch64" in Path(f"/proc/{host['pid']}/cmdline").read_bytes()
+
+
+def test_up_when_it_is_up_changes_nothing(kept: None) -> None:
+    before = lab("status", "--json")
+    lab("up", PROFILE)
+    assert lab("status", "--json") == before
+
+
+def test_a_client_without_the_token_is_not_served(kept: None) -> None:
+    host = Host.find(PROFILE)
+    assert host
+    forger = Host(host.directory, host.record)
+    forger.__dict__["_token"] = b"0" * 64
+    with forger.connect() as connection:
+        connection.sendall(b"R\0\0\0\x02{}")
+        assert connection.recv(100) == b""
+
+
+def test_nothing_is_left_after_down(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+    lab("up", PROFILE)
+    host = Host.find(PROFILE)
+    assert host
+    assert host.record.qemu
+    lab("down", PROFILE)
+    assert not host.record.qemu.alive
+    assert list(state.hosts_directory().iterdir()) == []
+    assert lab("status") == "no lab host runs\n"
