@@ -73,6 +73,11 @@ class Register:
         self.value = value
 
 
+class Broken(MmioBus):
+    def write(self, address: int, size: int, value: int) -> None:
+        raise ZeroDivisionError
+
+
 class Recorded(Events):
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -164,8 +169,7 @@ def test_an_exit_that_nobody_can_answer_ends_the_vcpu_with_an_explanation(
 
 def test_a_bug_in_a_device_ends_the_vcpu_and_is_told(rig: Rig) -> None:
     rig.script.exits = [MmioWrite(0x1000, 4, 1)]
-    rig.thread._bus.write = lambda *_: 1 // 0  # type: ignore[method-assign]
-    rig.thread = VcpuThread(rig.script, rig.thread._bus, rig.thread._on_end, rig.events)
+    rig.thread = VcpuThread(rig.script, Broken(), rig.thread._on_end, rig.events)
     rig.thread.start()
     _, reason = rig.ends.get(timeout=5)
     assert isinstance(reason, ZeroDivisionError)

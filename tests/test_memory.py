@@ -109,7 +109,8 @@ def test_runs_of_set_bits_are_complete(bits: list[bool], most: int) -> None:
         bitmap[index // 64] |= int(bit) << index % 64
     if len(bits) % 64:
         bitmap[words - 1] |= (1 << 63) if len(bits) % 64 < 63 else 0  # past the end: not looked at
-    found, at, runs = [], ffi.new("uint64_t *"), ffi.new("uint64_t[]", 2 * most)
+    found: list[int] = []
+    at, runs = ffi.new("uint64_t *"), ffi.new("uint64_t[]", 2 * most)
     while count := lib.pyvmm_bitmap_runs(bitmap, len(bits), at, runs, most):
         for index in range(count):
             found += range(runs[2 * index], runs[2 * index] + runs[2 * index + 1])

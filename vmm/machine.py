@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
+import errno
 import time
 from contextlib import ExitStack
 from enum import Enum
@@ -14,13 +14,14 @@ from vmm.config import DEFAULT_CMDLINE
 from vmm.devices import pl011
 from vmm.devices.pl031 import Pl031
 from vmm.devices.pvpanic import PanicEvent, PvPanic
-from vmm.errors import GuestError, UserError
+from vmm.errors import GuestError
 from vmm.irq import Wire
 from vmm.kvm.answers import Answers, Shadow, Sink, Store
 from vmm.kvm.exits import SystemEvent, SystemEventType
+from vmm.kvm.fd import KvmError
 from vmm.kvm.system import System
-from vmm.memory import GuestMemory, Mapping, Region
 from vmm.power import PowerCycle
+from vmm.space import GuestSpace
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -68,25 +69,17 @@ class Machine:
         with ExitStack() as undo:
             undo.callback(self.close)
             self._system = self._owned.enter_context(System.open())
-            self._check_memory()
             self._load_files()
-            self._mapping = self._owned.enter_context(Mapping.anonymous(config.memory))
-            self.memory = GuestMemory([Region(layout.RAM, self._mapping.view)])
+            self.space = self._owned.enter_context(GuestSpace(config, self._system))
             self._bus = MmioBus()
             self._wires: dict[int, Wire] = {}
             self._add_uart()
             self._add_rtc()
             self._bus.attach(layout.PVPANIC, layout.DEVICE_SIZE, PvPanic(self._on_panic))
+            self.space.attach(self._bus)
+            if config.verify:
+                self.space.verify(events)
             undo.pop_all()
-
-    def _check_memory(self) -> None:
-        page = mmap.PAGESIZE
-        if self._config.memory % page:
-            raise UserError(
-                f"--memory: {self._config.memory} bytes are not a multiple of the host's page "
-                f"of {page >> 10} KiB",
-                "use whole MiB",
-            )
 
     def _load_files(self) -> None:
         config = self._config
@@ -154,8 +147,8 @@ class Machine:
 
     def _run_cycle(self) -> Ending:
         config = self._config
-        with PowerCycle(self._system, self.memory, config.cpus) as cycle:
-            cycle.load(self.memory, self._kernel, self._initrd, self._cmdline, self._initrd_name)
+        with PowerCycle(self._system, self.space, config.cpus) as cycle:
+            cycle.load(self._kernel, self._initrd, self._cmdline, self._initrd_name)
             self._events.emit(
                 "power-on",
                 image=str(config.image),
@@ -174,7 +167,7 @@ class Machine:
         return ending or Ending.QUIT
 
     def _reset(self) -> None:
-        self._mapping.discard()
+        self.space.discard()
         self.uart.reset()
         self._rtc.reset()
 
@@ -194,6 +187,8 @@ class Machine:
             self._events.emit("system-event", vcpu=vcpu, type=kind.name, flags=reason.flags)
             self.end(ENDINGS.get(kind, Ending.CRASHED))
         else:
+            if isinstance(reason, KvmError) and reason.errno == errno.EFAULT:
+                reason = self.space.explain_fault(reason)
             self._events.emit("vcpu-failed", vcpu=vcpu, error=str(reason))
             self.end(reason)
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, Self
 
 from vmm import fdt
 from vmm.arm64 import board, boot, layout, processor, registers
-from vmm.arm64.boot import Extent
 from vmm.arm64.gic import Gic
 from vmm.cpu import VcpuThread
 from vmm.errors import UserError
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from vmm.kvm.system import System
     from vmm.kvm.vcpu import Vcpu
     from vmm.kvm.vm import Vm
-    from vmm.memory import GuestMemory
+    from vmm.space import GuestSpace
 
 DEFAULT_IPA_BITS: Final = 40
 """What KVM gives a VM of type 0 (Documentation/virt/kvm/api.rst, 4.2)."""
@@ -41,17 +40,17 @@ DEFAULT_IPA_BITS: Final = 40
 class PowerCycle:
     """A VM with its memory slots, GIC, vCPUs and their threads. Use as a context manager."""
 
-    def __init__(self, system: System, memory: GuestMemory, cpus: int) -> None:
+    def __init__(self, system: System, space: GuestSpace, cpus: int) -> None:
+        self._space = space
         self._owned = ExitStack()
         self.threads: list[VcpuThread] = []
         self.vcpus: list[Vcpu] = []
         with ExitStack() as undo:
             undo.callback(self.close)
-            self.vm = self._create_vm(system, memory)
+            self.vm = self._create_vm(system, space.end)
             self._check_cpus(cpus)
             self.slots = MemorySlots(self.vm)
-            for region in memory:
-                self.slots.add(region.base, region.size, region.host_address)
+            space.plug(self.slots)
             self.gic = self._owned.enter_context(Gic(self.vm, cpus))
             self.model = processor.ProcessorModel(self.vm)
             for index in range(cpus):
@@ -65,14 +64,14 @@ class PowerCycle:
                 self.vm.enable_cap(Cap.ARM_NISV_TO_USER)
             undo.pop_all()
 
-    def _create_vm(self, system: System, memory: GuestMemory) -> Vm:
+    def _create_vm(self, system: System, end: int) -> Vm:
         most = system.check_extension(Cap.ARM_VM_IPA_SIZE) or DEFAULT_IPA_BITS
-        needed = max(region.end for region in memory).bit_length()
+        needed = (end - 1).bit_length()
         if needed > most:
             raise UserError(
-                f"--memory: RAM would end beyond the {most} bits of guest physical address that "
-                "this host's KVM can map",
-                f"use less than {(1 << most) - layout.RAM >> 30}G",
+                f"guest memory would end at {end:#x}, beyond the {most} bits of guest physical "
+                "address that this host's KVM can map",
+                f"use less --memory (up to {(1 << most) - layout.RAM >> 30}G), or a lower --bar",
             )
         bits = min(most, max(needed, DEFAULT_IPA_BITS))
         return self._owned.enter_context(system.create_vm(0 if bits == DEFAULT_IPA_BITS else bits))
@@ -87,7 +86,6 @@ class PowerCycle:
 
     def load(
         self,
-        memory: GuestMemory,
         kernel: Kernel,
         initrd: memoryview | None,
         cmdline: str,
@@ -97,8 +95,7 @@ class PowerCycle:
 
         Raises `UserError` if they do not fit.
         """
-        (region,) = memory
-        ram = Extent(region.base, region.size)
+        ram, memory = self._space.ram, self._space.memory
         plan = boot.plan(ram, kernel, 0 if initrd is None else len(initrd), initrd_name=initrd_name)
         tree = board.device_tree(
             board.Board(
@@ -111,6 +108,7 @@ class PowerCycle:
                 initrd=plan.initrd,
                 kaslr_seed=os.urandom(8),
                 rng_seed=os.urandom(32),
+                extra=self._space.nodes(),
             )
         )
         memory.write(plan.kernel.base, kernel.payload)

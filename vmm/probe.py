@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmm._native import lib
+from vmm.coherence import capability as coherence
 from vmm.kvm.capability import Cap, capabilities
 from vmm.kvm.fd import KvmError
 from vmm.kvm.system import System
@@ -34,6 +35,7 @@ class Probe:
     """All that `pyvmm probe` tells."""
 
     host: Mapping[str, str | int]
+    coherence: coherence.Capability
     capabilities: Mapping[str, Capability]
 
     @classmethod
@@ -46,11 +48,12 @@ class Probe:
                 )
                 for name, number in capabilities().items()
             }
-        return cls(_host_facts(answers), answers)
+            found = coherence.Capability.probe(system)
+        return cls(_host_facts(answers), found, answers)
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return asdict(self)
+        return {**asdict(self), "coherence": self.coherence.as_json()}
 
     def lines(self, *, everything: bool = False) -> list[str]:
         """Return it for people; without *everything*, only the capabilities that are there."""
@@ -61,6 +64,8 @@ class Probe:
         }
         return [
             *(f"{name:20} {value}" for name, value in self.host.items()),
+            "",
+            *self.coherence.lines(),
             "",
             f"{'capability':44} {'number':>6} {'/dev/kvm':>9} {'VM':>9}",
             *(

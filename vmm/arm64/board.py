@@ -83,6 +83,33 @@ def device_tree(board: Board) -> Node:
     )
 
 
+def coherent_memory(ranges: Sequence[Extent]) -> list[Node]:
+    """Describe device memory that is as cacheable as RAM: memory, but not for general use.
+
+    Linux then has page structures for it and maps it Normal Write-Back, and leaves it to who
+    asks for it by name (devicetree bindings reserved-memory.yaml).
+    """
+    if not ranges:
+        return []
+    reserved = [
+        Node(
+            f"coherent@{extent.base:x}",
+            {"compatible": "pyvmm,coherent-device-memory", "reg": reg((extent.base, extent.size))},
+        )
+        for extent in ranges
+    ]
+    return [
+        *(
+            Node(
+                f"memory@{extent.base:x}",
+                {"device_type": "memory", "reg": reg((extent.base, extent.size))},
+            )
+            for extent in ranges
+        ),
+        Node("reserved-memory", {"#address-cells": 2, "#size-cells": 2, "ranges": None}, reserved),
+    ]
+
+
 def _chosen(board: Board) -> Node:
     properties: dict[str, Value] = {
         "bootargs": board.cmdline,

@@ -49,3 +49,11 @@ PPI_PMU: Final = 7
 
 FIRST_PPI: Final = 16
 FIRST_SPI: Final = 32
+
+WINDOWS: Final = (
+    ("GIC", GIC_DISTRIBUTOR, UART - GIC_DISTRIBUTOR),
+    ("PL011 UART", UART, DEVICE_SIZE),
+    ("PL031 RTC", RTC, DEVICE_SIZE),
+    ("pvpanic", PVPANIC, DEVICE_SIZE),
+)
+"""Names, bases and sizes, for maps."""

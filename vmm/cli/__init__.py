@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 COMMANDS = {
     "run": "Run a guest: boot Linux from an image.",
     "probe": "Tell what this host's KVM can do.",
+    "map": "Tell what each range of a guest's memory is promised.",
+    "verify": "Prove what stage 2 gives a region of a VFIO device.",
     "lab": "Emulated arm64 hosts with real KVM.",
 }
 

@@ -34,6 +34,26 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--initrd", "-i", type=_PATH, help="Initial RAM disk; replaces the image's own.")
 @click.option("--cmdline", "-a", help="Kernel command line; replaces the image's own.")
+@click.option(
+    "--bar",
+    "bars",
+    multiple=True,
+    metavar="BDF:REGION[@GPA][,cache=auto|require|forbid]",
+    help="Map a region of a VFIO device into the guest's physical space.",
+)
+@click.option(
+    "--memory-write-back",
+    is_flag=True,
+    help="Ask for Write-Back at stage 2 on RAM (the proposed memory-slot flag).",
+)
+@click.option(
+    "--uapi",
+    type=click.Choice(["auto", "mainline", "rfc"]),
+    default="auto",
+    show_default=True,
+    help="Which generation the kernel is, for people who know theirs.",
+)
+@click.option("--verify", is_flag=True, help="Prove what stage 2 gives each --bar, first.")
 @click.option("--no-reboot", is_flag=True, help="Exit when the guest resets.")
 @click.option("--events", type=_PATH, help="Write what happens to FILE, as JSON lines.")
 @click.option(
@@ -56,7 +76,7 @@ def run(**options: Any) -> None:
 
 
 def _run(options: dict[str, Any]) -> int:
-    from vmm.config import MachineConfig, parse_size  # noqa: PLC0415
+    from vmm.config import MachineConfig, parse_bar, parse_size  # noqa: PLC0415
     from vmm.escape import parse_prefix  # noqa: PLC0415
 
     config = MachineConfig(
@@ -66,6 +86,10 @@ def _run(options: dict[str, Any]) -> int:
         cpus=options["cpus"],
         memory=parse_size(options["memory"], "--memory"),
         reboot=not options["no_reboot"],
+        bars=tuple(parse_bar(text) for text in options["bars"]),
+        write_back=options["memory_write_back"],
+        uapi=options["uapi"],
+        verify=options["verify"],
     )
     escape = parse_prefix(options["escape"])
     sys.setswitchinterval(SWITCH_INTERVAL)

@@ -1,0 +1,65 @@
+"""``pyvmm map``: the ledger of a machine, as a table and a picture."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from vmm.cli.place import host_option, is_native, run_there
+from vmm.errors import UserError
+
+
+@click.command()
+@click.option("--memory", "-m", default="512M", show_default=True, help="As for run.")
+@click.option("--bar", "bars", multiple=True, metavar="BDF:REGION[@GPA][,cache=...]")
+@click.option("--memory-write-back", is_flag=True, help="As for run.")
+@click.option("--uapi", type=click.Choice(["auto", "mainline", "rfc"]), default="auto")
+@click.option("--svg", type=click.Path(path_type=Path), help="Also draw it into this file.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@host_option
+def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
+    *,
+    memory: str,
+    bars: tuple[str, ...],
+    memory_write_back: bool,
+    uapi: str,
+    svg: Path | None,
+    as_json: bool,
+    host: str,
+) -> None:
+    """Tell what each range of a guest's physical memory is promised, and what we owe it.
+
+    Builds the machine's memory slots in a VM that nothing runs in.
+    """
+    if not is_native(host):
+        sys.exit(run_there(host))
+    from vmm.arm64 import layout  # noqa: PLC0415
+    from vmm.coherence import chart  # noqa: PLC0415
+    from vmm.config import MachineConfig, parse_bar, parse_size  # noqa: PLC0415
+    from vmm.kvm.slots import MemorySlots  # noqa: PLC0415
+    from vmm.kvm.system import System  # noqa: PLC0415
+    from vmm.space import GuestSpace  # noqa: PLC0415
+
+    config = MachineConfig(
+        image=Path(),
+        memory=parse_size(memory, "--memory"),
+        bars=tuple(parse_bar(text) for text in bars),
+        write_back=memory_write_back,
+        uapi=uapi,
+    )
+    with System.open() as system, GuestSpace(config, system) as space, system.create_vm() as vm:
+        space.plug(MemorySlots(vm))
+        entries = list(space.ledger())
+    if as_json:
+        click.echo(json.dumps([entry.as_json() for entry in entries], indent=1))
+    else:
+        click.echo("\n".join(chart.table(entries)))
+    if svg is not None:
+        windows = [chart.Window(name, base, size) for name, base, size in layout.WINDOWS]
+        try:
+            svg.write_text(chart.svg(entries, windows))
+        except OSError as error:
+            raise UserError(f"--svg {svg}: {error.strerror}") from error

@@ -1,0 +1,56 @@
+"""``pyvmm verify``: prove what stage 2 gives a region of a VFIO device."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+
+import click
+
+from vmm.cli.place import host_option, is_native, run_there
+
+
+@click.command()
+@click.option(
+    "--bar",
+    "bars",
+    multiple=True,
+    required=True,
+    metavar="BDF:REGION[,cache=auto|require|forbid]",
+    help="The region.",
+)
+@click.option(
+    "--uapi", type=click.Choice(["auto", "mainline", "rfc"]), default="auto", help="As for run."
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@host_option
+def verify(bars: tuple[str, ...], *, uapi: str, as_json: bool, host: str) -> None:
+    """Prove which memory type stage 2 gives a region: WB, NC, Device or undecidable.
+
+    A scratch VM of its own maps the region and touches it in ways that tell. What the region
+    holds is left as it was. Fails with status 3 if a promise was not kept.
+    """
+    if not is_native(host):
+        sys.exit(run_there(host))
+    from vmm.coherence.capability import Capability  # noqa: PLC0415
+    from vmm.coherence.policy import with_uapi  # noqa: PLC0415
+    from vmm.config import parse_bar  # noqa: PLC0415
+    from vmm.device_memory import open_all  # noqa: PLC0415
+    from vmm.kvm.system import System  # noqa: PLC0415
+
+    configs = tuple(parse_bar(text) for text in bars)
+    with ExitStack() as owned:
+        system = owned.enter_context(System.open())
+        capability = with_uapi(Capability.probe(system), uapi)
+        for region in open_all(configs, system, capability, owned, 0):
+            verdicts = region.verify()
+            for verdict in verdicts:
+                if as_json:
+                    click.echo(json.dumps({"what": region.name, **verdict.as_json()}))
+                else:
+                    click.echo(f"{region.name}: {verdict}")
+            if not verdicts:
+                click.echo(f"{region.name}: no mapping: every access is trapped")
+            for verdict in verdicts:
+                region.check(verdict)

@@ -1,0 +1,146 @@
+"""The ledger for people: a table, and an SVG of the guest physical (IPA) space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Final
+
+from vmm.coherence.policy import Stage2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from vmm.coherence.ledger import Entry
+
+UNITS: Final = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+
+COLOURS: Final = {
+    Stage2.WRITE_BACK: "#2e7d32",
+    Stage2.GUEST_DECIDES: "#f9a825",
+    Stage2.NON_CACHEABLE: "#1565c0",
+    Stage2.UNPROMISED: "#c62828",
+    Stage2.NO_SLOT: "#6d4c41",
+}
+DEVICE_COLOUR: Final = "#9e9e9e"
+
+
+@dataclass(frozen=True)
+class Window:
+    """A range of device registers: in the picture for orientation."""
+
+    name: str
+    base: int
+    size: int
+
+
+def human(size: int) -> str:
+    """Return *size* in the largest unit that divides it."""
+    for unit, name in UNITS:
+        if size >= unit and size % unit == 0:
+            return f"{size // unit} {name}"
+    return f"{size} B"
+
+
+def table(entries: Iterable[Entry]) -> list[str]:
+    """Return the ledger as lines: per range one of facts, and the reasons below it."""
+    head = f"{'IPA':>16} {'size':>9}  {'what':28} {'slot':>4}  {'stage 1':9} {'stage 2':26} we owe"
+    lines = [head]
+    for entry in entries:
+        slot = "-" if entry.slot is None else str(entry.slot)
+        lines += [
+            (
+                f"{entry.base:#16x} {human(entry.size):>9}  {entry.name:28} {slot:>4}  "
+                f"{entry.attribute.stage1.value:9} {entry.promise.stage2.value:26} "
+                f"{entry.maintenance.value}"
+            ),
+            f"{'':29}backing {entry.backing.value}; stage 1: {entry.attribute.because}",
+            f"{'':29}stage 2: {entry.promise.because}",
+        ]
+    return lines
+
+
+TITLE: Final = "Guest physical memory, and what stage 2 promises"
+ROW: Final = 46
+WIDTH: Final = 860
+BAR_X: Final = 170
+BAR_WIDTH: Final = 150
+
+
+def svg(entries: Sequence[Entry], windows: Sequence[Window] = ()) -> str:
+    """Return the IPA space as an SVG: lowest address at the bottom, not to scale, gaps marked."""
+    items: list[Entry | Window] = [*entries, *windows]
+    ranges = sorted(items, key=lambda item: item.base, reverse=True)
+    body: list[str] = []
+    y, floor = 40, None
+    for item in ranges:
+        end = item.base + item.size
+        if floor is not None and end < floor:
+            body.append(_gap(y, floor - end))
+            y += ROW // 2
+        body.append(_range(item, y))
+        floor = item.base
+        y += ROW
+    legend_y = y + 20
+    return "\n".join(
+        [
+            (
+                f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" '
+                f'height="{legend_y + 40}" font-family="sans-serif" font-size="13">'
+            ),
+            '<rect width="100%" height="100%" fill="white"/>',
+            f'<text x="16" y="24" font-size="16" font-weight="bold">{TITLE}</text>',
+            *body,
+            *_legend(legend_y),
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def _range(item: Entry | Window, y: int) -> str:
+    end = item.base + item.size - 1
+    if isinstance(item, Window):
+        colour, first, second = DEVICE_COLOUR, item.name, "device registers: trapped"
+    else:
+        colour = COLOURS[item.promise.stage2]
+        slot = "no slot" if item.slot is None else f"slot {item.slot}"
+        first = f"{item.name}: {item.promise.stage2.value}"
+        second = f"{slot}, {item.backing.value}; {item.promise.because}"
+    text_x = BAR_X + BAR_WIDTH + 14
+    return (
+        f'<g><title>{escape(second)}</title><rect x="{BAR_X}" y="{y}" width="{BAR_WIDTH}" '
+        f'height="{ROW - 2}" fill="{colour}" rx="3"/>'
+        f'<text x="{BAR_X + BAR_WIDTH // 2}" y="{y + 27}" fill="white" text-anchor="middle">'
+        f"{human(item.size)}</text>"
+        f'<text x="{BAR_X - 10}" y="{y + 14}" text-anchor="end" font-family="monospace" '
+        f'font-size="12">{end:#x}</text>'
+        f'<text x="{BAR_X - 10}" y="{y + ROW - 8}" text-anchor="end" font-family="monospace" '
+        f'font-size="12">{item.base:#x}</text>'
+        f'<text x="{text_x}" y="{y + 18}" font-weight="bold">{escape(first)}</text>'
+        f'<text x="{text_x}" y="{y + 36}" fill="#555">{escape(_cut(second))}</text></g>'
+    )
+
+
+def _gap(y: int, size: int) -> str:
+    middle = BAR_X + BAR_WIDTH // 2
+    return (
+        f'<text x="{middle}" y="{y + 15}" text-anchor="middle" fill="#999">'
+        f"&#8942; {human(size)} free</text>"
+    )
+
+
+def _cut(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "\u2026"
+
+
+def _legend(y: int) -> list[str]:
+    out, x = [], 16
+    for name, colour in [
+        *((kind.value, COLOURS[kind]) for kind in COLOURS),
+        ("device", DEVICE_COLOUR),
+    ]:
+        out.append(f'<rect x="{x}" y="{y}" width="14" height="14" fill="{colour}" rx="2"/>')
+        out.append(f'<text x="{x + 20}" y="{y + 12}">{escape(name)}</text>')
+        x += 34 + 8 * len(name)
+    return out

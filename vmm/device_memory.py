@@ -1,0 +1,266 @@
+"""Device memory in the guest's physical space: one VFIO region, as the policy says.
+
+    decide (vmm.coherence.policy) --> mapped: a memory slot for each area that can be mapped
+                                  `-> trapped: VFIO read and write for each access
+                                  `-> refused: before any slot exists
+
+Whatever of a region has no slot is trapped, so a region with holes in what can be mapped works.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Self
+
+from vmm.coherence import explain, vma
+from vmm.coherence.ledger import Entry
+from vmm.coherence.policy import (
+    AskKernel,
+    Cache,
+    Map,
+    Promise,
+    Refuse,
+    Stage1,
+    Stage2,
+    Trap,
+    decide,
+    region_attribute,
+)
+from vmm.coherence.verdict import MemoryType, Verdict, prove
+from vmm.errors import HostError, UserError
+from vmm.kvm.fd import KvmError
+from vmm.memory import Backing
+from vmm.vfio.device import open_device
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vmm.coherence.capability import Capability
+    from vmm.config import BarConfig
+    from vmm.kvm.slots import MemorySlots
+    from vmm.kvm.system import System
+    from vmm.vfio.device import Device
+    from vmm.vfio.mapping import RegionMapping
+    from vmm.vfio.region import Region
+
+LEAST_ALIGNMENT = 2 << 20
+
+EXPECTED = {
+    Stage2.WRITE_BACK: MemoryType.WRITE_BACK,
+    Stage2.NON_CACHEABLE: MemoryType.NON_CACHEABLE,
+}
+"""What a verdict must be for a promise to have been kept."""
+
+
+class RegionContents:
+    """A region's bytes, around stage 2: for `vmm.coherence.verdict`."""
+
+    def __init__(self, region: Region, offset: int) -> None:
+        self._region = region
+        self._offset = offset
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return what is there."""
+        return self._region.read_bytes(self._offset + offset, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Put it there."""
+        self._region.write_bytes(self._offset + offset, data)
+
+
+class DeviceMemory:
+    """One region of one device, at *base* in the guest. Use as a context manager.
+
+    Raises `HostError` if the policy refuses, `UserError` for what cannot be, before anything
+    is mapped.
+    """
+
+    def __init__(
+        self, config: BarConfig, device: Device, system: System, capability: Capability
+    ) -> None:
+        self.config = config
+        self.name = f"{device.bdf} region {config.region}"
+        self.base = 0
+        self.device = device
+        self._system = system
+        self._capability = capability
+        self._mappings: list[RegionMapping] = []
+        self.entries: list[Entry] = []
+        self._owned = ExitStack()
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self.region = device.region(config.region)
+            if not self.region.size:
+                raise UserError(f"--bar {self.name}: the device has no such region")
+            self.attribute = region_attribute(device.function.driver or "", config.region)
+            self.decision = self._decide(Cache(config.cache))
+            undo.pop_all()
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.region.size
+
+    @property
+    def alignment(self) -> int:
+        """What its guest address should be a multiple of, for large blocks at stage 2."""
+        return max(LEAST_ALIGNMENT, 1 << (self.size - 1).bit_length())
+
+    @property
+    def is_coherent(self) -> bool:
+        """Whether guests may use it as ordinary, cacheable memory."""
+        return isinstance(self.decision, Map) and (
+            self.decision.promise.stage2 is Stage2.WRITE_BACK
+        )
+
+    # --- before there are slots ---------------------------------------------------------------
+
+    def _decide(self, cache: Cache) -> Map | Trap:
+        decision = decide(self.attribute, self._capability, cache)
+        if isinstance(decision, Refuse):
+            kind = UserError if self.attribute.stage1 is Stage1.UNCACHED else HostError
+            raise kind(f"--bar {self.name}: {decision.because}", decision.remedy)
+        self.device.enable_memory()
+        if isinstance(decision, Trap):
+            return decision
+        for area in self.region.info.areas or (self.region.check_map(),):
+            mapping = self.region.map(area.offset, area.size)
+            self._owned.callback(mapping.close)
+            self._mappings.append(mapping)
+        return self._ask(decision) if isinstance(decision, AskKernel) else decision
+
+    def _ask(self, question: AskKernel) -> Map:
+        """Let the kernel say, on a scratch VM, which choice is the right one."""
+        mapping = self._mappings[0]
+        for choice in question.choices:
+            with self._system.create_vm() as vm:
+                where = (self.alignment, mapping.size, mapping.host_address)
+                try:
+                    vm.set_user_memory_region(0, int(choice.flags), *where)
+                except KvmError:
+                    continue
+                return choice
+        raise HostError(
+            f"--bar {self.name}: the kernel takes it neither with the Write-Back flag nor without",
+            "use cache=forbid to trap each access",
+        )
+
+    def verify(self) -> list[Verdict]:
+        """Prove on a scratch VM what stage 2 gives each mapped area. Raises `KvmError`."""
+        memory = self.attribute.stage1 is Stage1.CACHEABLE
+        flags = int(self.decision.flags) if isinstance(self.decision, Map) else 0
+        return [
+            prove(
+                self._system,
+                mapping.host_address,
+                mapping.size,
+                flags=flags,
+                contents=RegionContents(self.region, mapping.offset) if memory else None,
+            )
+            for mapping in self._mappings
+        ]
+
+    def check(self, verdict: Verdict) -> None:
+        """Raise `HostError` if *verdict* breaks what was promised."""
+        if not isinstance(self.decision, Map):
+            return
+        promise = self.decision.promise
+        expected = EXPECTED.get(promise.stage2, verdict.memory_type)
+        if verdict.memory_type is not expected:
+            raise HostError(
+                f"--verify: {self.name}: stage 2 was to be {promise.stage2.value} "
+                f"({promise.because}), but is {verdict}",
+                "do not trust this kernel with this device: use cache=forbid",
+            )
+
+    # --- plugged into a machine -----------------------------------------------------------------
+
+    def plug(self, slots: MemorySlots) -> None:
+        """Show it to the guest; `entries` is then its part of the ledger.
+
+        Raises `HostError`, explained.
+        """
+        if isinstance(self.decision, Trap):
+            promise = Promise(Stage2.NO_SLOT, self.decision.because)
+            self.entries = [self._entry(0, self.size, promise, None, 0)]
+            return
+        self.entries = []
+        flags = int(self.decision.flags)
+        for mapping in self._mappings:
+            base = self.base + mapping.offset
+            try:
+                slot = slots.add(base, mapping.size, mapping.host_address, flags)
+            except KvmError as error:
+                raise self._refused(base, mapping, flags, error) from error
+            self.entries.append(
+                self._entry(mapping.offset, mapping.size, self.decision.promise, slot.number, flags)
+            )
+
+    def host_address(self, entry: Entry) -> int:
+        """Return where in our address space the mapping behind *entry* is."""
+        offset = entry.base - self.base
+        return next(mapping.host_address for mapping in self._mappings if mapping.offset == offset)
+
+    def _refused(self, base: int, mapping: RegionMapping, flags: int, error: KvmError) -> HostError:
+        asked = explain.Slot(-1, flags, base, mapping.size, mapping.host_address)
+        where = vma.find(mapping.host_address)
+        causes = explain.slot_causes(
+            error.errno, asked, where, self.attribute.stage1, self._capability
+        )
+        refusal = explain.refusal(asked, where, error.errno, causes)
+        return HostError(f"--bar {self.name}: {refusal.message}", refusal.hint)
+
+    def _entry(
+        self, offset: int, size: int, promise: Promise, slot: int | None, flags: int
+    ) -> Entry:
+        return Entry(
+            self.name,
+            self.base + offset,
+            size,
+            Backing.DEVICE,
+            self.attribute,
+            promise,
+            slot,
+            flags,
+        )
+
+    def close(self) -> None:
+        """Unmap. Its memory slots must be gone. Idempotent."""
+        self._mappings.clear()
+        self._owned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_all(
+    configs: tuple[BarConfig, ...],
+    system: System,
+    capability: Capability,
+    owned: ExitStack,
+    above: int,
+) -> list[DeviceMemory]:
+    """Open the devices and place their regions, from *above* on where no address is given.
+
+    What is opened belongs to *owned*. Raises `HostError` or `UserError`.
+    """
+    devices: dict[str, Device] = {}
+    regions = []
+    for config in configs:
+        if config.bdf not in devices:
+            devices[config.bdf] = owned.enter_context(open_device(config.bdf))
+        region = owned.enter_context(DeviceMemory(config, devices[config.bdf], system, capability))
+        region.base = (
+            -(-above // region.alignment) * region.alignment if config.base is None else config.base
+        )
+        above = max(above, region.base + region.size)
+        regions.append(region)
+    return regions

@@ -1,0 +1,189 @@
+"""A machine's guest physical (IPA) space, as far as it is memory: RAM, and device memory.
+
+It lasts from reset to reset; each power cycle's VM gets its memory slots from here.
+"""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import ExitStack
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
+
+from vmm.arm64 import board, layout
+from vmm.arm64.boot import Extent
+from vmm.coherence import vma
+from vmm.coherence.capability import Capability
+from vmm.coherence.explain import run_causes
+from vmm.coherence.ledger import Entry, Ledger
+from vmm.coherence.policy import Attribute, Map, Refuse, Stage1, decide_ram, with_uapi
+from vmm.errors import HostError, UserError
+from vmm.memory import GuestMemory, Mapping, Region
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vmm.bus import MmioBus
+    from vmm.config import MachineConfig
+    from vmm.device_memory import DeviceMemory
+    from vmm.events import Events
+    from vmm.fdt import Node
+    from vmm.kvm.fd import KvmError
+    from vmm.kvm.slots import MemorySlots
+    from vmm.kvm.system import System
+
+RAM_ATTRIBUTE = Attribute(Stage1.CACHEABLE, "the kernel manages it, and maps it cacheable")
+
+
+class GuestSpace:
+    """Owns what guest physical memory is made of. Use as a context manager.
+
+    `memory` is RAM, for who reads and writes it. Raises `UserError` and `HostError` for what
+    cannot be had, before any VM exists that a guest runs in.
+    """
+
+    def __init__(self, config: MachineConfig, system: System) -> None:
+        self._config = config
+        self._system = system
+        self._owned = ExitStack()
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._check_memory()
+            self._mapping = self._owned.enter_context(Mapping.anonymous(config.memory))
+            self.memory = GuestMemory([Region(layout.RAM, self._mapping.view)])
+            self.ram = Extent(layout.RAM, config.memory)
+            self._ram_flags = self._decide_ram()
+            self._devices = self._open_devices()
+            undo.pop_all()
+
+    def _check_memory(self) -> None:
+        page = mmap.PAGESIZE
+        if self._config.memory % page:
+            raise UserError(
+                f"--memory: {self._config.memory} bytes are not a multiple of the host's page "
+                f"of {page >> 10} KiB",
+                "use whole MiB",
+            )
+
+    def _decide_ram(self) -> int:
+        if not self._config.write_back:
+            return 0  # and nothing to ask the kernel before somebody reads the ledger
+        decision = decide_ram(self.capability, write_back=True)
+        if isinstance(decision, Refuse):
+            raise HostError(decision.because, decision.remedy)
+        return int(decision.flags) if isinstance(decision, Map) else 0
+
+    def _open_devices(self) -> list[DeviceMemory]:
+        if not self._config.bars:
+            return []
+        from vmm.device_memory import open_all  # noqa: PLC0415  (VFIO, for those who use it)
+
+        found = open_all(
+            self._config.bars, self._system, self.capability, self._owned, self.ram.end
+        )
+        for region in found:
+            if region.base < self.ram.end:
+                raise UserError(
+                    f"--bar {region.name}: {region.base:#x} is not above RAM, which ends at "
+                    f"{self.ram.end:#x}",
+                    "leave the address out, or use a higher one",
+                )
+        return found
+
+    @cached_property
+    def capability(self) -> Capability:
+        """What this host can do for cacheable memory. Raises `KvmError`."""
+        return with_uapi(Capability.probe(self._system), self._config.uapi)
+
+    @property
+    def end(self) -> int:
+        """The first guest physical address after all memory."""
+        return max([self.ram.end, *(region.base + region.size for region in self._devices)])
+
+    # --- what a power cycle needs ---------------------------------------------------------------
+
+    def attach(self, bus: MmioBus) -> None:
+        """Have *bus* trap accesses to what of device memory gets no slot. Raises `UserError`."""
+        for region in self._devices:
+            try:
+                bus.attach(region.base, region.size, region.region)
+            except ValueError as error:
+                raise UserError(f"--bar {region.name}: {error}", "use another address") from error
+
+    def verify(self, events: Events) -> None:
+        """Prove on scratch VMs that stage 2 keeps its promises. Raises `HostError` if not."""
+        for region in self._devices:
+            for verdict in region.verify():
+                events.emit("verdict", what=region.name, **verdict.as_json())
+                region.check(verdict)
+
+    def plug(self, slots: MemorySlots) -> None:
+        """Give a VM its memory slots. Raises `KvmError`, or `HostError` that explains one."""
+        for region in self.memory:
+            slots.add(region.base, region.size, region.host_address, self._ram_flags)
+        for device in self._devices:
+            device.plug(slots)
+
+    def nodes(self) -> list[Node]:
+        """Describe coherent device memory for the device tree."""
+        return board.coherent_memory(
+            [Extent(region.base, region.size) for region in self._devices if region.is_coherent]
+        )
+
+    def ledger(self) -> Ledger:
+        """Return what each range was promised when last plugged. Raises `KvmError`."""
+        decision = decide_ram(self.capability, write_back=self._config.write_back)
+        assert isinstance(decision, Map)
+        ram = [
+            Entry(
+                "RAM",
+                region.base,
+                region.size,
+                region.backing,
+                RAM_ATTRIBUTE,
+                decision.promise,
+                number,
+                self._ram_flags,
+            )
+            for number, region in enumerate(self.memory)
+        ]
+        return Ledger([*ram, *(entry for region in self._devices for entry in region.entries)])
+
+    def explain_fault(self, error: KvmError) -> HostError:
+        """Say why KVM_RUN may have failed with EFAULT: which range, and what is wrong with it."""
+        found = run_causes(
+            (entry for region in self._devices for entry in region.entries),
+            lambda entry: vma.find(self._region(entry).host_address(entry)),
+            lambda entry: self._region(entry).device.memory_enabled,
+        )
+        if not found:
+            return error
+        entry, cause = found[0]
+        certainty = "" if cause.certain else "probably "
+        return HostError(
+            f"{error.message}: {entry.name} at IPA [{entry.base:#x}, {entry.end:#x}), slot "
+            f"{entry.slot}: {certainty}{cause.what}",
+            cause.remedy,
+        )
+
+    def _region(self, entry: Entry) -> DeviceMemory:
+        return next(region for region in self._devices if entry in region.entries)
+
+    def discard(self) -> None:
+        """Make RAM all zeroes, as after power-on. No VM may have it."""
+        self._mapping.discard()
+
+    def close(self) -> None:
+        """Unmap everything. No VM may have it. Idempotent."""
+        self._owned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
