@@ -92,16 +92,17 @@ def prove(  # noqa: PLR0913  (a slot has as many fields)
     try:
         with ScratchGuest(system, host_address, size, flags) as guest:
             load = guest.run("unaligned", offset)
+            dump = _dump(guest)  # of what the load has mapped
             if load.fate is not Fate.RAN:
-                return judge(load, None, None, _dump(guest))
+                return judge(load, None, None, dump)
         with ScratchGuest(system, host_address, size, flags) as guest:
             zero = guest.run("zero", offset) if contents else None
         with ScratchGuest(system, host_address, size, flags) as guest:
             planted = guest.run("plant", offset) if contents else None
             if planted is not None and planted.fate is not Fate.RAN:
-                return judge(load, planted, None, _dump(guest))
+                return judge(load, planted, None, dump)
             fetch = guest.run("jump", offset)
-            return judge(load, zero, fetch, _dump(guest))
+            return judge(load, zero, fetch, dump)
     finally:
         if contents:
             contents.write(offset, saved)
@@ -157,9 +158,11 @@ def _dump(guest: ScratchGuest) -> str | None:
     except OSError:
         return None
     for line in lines:
-        start, _, rest = line.partition("-")
-        if _hex(start) == RANGE or (_hex(start) < RANGE < _hex(rest.split()[0] if rest else "")):
-            return " ".join(line.split()[1:])
+        span, *columns = line.split() or [""]
+        start, _, end = span.partition("-")
+        # A line of two columns, size and level, is a hole.
+        if len(columns) > 2 and _hex(start) <= RANGE < _hex(end):
+            return " ".join(columns)
     return None
 
 
