@@ -24,7 +24,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Semaphore, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench_report import Figure, Report, percentile, quartiles, undisturbed
 
