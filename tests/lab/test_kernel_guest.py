@@ -13,7 +13,8 @@ from vmm.lab.host import Host
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.lab
+# The first test may build a kernel.
+pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]
 
 
 @pytest.fixture(scope="module")

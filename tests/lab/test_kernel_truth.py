@@ -13,7 +13,8 @@ from vmm.lab import gh200
 from vmm.lab.host import Host
 from vmm.lab.kernel import BuiltKernel
 
-pytestmark = pytest.mark.lab
+# The first test may build a kernel.
+pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]
 
 ROWS = Path(__file__).with_name("memslot_rows.py")
 RAM = ("anonymous", "memfd", "hugetlb")
