@@ -416,6 +416,21 @@ def test_a_megabyte_through_a_pipe_that_is_read_late_arrives_whole(
     assert screen.seen == text
 
 
+def test_a_ring_larger_than_one_turn_is_written_to_its_end(
+    loop: Loop, tmp_path: Path, pipes: tuple[int, int, int, int]
+) -> None:
+    guest = Guest(ring=1 << 23)
+    guest.send(MEGABYTE * 3)
+    path = tmp_path / "log"
+    with (
+        path.open("wb", buffering=0) as log,
+        Console(loop, guest, guest, stdin=pipes[0], stdout=log.fileno()),
+    ):
+        run_until(loop, lambda: path.stat().st_size == len(MEGABYTE) * 3)
+    assert path.read_bytes() == MEGABYTE * 3
+    guest.close()
+
+
 def test_input_is_served_while_the_guest_never_stops_sending(
     loop: Loop, guest: Guest, pipes: tuple[int, int, int, int]
 ) -> None:

@@ -238,6 +238,15 @@ def test_a_cancelled_timer_does_not_fire_and_leaves_nothing(loop: Loop) -> None:
     assert not fired
 
 
+def test_cancelling_keeps_the_others_in_order(loop: Loop) -> None:
+    fired: list[int] = []
+    timers = [loop.call_later(n / 1000, partial(fired.append, n)) for n in (1, 2, 9, 3, 4, 8, 7, 5)]
+    timers[0].cancel()
+    time.sleep(0.01)
+    loop.run(until=lambda: len(fired) == 7)
+    assert fired == [2, 3, 4, 5, 7, 8, 9]
+
+
 def test_a_timer_may_cancel_one_that_is_due_with_it(loop: Loop) -> None:
     fired: list[str] = []
 

@@ -227,6 +227,16 @@ def test_quitting_gives_the_terminal_back(pty: Pty) -> None:
     assert pty.is_as_before()
 
 
+def test_a_sigcont_out_of_the_blue_changes_nothing(pty: Pty) -> None:
+    program = session(pty)
+    program.send_signal(signal.SIGCONT)
+    time.sleep(0.1)
+    assert pty.is_raw()
+    pty.type(b"\x01x")
+    assert finish(program) == (0, "")
+    assert pty.is_as_before()
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_a_deadly_signal_nobody_handles_gives_the_terminal_back_and_kills(
     pty: Pty, signum: signal.Signals
