@@ -23,6 +23,7 @@ COMMANDS = {
     "probe": "Tell what this host's KVM can do.",
     "map": "Tell what each range of a guest's memory is promised.",
     "verify": "Prove what stage 2 gives a region of a VFIO device.",
+    "vfio": "PCI devices for guests: list, bind, unbind.",
     "lab": "Emulated arm64 hosts with real KVM.",
 }
 

@@ -59,6 +59,22 @@ PROFILES: dict[str, Profile] = {
             cpu="max,pauth-impdef=on",
             gic=2,
         ),
+        Profile(
+            "vfio",
+            "fwb with an SMMU, and PCI devices behind it to give to guests",
+            cpu="max,pauth-impdef=on",
+            machine=("iommu=smmuv3",),
+            kernel=StockKernel(extra=("nvme",)),
+            # edu's 28 address bits reach no RAM of this machine; 40 do.
+            devices=(
+                "edu,addr=0x10,dma_mask=0xffffffffff",
+                "nvme,addr=0x11,serial=pyvmm",
+                "bochs-display,addr=0x12,romfile=",
+                # Functions of one device, and without ACS: one IOMMU group.
+                "edu,addr=0x13.0,multifunction=on",
+                "nvme,addr=0x13.1,serial=pyvmm2",
+            ),
+        ),
         *gh200.profiles(),
     )
 }

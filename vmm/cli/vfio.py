@@ -1,0 +1,86 @@
+"""``pyvmm vfio``: the host's PCI devices, and which of them a guest may have."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from vmm.cli.place import host_option, is_native, run_there
+
+_BDF = click.argument("bdf")
+
+
+@click.group()
+@host_option
+@click.pass_context
+def vfio(context: click.Context, host: str) -> None:
+    """PCI devices for guests: list them, give them to VFIO, take them back.
+
+    BDF is a device's address: domain:bus:device.function, such as 0000:01:00.0.
+    """
+    context.obj = host
+
+
+def _go(context: click.Context, host: str) -> None:
+    """Run the command where it is to run: *host*, or what was said before the subcommand."""
+    where = context.obj if host == "auto" else host
+    if not is_native(where):
+        sys.exit(run_there(where))
+
+
+@vfio.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON array, for programs.")
+@click.option("--no-open", is_flag=True, help="Open no device (opening one resets it).")
+@host_option
+@click.pass_context
+def list_(context: click.Context, *, as_json: bool, no_open: bool, host: str) -> None:
+    """List PCI devices: driver, IOMMU group, regions, which can be mapped, and how.
+
+    Devices that have a VFIO driver and that nobody uses are opened, and so reset, to ask about
+    their regions.
+    """
+    _go(context, host)
+    from vmm.coherence.policy import region_attribute  # noqa: PLC0415
+    from vmm.vfio.listing import listing  # noqa: PLC0415
+
+    found = listing(
+        lambda driver, region: region_attribute(driver, region).stage1.value, ask=not no_open
+    )
+    if as_json:
+        click.echo(json.dumps([entry.as_json() for entry in found], indent=1))
+        return
+    for entry in found:
+        click.echo("\n".join(entry.lines()))
+    if not found:
+        click.echo("this host has no PCI devices")
+
+
+@vfio.command()
+@_BDF
+@click.option("--driver", help="A VFIO driver.  [default: the one made for the device]")
+@host_option
+@click.pass_context
+def bind(context: click.Context, bdf: str, driver: str | None, host: str) -> None:
+    """Give the device BDF to VFIO."""
+    _go(context, host)
+    from vmm.vfio import binding  # noqa: PLC0415
+    from vmm.vfio.function import parse_bdf  # noqa: PLC0415
+
+    got = binding.bind(bdf, driver)
+    click.echo(f"{parse_bdf(bdf)} has driver {got}")
+
+
+@vfio.command()
+@_BDF
+@host_option
+@click.pass_context
+def unbind(context: click.Context, bdf: str, host: str) -> None:
+    """Undo what bind did: the device gets back the driver it had, if any."""
+    _go(context, host)
+    from vmm.vfio import binding  # noqa: PLC0415
+    from vmm.vfio.function import parse_bdf  # noqa: PLC0415
+
+    driver = binding.unbind(bdf)
+    click.echo(f"{parse_bdf(bdf)} has {f'driver {driver}' if driver else 'no driver'} again")

@@ -1,0 +1,163 @@
+"""Giving a device to a VFIO driver, and back: what `bind` changed, `unbind` restores.
+
+    bind     record | driver_override = vfio-pci | unbind the host's driver | probe
+    unbind            unbind vfio-pci | driver_override as it was | bind the driver it had | forget
+
+What was is written down before anything is changed, so that `unbind` also tidies up after a
+`bind` that was cut short. A module that was loaded stays loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from vmm.errors import HostError, UserError
+from vmm.vfio import drivers
+from vmm.vfio.function import Function, parse_bdf
+from vmm.vfio.obstacles import check_unused
+from vmm.vfio.places import HOST, Places
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a device had before: its driver, and its driver_override (empty: none)."""
+
+    bdf: str
+    driver: str | None
+    driver_override: str
+
+    @classmethod
+    def load(cls, bdf: str, places: Places) -> Binding | None:
+        """Return what is recorded of a device; None if nothing is. Raises `HostError`."""
+        path = _record(bdf, places)
+        try:
+            return cls(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise HostError(f"{path} cannot be read: {error}", "remove it") from error
+
+    def save(self, places: Places) -> None:
+        """Record it, whole or not at all. Raises `HostError`."""
+        path = _record(self.bdf, places)
+        temporary = path.with_suffix(".new")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(asdict(self)))
+            temporary.replace(path)
+        except OSError as error:
+            raise HostError(f"cannot write {path}: {error.strerror}", _hint(error)) from error
+
+
+def bind(address: str, driver: str | None = None, places: Places = HOST) -> str:
+    """Give the device at *address* to *driver*, by default the VFIO driver made for it.
+
+    Returns the driver's name. A device that has that driver is left alone. Raises `UserError`
+    or `HostError`, and then all is as it was.
+    """
+    function = Function.find(address, places)
+    if function.iommu_group is None:
+        raise HostError(
+            f"{function.bdf} is behind no IOMMU, and VFIO takes no such device",
+            "switch the IOMMU on in firmware and kernel",
+        )
+    target = drivers.ready(driver or drivers.wanted_module(function), places)
+    drivers.check_vfio(target)
+    if function.driver == target:
+        return target
+    if function.driven_by_vfio:
+        check_unused(function)
+    now = Binding(function.bdf, function.driver, function.driver_override)
+    is_first = Binding.load(function.bdf, places) is None
+    if is_first:
+        now.save(places)
+    try:
+        _write(function.path / "driver_override", target)
+        _rebind(function, target)
+    except BaseException:
+        _restore(function, now)
+        if is_first:
+            _record(function.bdf, places).unlink()
+        raise
+    return target
+
+
+def unbind(address: str, places: Places = HOST) -> str | None:
+    """Undo `bind`; return the driver the device has again, if it had one.
+
+    Raises `UserError` if pyvmm did not bind the device or a program has it open, `HostError` if
+    the host refuses.
+    """
+    bdf = parse_bdf(address)
+    was = Binding.load(bdf, places)
+    if was is None:
+        function = Function.find(address, places)
+        raise UserError(
+            f"{bdf} was not bound by pyvmm; its driver is {function.driver or 'none'}",
+            f"/sys/bus/pci/devices/{bdf}/driver/unbind takes it from that driver",
+        )
+    function = Function(bdf, places)
+    if function.path.exists():
+        check_unused(function)
+        _restore(function, was)
+    _record(bdf, places).unlink(missing_ok=True)
+    return was.driver
+
+
+def bound(places: Places = HOST) -> list[str]:
+    """Return the addresses of the devices that `bind` took and `unbind` can give back."""
+    directory = places.run / "vfio"
+    return sorted(path.stem for path in directory.glob("*.json")) if directory.is_dir() else []
+
+
+def _restore(function: Function, was: Binding) -> None:
+    if function.driver_override != was.driver_override:
+        # A lone newline clears it (driver_set_override).
+        _write(function.path / "driver_override", was.driver_override or "\n")
+    if function.driver != was.driver:
+        _rebind(function, was.driver)
+
+
+def _rebind(function: Function, driver: str | None) -> None:
+    """Take the device from the driver it has, and give it to *driver*."""
+    if function.driver:
+        _write(function.path / "driver/unbind", function.bdf)
+    if driver is None:
+        return
+    directory = function.places.drivers / driver
+    if not directory.exists():
+        raise HostError(
+            f"{function.bdf}: its driver {driver} is no longer loaded", f"modprobe {driver}"
+        )
+    _write(directory / "bind", function.bdf)
+    if function.driver != driver:
+        raise HostError(f"{function.bdf}: {driver} did not take it", "the kernel's log says why")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write to a file in sysfs: one write, whose error is the kernel's answer."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        what = f"cannot write {text.strip()!r} to {path}: {error.strerror}"
+        raise HostError(what, _hint(error)) from error
+
+
+def _hint(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "binding drivers takes root"
+    return "the kernel's log (dmesg) may say why"
+
+
+def _record(bdf: str, places: Places) -> Path:
+    return places.run / "vfio" / f"{bdf}.json"

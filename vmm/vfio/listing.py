@@ -1,0 +1,145 @@
+"""What `pyvmm vfio list` tells of each PCI device."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmm.errors import VmmError
+from vmm.vfio.binding import bound
+from vmm.vfio.device import open_device
+from vmm.vfio.function import Function
+from vmm.vfio.places import HOST, Places
+from vmm.vfio.region_info import NAMES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Attribute = Callable[[str, int], str]
+    """(driver, region index) to how the driver maps the region."""
+
+
+@dataclass(frozen=True)
+class RegionEntry:
+    """A region. *mappable*: (offset, size) of what can be mapped; None if VFIO was not asked."""
+
+    index: int
+    name: str
+    size: int
+    mappable: list[tuple[int, int]] | None
+    attribute: str
+    """How the driver maps it: cacheable, uncached, unknown; empty where it can't be mapped."""
+
+
+@dataclass(frozen=True)
+class DeviceEntry:
+    """A device. *note* says why VFIO was not asked about its regions."""
+
+    bdf: str
+    vendor: int
+    device: int
+    class_code: int
+    driver: str | None
+    vfio: bool
+    iommu_group: int | None
+    shares_group_with: list[str]
+    numa_node: int | None
+    bound_by_pyvmm: bool
+    regions: list[RegionEntry]
+    note: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return it for people."""
+        group = "no IOMMU" if self.iommu_group is None else f"group {self.iommu_group}"
+        shared = f" with {', '.join(self.shares_group_with)}" if self.shares_group_with else ""
+        ours = ", bound by pyvmm" if self.bound_by_pyvmm else ""
+        has = f"{self.driver or 'no driver'}{ours}, {group}{shared}"
+        return [
+            f"{self.bdf}  {self.vendor:04x}:{self.device:04x}  class {self.class_code:06x}  {has}",
+            *(f"    {_region_line(region)}" for region in self.regions),
+            *([f"    {self.note}"] if self.note else []),
+        ]
+
+
+def _region_line(region: RegionEntry) -> str:
+    if region.mappable is None:
+        how = ""
+    elif not region.mappable:
+        how = "read and write only"
+    elif [area for area in region.mappable if area[0] or area[1] < region.size]:
+        areas = ", ".join(f"[{start:#x}, {start + size:#x})" for start, size in region.mappable)
+        how = f"mappable: {areas}, {region.attribute}"
+    else:
+        how = f"mappable, {region.attribute}"
+    return f"{region.index:2} {region.name:15} {_size(region.size):>9}  {how}".rstrip()
+
+
+def _size(size: int) -> str:
+    for unit, bits in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >> bits:
+            return f"{size / (1 << bits):.4g} {unit}"
+    return f"{size} B"
+
+
+def listing(
+    attribute: Attribute, *, ask: bool = True, every: bool = True, places: Places = HOST
+) -> list[DeviceEntry]:
+    """Return all devices, or those only that VFIO has or could have if not *every*.
+
+    With *ask* those that a VFIO driver has, and nobody uses, are opened (and so reset) to ask
+    about their regions; otherwise sysfs tells what it knows.
+    """
+    ours = set(bound(places))
+    return [
+        _entry(function, attribute, ask=ask, bound_by_pyvmm=function.bdf in ours)
+        for function in Function.all(places)
+        if every or function.iommu_group is not None
+    ]
+
+
+def _entry(
+    function: Function, attribute: Attribute, *, ask: bool, bound_by_pyvmm: bool
+) -> DeviceEntry:
+    regions: list[RegionEntry] | None = None
+    note = ""
+    if function.driven_by_vfio and ask:
+        try:
+            regions = _ask(function, attribute)
+        except VmmError as error:
+            note = str(error)
+    return DeviceEntry(
+        bdf=function.bdf,
+        vendor=function.vendor,
+        device=function.device,
+        class_code=function.class_code,
+        driver=function.driver,
+        vfio=function.driven_by_vfio,
+        iommu_group=function.iommu_group,
+        shares_group_with=[member.bdf for member in function.group_members],
+        numa_node=function.numa_node,
+        bound_by_pyvmm=bound_by_pyvmm,
+        regions=_from_sysfs(function) if regions is None else regions,
+        note=note,
+    )
+
+
+def _ask(function: Function, attribute: Attribute) -> list[RegionEntry]:
+    with open_device(function.bdf, places=function.places) as device:
+        return [
+            RegionEntry(
+                region.index,
+                region.info.name,
+                region.size,
+                [(area.offset, area.size) for area in region.info.areas],
+                attribute(device.driver, region.index) if region.info.mappable else "",
+            )
+            for region in device.regions
+        ]
+
+
+def _from_sysfs(function: Function) -> list[RegionEntry]:
+    return [RegionEntry(bar.index, NAMES[bar.index], bar.size, None, "") for bar in function.bars]
