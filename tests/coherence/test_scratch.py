@@ -39,7 +39,9 @@ def test_the_assembler_agrees_with_each_encoding(name: str, tmp_path: Path) -> N
         (RAN, EFAULT, ABORT, MemoryType.DEVICE),
         (Outcome(Fate.ABORTED, esr=0x96000021), None, None, MemoryType.DEVICE),
         (Outcome(Fate.HUNG), None, None, MemoryType.UNDECIDABLE),
-        (RAN, RAN, Outcome(Fate.ABORTED, esr=0x02000000), MemoryType.UNDECIDABLE),
+        (RAN, None, Outcome(Fate.ABORTED, esr=0x02000000), MemoryType.WRITE_BACK),
+        (RAN, RAN, Outcome(Fate.ABORTED, esr=0x86000007), MemoryType.UNDECIDABLE),
+        (RAN, None, Outcome(Fate.HUNG), MemoryType.UNDECIDABLE),
         (Outcome(Fate.FAILED, errno=errno.ENOSYS), None, None, MemoryType.UNDECIDABLE),
     ],
 )

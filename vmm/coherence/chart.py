@@ -35,10 +35,10 @@ class Window:
 
 
 def human(size: int) -> str:
-    """Return *size* in the largest unit that divides it."""
+    """Return *size* in the largest unit that it has one of; a rounded number shows a point."""
     for unit, name in UNITS:
-        if size >= unit and size % unit == 0:
-            return f"{size // unit} {name}"
+        if size >= unit:
+            return f"{size // unit} {name}" if size % unit == 0 else f"{size / unit:.1f} {name}"
     return f"{size} B"
 
 
@@ -62,7 +62,7 @@ def table(entries: Iterable[Entry]) -> list[str]:
 
 TITLE: Final = "Guest physical memory, and what stage 2 promises"
 ROW: Final = 46
-WIDTH: Final = 860
+WIDTH: Final = 1000
 BAR_X: Final = 170
 BAR_WIDTH: Final = 150
 
@@ -130,7 +130,7 @@ def _gap(y: int, size: int) -> str:
     )
 
 
-def _cut(text: str, limit: int = 80) -> str:
+def _cut(text: str, limit: int = 96) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "\u2026"
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 DEBUGFS: Final = Path("/sys/kernel/debug/kvm")
 EXTERNAL_ABORT_ON_FETCH: Final = 0x8600_0010
 """ESR_EL1: instruction abort from the same EL, synchronous external abort."""
+INSTRUCTION_ABORTS: Final = frozenset({0x20, 0x21})
+"""ESR_EL1.EC: from a lower EL, from the same."""
 ALIGNMENT_FAULT: Final = 0x21
 """ESR_EL1.DFSC."""
 TOUCHED: Final = 4096
@@ -121,13 +123,20 @@ def judge(load: Outcome, zero: Outcome | None, fetch: Outcome | None, dump: str 
         memory_type = MemoryType.DEVICE
     elif load.fate is not Fate.RAN or fetch is None:
         memory_type = MemoryType.UNDECIDABLE
-    elif fetch.fate is Fate.RAN:
+    elif _was_fetched(fetch):
         memory_type = MemoryType.WRITE_BACK
     elif fetch.fate is Fate.ABORTED and fetch.esr == EXTERNAL_ABORT_ON_FETCH:
         memory_type = MemoryType.NON_CACHEABLE
     else:
         memory_type = MemoryType.UNDECIDABLE
     return Verdict(memory_type, tuple(evidence))
+
+
+def _was_fetched(jump: Outcome) -> bool:
+    """Whether an instruction came from the range: it ran, or it was none and said so."""
+    if jump.fate is Fate.ABORTED:
+        return jump.esr >> 26 not in INSTRUCTION_ABORTS
+    return jump.fate is Fate.RAN
 
 
 def _is_device(outcome: Outcome | None) -> bool:
