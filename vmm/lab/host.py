@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -96,11 +96,11 @@ class Host:
             argv = qemu.arguments(
                 profile, image=image, initrd=initrd, directory=directory, device_tree=tree
             )
-            process = _launch([*emulator.command, *argv], directory / "qemu.log", keep=keep)
-            record = replace(record, qemu=state.Process.of(process.pid))
+            pid = _launch([*emulator.command, *argv], directory / "qemu.log", keep=keep)
+            record = replace(record, qemu=state.Process.of(pid))
             state.save(directory, record)
             with step(f"starting a lab host ({profile.name})", total=8) as reach:
-                _await(process, directory, reach)
+                _await(pid, directory, reach)
             port = qmp.forwarded_port(directory / "qmp")
             seconds = time.time() - record.started
             host = cls(
@@ -112,6 +112,7 @@ class Host:
             state.save(directory, host.record)
         except BaseException:
             state.discard(directory, record)
+            _bury(record)
             raise
         return host
 
@@ -126,6 +127,7 @@ class Host:
     def close(self) -> None:
         """End the host. Idempotent."""
         state.discard(self.directory, self.record)
+        _bury(self.record)
 
     def __enter__(self) -> Self:
         return self
@@ -185,33 +187,47 @@ def _starting(name: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _launch(argv: Sequence[str], log: Path, *, keep: bool) -> subprocess.Popen[bytes]:
-    """Start QEMU in a session of its own, so that no ^C reaches it."""
-    prefix: list[str] = []
+def _launch(argv: Sequence[str], log: Path, *, keep: bool) -> int:
+    """Start QEMU in a session of its own, so that no ^C reaches it; return its process id."""
+    if shutil.which(argv[0]) is None:
+        raise missing(argv[0])
     if not keep:
         if shutil.which("setpriv") is None:
             raise missing("setpriv")
-        prefix = ["setpriv", "--pdeathsig", "KILL"]
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            [*prefix, *argv],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+        argv = ("setpriv", "--pdeathsig", "KILL", *argv)
+    # Not subprocess: its objects mind being dropped while the process lives, and it shall.
+    create = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawnp(
+        argv[0],
+        list(argv),
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), create, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
 
 
-def _await(
-    process: subprocess.Popen[bytes], directory: Path, reach: Callable[[float], None]
-) -> None:
+def _bury(record: state.State) -> None:
+    """Collect the exit status of a dead QEMU, if it is this process that started it."""
+    if record.qemu:
+        with suppress(ChildProcessError):
+            os.waitpid(record.qemu.pid, os.WNOHANG)
+
+
+def _await(pid: int, directory: Path, reach: Callable[[float], None]) -> None:
     """Wait until the agent can be reached."""
     started = time.monotonic()
     console = directory / "console.log"
     while READY.encode() not in console.read_bytes():
-        code = process.poll()
-        if code is not None:
-            raise HostError(f"the lab host ended before it was up ({code}): {tail(directory)}")
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            raise HostError(
+                f"the lab host ended before it was up "
+                f"({os.waitstatus_to_exitcode(status)}): {tail(directory)}"
+            )
         elapsed = time.monotonic() - started
         reach(elapsed)
         if elapsed > _TIMEOUT:
@@ -223,14 +239,15 @@ def _await(
 
 
 def tail(directory: Path) -> str:
-    """Return the last lines of what QEMU and the host's kernel said, on one line."""
+    """Return, on one line, the last that QEMU and the host's kernel said, or why it panicked."""
     said = []
     for name in ("qemu.log", "console.log"):
         try:
             text = (directory / name).read_text(errors="replace")
         except OSError:
             continue
-        said += [line.strip() for line in text.splitlines() if line.strip()][-4:]
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        said += [line for line in lines if "Kernel panic" in line][:1] or lines[-4:]
     return " | ".join(said) or "it said nothing"
 
 
