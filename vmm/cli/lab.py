@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 
 import click
 
 from vmm.errors import UserError
 
 _PROFILE = click.argument("profile")
+_FILE = click.Path(path_type=Path)
 
 
 @click.group()
@@ -135,3 +137,45 @@ def shell(profile: str) -> None:
     from vmm.lab.profiles import profile as known  # noqa: PLC0415
 
     sys.exit(run_in_lab(known(profile).name, ["sh", "-l"]))
+
+
+@lab.command()
+@click.argument("names", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Legacy kernels as well (built first).")
+@click.option("--markdown", type=_FILE, help="Write the table into this file.")
+@click.option("--json", "as_json", type=_FILE, help="Write all that was seen into this file.")
+@click.option("--html", type=_FILE, help="Write a page into this file.")
+@click.option("--expect", type=_FILE, help="Fail where a row differs from this file's.")
+def matrix(  # noqa: PLR0913  (one argument per option)
+    names: tuple[str, ...],
+    *,
+    everything: bool,
+    markdown: Path | None,
+    as_json: Path | None,
+    html: Path | None,
+    expect: Path | None,
+) -> None:
+    """Measure the truth table of cacheable PFNMAP, in hosts of NAMES or of all but legacy ones.
+
+    Each kind of memory is registered with the Write-Back flag and without, and what stage 2 gives
+    it is proved. Exits with 1 where a row is not as expected.
+    """
+    from vmm.lab import matrix as table  # noqa: PLC0415
+
+    expected = table.load_expected(expect) if expect else None
+    chosen = names or [
+        name for name, (kernel, _) in table.PROFILES.items() if everything or kernel != "legacy"
+    ]
+    found = {name: table.measure(name) for name in chosen}
+    table.write(
+        [
+            (markdown, table.markdown(found)),
+            (as_json, json.dumps(found, indent=1) + "\n"),
+            (html, table.html(found)),
+        ]
+    )
+    click.echo(table.markdown(found), nl=False)
+    differences = table.compare(found, expected) if expected is not None else []
+    for difference in differences:
+        click.echo(str(difference), err=True)
+    sys.exit(1 if differences else 0)

@@ -41,6 +41,9 @@ _RAM_BASE = 0x40000000  # QEMU, hw/arm/virt.c, base_memmap
 _SLOT = 0x10
 """Above the slots that QEMU hands out by itself."""
 
+BDF = f"0000:00:{_SLOT:02x}.0"
+"""The GPU's PCI address."""
+
 DEVICES = (f"bochs-display,addr={_SLOT:#x},romfile=",)
 
 _NO_FWB = "on a Neoverse N1, without FEAT_S2FWB"
@@ -89,15 +92,22 @@ def profiles() -> tuple[Profile, ...]:
         description="gh200 whose kernel has the proposed memory-slot flag for write-back",
         kernel=BuiltKernel("rfc"),
     )
+    legacy = replace(
+        fwb,
+        name="legacy-gh200",
+        description="gh200 with 6.12, which maps cacheable device memory as Device",
+        kernel=BuiltKernel("legacy"),
+    )
     return (
         fwb,
         replace(fwb, name="gh200-nofwb", description=f"gh200, {_NO_FWB}", cpu="neoverse-n1"),
         rfc,
         replace(rfc, name="rfc-nofwb", description=f"rfc, {_NO_FWB}", cpu="neoverse-n1"),
+        legacy,
         replace(
-            fwb,
-            name="legacy-gh200",
-            description="gh200 with 6.12, which maps cacheable device memory as Device",
-            kernel=BuiltKernel("legacy"),
+            legacy,
+            name="legacy-gh200-nofwb",
+            description=f"legacy-gh200, {_NO_FWB}",
+            cpu="neoverse-n1",
         ),
     )
