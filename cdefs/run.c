@@ -236,9 +236,22 @@ void pyvmm_set_shadow(struct pyvmm_answered *entry, uint64_t value)
 
 /* --- The run loop ------------------------------------------------------------------------------ */
 
+/* Which access the MMIO exit in kvm_run is; a store's value is cleared beyond its size. */
+static int access_kind(struct kvm_run *run)
+{
+	uint32_t size = run->mmio.len;
+
+	if (!run->mmio.is_write)
+		return PYVMM_RUN_LOAD;
+	if (size < sizeof(run->mmio.data))
+		memset(run->mmio.data + size, 0, sizeof(run->mmio.data) - size);
+	return PYVMM_RUN_STORE;
+}
+
 /*
- * Run the vCPU until an exit that Python must see. Returns 0 with that exit in kvm_run, or
- * -errno as KVM_RUN gave it. EINTR is the answer to a kick, so it is never retried here.
+ * Run the vCPU until an exit that Python must see. Returns PYVMM_RUN_STORE or _LOAD for an MMIO
+ * exit, 0 for any other, all in kvm_run, or -errno as KVM_RUN gave it. EINTR is the answer to a
+ * kick, so it is never retried here.
  */
 int pyvmm_run(struct pyvmm_vcpu *vcpu)
 {
@@ -248,8 +261,12 @@ int pyvmm_run(struct pyvmm_vcpu *vcpu)
 	for (;;) {
 		result = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? -errno : 0;
 		atomic_fetch_add_explicit(&vcpu->exits, 1, memory_order_relaxed);
-		if (result || vcpu->run->exit_reason != KVM_EXIT_MMIO || !pyvmm_answer(vcpu))
+		if (result || vcpu->run->exit_reason != KVM_EXIT_MMIO)
 			break;
+		if (!pyvmm_answer(vcpu)) {
+			result = access_kind(vcpu->run);
+			break;
+		}
 		atomic_fetch_add_explicit(&vcpu->answered, 1, memory_order_relaxed);
 	}
 	atomic_store(&vcpu->tid, 0);

@@ -26,6 +26,9 @@ struct pyvmm_answers {
     struct pyvmm_answered *entries;
 };
 
+#define PYVMM_RUN_STORE ...
+#define PYVMM_RUN_LOAD ...
+
 struct pyvmm_vcpu {
     int fd;
     struct kvm_run *run;

@@ -53,6 +53,11 @@ struct pyvmm_answers {
 	struct pyvmm_answered *entries;
 };
 
+enum pyvmm_run_result {
+	PYVMM_RUN_STORE = 1,
+	PYVMM_RUN_LOAD = 2,
+};
+
 struct pyvmm_vcpu {
 	int fd;
 	struct kvm_run *run;

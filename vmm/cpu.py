@@ -153,10 +153,10 @@ class VcpuThread:
             exit_ = run()
             try:
                 match exit_:
-                    case MmioWrite(address, size, value):
-                        write(address, size, value)
-                    case MmioRead(address, size):
-                        vcpu.complete_read(read(address, size))
+                    case MmioWrite():
+                        write(*exit_)
+                    case MmioRead():
+                        vcpu.complete_read(read(*exit_))
                     case Interrupted():
                         if not self._obey():
                             return None

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import Callable
 
-EXIT_MMIO: int = lib.KVM_EXIT_MMIO
-MASK = {size: (1 << 8 * size) - 1 for size in (1, 2, 4, 8)}
-
 
 class RunPage:
     """Reads exits out of a mapped ``kvm_run``, and answers them.
@@ -42,15 +39,19 @@ class RunPage:
         """Let go of the mapping."""
         self.run = self._mmio = self._data = None
 
+    def store(self) -> MmioWrite:
+        """Return the store that the last KVM_RUN returned for."""
+        mmio = self._mmio
+        return MmioWrite(mmio.phys_addr, mmio.len, self._data[0])
+
+    def load(self) -> MmioRead:
+        """Return the load that the last KVM_RUN returned for."""
+        mmio = self._mmio
+        return MmioRead(mmio.phys_addr, mmio.len)
+
     def exit(self) -> Exit:
-        """Say why the last KVM_RUN returned."""
+        """Say why the last KVM_RUN returned, if for neither."""
         reason = self.run.exit_reason
-        if reason == EXIT_MMIO:
-            mmio = self._mmio
-            size = mmio.len
-            if mmio.is_write:
-                return MmioWrite(mmio.phys_addr, size, self._data[0] & MASK[size])
-            return MmioRead(mmio.phys_addr, size)
         decode = DECODERS.get(reason)
         return decode(self.run) if decode else Unknown(reason)
 

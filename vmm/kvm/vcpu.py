@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED: Final = Interrupted()
 EINTR: Final = -errno.EINTR
+STORE: Final[int] = lib.PYVMM_RUN_STORE
+LOAD: Final[int] = lib.PYVMM_RUN_LOAD
 
 
 class Vcpu(AttributeFd):
@@ -38,7 +40,7 @@ class Vcpu(AttributeFd):
         self._state: Any = ffi.new("struct pyvmm_vcpu *", {"fd": fd, "run": self._page.run})
         self._answers: Answers | None = None
         self.complete_read = self._page.complete_read
-        self._exit = self._page.exit
+        self._store, self._load, self._exit = self._page.store, self._page.load, self._page.exit
 
     def close(self) -> None:
         """Close the vCPU. No thread may be in `run`."""
@@ -57,6 +59,10 @@ class Vcpu(AttributeFd):
         Returns `Interrupted` after a `kick`. Raises `KvmError`.
         """
         result: int = lib.pyvmm_run(self._state)
+        if result == STORE:
+            return self._store()
+        if result == LOAD:
+            return self._load()
         if result == 0:
             return self._exit()
         if result == EINTR:
