@@ -36,6 +36,7 @@ class Guest:
         self._output = bytearray()
         self._size = ring
         self.room = room
+        self.drains = 0
         self.heard: list[bytes] = []  # b"BREAK" for a break
 
     def close(self) -> None:
@@ -58,6 +59,7 @@ class Guest:
         return self._eventfd
 
     def drain(self, limit: int, /) -> bytes:
+        self.drains += 1
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._eventfd)
         with self._space:
@@ -429,6 +431,27 @@ def test_a_ring_larger_than_one_turn_is_written_to_its_end(
         run_until(loop, lambda: path.stat().st_size == len(MEGABYTE) * 3)
     assert path.read_bytes() == MEGABYTE * 3
     guest.close()
+
+
+def test_a_guest_that_sends_byte_by_byte_does_not_wake_us_for_each(
+    loop: Loop, guest: Guest, pipes: tuple[int, int, int, int]
+) -> None:
+    stdin, _, reading, stdout = pipes
+
+    def talk() -> None:
+        for byte in MEGABYTE[:2000]:
+            guest.send(bytes([byte]))
+            time.sleep(1e-5)
+        loop.call_soon_threadsafe(loop.stop)
+
+    sender = threading.Thread(target=talk)
+    with Console(loop, guest, guest, stdin=stdin, stdout=stdout) as console:
+        sender.start()
+        loop.run()
+        console.flush()
+        assert os.read(reading, 1 << 16) == MEGABYTE[:2000]
+        assert guest.drains < 1000
+    sender.join()
 
 
 def test_input_is_served_while_the_guest_never_stops_sending(

@@ -29,12 +29,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from vmm.loop import Loop
+    from vmm.loop import Cancellable, Loop
 
 INPUT_CHUNK = 4096
 OUTPUT_CHUNK = 1 << 16
 PATIENCE = 16
 """Chunks written before others get their turn: a guest may send without end."""
+LINGER = 0.004
+"""Seconds between writes while the guest is sending.
+
+Guests send byte by byte. Waking up for each costs a machine with few processors, such as an
+emulated one, more than the guest's own work.
+"""
 TYPE_AHEAD = 1 << 16
 """Bytes kept for a guest that doesn't read, so that escape keys behind them still work."""
 
@@ -109,6 +115,9 @@ class Console:
         self._queue: deque[bytes | Command] = deque()
         self._queued = 0  # bytes
         self._pending = bytearray()
+        self._moved = 0  # bytes written, or dropped
+        self._blocked = False  # stdout says when to go on
+        self._timer: Cancellable | None = None
         self._former_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -116,7 +125,7 @@ class Console:
         try:
             if self._stdout is not None:
                 self._outlet = Outlet(self._stdout)
-            self._listen_to_source()
+            self._loop.add_reader(self._source.fileno(), self._advance)
             if self._stdin is not None and os.isatty(self._stdin):
                 self._terminal = Terminal(self._stdin)
                 self._keys = EscapeKeys(self._escape)
@@ -147,10 +156,9 @@ class Console:
             if self._terminal is not None:
                 self._terminal.restore()
                 self._release_jobs()
-            self._loop.remove_reader(self._source.fileno())
+            self._wait_for_nothing()
             self._stop_reading()
             if self._outlet is not None:
-                self._loop.remove_writer(self._outlet.fileno())
                 self._outlet.close()
 
     def flush(self) -> None:
@@ -175,52 +183,68 @@ class Console:
                 sys.stderr.write(text)
                 sys.stderr.flush()
 
-    # Output
+    # Output: it waits for the source, for a moment (LINGER), or for stdout
+
+    def _wait_for_nothing(self) -> None:
+        self._loop.remove_reader(self._source.fileno())
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._outlet is not None and self._blocked:
+            self._loop.remove_writer(self._outlet.fileno())
+        self._blocked = False
+
+    def _advance(self) -> None:
+        """Write what there is, and decide what to wait for."""
+        self._wait_for_nothing()
+        moved = self._moved
+        self._pump()
+        if self._blocked:
+            return
+        if self._moved == moved:
+            self._loop.add_reader(self._source.fileno(), self._advance)
+        else:
+            self._timer = self._loop.call_later(LINGER, self._advance)
 
     def _pump(self) -> bool:
         """Write until nothing waits (True), or until stdout or PATIENCE is exhausted (False)."""
-        if not self._open:
-            return True
         for _ in range(PATIENCE):
-            if not self._pending and not self._refill():
-                return True
-            if not self._write():
+            if not self._pending:
+                self._pending += self._source.drain(OUTPUT_CHUNK)
+                if not self._pending:
+                    return True
+            self._write()
+            if self._pending:
                 return False
-        self._loop.call_soon_threadsafe(self._pump)
+        if not self._blocked and self._open:
+            self._loop.call_soon_threadsafe(self._go_on)
         return False
 
-    def _write(self) -> bool:
-        """Write what is pending; False: the rest has to wait."""
-        if self._outlet is None:
-            self._pending.clear()
-            return True
-        try:
-            del self._pending[: self._outlet.write(self._pending)]
-        except OSError as error:
-            self._drop_output(error)
-        if self._outlet is None or not self._pending:
-            self._listen_to_source()
-            return True
-        # Now stdout says when to go on, and the source waits: its ring may fill up.
-        self._loop.remove_reader(self._source.fileno())
-        self._loop.add_writer(self._outlet.fileno(), self._pump)
-        return False
+    def _go_on(self) -> None:
+        if self._open and not self._blocked:
+            self._advance()
 
-    def _listen_to_source(self) -> None:
+    def _write(self) -> None:
+        written = len(self._pending)
         if self._outlet is not None:
-            self._loop.remove_writer(self._outlet.fileno())
-        self._loop.add_reader(self._source.fileno(), self._pump)
-
-    def _refill(self) -> bool:
-        self._pending += self._source.drain(OUTPUT_CHUNK)
-        return bool(self._pending)
+            try:
+                written = self._outlet.write(self._pending)
+            except OSError as error:
+                self._drop_output(error)
+        self._moved += written
+        del self._pending[:written]
+        if self._pending and self._outlet is not None and not self._blocked:
+            # The source waits with us: its ring may fill up.
+            self._wait_for_nothing()
+            self._blocked = True
+            self._loop.add_writer(self._outlet.fileno(), self._advance)
 
     def _drop_output(self, error: OSError) -> None:
         assert self._outlet is not None
-        self._loop.remove_writer(self._outlet.fileno())
+        self._wait_for_nothing()
         self._outlet.close()
         self._outlet = None
-        self._pending.clear()
+        self._loop.add_reader(self._source.fileno(), self._advance)
         self.say(f"console output: {error.strerror}; the guest goes on, its output is dropped")
 
     # Input

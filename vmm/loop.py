@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Loop:
         self._timers_made = 0
         self._watches: dict[int, Watch] = {}
         self._stopped = False
+        self._thread = 0  # the loop's own, while it is not waiting
         self._closed = False
         self._signals: dict[int, Callback] = {}
         self._former_handlers: dict[int, object] = {}
@@ -151,7 +152,9 @@ class Loop:
         self._wake_up()
 
     def _round(self) -> None:
+        self._thread = 0
         ready = self._poll()
+        self._thread = get_ident()
         for fd, watch, events in ready:
             # An earlier callback of this round may have removed it.
             if self._watches.get(fd) is watch:
@@ -263,6 +266,8 @@ class Loop:
         return None
 
     def _wake_up(self) -> None:
+        if get_ident() == self._thread:  # it will look before it waits again
+            return
         with self._lock:  # lest the number already belongs to another file
             if not self._closed:
                 os.eventfd_write(self._wake, 1)
