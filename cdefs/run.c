@@ -248,6 +248,14 @@ static int access_kind(struct kvm_run *run)
 	return PYVMM_RUN_STORE;
 }
 
+/* Add one to a counter that only this thread writes, and others may read: no bus lock for that. */
+static void count(_Atomic uint64_t *counter)
+{
+	uint64_t value = atomic_load_explicit(counter, memory_order_relaxed);
+
+	atomic_store_explicit(counter, value + 1, memory_order_relaxed);
+}
+
 /*
  * Run the vCPU until an exit that Python must see. Returns PYVMM_RUN_STORE or _LOAD for an MMIO
  * exit, 0 for any other, all in kvm_run, or -errno as KVM_RUN gave it. EINTR is the answer to a
@@ -260,14 +268,14 @@ int pyvmm_run(struct pyvmm_vcpu *vcpu)
 	atomic_store(&vcpu->tid, (int)syscall(SYS_gettid));
 	for (;;) {
 		result = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? -errno : 0;
-		atomic_fetch_add_explicit(&vcpu->exits, 1, memory_order_relaxed);
+		count(&vcpu->exits);
 		if (result || vcpu->run->exit_reason != KVM_EXIT_MMIO)
 			break;
 		if (!pyvmm_answer(vcpu)) {
 			result = access_kind(vcpu->run);
 			break;
 		}
-		atomic_fetch_add_explicit(&vcpu->answered, 1, memory_order_relaxed);
+		count(&vcpu->answered);
 	}
 	atomic_store(&vcpu->tid, 0);
 	return result;
