@@ -1,4 +1,8 @@
-/* The part of <linux/kvm.h> that pyvmm uses. "..." means: ask the compiler. */
+/*
+ * The part of <linux/kvm.h> that pyvmm uses. "..." means: ask the compiler.
+ * Arrays of __u64 are unsigned long long, as the kernel has it, where the compiler compares types
+ * (gcc 14 insists); uint64_t is unsigned long here.
+ */
 
 /* --- ioctls on /dev/kvm -------------------------------------------------------------------- */
 #define KVM_API_VERSION ...
@@ -196,7 +200,7 @@ struct kvm_device_attr {
 struct kvm_enable_cap {
     uint32_t cap;
     uint32_t flags;
-    uint64_t args[4];
+    unsigned long long args[4];
     ...;
 };
 
@@ -211,7 +215,7 @@ struct kvm_one_reg {
 
 struct kvm_reg_list {
     uint64_t n;
-    uint64_t reg[];
+    unsigned long long reg[];
 };
 
 struct kvm_mp_state {
