@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +145,3 @@ def machine() -> dict[str, str]:
         "noise": f"load {_noise['load']:.1f}; the same work takes up to {_noise['p90/p10']:.2f} "
         "times as long (p90 by p10)",
     }
-
-
-def best_of(repeat: int, work: Callable[[], object]) -> float:
-    """Return the seconds that *work* takes, undisturbed: the least of *repeat*."""
-    best = float("inf")
-    for _ in range(repeat):
-        began = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - began)
-    return best
