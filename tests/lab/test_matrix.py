@@ -1,0 +1,67 @@
+"""The truth table of cacheable PFNMAP is as tests/lab/matrix.json has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmm.lab import matrix
+from vmm.lab.gh200 import profiles
+from vmm.lab.kernel import BuiltKernel
+
+EXPECTED = matrix.load_expected(Path(__file__).with_name("matrix.json"))
+BUILT = {profile.name: profile for profile in profiles()}
+
+
+def rows(profile: str, **changed: str) -> matrix.Rows:
+    return [
+        {
+            "memory": memory,
+            "flag": flag,
+            "answer": "EINVAL" if result == "EINVAL" else "ok",
+            "verdict": changed.get(memory.replace(" ", "_"), result) if result != "EINVAL" else "",
+            "evidence": ["seen"],
+        }
+        for memory, results in EXPECTED[profile].items()
+        for flag, result in enumerate(results)
+    ]
+
+
+def test_every_profile_has_an_expectation() -> None:
+    assert set(EXPECTED) == set(matrix.PROFILES) == set(BUILT)
+
+
+def test_what_is_as_expected_makes_no_difference() -> None:
+    assert matrix.compare({"gh200": rows("gh200")}, EXPECTED) == []
+
+
+def test_a_row_that_changed_or_went_missing_is_named() -> None:
+    (changed,) = matrix.compare({"gh200": rows("gh200", region_4="Device")}, EXPECTED)
+    assert str(changed) == "gh200, region 4, without the flag: expected WB, found Device"
+    fewer = [row for row in rows("gh200") if row["memory"] != "region 4"]
+    (missing,) = matrix.compare({"gh200": fewer}, EXPECTED)
+    assert missing.found == "no row"
+
+
+def test_tables_have_every_cell() -> None:
+    found = {name: rows(name) for name in EXPECTED}
+    text = matrix.markdown(found)
+    assert text.count("\n") == 14  # the head, its line, and six kinds of memory with and without
+    page = matrix.html(found)
+    assert page.count("<td") == 12 * len(EXPECTED)
+    assert "Device" in page
+    assert "src=" not in page  # self-contained
+
+
+@pytest.mark.lab
+@pytest.mark.kernels
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("profile", matrix.PROFILES)
+def test_the_kernel_answers_as_expected(profile: str) -> None:
+    kernel = BUILT[profile].kernel
+    assert isinstance(kernel, BuiltKernel)
+    if profile.startswith("legacy") and not kernel.built():
+        return  # built on request only: `pyvmm lab build legacy-gh200`
+    differences = matrix.compare({profile: matrix.measure(profile)}, EXPECTED)
+    assert not differences, "\n".join(map(str, differences))
