@@ -34,11 +34,11 @@ with open_device({BDF!r}) as device:
 
 @pytest.fixture(scope="module")
 def initramfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small guest's, with the memory test in it: Linux unpacks archives one after another."""
+    """Return the small guest's with the memory test in it: Linux unpacks one after another."""
     where = tmp_path_factory.mktemp("guest")
     program = where / "coherent-memory"
-    command = ["aarch64-linux-gnu-gcc", "-O2", "-Wall", "-Werror", "-static", "-o", program, SOURCE]
-    subprocess.run(command, check=True)
+    command = ["aarch64-linux-gnu-gcc", "-O2", "-Wall", "-Werror", "-static"]
+    subprocess.run([*command, "-o", str(program), str(SOURCE)], check=True)
     path = where / "initramfs.cpio"
     with path.open("wb") as out:
         out.write(guest.initramfs().read_bytes())

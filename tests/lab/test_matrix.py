@@ -11,7 +11,14 @@ from vmm.lab.gh200 import profiles
 from vmm.lab.kernel import BuiltKernel
 
 EXPECTED = matrix.load_expected(Path(__file__).with_name("matrix.json"))
-BUILT = {profile.name: profile for profile in profiles()}
+KNOWN = {profile.name: profile for profile in profiles()}
+# A legacy kernel is built on request only (`pyvmm lab build legacy-gh200`), so it is measured
+# where somebody has.
+MEASURED = [
+    name
+    for name, (kernel, _) in matrix.PROFILES.items()
+    if kernel != "legacy" or BuiltKernel("legacy").built()
+]
 
 
 def rows(profile: str, **changed: str) -> matrix.Rows:
@@ -29,7 +36,7 @@ def rows(profile: str, **changed: str) -> matrix.Rows:
 
 
 def test_every_profile_has_an_expectation() -> None:
-    assert set(EXPECTED) == set(matrix.PROFILES) == set(BUILT)
+    assert set(EXPECTED) == set(matrix.PROFILES) == set(KNOWN)
 
 
 def test_what_is_as_expected_makes_no_difference() -> None:
@@ -57,11 +64,7 @@ def test_tables_have_every_cell() -> None:
 @pytest.mark.lab
 @pytest.mark.kernels
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("profile", matrix.PROFILES)
+@pytest.mark.parametrize("profile", MEASURED)
 def test_the_kernel_answers_as_expected(profile: str) -> None:
-    kernel = BUILT[profile].kernel
-    assert isinstance(kernel, BuiltKernel)
-    if profile.startswith("legacy") and not kernel.built():
-        return  # built on request only: `pyvmm lab build legacy-gh200`
     differences = matrix.compare({profile: matrix.measure(profile)}, EXPECTED)
     assert not differences, "\n".join(map(str, differences))
