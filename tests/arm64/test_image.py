@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import ctypes
 import gzip
 import lzma
 import os
@@ -12,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_files import COMPRESSIONS, LOOP, NOP, arm64_image, efi_program, elf, uki, zboot
 
@@ -273,6 +274,7 @@ def test_a_file_shorter_than_its_headers_say_is_truncated(data: bytes) -> None:
     assert refusal(data) == TRUNCATED
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.integers(0, 400), st.binary(min_size=1, max_size=8))
 def test_a_damaged_header_is_read_or_refused(at: int, damage: bytes) -> None:
     data = bytearray(uki(zboot(gzip.compress(arm64_image()), "gzip"), cmdline=b"quiet"))
@@ -284,6 +286,7 @@ def test_a_damaged_header_is_read_or_refused(at: int, damage: bytes) -> None:
     assert kernel.payload
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.integers(0, 200), st.binary(min_size=1, max_size=8))
 def test_a_damaged_elf_header_is_read_or_refused(at: int, damage: bytes) -> None:
     data = bytearray(elf([(0, arm64_image()), (1 << 20, b"data")]))
@@ -332,31 +335,35 @@ def test_what_can_not_be_read_is_named(tmp_path: Path, make: Callable[[Path], st
     assert str(caught.value) == f"{path}: {complaint}"
 
 
+@pytest.fixture
+def no_zstd_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "compression.zstd", None)
+    monkeypatch.setitem(sys.modules, "backports.zstd", None)
+
+
+@pytest.mark.usefixtures("no_zstd_module")
 def test_without_any_zstd_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
     packed = COMPRESSIONS["zstd"](arm64_image())
-    monkeypatch.setitem(sys.modules, "compression.zstd", None)
-    monkeypatch.setitem(sys.modules, "backports.zstd", None)
-    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(ctypes, "CDLL", missing)
     assert refusal(packed) == (
-        "this Python has no zstd; install Debian's zstd package, or pip install 'pyvmm-arm64[zstd]'"
+        "this Python has no zstd; install Debian's libzstd1 package, "
+        "or pip install 'pyvmm-arm64[zstd]'"
     )
 
 
-@pytest.mark.skipif(not shutil.which("zstd"), reason="the zstd command is not installed")
-@pytest.mark.parametrize("damage", [slice(5000, 5008), slice(9000, None)])
-def test_the_zstd_command_serves_without_the_module(
-    monkeypatch: pytest.MonkeyPatch, damage: slice
-) -> None:
-    monkeypatch.setitem(sys.modules, "compression.zstd", None)
-    monkeypatch.setitem(sys.modules, "backports.zstd", None)
+@pytest.mark.usefixtures("no_zstd_module")
+def test_the_systems_libzstd_serves_without_the_module() -> None:
     data = arm64_image(body=os.urandom(100_000))
-    packed = bytearray(COMPRESSIONS["zstd"](data))
-    assert identify(bytes(packed)).payload == data
-    assert "more than the guest's 0 MiB" in refusal(bytes(packed), limit=1000)
-    packed[damage] = b"" if damage.stop is None else b"\xff" * 8
-    assert refusal(bytes(packed)).startswith(
-        "truncated: " if damage.stop is None else "damaged zstd data: "
-    )
+    packed = COMPRESSIONS["zstd"](data)
+    assert identify(packed).payload == data
+    assert identify(packed + bytes(9)).payload == data
+    assert identify(packed + COMPRESSIONS["zstd"](b"more")).payload == data + b"more"
+    assert "more than the guest's 0 MiB" in refusal(packed, limit=4096)
+    assert refusal(packed[:9000]).startswith("truncated: ")
+    assert refusal(packed[:9000] + b"\xff" * 8 + packed[9008:]).startswith("damaged zstd data: ")
 
 
 @pytest.mark.skipif(
@@ -371,7 +378,15 @@ def test_what_a_compiler_makes_for_bare_metal_is_code(tmp_path: Path) -> None:
     program, flat = tmp_path / "hello", tmp_path / "hello.bin"
     gcc = ["aarch64-linux-gnu-gcc", "-O1", "-nostdlib", "-static", "-ffreestanding"]
     subprocess.run([*gcc, "-o", str(program), str(source)], check=True)
-    objcopy = ["aarch64-linux-gnu-objcopy", "-O", "binary", "-R", ".note.*", str(program), str(flat)]
+    objcopy = [
+        "aarch64-linux-gnu-objcopy",
+        "-O",
+        "binary",
+        "-R",
+        ".note.*",
+        str(program),
+        str(flat),
+    ]
     subprocess.run(objcopy, check=True)
     assert image.load(flat, LIMIT).kind == "flat"
     with pytest.raises(UserError, match="objcopy -O binary makes a flat binary of it"):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
+import mmap
 from typing import TYPE_CHECKING, Any
 
+from vmm._native import ffi
 from vmm.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def sniff(data: memoryview | bytes) -> str | None:
     return None
 
 
-def decompress(kind: str, data: memoryview, limit: int, name: str) -> bytes:
+def decompress(kind: str, data: memoryview, limit: int, name: str) -> memoryview:
     """Return what is in *data*, which came from file *name*.
 
     Raises UserError for data that is damaged, ends early, needs a missing decoder, or expands
@@ -33,7 +33,7 @@ def decompress(kind: str, data: memoryview, limit: int, name: str) -> bytes:
     """
     decoder = _decoder(kind)
     if decoder is None:
-        return _zstd_command(data, limit, name)
+        return _libzstd(data, limit, name)
     new, failure = decoder
     parts: list[bytes] = []
     room = limit
@@ -43,16 +43,14 @@ def decompress(kind: str, data: memoryview, limit: int, name: str) -> bytes:
         try:
             parts.append(stream.decompress(rest, room + 1))
         except failure as error:
-            raise UserError(
-                f"{name}: damaged {kind} data: {error}", "copy or download it again"
-            ) from None
+            raise _damaged(kind, name, error) from None
         room -= len(parts[-1])
         if room < 0:
             raise _too_big(kind, limit, name)
         if not stream.eof:
             raise _truncated(kind, name)
         rest = stream.unused_data
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
 
 
 def _decoder(kind: str) -> tuple[Callable[[], Any], type[Exception]] | None:
@@ -73,34 +71,50 @@ def _decoder(kind: str) -> tuple[Callable[[], Any], type[Exception]] | None:
     return None
 
 
-def _zstd_command(data: memoryview, limit: int, name: str) -> bytes:
-    """Decompress by the ``zstd`` command, for Pythons before 3.14 without backports.zstd."""
-    with tempfile.TemporaryFile() as source:
-        source.write(data)
-        source.seek(0)
-        try:
-            command = subprocess.Popen(
-                ["zstd", "-dcq"], stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-        except FileNotFoundError:
-            raise UserError(
-                f"{name}: this Python has no zstd",
-                "install Debian's zstd package, or pip install 'pyvmm-arm64[zstd]'",
-            ) from None
-        with command:
-            assert command.stdout
-            assert command.stderr
-            content = command.stdout.read(limit + 1)
-            if len(content) > limit:
-                command.kill()
-                raise _too_big("zstd", limit, name)
-            complaint = command.stderr.read().decode(errors="replace").strip()
-    # It can't mean the first frame, whose magic number brought us here: padding follows.
-    if command.returncode == 0 or complaint.endswith("unsupported format"):
-        return content
-    if "premature" in complaint or "incomplete" in complaint:
-        raise _truncated("zstd", name)
-    raise UserError(f"{name}: damaged zstd data: {complaint}", "copy or download it again")
+def _libzstd(data: memoryview, limit: int, name: str) -> memoryview:
+    """Decompress by the system's library, for Pythons before 3.14 without backports.zstd.
+
+    Every Debian has it: dpkg needs it.
+    """
+    import ctypes  # noqa: PLC0415
+
+    try:
+        library = ctypes.CDLL("libzstd.so.1")
+    except OSError:
+        raise UserError(
+            f"{name}: this Python has no zstd",
+            "install Debian's libzstd1 package, or pip install 'pyvmm-arm64[zstd]'",
+        ) from None
+    size, pointer = ctypes.c_size_t, ctypes.c_void_p
+    frame_size, unpack = library.ZSTD_findFrameCompressedSize, library.ZSTD_decompress
+    frame_size.argtypes, frame_size.restype = (pointer, size), size
+    unpack.argtypes, unpack.restype = (pointer, size, pointer, size), size
+    library.ZSTD_isError.argtypes = library.ZSTD_getErrorName.argtypes = (size,)
+    library.ZSTD_getErrorName.restype = ctypes.c_char_p
+
+    def check(result: int) -> int:
+        if not library.ZSTD_isError(result):
+            return result
+        complaint = library.ZSTD_getErrorName(result).decode()
+        if complaint == "Src size is incorrect":
+            raise _truncated("zstd", name)
+        if complaint == "Destination buffer is too small":
+            raise _too_big("zstd", limit, name)
+        raise _damaged("zstd", name, complaint)
+
+    source = ffi.from_buffer("char[]", data)
+    start = int(ffi.cast("uintptr_t", source))
+    end = 0
+    while sniff(data[end:]) == "zstd":
+        end += check(frame_size(start + end, len(data) - end))
+    # Room for all there may be: only pages that are written to are ever there.
+    target = mmap.mmap(-1, limit)
+    there = int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", target)))
+    return memoryview(target)[: check(unpack(there, limit, start, end))]
+
+
+def _damaged(kind: str, name: str, complaint: object) -> UserError:
+    return UserError(f"{name}: damaged {kind} data: {complaint}", "copy or download it again")
 
 
 def _truncated(kind: str, name: str) -> UserError:

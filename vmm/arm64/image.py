@@ -119,7 +119,7 @@ def identify(data: memoryview, name: str, limit: int, layers: tuple[str, ...] = 
         raise UserError(f"{name}: {' of '.join(layers)} of ...", "unpack it first")
     if kind := compression.sniff(data):
         content = compression.decompress(kind, data, limit, name)
-        return identify(memoryview(content), name, limit, (*layers, kind))
+        return identify(content, name, limit, (*layers, kind))
     try:
         # A kernel with an EFI stub is a PE file, too: its own header comes first.
         if data[_MAGIC_AT : _MAGIC_AT + 4] == _MAGIC:
@@ -240,13 +240,13 @@ def _vmlinux(data: memoryview, name: str, limit: int, layers: tuple[str, ...]) -
     ]
     base = min((physical for physical, _, _ in loads), default=0)
     extent = max((physical + size for physical, _, size in loads), default=0) - base
-    flat = bytearray(min(extent, limit))
-    for physical, offset, size in loads:
-        if offset + size > len(data):
-            raise pe.Truncated
+    if any(offset + size > len(data) for _, offset, size in loads):
+        raise pe.Truncated
+    flat = bytearray(extent if extent <= limit else 0)
+    for physical, offset, size in loads if flat else ():
         flat[physical - base : physical - base + size] = data[offset : offset + size]
     content = memoryview(flat).toreadonly()
-    if extent > limit or content[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:
+    if content[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:
         raise _refusal(
             name,
             layers,

@@ -30,11 +30,12 @@ def arm64_image(
     efi: bool = False,
 ) -> bytes:
     """Return an Image; with *efi* one whose header is a PE file's, too."""
-    code = b"MZ\x40\xfa" if efi else NOP
-    header = code + struct.pack("<I", 0x1400_0010)
+    pe = pe_header([(".text", 64 + 24 + 40, body)], at=64) if efi else b""
+    code0 = b"MZ\x40\xfa" if efi else NOP
+    code1 = 0x1400_0000 | (60 + len(pe)) // 4  # from offset 4, a branch over what is no code
+    header = code0 + struct.pack("<I", code1)
     header += struct.pack("<QQQ24x4sI", text_offset, image_size, flags, b"ARM\x64", 64 * efi)
-    if efi:
-        header += pe_header([(".text", 64 + 24 + 40, body)], at=64)
+    header += pe
     return header + body
 
 
