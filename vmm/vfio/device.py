@@ -135,9 +135,10 @@ class Device:
     # --- the whole of it ----------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Reset it, which switches memory and DMA off. Raises `HostError`.
+        """Reset it. Raises `HostError`.
 
-        Remove what the guest sees of its memory first.
+        VFIO restores configuration space, so that its memory stays on if it was; accesses to
+        mapped memory wait meanwhile (vfio_pci_ioctl_reset).
         """
         if not self.resettable:
             raise HostError(

@@ -86,7 +86,8 @@ class Iommu(ABC):
         """Let the devices reach *size* bytes at *host_address* of ours, at *iova*.
 
         All are multiples of the IOMMU's page. The memory is pinned: it stays in RAM and counts
-        as locked. Memory of devices (a `RegionMapping`) cannot be mapped so. Raises `HostError`.
+        as locked. Device memory (a `RegionMapping`) is not for this: iommufd refuses it, and type 1
+        would let devices reach another's BAR after that has gone. Raises `HostError`.
         """
         try:
             self._map(iova, host_address, size, writable=writable)

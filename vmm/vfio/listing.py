@@ -121,7 +121,7 @@ def _entry(
         iommu_group=function.iommu_group,
         shares_group_with=[member.bdf for member in function.group_members],
         numa_node=function.numa_node,
-        bound_by_pyvmm=bound_by_pyvmm,
+        bound_by_pyvmm=bound_by_pyvmm and function.driven_by_vfio,
         regions=_from_sysfs(function) if regions is None else regions,
         note=note,
     )

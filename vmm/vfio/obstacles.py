@@ -25,9 +25,11 @@ def check_assignable(function: Function) -> None:
             "intel_iommu=on, or AMD-Vi; the lab: a profile with an SMMU, such as vfio)",
         )
     if not function.driven_by_vfio:
-        has = f"belongs to driver {function.driver}" if function.driver else "has no driver"
+        driver = function.driver
         raise UserError(
-            f"{function.bdf} {has}, which is not one of VFIO's",
+            f"{function.bdf} belongs to the host's driver {driver}, not to one of VFIO's"
+            if driver
+            else f"{function.bdf} has no driver, and needs one of VFIO's",
             f"`pyvmm vfio bind {function.bdf}` gives it to VFIO, unbind undoes that",
         )
 
