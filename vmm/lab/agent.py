@@ -11,11 +11,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
-
-# Under the kernel's init this file is a script: find the package it belongs to.
-if __name__ == "__main__" and not __package__:
-    sys.path.insert(0, "/usr/lib/pyvmm")
 
 from vmm.lab import protocol
 from vmm.lab.protocol import frame
@@ -140,7 +135,3 @@ def main() -> None:
             finally:
                 os._exit(0)
         connection.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -60,6 +60,9 @@ def run(
     if done.returncode:
         stderr = done.stderr.decode(errors="replace")
         if NO_SPACE in stderr:
-            raise HostError(f"{argv[0]}: {NO_SPACE}", "free some space and try again")
+            raise HostError(
+                f"no space left for what {argv[0]} writes",
+                "free some, or set XDG_CACHE_HOME to a roomier place, and try again",
+            )
         raise HostError(f"{argv[0]} failed ({done.returncode}): {complaint(stderr)}")
     return done.stdout.decode(errors="replace")

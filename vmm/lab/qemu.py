@@ -22,6 +22,13 @@ MINIMUM = (10, 0)
 """Before 9.0 there were no alignment faults on Device memory; 7.2's `max` has no DIC. 10.0 is
 what Debian 13 has and what the lab is tried with."""
 
+COMMAND_LINE = (
+    "console=ttyAMA0 quiet panic=-1"
+    # A third of the boot's emulated instructions, and nothing that KVM has to do with: auditing,
+    # security modules, self-tests of ciphers, write protection and randomization of the kernel.
+    " audit=0 lsm=capability cryptomgr.notests rodata=off nokaslr"
+)
+
 
 @dataclass(frozen=True)
 class Emulator:
@@ -71,9 +78,7 @@ def arguments(  # noqa: PLR0913  (each is one file of the host)
     device_tree: Path | None = None,
 ) -> list[str]:
     """Return QEMU's arguments for a host of *profile* whose run-time files are in *directory*."""
-    command_line = (
-        f"console=ttyAMA0 quiet panic=-1 pyvmm.token={directory / 'token'} {profile.command_line}"
-    )
+    command_line = f"{COMMAND_LINE} pyvmm.token={directory / 'token'} {profile.command_line}"
     # fmt: off
     argv = [
         "-name", f"pyvmm-lab-{profile.name}",

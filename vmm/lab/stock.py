@@ -106,11 +106,10 @@ class StockKernel:
                     archive.file(inside.removesuffix(".xz"), _plain(path, data))
                 for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
                     archive.file(f"{under}/{name}", (directory / name).read_bytes())
-                boot = "".join(f"{path}\n" for path in closure(directory, BOOT))
-                archive.file(f"{under}/pyvmm.boot", boot.replace(".xz", "").encode())
                 there = {_name(path) for path in files}
-                later = " ".join(name for name in wanted if name in there)
-                archive.file(f"{under}/pyvmm.later", later.encode())
+                for name, modules in (("boot", BOOT), ("later", wanted)):
+                    listing = " ".join(module for module in modules if module in there)
+                    archive.file(f"{under}/pyvmm.{name}", listing.encode())
                 index = (directory / "modules.dep").read_text().splitlines(keepends=True)
                 kept = [line for line in index if line.partition(":")[0] in set(files)]
                 archive.file(f"{under}/modules.dep", "".join(kept).replace(".xz", "").encode())
@@ -125,9 +124,23 @@ def _name(path: str) -> str:
     return Path(path).name.partition(".")[0].replace("-", "_")
 
 
+_SIGNED = b"~Module signature appended~\n"
+
+
 def _plain(path: str, data: bytes) -> bytes:
-    # Decompressed here: an emulated CPU takes a second for what takes this one a moment.
-    return lzma.decompress(data) if path.endswith(".xz") else data
+    """Return a module, given as in the package, decompressed and without its signature.
+
+    Both here rather than there: an emulated CPU takes a second for what takes this one a moment,
+    and apt has verified the package.
+    """
+    if path.endswith(".xz"):
+        data = lzma.decompress(data)
+    if data.endswith(_SIGNED):
+        # struct module_signature (include/linux/module_signature.h), before the marker: 12 bytes,
+        # the last four being the length of the signature before it, big-endian.
+        end = len(data) - len(_SIGNED)
+        data = data[: end - 12 - int.from_bytes(data[end - 4 : end], "big")]
+    return data
 
 
 def closure(directory: Path, wanted: tuple[str, ...]) -> list[str]:
