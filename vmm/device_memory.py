@@ -31,12 +31,15 @@ from vmm.errors import HostError, UserError
 from vmm.kvm.fd import KvmError
 from vmm.memory import Backing
 from vmm.vfio.device import open_device
+from vmm.vfio.irq import IrqIndex
+from vmm.vfio.trap import TrappedRegion
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from vmm.coherence.capability import Capability
     from vmm.config import BarConfig
+    from vmm.events import Events
     from vmm.kvm.slots import MemorySlots
     from vmm.kvm.system import System
     from vmm.vfio.device import Device
@@ -195,6 +198,26 @@ class DeviceMemory:
             self.entries.append(
                 self._entry(mapping.offset, mapping.size, self.decision.promise, slot.number, flags)
             )
+
+    def trap(self, events: Events) -> TrappedRegion:
+        """Return the bus device that answers accesses to what has no slot."""
+        return TrappedRegion(self.region, 0, self.size, events)
+
+    def removal_fd(self) -> int | None:
+        """Return an eventfd that tells when the host wants the device back."""
+        return self.device.notice(IrqIndex.REQ)
+
+    def unplug(self, slots: MemorySlots | None, because: str) -> None:
+        """Take it from a guest that may be running: its accesses are trapped from now on.
+
+        *slots* are those of the VM it is plugged into, if any.
+        """
+        for entry in self.entries:
+            if slots and entry.slot is not None and (slot := slots.find(entry.base)):
+                slots.remove(slot)
+        self.entries = [self._entry(0, self.size, Promise(Stage2.NO_SLOT, because), None, 0)]
+        self.decision = Trap(because)
+        self.close()
 
     def host_address(self, entry: Entry) -> int:
         """Return where in our address space the mapping behind *entry* is."""

@@ -24,6 +24,7 @@ from vmm.power import PowerCycle
 from vmm.space import GuestSpace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from vmm.config import MachineConfig
@@ -63,6 +64,8 @@ class Machine:
         self._config = config
         self._loop = loop
         self._events = events
+        self.say: Callable[[str], None] = lambda _line: None
+        """Where to tell the user something."""
         self._cycle = 0
         self._ending: Ending | Exception | None = None
         self._owned = ExitStack()
@@ -76,7 +79,8 @@ class Machine:
             self._add_uart()
             self._add_rtc()
             self._bus.attach(layout.PVPANIC, layout.DEVICE_SIZE, PvPanic(self._on_panic))
-            self.space.attach(self._bus)
+            self.space.attach(self._bus, events)
+            self.space.watch(loop, self._on_removal)
             if config.verify:
                 self.space.verify(events)
             undo.pop_all()
@@ -191,6 +195,10 @@ class Machine:
                 reason = self.space.explain_fault(reason)
             self._events.emit("vcpu-failed", vcpu=vcpu, error=str(reason))
             self.end(reason)
+
+    def _on_removal(self, bdf: str) -> None:
+        self._events.emit("device-removed", device=bdf)
+        self.say(f"pyvmm: the host took {bdf} back; its memory now reads as ones")
 
     def _on_panic(self, event: PanicEvent) -> None:
         self._events.emit("panic", report=event.name)

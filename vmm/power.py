@@ -50,6 +50,7 @@ class PowerCycle:
             self.vm = self._create_vm(system, space.end)
             self._check_cpus(cpus)
             self.slots = MemorySlots(self.vm)
+            self._owned.callback(space.unplug)
             space.plug(self.slots)
             self.gic = self._owned.enter_context(Gic(self.vm, cpus))
             self.model = processor.ProcessorModel(self.vm)

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import mmap
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
 
 from vmm.arm64 import board, layout
 from vmm.arm64.boot import Extent
-from vmm.coherence import vma
-from vmm.coherence.capability import Capability
-from vmm.coherence.explain import run_causes
-from vmm.coherence.ledger import Entry, Ledger
-from vmm.coherence.policy import Attribute, Map, Refuse, Stage1, decide_ram, with_uapi
 from vmm.errors import HostError, UserError
 from vmm.memory import GuestMemory, Mapping, Region
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from vmm.bus import MmioBus
+    from vmm.coherence.capability import Capability
+    from vmm.coherence.ledger import Entry, Ledger
     from vmm.config import MachineConfig
     from vmm.device_memory import DeviceMemory
     from vmm.events import Events
@@ -31,8 +29,12 @@ if TYPE_CHECKING:
     from vmm.kvm.fd import KvmError
     from vmm.kvm.slots import MemorySlots
     from vmm.kvm.system import System
+    from vmm.loop import Loop
+    from vmm.vfio.device import Device
 
-RAM_ATTRIBUTE = Attribute(Stage1.CACHEABLE, "the kernel manages it, and maps it cacheable")
+# vmm.coherence is imported where it is used: a guest of plain RAM needs none of it, and imports
+# are dear in an emulated host.
+# ruff: noqa: PLC0415
 
 
 class GuestSpace:
@@ -53,6 +55,7 @@ class GuestSpace:
             self.memory = GuestMemory([Region(layout.RAM, self._mapping.view)])
             self.ram = Extent(layout.RAM, config.memory)
             self._ram_flags = self._decide_ram()
+            self._slots: MemorySlots | None = None
             self._devices = self._open_devices()
             undo.pop_all()
 
@@ -68,6 +71,8 @@ class GuestSpace:
     def _decide_ram(self) -> int:
         if not self._config.write_back:
             return 0  # and nothing to ask the kernel before somebody reads the ledger
+        from vmm.coherence.policy import Map, Refuse, decide_ram
+
         decision = decide_ram(self.capability, write_back=True)
         if isinstance(decision, Refuse):
             raise HostError(decision.because, decision.remedy)
@@ -76,7 +81,7 @@ class GuestSpace:
     def _open_devices(self) -> list[DeviceMemory]:
         if not self._config.bars:
             return []
-        from vmm.device_memory import open_all  # noqa: PLC0415  (VFIO, for those who use it)
+        from vmm.device_memory import open_all
 
         found = open_all(
             self._config.bars, self._system, self.capability, self._owned, self.ram.end
@@ -93,6 +98,9 @@ class GuestSpace:
     @cached_property
     def capability(self) -> Capability:
         """What this host can do for cacheable memory. Raises `KvmError`."""
+        from vmm.coherence.capability import Capability
+        from vmm.coherence.policy import with_uapi
+
         return with_uapi(Capability.probe(self._system), self._config.uapi)
 
     @property
@@ -102,11 +110,11 @@ class GuestSpace:
 
     # --- what a power cycle needs ---------------------------------------------------------------
 
-    def attach(self, bus: MmioBus) -> None:
+    def attach(self, bus: MmioBus, events: Events) -> None:
         """Have *bus* trap accesses to what of device memory gets no slot. Raises `UserError`."""
         for region in self._devices:
             try:
-                bus.attach(region.base, region.size, region.region)
+                bus.attach(region.base, region.size, region.trap(events))
             except ValueError as error:
                 raise UserError(f"--bar {region.name}: {error}", "use another address") from error
 
@@ -117,12 +125,38 @@ class GuestSpace:
                 events.emit("verdict", what=region.name, **verdict.as_json())
                 region.check(verdict)
 
+    def watch(self, loop: Loop, on_removal: Callable[[str], None]) -> None:
+        """Give devices back when the host wants them (unbind, unplug); the guest goes on.
+
+        *on_removal* is told which.
+        """
+        first = {region.device: region for region in reversed(self._devices)}
+        for device, region in first.items():
+            if (fd := region.removal_fd()) is not None:
+                loop.add_reader(fd, partial(self._give_back, device, fd, loop, on_removal))
+                self._owned.callback(loop.remove_reader, fd)
+
+    def _give_back(
+        self, device: Device, fd: int, loop: Loop, on_removal: Callable[[str], None]
+    ) -> None:
+        loop.remove_reader(fd)
+        for region in self._devices:
+            if region.device is device:
+                region.unplug(self._slots, "the host took the device back")
+        device.close()
+        on_removal(device.bdf)
+
     def plug(self, slots: MemorySlots) -> None:
         """Give a VM its memory slots. Raises `KvmError`, or `HostError` that explains one."""
+        self._slots = slots
         for region in self.memory:
             slots.add(region.base, region.size, region.host_address, self._ram_flags)
         for device in self._devices:
             device.plug(slots)
+
+    def unplug(self) -> None:
+        """Forget the slots: their VM is gone."""
+        self._slots = None
 
     def nodes(self) -> list[Node]:
         """Describe coherent device memory for the device tree."""
@@ -132,6 +166,10 @@ class GuestSpace:
 
     def ledger(self) -> Ledger:
         """Return what each range was promised when last plugged. Raises `KvmError`."""
+        from vmm.coherence.ledger import Entry, Ledger
+        from vmm.coherence.policy import Attribute, Map, Stage1, decide_ram
+
+        attribute = Attribute(Stage1.CACHEABLE, "the kernel manages it, and maps it cacheable")
         decision = decide_ram(self.capability, write_back=self._config.write_back)
         assert isinstance(decision, Map)
         ram = [
@@ -140,7 +178,7 @@ class GuestSpace:
                 region.base,
                 region.size,
                 region.backing,
-                RAM_ATTRIBUTE,
+                attribute,
                 decision.promise,
                 number,
                 self._ram_flags,
@@ -151,6 +189,9 @@ class GuestSpace:
 
     def explain_fault(self, error: KvmError) -> HostError:
         """Say why KVM_RUN may have failed with EFAULT: which range, and what is wrong with it."""
+        from vmm.coherence import vma
+        from vmm.coherence.explain import run_causes
+
         found = run_causes(
             (entry for region in self._devices for entry in region.entries),
             lambda entry: vma.find(self._region(entry).host_address(entry)),

@@ -141,6 +141,7 @@ def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | N
             loop.stop()
 
         machine.uart.on_space = console.input_ready
+        machine.say = console.say
         console.on_quit = lambda: quit_for(signal.SIGINT)
         console.on_reset = lambda: machine.end(Ending.RESET)
         for number in SIGNALS:
