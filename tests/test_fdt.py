@@ -89,7 +89,7 @@ def uniquely_named(children: list[Node]) -> list[Node]:
 
 
 subtrees = st.recursive(
-    st.builds(Node, node_names, properties),
+    st.builds(Node, node_names, properties, st.just(())),
     lambda below: st.builds(
         Node, node_names, properties, st.lists(below, max_size=4).map(uniquely_named)
     ),
