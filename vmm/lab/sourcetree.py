@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _ROOM = 2 << 30
 """Bytes that a tree and its objects take, with some to spare; 1.4 GiB were measured."""
 
+_FULL = 1 << 20
+"""Bytes free on what counts as a full disk."""
+
 _UNWANTED = (
     "*/Documentation/devicetree",
     "*/Documentation/translations",
@@ -203,6 +206,7 @@ def _extract(deb: Path, into: Path, log: Path, reach: Callable[[float], None]) -
         failed = [process.args for process in (tree, archive, members) if process.wait()]
     if failed:
         text = log.read_text(errors="replace")
-        if NO_SPACE in text:
+        # On a full disk there is no room for the message either.
+        if NO_SPACE in text or shutil.disk_usage(into).free < _FULL:
             raise OSError(errno.ENOSPC, NO_SPACE)
         raise HostError(f"can't unpack {deb.name}: {complaint(text)}")
