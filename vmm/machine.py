@@ -198,7 +198,7 @@ class Machine:
 
     def _on_removal(self, bdf: str) -> None:
         self._events.emit("device-removed", device=bdf)
-        self.say(f"pyvmm: the host took {bdf} back; its memory now reads as ones")
+        self.say(f"the host took {bdf} back; its memory now reads as ones")
 
     def _on_panic(self, event: PanicEvent) -> None:
         self._events.emit("panic", report=event.name)

@@ -152,5 +152,5 @@ def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | N
         if received:
             return EXIT_SIGNAL_BASE + received[0]
         if ending in (Ending.CRASHED, Ending.PANICKED):
-            console.say(f"pyvmm: the guest has {ending.value}")
+            console.say(f"the guest has {ending.value}")
         return status[ending]

@@ -23,7 +23,8 @@ prepare() {
     hostname lab
     ln -s /proc/self/fd /dev/fd
     mkdir /dev/pts /dev/shm
-    options=trans=virtio,version=9p2000.L,msize=512000,cache=mmap,nodev
+    # cache=none: what is written here is there at once, for who watches from outside
+    options=trans=virtio,version=9p2000.L,msize=512000,cache=none,nodev
     echo "devpts /dev/pts devpts mode=620,ptmxmode=666
 tmpfs /dev/shm tmpfs
 outside /host 9p $options" > /etc/fstab
