@@ -59,7 +59,7 @@ class Host:
         if not keep:
             return cls._boot(profile, keep=False)
         with _starting(profile.name):
-            if host := cls.find(profile.name):
+            if host := cls._find(profile.name):
                 return host
             for directory, record in state.hosts():
                 if directory.name == profile.name:  # of another version of pyvmm
@@ -68,7 +68,15 @@ class Host:
 
     @classmethod
     def find(cls, profile: str) -> Self | None:
-        """Return the host of *profile* that is kept up, if there is one we can talk to."""
+        """Return the host of *profile* that is kept up, if there is one we can talk to.
+
+        If somebody is starting it, this waits.
+        """
+        with _starting(profile):
+            return cls._find(profile)
+
+    @classmethod
+    def _find(cls, profile: str) -> Self | None:
         for directory, record in state.hosts():
             if directory.name == profile and record.up and record.version == protocol.VERSION:
                 return cls(directory, record)
