@@ -39,7 +39,7 @@ def measured(name: str) -> Any:
     return json.loads(done.stdout)
 
 
-# "refused" is EINVAL; else the memory type that the stage-2 dump shows after a touch.
+# EINVAL where the slot is refused, else the memory type that the stage-2 dump shows after a touch.
 TABLE = {
     #                memory without / with the flag, regions 0 and 2, region 4
     "gh200": ("MEM/NORMAL-FWB", "EINVAL", "MEM/NORMAL-NC", "EINVAL", "MEM/NORMAL-FWB", "EINVAL"),
@@ -52,6 +52,7 @@ TABLE = {
     "rfc-nofwb": ("MEM/NORMAL", "EINVAL", "MEM/NORMAL-NC", "EINVAL", "EINVAL", "EINVAL"),
     # All accepted, and no stage-2 dump to see that region 4 is Device.
     "legacy-gh200": ("no dump", "EINVAL", "no dump", "EINVAL", "no dump", "EINVAL"),
+    "legacy-gh200-nofwb": ("no dump", "EINVAL", "no dump", "EINVAL", "no dump", "EINVAL"),
 }
 
 
@@ -72,6 +73,7 @@ ANSWERS: dict[str, tuple[str, int]] = {
     "rfc": ("EINVAL", RFC_ON_REQUEST),
     "rfc-nofwb": ("EINVAL", 0),
     "legacy-gh200": ("0", 0),
+    "legacy-gh200-nofwb": ("0", 0),
 }
 
 
