@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class BusDevice(Protocol):
@@ -21,8 +20,7 @@ class BusDevice(Protocol):
         """Take what the guest's store wrote."""
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """Guest physical addresses [base, end), owned by *device*."""
 
     base: int

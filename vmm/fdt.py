@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from vmm._native import ffi, lib
 
@@ -29,8 +29,7 @@ _NODE_NAME = re.compile(r"[0-9A-Za-z,._+-]+(@[0-9A-Za-z,._+-]+)?")
 _PROPERTY_NAME = re.compile(r"[0-9A-Za-z,._+?#-]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
     """A node: its name with unit address, its properties, and the nodes below it.
 
     The root's name is empty. Nodes that come from `loads` have bytes for all their properties,
@@ -38,7 +37,7 @@ class Node:
     """
 
     name: str
-    properties: Mapping[str, Value] = field(default_factory=dict)
+    properties: Mapping[str, Value] = MappingProxyType({})
     children: Sequence[Node] = ()
 
     def find(self, path: str) -> Node:
@@ -63,7 +62,7 @@ class Node:
             new = self.find(head).insert(rest, new)
         names = [child.name for child in self.children]
         at = names.index(new.name) if new.name in names else len(names)
-        return replace(self, children=[*self.children[:at], new, *self.children[at + 1 :]])
+        return self._replace(children=[*self.children[:at], new, *self.children[at + 1 :]])
 
     def walk(self, path: str = "/") -> Iterator[tuple[str, Node]]:
         """Yield every node below and including this one, with its path."""

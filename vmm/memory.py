@@ -9,9 +9,8 @@ from __future__ import annotations
 import mmap
 from bisect import bisect_right
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from vmm._native import ffi, lib
 from vmm.errors import BadAddress, HostError
@@ -38,8 +37,7 @@ class Backing(Enum):
     DEVICE = "device"
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(NamedTuple):
     """Guest physical addresses [base, end), backed by *view*."""
 
     base: int

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.arm64 import gic, layout
 from vmm.fdt import Node, Value, reg, u64
@@ -18,8 +17,7 @@ CLOCK_HZ = 24_000_000
 """What the peripherals' clock is said to be; nothing here divides it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Board:
+class Board(NamedTuple):
     """A board to describe.
 
     mpidrs      the affinity of each CPU, in the order of their numbers

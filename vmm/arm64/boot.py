@@ -14,8 +14,7 @@ device tree near it, because those before 4.2 look no further than 512 MiB.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.errors import UserError
 
@@ -38,8 +37,7 @@ PSTATE = PSTATE_DAIF | PSTATE_EL1H
 """EL1 with its own stack pointer; debug, SError, IRQ and FIQ masked (Arm ARM, C5.2)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """Guest physical addresses: *size* bytes from *base*."""
 
     base: int
@@ -51,8 +49,7 @@ class Extent:
         return self.base + self.size
 
 
-@dataclass(frozen=True, slots=True)
-class BootPlan:
+class BootPlan(NamedTuple):
     """Where everything goes in guest physical memory.
 
     kernel    from the first byte of the payload to the end of its uninitialised data

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from codecs import getincrementaldecoder
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _BUILD = "build or download the arm64 kernel"
 _DISK = "a disk holds a kernel but is none: extract its /boot/vmlinuz"
 _UNPACK = "unpack it first, or use gzip, xz or zstd"
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(NamedTuple):
     """A recognised file: what it is, and what would work instead."""
 
     what: str

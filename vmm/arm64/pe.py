@@ -8,8 +8,8 @@ A kernel with an EFI stub, an EFI zboot kernel and a UKI all are PE files:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 MAGIC = b"MZ"
 MACHINE_ARM64 = 0xAA64
@@ -36,8 +36,7 @@ class Truncated(Exception):  # noqa: N818  (a finding, which the caller puts in 
     """The file ends before what its headers promise."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pe:
+class Pe(NamedTuple):
     """What a PE file's headers say. Section contents are views of the file."""
 
     machine: int

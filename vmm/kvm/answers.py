@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from vmm._native import ffi, lib
 
@@ -96,24 +95,21 @@ class Sink:
         return data
 
 
-@dataclass(frozen=True, slots=True)
-class Doorbell:
+class Doorbell(NamedTuple):
     """A store to *address* adds one to *eventfd*."""
 
     address: int
     eventfd: int
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
+class Store(NamedTuple):
     """A store to *address* puts its low byte into *sink*, if that takes stores and has room."""
 
     address: int
     sink: Sink
 
 
-@dataclass(frozen=True, slots=True)
-class Shadow:
+class Shadow(NamedTuple):
     """A load from *address* sees *value*, kept up to date with `Answers.set_shadow`.
 
     While *sink* is full, the bits *flip_when_full* are inverted.

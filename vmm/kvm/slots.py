@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.kvm.capability import Cap
 from vmm.kvm.fd import KvmError
@@ -19,8 +18,7 @@ FIRST_LIMIT = 32
 """How many slots every kernel has, those before KVM_CAP_NR_MEMSLOTS included."""
 
 
-@dataclass(frozen=True, slots=True)
-class MemorySlot:
+class MemorySlot(NamedTuple):
     """One slot as KVM has it: addresses and size in bytes, flags KVM_MEM_*."""
 
     number: int

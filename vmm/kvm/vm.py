@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntFlag
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.kvm.device import Device
@@ -29,8 +28,7 @@ class MemFlag(IntFlag):
     WRITE_BACK = lib.PYVMM_MEM_WRITE_BACK
 
 
-@dataclass(frozen=True, slots=True)
-class MsiRoute:
+class MsiRoute(NamedTuple):
     """Interrupt *gsi* is a message: *data* written to *address*, by PCI function *devid*."""
 
     gsi: int
@@ -39,8 +37,7 @@ class MsiRoute:
     devid: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PinRoute:
+class PinRoute(NamedTuple):
     """Interrupt *gsi* is input *pin* of the in-kernel interrupt controller *irqchip*."""
 
     gsi: int
