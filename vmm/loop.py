@@ -2,7 +2,7 @@
 
     epoll --- file descriptors' callbacks          (level-triggered)
       |------ an eventfd, for call_soon_threadsafe, call_later and stop from any thread
-      `------ a socket that Python's signal handlers write to (signal.set_wakeup_fd)
+      `------ a pipe that Python's signal handlers write to (signal.set_wakeup_fd)
 
 Callbacks run one after another in the thread that is in `Loop.run`. They must not block. What
 they raise comes out of `run`.
@@ -14,7 +14,6 @@ import heapq
 import os
 import select
 import signal
-import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -96,12 +95,10 @@ class Loop:
         self._former_handlers: dict[int, object] = {}
         self._former_wakeup_fd = -1
         self._epoll = select.epoll()
-        self._signals_in, self._signals_out = socket.socketpair()
-        self._signals_in.setblocking(False)  # noqa: FBT003  (the library's signature)
-        self._signals_out.setblocking(False)  # noqa: FBT003
+        self._signals_in, self._signals_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.add_reader(self._wake, self._drain_wake)
-        self.add_reader(self._signals_in.fileno(), self._take_signals)
+        self.add_reader(self._signals_in, self._take_signals)
 
     def close(self) -> None:
         """Close what the loop owns and put former signal handlers back. Idempotent.
@@ -119,8 +116,8 @@ class Loop:
             self._watches.clear()
             self._epoll.close()
             os.close(self._wake)
-            self._signals_in.close()
-            self._signals_out.close()
+            os.close(self._signals_in)
+            os.close(self._signals_out)
 
     def __enter__(self) -> Self:
         return self
@@ -286,7 +283,7 @@ class Loop:
         """
         if not self._signals:
             self._former_wakeup_fd = signal.set_wakeup_fd(
-                self._signals_out.fileno(), warn_on_full_buffer=False
+                self._signals_out, warn_on_full_buffer=False
             )
         self._signals[signum] = callback
         # set_wakeup_fd needs a handler in Python, but what it does must happen in the loop.
@@ -305,7 +302,7 @@ class Loop:
 
     def _take_signals(self) -> None:
         with suppress(BlockingIOError):
-            numbers = self._signals_in.recv(4096)
+            numbers = os.read(self._signals_in, 4096)
             for signum in dict.fromkeys(numbers):
                 if callback := self._signals.get(signum):
                     self._calls.append(callback)  # one that raises must not lose the others

@@ -9,8 +9,11 @@ with each call; regular files never make a writer wait.
 from __future__ import annotations
 
 import os
-import socket
 import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
 
 PTMX = os.makedev(5, 2)
 """The master side of a pseudo-terminal: opening it again makes a new pair."""
@@ -29,8 +32,11 @@ class Outlet:
         if stat.S_ISREG(status.st_mode):
             self._fd = os.dup(fd)  # opened again it would start at offset 0
         elif stat.S_ISSOCK(status.st_mode):
+            import socket  # noqa: PLC0415  (costs 80 ms in an emulated host, and few have one)
+
             self._fd = os.dup(fd)
             self._socket = socket.socket(fileno=self._fd)
+            self._send_flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
         else:
             self._fd = self._open_again(fd, status)
 
@@ -57,7 +63,7 @@ class Outlet:
         """
         try:
             if self._socket is not None:
-                return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                return self._socket.send(data, self._send_flags)
             return os.write(self._fd, data)
         except BlockingIOError:
             return 0

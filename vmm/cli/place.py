@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ host_option: Callable[[click.decorators.FC], click.decorators.FC] = click.option
 def is_native(host: str) -> bool:
     """Tell whether *host* means this machine. Raises `UserError` for a host that is none."""
     if host == "auto":
-        return platform.machine() == "aarch64" and os.path.exists(DEVICE)  # noqa: PTH110
+        return os.uname().machine == "aarch64" and os.path.exists(DEVICE)  # noqa: PTH110
     if host == "native":
         return True
     if host.partition(":")[0] == "lab":
