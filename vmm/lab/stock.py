@@ -88,7 +88,7 @@ class StockKernel:
         """Return the archive with the modules that hosts get, and all they depend on."""
         directory = self._directory
         wanted = (*MODULES, *self.extra)
-        key = cache.digest(str(self._packages), wanted, Path(__file__).read_text())
+        key = cache.digest(self._packages.name, wanted, Path(__file__).read_text())
 
         def build(temporary: Path) -> None:
             files = closure(directory, wanted)
