@@ -10,8 +10,9 @@ Whatever of a region has no slot is trapped, so a region with holes in what can 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from vmm.closing import Closing
 from vmm.coherence import explain, vma
 from vmm.coherence.ledger import Entry
 from vmm.coherence.policy import (
@@ -35,8 +36,6 @@ from vmm.vfio.irq import IrqIndex
 from vmm.vfio.trap import TrappedRegion
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vmm.coherence.capability import Capability
     from vmm.config import BarConfig
     from vmm.events import Events
@@ -71,7 +70,7 @@ class RegionContents:
         self._region.write_bytes(self._offset + offset, data)
 
 
-class DeviceMemory:
+class DeviceMemory(Closing):
     """One region of one device, at *base* in the guest. Use as a context manager.
 
     Raises `HostError` if the policy refuses, `UserError` for what cannot be, before anything
@@ -251,17 +250,6 @@ class DeviceMemory:
         """Unmap. Its memory slots must be gone. Idempotent."""
         self._mappings.clear()
         self._owned.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_all(

@@ -6,10 +6,11 @@ import errno
 import time
 from contextlib import ExitStack
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from vmm.arm64 import image, layout
 from vmm.bus import MmioBus
+from vmm.closing import Closing
 from vmm.config import DEFAULT_CMDLINE
 from vmm.devices import pl011
 from vmm.devices.pl031 import Pl031
@@ -25,7 +26,6 @@ from vmm.space import GuestSpace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from vmm.config import MachineConfig
     from vmm.cpu import Reason
@@ -54,7 +54,7 @@ ENDINGS: Final = {
 }
 
 
-class Machine:
+class Machine(Closing):
     """A machine as *config* says. Use as a context manager; then `run` it, in *loop*'s thread.
 
     `output` is what the guest sends to its serial port `uart`; somebody must drain it.
@@ -208,14 +208,3 @@ class Machine:
     def close(self) -> None:
         """Take the machine apart. Idempotent."""
         self._owned.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

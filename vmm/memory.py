@@ -10,14 +10,14 @@ import mmap
 from bisect import bisect_right
 from contextlib import suppress
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm._native import ffi, lib
+from vmm.closing import Closing
 from vmm.errors import BadAddress, HostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from types import TracebackType
 
     from _typeshed import ReadableBuffer
 
@@ -61,7 +61,7 @@ class Region(NamedTuple):
             return int(ffi.cast("uintptr_t", pointer))
 
 
-class Mapping:
+class Mapping(Closing):
     """Owns one host mapping; its `view` is what regions are made of."""
 
     def __init__(self, mapping: mmap.mmap, offset: int, size: int) -> None:
@@ -100,17 +100,6 @@ class Mapping:
         self.view.release()
         self._whole.release()
         self._mapping.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class GuestMemory:

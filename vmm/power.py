@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from vmm import fdt
 from vmm.arm64 import board, boot, layout, processor, registers
 from vmm.arm64.gic import Gic
+from vmm.closing import Closing
 from vmm.cpu import VcpuThread
 from vmm.errors import UserError
 from vmm.kvm.capability import Cap
@@ -20,7 +21,6 @@ from vmm.kvm.slots import MemorySlots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import TracebackType
 
     from vmm.arm64.image import Kernel
     from vmm.bus import MmioBus
@@ -37,7 +37,7 @@ DEFAULT_IPA_BITS: Final = 40
 """What KVM gives a VM of type 0 (Documentation/virt/kvm/api.rst, 4.2)."""
 
 
-class PowerCycle:
+class PowerCycle(Closing):
     """A VM with its memory slots, GIC, vCPUs and their threads. Use as a context manager."""
 
     def __init__(self, system: System, space: GuestSpace, cpus: int) -> None:
@@ -147,17 +147,6 @@ class PowerCycle:
     def close(self) -> None:
         """Stop the vCPUs and take the VM apart. Idempotent."""
         self._owned.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 NAMED: Final = {

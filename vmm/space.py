@@ -8,16 +8,16 @@ from __future__ import annotations
 import mmap
 from contextlib import ExitStack
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from vmm.arm64 import board, layout
 from vmm.arm64.boot import Extent
+from vmm.closing import Closing
 from vmm.errors import HostError, UserError
 from vmm.memory import GuestMemory, Mapping, Region
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from vmm.bus import MmioBus
     from vmm.coherence.capability import Capability
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 # ruff: noqa: PLC0415
 
 
-class GuestSpace:
+class GuestSpace(Closing):
     """Owns what guest physical memory is made of. Use as a context manager.
 
     `memory` is RAM, for who reads and writes it. Raises `UserError` and `HostError` for what
@@ -217,14 +217,3 @@ class GuestSpace:
     def close(self) -> None:
         """Unmap everything. No VM may have it. Idempotent."""
         self._owned.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -5,16 +5,15 @@ Source: Documentation/virt/kvm/devices/arm-vgic-v3.rst, arm-vgic-its.rst and arm
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from vmm._native import ffi, lib
 from vmm.arm64 import layout
+from vmm.closing import Closing
 from vmm.errors import HostError
 from vmm.fdt import Node, Value, reg, u32
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vmm.kvm.device import Device
     from vmm.kvm.vm import Vm
 
@@ -37,7 +36,7 @@ class GicLine:
         self._vm.irq_line(self._irq, int(level))
 
 
-class Gic:
+class Gic(Closing):
     """The VM's GIC, *version* 2 or 3; a version 3 has an ITS if the host can give one.
 
     Made before the vCPUs run and finished by `initialise` after the last vCPU is made.
@@ -137,17 +136,6 @@ class Gic:
         """Close the devices' descriptors; KVM keeps what they emulate as long as the VM."""
         while self._devices:
             self._devices.pop().close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def spi(number: int) -> bytes:

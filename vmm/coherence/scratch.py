@@ -15,16 +15,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 from threading import Timer
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from vmm.arm64 import registers
+from vmm.closing import Closing
 from vmm.kvm.exits import Interrupted, MmioWrite
 from vmm.kvm.fd import KvmError
 from vmm.memory import Mapping, Region
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vmm.kvm.system import System
 
 MAILBOX: Final = 0x0900_0000
@@ -99,7 +98,7 @@ class Outcome:
     errno: int = 0
 
 
-class ScratchGuest:
+class ScratchGuest(Closing):
     """A VM of its own whose stage 2 shows *size* bytes at *host_address*, under *flags*."""
 
     def __init__(self, system: System, host_address: int, size: int, flags: int = 0) -> None:
@@ -169,17 +168,6 @@ class ScratchGuest:
     def close(self) -> None:
         """Take the VM apart. Idempotent."""
         self._owned.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _emit(ram: memoryview, at: int, program: tuple[tuple[str, int], ...]) -> int:

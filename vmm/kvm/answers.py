@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
+from vmm.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
 
 
-class Sink:
+class Sink(Closing):
     """A ring of bytes that guests' stores fill and one thread of ours drains.
 
     `fileno` is readable while bytes wait; reading it is `drain`'s business.
@@ -52,17 +52,6 @@ class Sink:
         fd, self._eventfd = self._eventfd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def put(self, byte: int) -> bool:
         """Put one byte; False if there is no room. From any thread."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 from vmm._native import ffi, lib
+from vmm.closing import Closing
 from vmm.errors import KernelError
 from vmm.kvm.causes import likely_cause
 from vmm.kvm.ioctls import Ioctl
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 
 class KvmError(KernelError):
@@ -27,7 +25,7 @@ class KvmError(KernelError):
         self.arguments = shown
 
 
-class Fd:
+class Fd(Closing):
     """Owns one file descriptor; use as a context manager.
 
     Closing replaces the number with -1 before it calls ``close(2)``: numbers are reused at
@@ -46,17 +44,6 @@ class Fd:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def ioctl(self, request: Ioctl, arg: int = 0, **shown: object) -> int:
         """Issue *request* and return its result.
