@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 from vmm._native import ffi
 from vmm.errors import VmmError
 from vmm.events import Events
+from vmm.kvm.system import System
 from vmm.vfio.backend import Backend, open_iommu
 from vmm.vfio.device import Device, open_device
 from vmm.vfio.function import Function
 from vmm.vfio.irq import IrqIndex
+from vmm.vfio.kvm_files import KvmFiles
 from vmm.vfio.trap import TrappedRegion
 
 if TYPE_CHECKING:
@@ -240,7 +242,6 @@ def shared(bdf: str, other: str, backend: Backend) -> dict[str, Any]:
     log = Log()
     with open_iommu(Function.find(bdf), backend, log) as iommu:
         with open_device(bdf, iommu=iommu) as one, open_device(other, iommu=iommu) as two:
-            files = len({one.kvm_file, two.kvm_file})
             copied = dma(one)["copied"]
             with two.region(0).map() as mapping:
                 two.enable_memory()
@@ -251,12 +252,24 @@ def shared(bdf: str, other: str, backend: Backend) -> dict[str, Any]:
             again = two.region(0).size > 0
     return {
         "events": log.seen,
-        "files": files,
         "copied": copied,
         "read": read,
         "aligned": aligned,
         "again": again,
     }
+
+
+def for_a_vm(bdf: str, backend: Backend) -> dict[str, Any]:
+    """Have the device twice for one VM, and once while the VM's files are closed first."""
+    with System.open() as system, system.create_vm() as vm:
+        with KvmFiles(vm) as files:
+            for _ in range(2):  # KVM must let go of it
+                with open_device(bdf, backend=backend, kvm=files) as device:
+                    identification = device.region(0).read(IDENTIFICATION, 4)
+            device = open_device(bdf, backend=backend, kvm=files)
+        device.close()
+        with open_device(bdf, backend=backend):
+            return {"identification": identification}
 
 
 def unplugged(bdf: str, backend: Backend) -> dict[str, Any]:
@@ -308,6 +321,7 @@ def main() -> None:
     found["without rights"] = without_rights(bdf)
     found["memory limit"] = memory_limit(bdf, backend)
     found["shared"] = shared(bdf, other, backend)
+    found["for a VM"] = for_a_vm(bdf, backend)
     found["left after sharing"] = [open_files() - before, mapped_areas()]
     found["unplugged"] = unplugged(bdf, backend)
     json.dump(found, sys.stdout)

@@ -87,9 +87,6 @@ class Full(Iommu):
 
     def detach(self, device: VfioFd) -> None: ...
 
-    def kvm_file(self, device: VfioFd) -> int:
-        return device.fileno()
-
     def iova_ranges(self) -> list[IovaRange]:
         return []
 

@@ -9,7 +9,7 @@ from pci_tree import DISK, GPU, Tree
 
 from vmm.errors import HostError, UserError
 from vmm.vfio import drivers
-from vmm.vfio.binding import Binding, bind, bound, unbind
+from vmm.vfio.binding import Binding, bind, borrowed, bound, unbind
 from vmm.vfio.function import Function
 
 ALIASES = """# Aliases extracted from modules themselves.
@@ -39,7 +39,7 @@ def test_unbind_undoes_what_bind_did_again_and_again(tree: Tree, gpu: Function) 
         assert unbind(GPU, tree.places) == "nouveau"
         assert state(gpu) == ("nouveau", "")
         assert bound(tree.places) == []
-    assert list((tree.places.run / "vfio").iterdir()) == []
+    assert [path.name for path in (tree.places.run / "vfio").iterdir()] == ["lock"]
 
 
 def test_an_override_that_was_there_comes_back(tree: Tree, gpu: Function) -> None:
@@ -104,6 +104,24 @@ def test_a_device_that_left_is_forgotten(tree: Tree, gpu: Function) -> None:
     gpu.path.rename(tree.root / "gone")
     assert unbind(GPU, tree.places) == "nouveau"
     assert bound(tree.places) == []
+
+
+def test_a_borrowed_device_is_given_back_whatever_happens(tree: Tree, gpu: Function) -> None:
+    def use() -> None:
+        with borrowed(GPU, places=tree.places) as driver:
+            assert driver == gpu.driver == "vfio-pci"
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        use()
+    assert state(gpu) == ("nouveau", "")
+
+
+def test_borrowing_leaves_a_device_alone_that_has_a_vfio_driver(tree: Tree, gpu: Function) -> None:
+    bind(GPU, places=tree.places)
+    with borrowed(GPU, places=tree.places) as driver:
+        assert driver == "vfio-pci"
+    assert gpu.driver == "vfio-pci"
 
 
 def test_a_device_in_use_is_not_taken_away(tree: Tree, gpu: Function) -> None:

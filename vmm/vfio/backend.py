@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from vmm.vfio.function import Function
     from vmm.vfio.iommu import Iommu
+    from vmm.vfio.kvm_files import KvmFiles
 
 
 class Backend(Enum):
@@ -27,19 +28,22 @@ class Backend(Enum):
 
 
 def open_iommu(
-    function: Function, backend: Backend = Backend.AUTO, events: Events | None = None
+    function: Function,
+    backend: Backend = Backend.AUTO,
+    events: Events | None = None,
+    kvm: KvmFiles | None = None,
 ) -> Iommu:
     """Open an address space that *function*, and others of its host, can be attached to.
 
-    Emits ``vfio-backend``, which says which interface it is and why. Raises `HostError` or
-    `UserError`, which say what is in the way.
+    *kvm* is told of their files. Emits ``vfio-backend``, which says which interface it is and
+    why. Raises `HostError` or `UserError`, which say what is in the way.
     """
     check_assignable(function)
     missing = "" if backend is Backend.IOMMUFD else why_not_iommufd(function)
     if backend is Backend.GROUP:
         missing = "the group interface was asked for"
     chosen = Container if missing else Iommufd
-    opened: Iommu = chosen(function.places)
+    opened: Iommu = chosen(function.places, kvm)
     (events or Events()).emit(
         "vfio-backend",
         device=function.bdf,

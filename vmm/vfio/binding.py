@@ -9,8 +9,10 @@ What was is written down before anything is changed, so that `unbind` also tidie
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,7 @@ from vmm.vfio.obstacles import check_unused
 from vmm.vfio.places import HOST, Places
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -69,6 +72,12 @@ def bind(address: str, driver: str | None = None, places: Places = HOST) -> str:
         )
     target = drivers.ready(driver or drivers.wanted_module(function), places)
     drivers.check_vfio(target)
+    with _alone(places):
+        return _bind(function, target)
+
+
+def _bind(function: Function, target: str) -> str:
+    places = function.places
     if function.driver == target:
         return target
     if function.driven_by_vfio:
@@ -94,10 +103,14 @@ def unbind(address: str, places: Places = HOST) -> str | None:
     Raises `UserError` if pyvmm did not bind the device or a program has it open, `HostError` if
     the host refuses.
     """
-    bdf = parse_bdf(address)
+    with _alone(places):
+        return _unbind(parse_bdf(address), places)
+
+
+def _unbind(bdf: str, places: Places) -> str | None:
     was = Binding.load(bdf, places)
     if was is None:
-        function = Function.find(address, places)
+        function = Function.find(bdf, places)
         raise UserError(
             f"{bdf} was not bound by pyvmm; its driver is {function.driver or 'none'}",
             f"/sys/bus/pci/devices/{bdf}/driver/unbind takes it from that driver",
@@ -110,10 +123,43 @@ def unbind(address: str, places: Places = HOST) -> str | None:
     return was.driver
 
 
+@contextmanager
+def borrowed(address: str, driver: str | None = None, places: Places = HOST) -> Iterator[str]:
+    """Have the device bound to a VFIO driver meanwhile; yield the driver's name.
+
+    One that a VFIO driver has already is left alone, before and after. Close the device first.
+    """
+    function = Function.find(address, places)
+    if function.driven_by_vfio and driver in (None, function.driver):
+        yield function.driver or ""
+        return
+    got = bind(address, driver, places)
+    try:
+        yield got
+    finally:
+        unbind(address, places)
+
+
 def bound(places: Places = HOST) -> list[str]:
     """Return the addresses of the devices that `bind` took and `unbind` can give back."""
     directory = places.run / "vfio"
     return sorted(path.stem for path in directory.glob("*.json")) if directory.is_dir() else []
+
+
+@contextmanager
+def _alone(places: Places) -> Iterator[None]:
+    """Hold the right to bind and unbind: one program at a time."""
+    path = places.run / "vfio/lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HostError(f"cannot write {path}: {error.strerror}", _hint(error)) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _restore(function: Function, was: Binding) -> None:

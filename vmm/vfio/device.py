@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from vmm._native import lib
@@ -33,26 +34,29 @@ if TYPE_CHECKING:
     from vmm.events import Events
     from vmm.vfio.fd import VfioFd
     from vmm.vfio.iommu import Iommu
+    from vmm.vfio.kvm_files import KvmFiles
 
 
-def open_device(
+def open_device(  # noqa: PLR0913  (one argument each is what most callers give)
     bdf: str,
     *,
     iommu: Iommu | None = None,
     backend: Backend = Backend.AUTO,
     events: Events | None = None,
+    kvm: KvmFiles | None = None,
     places: Places = HOST,
 ) -> Device:
     """Open the PCI device at *bdf*, which a VFIO driver has.
 
     Devices that share an *iommu* (`open_iommu`) do DMA in the same address space; without one
-    the device gets its own, which is closed with it. Raises `UserError` or `HostError`.
+    the device gets its own, which is closed with it, and whose VM, if any, is *kvm*. Raises
+    `UserError` or `HostError`.
     """
     function = Function.find(bdf, places)
     check_assignable(function)
     if iommu is not None:
         return Device(function, iommu)
-    own = open_iommu(function, backend, events)
+    own = open_iommu(function, backend, events, kvm)
     try:
         return Device(function, own, owns_iommu=True)
     except BaseException:
@@ -172,11 +176,6 @@ class Device:
         return fd
 
     @property
-    def kvm_file(self) -> int:
-        """The descriptor that KVM_DEV_VFIO_FILE_ADD wants: the device's own, or its group's."""
-        return self.iommu.kvm_file(self._open_fd)
-
-    @property
     def _open_fd(self) -> VfioFd:
         if self._fd is None:
             raise UserError(f"{self.bdf} is closed")
@@ -190,14 +189,15 @@ class Device:
         fd, self._fd = self._fd, None
         if fd is None:
             return
-        for region in self.regions:
-            region.close()
-        self.iommu.detach(fd)
-        for notice in self._notices.values():
-            os.close(notice)
-        self._notices.clear()
-        if self._owns_iommu:
-            self.iommu.close()
+        with ExitStack() as owned:  # each is done whatever another raises; last first
+            if self._owns_iommu:
+                owned.callback(self.iommu.close)
+            for notice in self._notices.values():
+                owned.callback(os.close, notice)
+            self._notices.clear()
+            owned.callback(self.iommu.detach, fd)
+            for region in self.regions:
+                owned.callback(region.close)
 
     def __enter__(self) -> Self:
         return self

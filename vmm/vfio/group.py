@@ -23,6 +23,7 @@ from vmm.vfio.places import HOST, Places
 
 if TYPE_CHECKING:
     from vmm.vfio.function import Function
+    from vmm.vfio.kvm_files import KvmFiles
 
 _ALL: Final = IovaRange(0, (1 << 64) - 1)
 
@@ -41,9 +42,9 @@ class Container(Iommu):
 
     name: ClassVar[str] = "group"
 
-    def __init__(self, places: Places = HOST) -> None:
+    def __init__(self, places: Places = HOST, kvm: KvmFiles | None = None) -> None:
         """Open one. Raises `HostError`."""
-        super().__init__()
+        super().__init__(kvm)
         self._groups: list[_Group] = []
         path = places.dev / "vfio/vfio"
         self._fd = VfioFd(open_node(path, "VFIO container"), str(path))
@@ -100,6 +101,7 @@ class Container(Iommu):
             if not self._groups:  # the last one to leave takes the IOMMU with it
                 kind = lib.VFIO_TYPE1v2_IOMMU
                 self._fd.ioctl(ContainerIoctl.VFIO_SET_IOMMU, kind, iommu=kind)
+            self._announce(fd)
         except BaseException:
             fd.close()
             raise
@@ -120,15 +122,11 @@ class Container(Iommu):
     def _drop(self, group: _Group) -> None:
         if group.devices:
             return
+        self._withdraw(group.fd)
         group.fd.close()
         self._groups.remove(group)
         if not self._groups:
             self._mapped.clear()
-
-    def kvm_file(self, device: VfioFd) -> int:
-        """Return the descriptor of the device's group."""
-        (group,) = (group for group in self._groups if device in group.devices)
-        return group.fd.fileno()
 
     def iova_ranges(self) -> list[IovaRange]:
         """Return what can be mapped; before Linux 5.4 the kernel does not tell."""
@@ -165,6 +163,7 @@ class Container(Iommu):
         for group in self._groups:
             for device in group.devices:
                 device.close()
+            self._withdraw(group.fd)
             group.fd.close()
         self._groups.clear()
         self._fd.close()

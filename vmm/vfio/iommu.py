@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vmm.vfio.fd import VfioFd
     from vmm.vfio.function import Function
+    from vmm.vfio.kvm_files import KvmFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,10 @@ class Iommu(ABC):
 
     name: ClassVar[str]
 
-    def __init__(self) -> None:
+    def __init__(self, kvm: KvmFiles | None = None) -> None:
+        """*kvm*: the VM that the devices are for, if there is one."""
         self._mapped: dict[int, int] = {}
+        self._kvm = kvm
 
     @abstractmethod
     def _attach(self, function: Function) -> VfioFd: ...
@@ -44,10 +47,6 @@ class Iommu(ABC):
     @abstractmethod
     def detach(self, device: VfioFd) -> None:
         """Close a device that `attach` returned, and give back what was opened for it."""
-
-    @abstractmethod
-    def kvm_file(self, device: VfioFd) -> int:
-        """Return the descriptor that KVM_DEV_VFIO_FILE_ADD wants of a device."""
 
     @abstractmethod
     def iova_ranges(self) -> list[IovaRange]:
@@ -102,6 +101,15 @@ class Iommu(ABC):
         self._unmap(iova, size)
         for start in [start for start in self._mapped if iova <= start < iova + size]:
             del self._mapped[start]
+
+    def _announce(self, file: VfioFd) -> None:
+        if self._kvm:
+            self._kvm.add(file.fileno())
+
+    def _withdraw(self, file: VfioFd) -> None:
+        """Have KVM let go of a file, which would stay open otherwise."""
+        if self._kvm and file.fileno() >= 0:
+            self._kvm.remove(file.fileno())
 
     def close(self) -> None:
         """Undo all mappings and close. The devices must be closed. Idempotent."""

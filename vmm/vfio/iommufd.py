@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmm.vfio.function import Function
+    from vmm.vfio.kvm_files import KvmFiles
 
 _FIXED: Final = lib.IOMMU_IOAS_MAP_FIXED_IOVA | lib.IOMMU_IOAS_MAP_READABLE
 
@@ -37,9 +38,9 @@ class Iommufd(Iommu):
 
     name: ClassVar[str] = "iommufd"
 
-    def __init__(self, places: Places = HOST) -> None:
+    def __init__(self, places: Places = HOST, kvm: KvmFiles | None = None) -> None:
         """Open one. Raises `HostError`."""
-        super().__init__()
+        super().__init__(kvm)
         path = places.dev / "iommu"
         self._fd = VfioFd(open_node(path, "iommufd"), str(path))
         try:
@@ -53,6 +54,11 @@ class Iommufd(Iommu):
         node = device_node(function) or function.places.dev / "vfio/devices"
         device = VfioFd(open_node(node, f"device {function.bdf}"), function.bdf)
         try:
+            self._announce(device)
+        except BaseException:
+            device.close()
+            raise
+        try:
             device.ioctl_struct(
                 DeviceIoctl.VFIO_DEVICE_BIND_IOMMUFD,
                 "vfio_device_bind_iommufd",
@@ -64,17 +70,14 @@ class Iommufd(Iommu):
                 pt_id=self._ioas,
             )
         except BaseException:
-            device.close()
+            self.detach(device)
             raise
         return device
 
     def detach(self, device: VfioFd) -> None:
         """Close the device, which detaches and unbinds it."""
+        self._withdraw(device)
         device.close()
-
-    def kvm_file(self, device: VfioFd) -> int:
-        """Return the device's own descriptor."""
-        return device.fileno()
 
     def iova_ranges(self) -> list[IovaRange]:
         """Return what can be mapped (IOMMU_IOAS_IOVA_RANGES). Raises `VfioError`."""

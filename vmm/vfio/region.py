@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from vmm._native import lib
@@ -146,5 +147,6 @@ class Region:
 
     def close(self) -> None:
         """Unmap all of its mappings. Idempotent."""
-        while self._mappings:
-            self._mappings.pop().close()
+        with ExitStack() as owned:
+            while self._mappings:
+                owned.callback(self._mappings.pop().close)

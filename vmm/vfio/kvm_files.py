@@ -1,0 +1,52 @@
+"""Telling KVM which VFIO files its guest uses: the VFIO pseudo device.
+
+KVM learns of DMA that bypasses caches, and drivers that need to know their VM learn of it; so a
+file is told of before the device is opened through it (Documentation/virt/kvm/devices/vfio.rst).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from vmm._native import ffi, lib
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vmm.kvm.vm import Vm
+
+
+class KvmFiles:
+    """The VFIO pseudo device of one VM; a VM has one at most. `with` closes it."""
+
+    def __init__(self, vm: Vm) -> None:
+        """Create it. Raises `KvmError`."""
+        self._device = vm.create_device(lib.KVM_DEV_TYPE_VFIO)
+
+    def add(self, fd: int) -> None:
+        """Tell KVM of a device's file, or a group's; KVM keeps it open. Raises `KvmError`."""
+        self._set(lib.KVM_DEV_VFIO_GROUP_ADD, fd)
+
+    def remove(self, fd: int) -> None:
+        """Have KVM forget it, unless all are forgotten already. Raises `KvmError`."""
+        if self._device.fileno() >= 0:
+            self._set(lib.KVM_DEV_VFIO_GROUP_DEL, fd)
+
+    def _set(self, attribute: int, fd: int) -> None:
+        # KVM_DEV_VFIO_FILE, since Linux 6.6, is another name for KVM_DEV_VFIO_GROUP.
+        self._device.set_attr(lib.KVM_DEV_VFIO_GROUP, attribute, ffi.new("int32_t *", fd))
+
+    def close(self) -> None:
+        """Have KVM forget all files. Idempotent."""
+        self._device.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
