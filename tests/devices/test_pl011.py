@@ -561,20 +561,47 @@ def settling() -> tuple[Board, Clock]:
     return board, clock
 
 
-def test_a_receiver_just_switched_on_hears_nothing_for_a_while(
-    settling: tuple[Board, Clock],
-) -> None:
+def test_linux_opening_the_port_discards_nothing(settling: tuple[Board, Clock]) -> None:
+    board, _ = settling
+    assert board.uart.receive(b"script") == 0
+    board.store(UARTIMSC, INT_RX | INT_RT)  # pl011_hwinit, lest an NMI be missed
+    board.store(UARTIMSC, 0)
+    board.store(UARTLCR_H, 0x60 | LCR_H_FEN)
+    board.store(UARTCR, 0x301)
+    assert board.uart.receive(b"script") == 0
+    board.store(UARTICR, INT_RX | INT_RT)
+    assert board.read_all() == b""  # it would be thrown away
+    assert not board.wakeups()
+    board.store(UARTIMSC, INT_RX | INT_RT)
+    assert board.wakeups() == 1
+    assert board.uart.receive(b"script") == 6
+    board.store(UARTIMSC, 0)  # throttled
+    assert board.uart.receive(b"more") == 4
+    assert board.read_all() == b"scriptmore"
+
+
+def test_a_guest_that_polls_gets_its_input_a_little_later(settling: tuple[Board, Clock]) -> None:
     board, clock = settling
+    board.store(UARTLCR_H, 0x60 | LCR_H_FEN)
+    board.store(UARTCR, 0x301)
     assert board.uart.receive(b"script") == 0
-    board.open_port()
-    # Linux, opening the port, would discard what it found now.
-    assert board.read_all() == b""
-    assert board.uart.receive(b"script") == 0
+    assert not board.uart.receive_break()
     assert len(clock.timers) == 1
     clock.advance(SETTLE)
     assert board.wakeups() == 1
     assert board.uart.receive(b"script") == 6
     assert not clock.timers
+
+
+def test_a_driver_that_unmasks_before_it_enables_waits_for_nothing(
+    settling: tuple[Board, Clock],
+) -> None:
+    board, _ = settling
+    board.uart.receive(b"x")
+    board.store(UARTIMSC, INT_RX)
+    board.store(UARTCR, 0x301)
+    assert board.wakeups() == 1
+    assert board.uart.receive(b"x") == 1
 
 
 def test_a_boot_message_that_switches_the_uart_on_for_a_line_lets_nothing_in(

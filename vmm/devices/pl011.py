@@ -31,8 +31,8 @@ SIZE = 0x1000
 """Bytes of guest physical address space."""
 
 FIFO_DEPTH = 32
-SETTLE = 0.25
-"""Seconds from the receiver's being enabled to the first byte: see `Pl011.receive`."""
+SETTLE = 1.0
+"""Seconds after which a guest that enables the receiver but no interrupt is taken to poll."""
 
 # Register offsets: table 3-1. "UART" and the register's name, as the manual spells them.
 UARTDR = 0x000
@@ -83,6 +83,7 @@ INT_DSR = 1 << 3
 INT_RX = 1 << 4
 INT_TX = 1 << 5
 INT_RT = 1 << 6
+INT_RECEIVE = INT_RX | INT_RT
 INT_BE = 1 << 9
 INT_OE = 1 << 10
 
@@ -144,7 +145,7 @@ class Transmitter(Protocol):
 class Pl011:
     """One UART, as a bus device.
 
-    *call_later* (`Loop.call_later`) enables the pause that `receive` describes; None: no pause.
+    *call_later* (`Loop.call_later`) allows what `receive` holds back; None: nothing is held back.
 
     ``on_space()``, to be set before the first access, is called when there is room again after
     `receive` or `receive_break` took too little. From any thread, without the device's lock.
@@ -259,6 +260,8 @@ class Pl011:
             self._control(value & STORED[UARTCR][0])
         elif offset in STORED:
             self._stored[offset] = value & STORED[offset][0]
+            if offset == UARTIMSC and value & INT_RECEIVE and self._receiver_on():
+                self._settled_at = 0.0
 
     def _control(self, value: int) -> None:
         modem, receiver = self._modem(), self._receiver_on()
@@ -267,7 +270,8 @@ class Pl011:
             if (modem ^ self._modem()) & flag:
                 self._latched |= interrupt
         if self._receiver_on() and not receiver:
-            self._settled_at = self._clock() + SETTLE if self._call_later else 0.0
+            hold = self._call_later and not self._stored[UARTIMSC] & INT_RECEIVE
+            self._settled_at = self._clock() + SETTLE if hold else 0.0
             if self._starved:
                 self._wait_until_settled()
 
@@ -291,11 +295,11 @@ class Pl011:
 
         If it was not all, ``on_space`` tells when to offer the rest.
 
-        Nothing is taken while the receiver is off (UARTEN, RXE), nor in the first SETTLE seconds
-        after it was switched on: opening the port, Linux switches the receiver on and then throws
-        away what it finds in the FIFO (pl011_enable_interrupts), so that input from a pipe would
-        lose its beginning. Boot messages, which switch the UART on for a line each, are over
-        before that time, too.
+        Nothing is taken while the receiver is off (UARTEN, RXE), nor after it was switched on
+        until a receive interrupt is unmasked. Linux switches the UART on, receiver and all, for
+        each boot message, and when the port is opened it throws away what it finds in the FIFO
+        before it unmasks (pl011_enable_interrupts): input from a pipe would lose its beginning.
+        A guest that polls gets its input SETTLE seconds after it switched the receiver on.
         """
         with self._lock:
             taken = min(len(data), self._room())
