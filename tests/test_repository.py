@@ -26,7 +26,7 @@ EXEMPT = (
 
 # Written so that they do not find themselves.
 MIRRORS = re.compile(r"\b(deb|ftp[\w.]*|cdn[\w.-]*|security|archive|snapshot)\.debian\.(org|net)")
-PLACES = re.compile(r"(?<![\w.$}-])/(work\b|root/[\w.]|home/\w+/|opt/(pypi|wheels))")
+PLACES = re.compile(r"(?<![\w.$}-])/(work\b|root/[\w.]|home/(?!me/)\w+/|opt/(pypi|wheels))")
 FOREIGN = re.compile(r"SPDX-License-Identifier:|\bCopyright\b|\(C\) \d{4}|_UAPI[_A-Z]*_H\b")
 
 
