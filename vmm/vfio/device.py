@@ -13,9 +13,10 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from vmm._native import lib
+from vmm.closing import Closing
 from vmm.errors import HostError, UserError
 from vmm.vfio.backend import Backend, open_iommu
 from vmm.vfio.config import COMMAND, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace
@@ -29,8 +30,6 @@ from vmm.vfio.region import Region
 from vmm.vfio.region_info import CONFIG, RegionInfo, region_index
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vmm.events import Events
     from vmm.vfio.fd import VfioFd
     from vmm.vfio.iommu import Iommu
@@ -64,7 +63,7 @@ def open_device(  # noqa: PLR0913  (one argument each is what most callers give)
         raise
 
 
-class Device:
+class Device(Closing):
     """One open device. `with` closes it: its mappings, its eventfds, itself."""
 
     def __init__(self, function: Function, iommu: Iommu, *, owns_iommu: bool = False) -> None:
@@ -198,17 +197,6 @@ class Device:
             owned.callback(self.iommu.detach, fd)
             for region in self.regions:
                 owned.callback(region.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _region_info(fd: VfioFd, index: int) -> RegionInfo | None:

@@ -6,15 +6,14 @@ import errno
 import resource
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
+from vmm.closing import Closing
 from vmm.errors import HostError
 from vmm.vfio.fd import VfioError
 from vmm.vfio.obstacles import obstacle
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vmm.vfio.fd import VfioFd
     from vmm.vfio.function import Function
     from vmm.vfio.kvm_files import KvmFiles
@@ -31,7 +30,7 @@ class IovaRange:
         return f"[{self.start:#x}, {self.last:#x}]"
 
 
-class Iommu(ABC):
+class Iommu(Closing, ABC):
     """One I/O address space, and the devices attached to it. `with` closes it."""
 
     name: ClassVar[str]
@@ -115,17 +114,6 @@ class Iommu(ABC):
         """Undo all mappings and close. The devices must be closed. Idempotent."""
         self._mapped.clear()
         self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _memory_limit(self, size: int) -> HostError | None:
         """Return the error for mappings beyond the limit on locked memory, if that is the cause."""

@@ -6,17 +6,16 @@ file is told of before the device is opened through it (Documentation/virt/kvm/d
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from vmm._native import ffi, lib
+from vmm.closing import Closing
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vmm.kvm.vm import Vm
 
 
-class KvmFiles:
+class KvmFiles(Closing):
     """The VFIO pseudo device of one VM; a VM has one at most. `with` closes it."""
 
     def __init__(self, vm: Vm) -> None:
@@ -39,14 +38,3 @@ class KvmFiles:
     def close(self) -> None:
         """Have KVM forget all files. Idempotent."""
         self._device.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

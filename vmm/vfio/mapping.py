@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import mmap
 from functools import partial
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from vmm._native import ffi, lib
+from vmm.closing import Closing
 from vmm.vfio.fd import VfioError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vmm.vfio.fd import VfioFd
     from vmm.vfio.region_info import Area
 
@@ -25,7 +24,7 @@ def alignment(size: int) -> int:
     return max(mmap.PAGESIZE, min(LARGEST_BLOCK, 1 << size.bit_length() - 1))
 
 
-class RegionMapping:
+class RegionMapping(Closing):
     """Owns one mapping of device memory; `view` and `host_address` are what slots are made of.
 
     An access faults (SIGBUS) while the device's memory is off. Remove the memory slot first,
@@ -77,17 +76,6 @@ class RegionMapping:
         self.view.release()
         if self._mapped:
             raise BufferError(f"{self.what}: a view of the mapping is in use")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _unmap(mapped: list[int], size: int, _pointer: object) -> None:
