@@ -136,7 +136,8 @@ def shell(profile: str) -> None:
     from vmm.lab.client import run_in_lab  # noqa: PLC0415
     from vmm.lab.profiles import profile as known  # noqa: PLC0415
 
-    sys.exit(run_in_lab(known(profile).name, ["sh", "-l"]))
+    name = known(profile).name
+    sys.exit(run_in_lab(name, ["sh"], {"PS1": f"{name}:\\w# "}))
 
 
 @lab.command()

@@ -113,7 +113,6 @@ def _parameter(name: str) -> str:
 
 def main() -> None:
     """Be process 1."""
-    os.makedirs(TREES, exist_ok=True)
     with open(_PREPARED, "rb") as file:
         file.read()
     listener = socket.create_server(("10.0.2.15", protocol.PORT), backlog=64)

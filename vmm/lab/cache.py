@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ from vmm.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+_YOUNG = 3600.0
+"""Seconds for which an entry is spared from pruning."""
 
 
 def root() -> Path:
@@ -96,6 +100,17 @@ def entry(path: Path, build: Callable[[Path], None]) -> Path:
                 remove(temporary)
                 raise
     return path
+
+
+def prune(directory: Path, pattern: str, keep: int) -> None:
+    """Remove all but the *keep* youngest of the entries in *directory* that match *pattern*.
+
+    None that is younger than an hour: somebody may be about to use it.
+    """
+    found = sorted(directory.glob(pattern), key=lambda path: path.stat().st_mtime)
+    for path in found[:-keep]:
+        if time.time() - path.stat().st_mtime > _YOUNG:
+            remove(path)
 
 
 def read_json(path: Path) -> dict[str, object]:

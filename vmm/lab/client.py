@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vmm.errors import EXIT_SIGNAL_BASE
@@ -72,7 +71,11 @@ def _signals() -> Iterator[tuple[int, list[int]]]:
     def note(number: int, _frame: FrameType | None) -> None:
         arrived.append(number)
 
-    former = {number: signal.signal(number, note) for number in (*_FORWARDED, signal.SIGWINCH)}
+    former = {
+        number: signal.signal(number, note)
+        for number in (*_FORWARDED, signal.SIGWINCH)
+        if signal.getsignal(number) != signal.SIG_IGN  # as under nohup
+    }
     former_fd = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
     try:
         yield readable, arrived
@@ -97,6 +100,7 @@ class _Relay:
         self._window = protocol.WINDOW
         self._input_open = True
         self._insisted = 0
+        self._last_signal = 0
 
     def run(self) -> int:
         """Carry until the command ends; return its status."""
@@ -123,17 +127,19 @@ class _Relay:
                     status = self._receive(frames)
                     if status is not None:
                         return status
-        return EXIT_SIGNAL_BASE + signal.SIGINT
+        return EXIT_SIGNAL_BASE + self._last_signal
 
     def _send(self, kind: bytes, payload: bytes = b"") -> None:
-        try:
+        # If it can't be sent the command has ended: what there is to receive will tell how.
+        with suppress(OSError):
             self._connection.sendall(frame(kind, payload))
-        except OSError as error:
-            raise session.lost(self._host) from error
 
     def _pass_signals(self) -> None:
         while self._arrived:
             number = self._arrived.pop(0)
+            self._last_signal = number
+            if number == signal.SIGHUP:
+                self._insisted = _INSIST  # nobody is left to see the output
             if number != signal.SIGWINCH:
                 self._insisted += 1
                 self._send(protocol.SIGNAL, protocol.NUMBER.pack(number))
@@ -180,12 +186,5 @@ def _write(fd: int, data: bytes) -> None:
             view = view[os.write(fd, view) :]
         except BlockingIOError:  # somebody we share the descriptor with made it so
             select.select([], [fd], [])
-
-
-def main() -> None:
-    """For trying things: ``python -m vmm.lab.client PROFILE COMMAND...``."""
-    sys.exit(run_in_lab(sys.argv[1], sys.argv[2:]))
-
-
-if __name__ == "__main__":
-    main()
+        except OSError as error:  # a terminal that has gone is like a pipe without a reader
+            raise BrokenPipeError from error

@@ -22,7 +22,7 @@ prepare() {
     ifconfig eth0 10.0.2.15 netmask 255.255.255.0
     hostname lab
     ln -s /proc/self/fd /dev/fd
-    mkdir /dev/pts /dev/shm
+    mkdir /dev/pts /dev/shm /run/pyvmm /run/tmp /run/user
     # cache=none: what is written here is there at once, for who watches from outside
     options=trans=virtio,version=9p2000.L,msize=512000,cache=none,nodev
     echo "devpts /dev/pts devpts mode=620,ptmxmode=666

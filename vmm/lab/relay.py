@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import time
+from contextlib import suppress
 
 from vmm.lab import protocol, spawn
 from vmm.lab.protocol import frame
 
 TYPE_CHECKING = False  # typing's own costs 50 ms here
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
     from typing import Any
 
@@ -62,6 +63,12 @@ class Session:
             return
         self._drain()
         self._send(protocol.EXIT, protocol.NUMBER.pack(status))
+        # Closed now, with input unread, the connection would be reset, and that last word lost.
+        self._connection.settimeout(_GRACE)
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+            while self._connection.recv(protocol.CHUNK):
+                pass
 
     def _relay(self, ended: int) -> None:
         readable = [self._connection.fileno(), ended, *self._command.outputs]

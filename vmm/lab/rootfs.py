@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SUITE = "trixie"
+_KEPT = 8
+"""Archives kept in the cache: one for each kernel in use, and some more."""
 PYTHON = "python3.13"
 PACKAGES = (
     "busybox-static",
@@ -177,6 +179,8 @@ def initrd(modules: Path | None) -> Path:
             for part in parts:
                 with part.open("rb") as source:
                     shutil.copyfileobj(source, file, 1 << 20)
+        for pattern in ("base-*.cpio", "initrd-*.cpio"):
+            cache.prune(cache.root() / "rootfs", pattern, _KEPT)
 
     name = cache.digest([part.name for part in parts])
     return cache.entry(cache.root() / "rootfs" / f"initrd-{name}.cpio", build)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,11 @@ def environment(tree: str | None, extra: Mapping[str, str] | None = None) -> dic
     """Return a command's environment: a few variables of ours, and the *tree*'s vmm."""
     env = {name: value for name, value in os.environ.items() if name in _PASSED}
     env |= {name: value for name, value in os.environ.items() if name.startswith("PYVMM_")}
+    if "HOME" in env:
+        env["HOME"] = inside(env["HOME"])
     env |= {"LANG": "C.UTF-8", "PATH": _PATH}
+    # The host's own: sockets and shared mappings need a file system that is not the outside's.
+    env |= {"TMPDIR": "/run/tmp", "XDG_RUNTIME_DIR": "/run/user"}
     if tree:
         where = f"/run/pyvmm/{tree}"
         # Safe path: else `python -c` in a checkout finds that one's vmm, made for this machine.
@@ -168,7 +173,9 @@ def run(  # noqa: PLR0913
         exchange = _Exchange(connection, stdin)
         while True:
             try:
-                exchange.feed()
+                # If it can't be sent the command has ended: what there is to receive tells how.
+                with suppress(OSError):
+                    exchange.feed()
                 if deadline is not None:
                     connection.settimeout(max(deadline - time.monotonic(), 0.001))
                 data = connection.recv(protocol.CHUNK)

@@ -62,12 +62,7 @@ def archive() -> Path:
                 file.add(tree, ".")
         finally:
             cache.remove(tree)
-        _prune(where.parent)
+        cache.prune(where.parent, "*.tar", _KEPT)
+        cache.prune(native.parents[1], "*", _KEPT)
 
     return cache.entry(where, build)
-
-
-def _prune(directory: Path) -> None:
-    old = sorted(directory.glob("*.tar"), key=lambda path: path.stat().st_mtime)
-    for path in old[: -_KEPT + 1]:
-        path.unlink(missing_ok=True)
