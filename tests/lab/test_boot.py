@@ -1,0 +1,71 @@
+"""Debian's kernels, as Debian built them, reach userland on every kind of host: the boot matrix.
+
+A kernel takes some ten seconds of emulated time to boot, so a cell is one run of pyvmm: boot with
+all CPUs, reboot, boot again, power off. Those with one CPU do not reboot: that is the same code.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from conversation import Conversation
+
+from vmm.lab import guest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.lab.host import Host
+
+pytestmark = pytest.mark.lab
+
+CMDLINE = "console=ttyAMA0 quiet panic=-1"
+OLD, MIDDLE, NEW = guest.VERSIONS
+CELLS = [
+    *(
+        (profile, version, cpus)
+        for profile in ("fwb", "nofwb")
+        for version in guest.VERSIONS
+        for cpus in (1, 4)
+    ),
+    ("gicv2", MIDDLE, 1),
+    ("gicv2", NEW, 4),
+]
+
+
+def machine(host: Host, version: str, cpus: int, *options: str) -> Conversation:
+    command = ["pyvmm", "run", "--cpus", str(cpus), "--cmdline", CMDLINE, *options]
+    return Conversation(
+        host, [*command, "--initrd", str(guest.initramfs()), str(guest.kernel(version))]
+    )
+
+
+def expect_userland(console: Conversation, version: str, cpus: int) -> None:
+    """Wait for the guest's first process to have said what there is, and for its shell."""
+    banner = console.expect(rb"pyvmm guest: Linux (\S+)\r\nCPUs online: (\S+)\r\n")
+    assert banner[1].decode().startswith(f"{version}."), console.story()
+    assert banner[2].decode() == ("0" if cpus == 1 else f"0-{cpus - 1}"), console.story()
+    console.expect(rb"guest:\S*# ")
+
+
+@pytest.mark.parametrize(("profile", "version", "cpus"), CELLS)
+def test_a_kernel_that_nobody_here_built_boots_reboots_and_powers_off(
+    lab_host: Callable[[str], Host], profile: str, version: str, cpus: int
+) -> None:
+    with machine(lab_host(profile), version, cpus) as console:
+        expect_userland(console, version, cpus)
+        if cpus > 1:
+            console.type(b"reboot\n")
+            expect_userland(console, version, cpus)
+        console.type(b"poweroff\n")
+        assert console.finish() == 0, console.story()
+        assert not console.errors, console.story()
+
+
+def test_sixteen_cpus_come_online(lab_host: Callable[[str], Host]) -> None:
+    """On a host with two: eight guest CPUs wait for each one of the host's."""
+    with machine(lab_host("fwb"), MIDDLE, 16) as console:
+        expect_userland(console, MIDDLE, 16)
+        console.type(b"poweroff\n")
+        assert console.finish() == 0, console.story()
