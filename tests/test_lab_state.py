@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -103,6 +105,26 @@ def test_records_are_private() -> None:
     directory = record("fwb", keep=True)
     assert (directory / "state.json").stat().st_mode & 0o777 == 0o600
     assert state.run_directory().stat().st_mode & 0o777 == 0o700
+
+
+def test_an_emulator_whose_starter_died_before_recording_it_is_told_to_quit() -> None:
+    directory = record("fwb", owner=dead(), keep=True)
+    heard = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "qmp"))
+        listener.listen()
+
+        def emulate() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                heard.append(connection.recv(4096))
+
+        emulator = threading.Thread(target=emulate)
+        emulator.start()
+        assert list(state.hosts()) == []
+        emulator.join()
+    assert b'"quit"' in heard[0]
+    assert not directory.exists()
 
 
 def test_a_kept_host_is_listed_though_its_starter_has_ended() -> None:

@@ -199,8 +199,11 @@ class Archive:
         lines = self._get([*arguments, *packages])
         return [line.split()[1] for line in lines if line.startswith("'")]
 
-    def download(self, files: Sequence[str]) -> None:
-        """Download and verify *files* into cache/debs, where they are not there yet."""
+    def download(self, files: Sequence[str], label: str) -> None:
+        """Download and verify *files* into cache/debs, where they are not there yet.
+
+        *label* is what they are for.
+        """
         wanted = [name for name in files if not (_pool() / name).exists()]
         if not wanted:
             return
@@ -208,12 +211,11 @@ class Archive:
         for name in wanted:
             package, version, _ = name.split("_")
             specs.append(f"{package}={unquote(version)}")
-        label = specs[0].partition("=")[0] + (f" and {len(specs) - 1} more" if specs[1:] else "")
         with cache.writing("packages"):
             _pool().mkdir(mode=0o700, parents=True, exist_ok=True)
             with (
                 tempfile.TemporaryDirectory(prefix=".partial-", dir=_pool()) as partial,
-                step(f"downloading {label} ({self.release} {self.arch})") as reach,
+                step(f"downloading {label} ({len(wanted)} {self.arch} packages)") as reach,
             ):
                 self._get(["download", *specs], reach, Path(partial))
                 for name in wanted:
@@ -273,7 +275,7 @@ def fetch(packages: Sequence[str], *, suite: str, arch: str, closure: bool = Fal
         archive.ready()
         try:
             files = archive.resolve(packages, suite, closure=closure)
-            archive.download(files)
+            archive.download(files, packages[0])
         except _AptError as error:
             # The index is older than the mirror: ask again, once.
             outdated = _UNKNOWN.search(error.stderr) and archive.age > _STALE_AFTER
@@ -281,7 +283,7 @@ def fetch(packages: Sequence[str], *, suite: str, arch: str, closure: bool = Fal
                 raise
             archive.update()
             files = archive.resolve(packages, suite, closure=closure)
-            archive.download(files)
+            archive.download(files, packages[0])
         _remember(key, files)
     return [_pool() / name for name in files]
 
