@@ -327,6 +327,8 @@ def test_the_gpus_regions_are_there_and_agree_with_their_mappings(which: str) ->
         assert region["written, then read"]
         assert region["read as written"]
         assert region["part"] == [0x1000, 0x2000]
+    # Whole regions are mapped so that stage 2 can have blocks; what is not aligned has pages.
+    assert found["blocks"] == {index: ["2M block", "4K"] for index in ("0", "2", "4")}
     assert "region 4 (BAR4)" in found["past"]
     assert "[0x0, 0x20000000)" in found["past"]
 

@@ -9,8 +9,7 @@ Source: Documentation/driver-api/vfio.rst.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.errors import HostError
@@ -28,13 +27,12 @@ if TYPE_CHECKING:
 _ALL: Final = IovaRange(0, (1 << 64) - 1)
 
 
-@dataclass
-class _Group:
+class _Group(NamedTuple):
     """A group of ours, and the devices of it that are open."""
 
     fd: VfioFd
     number: int
-    devices: list[VfioFd] = field(default_factory=list)
+    devices: list[VfioFd]
 
 
 class Container(Iommu):
@@ -105,7 +103,7 @@ class Container(Iommu):
         except BaseException:
             fd.close()
             raise
-        self._groups.append(_Group(fd, number))
+        self._groups.append(_Group(fd, number, []))
         return self._groups[-1]
 
     def detach(self, device: VfioFd) -> None:

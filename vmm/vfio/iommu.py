@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import resource
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from vmm.closing import Closing
 from vmm.errors import HostError
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from vmm.vfio.kvm_files import KvmFiles
 
 
-@dataclass(frozen=True, slots=True)
-class IovaRange:
+class IovaRange(NamedTuple):
     """I/O virtual addresses [start, last] that can be mapped."""
 
     start: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.errors import UserError
@@ -37,8 +37,7 @@ def region_index(text: str) -> int:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Area:
+class Area(NamedTuple):
     """Bytes [offset, offset + size) of a region."""
 
     offset: int
