@@ -90,10 +90,7 @@ def coherent_memory(ranges: Sequence[Extent]) -> list[Node]:
     if not ranges:
         return []
     reserved = [
-        Node(
-            f"coherent@{extent.base:x}",
-            {"compatible": "pyvmm,coherent-device-memory", "reg": reg((extent.base, extent.size))},
-        )
+        Node(f"coherent@{extent.base:x}", {"reg": reg((extent.base, extent.size))})
         for extent in ranges
     ]
     return [

@@ -98,44 +98,46 @@ class Gic(Closing):
         return GicLine(self._vm, spi)
 
     def node(self) -> Node:
-        """Describe it for the device tree (bindings arm,gic.yaml and arm,gic-v3.yaml)."""
-        common: dict[str, Value] = {
-            "#interrupt-cells": 3,
-            "#address-cells": 2,
-            "#size-cells": 2,
-            "interrupt-controller": None,
-            "ranges": None,
-            "phandle": PHANDLE,
-        }
-        distributor = (layout.GIC_DISTRIBUTOR, layout.GIC_DISTRIBUTOR_SIZE)
-        name = f"interrupt-controller@{layout.GIC_DISTRIBUTOR:x}"
-        if self.version == 2:
-            interface = (layout.GICV2_CPU_INTERFACE, layout.GICV2_CPU_INTERFACE_SIZE)
-            common["compatible"] = "arm,cortex-a15-gic"
-            common["reg"] = reg(distributor, interface)
-            return Node(name, common)
-        redistributors = (
-            layout.GICV3_REDISTRIBUTORS,
-            layout.GICV3_REDISTRIBUTOR_SIZE * self._vcpus,
-        )
-        common["compatible"] = "arm,gic-v3"
-        common["reg"] = reg(distributor, redistributors)
-        its = Node(
-            f"msi-controller@{layout.GICV3_ITS:x}",
-            {
-                "compatible": "arm,gic-v3-its",
-                "reg": reg((layout.GICV3_ITS, layout.GICV3_ITS_SIZE)),
-                "msi-controller": None,
-                "#msi-cells": 1,
-                "phandle": ITS_PHANDLE,
-            },
-        )
-        return Node(name, common, [its] if self.has_its else [])
+        """Describe it for the device tree."""
+        return node(self.version, self._vcpus, has_its=self.has_its)
 
     def close(self) -> None:
         """Close the devices' descriptors; KVM keeps what they emulate as long as the VM."""
         while self._devices:
             self._devices.pop().close()
+
+
+def node(version: int, vcpus: int, *, has_its: bool) -> Node:
+    """Describe a GIC for the device tree (bindings arm,gic.yaml and arm,gic-v3.yaml)."""
+    common: dict[str, Value] = {
+        "#interrupt-cells": 3,
+        "#address-cells": 2,
+        "#size-cells": 2,
+        "interrupt-controller": None,
+        "ranges": None,
+        "phandle": PHANDLE,
+    }
+    distributor = (layout.GIC_DISTRIBUTOR, layout.GIC_DISTRIBUTOR_SIZE)
+    name = f"interrupt-controller@{layout.GIC_DISTRIBUTOR:x}"
+    if version == 2:
+        interface = (layout.GICV2_CPU_INTERFACE, layout.GICV2_CPU_INTERFACE_SIZE)
+        common["compatible"] = "arm,cortex-a15-gic"
+        common["reg"] = reg(distributor, interface)
+        return Node(name, common)
+    redistributors = (layout.GICV3_REDISTRIBUTORS, layout.GICV3_REDISTRIBUTOR_SIZE * vcpus)
+    common["compatible"] = "arm,gic-v3"
+    common["reg"] = reg(distributor, redistributors)
+    its = Node(
+        f"msi-controller@{layout.GICV3_ITS:x}",
+        {
+            "compatible": "arm,gic-v3-its",
+            "reg": reg((layout.GICV3_ITS, layout.GICV3_ITS_SIZE)),
+            "msi-controller": None,
+            "#msi-cells": 1,
+            "phandle": ITS_PHANDLE,
+        },
+    )
+    return Node(name, common, [its] if has_its else [])
 
 
 def spi(number: int) -> bytes:

@@ -1,0 +1,156 @@
+"""The board's device tree: what Linux's bindings say about it, and what Linux looks for in it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from itertools import pairwise
+
+import pytest
+from dt_validate import validate
+
+from vmm.arm64 import gic, layout
+from vmm.arm64.board import Board, coherent_memory, device_tree
+from vmm.arm64.boot import Extent
+from vmm.fdt import Node, cells, dumps, loads, phandles, strings
+
+MIB = 1 << 20
+INITRD = Extent(layout.RAM + 64 * MIB, 2 * MIB + 5)
+
+
+def affinity(cpu: int) -> int:
+    """Return the affinity that KVM gives a vCPU: sixteen to a cluster (vcpu reset, sys_regs.c)."""
+    return cpu & 15 | cpu >> 4 << 8
+
+
+def board(
+    version: int = 3,
+    cpus: int = 1,
+    *,
+    has_its: bool = True,
+    has_pmu: bool = True,
+    initrd: Extent | None = None,
+    extra: list[Node] | None = None,
+) -> Node:
+    return device_tree(
+        Board(
+            ram=Extent(layout.RAM, 512 * MIB),
+            mpidrs=[affinity(cpu) for cpu in range(cpus)],
+            interrupts=gic.node(version, cpus, has_its=has_its),
+            gic_version=version,
+            has_pmu=has_pmu,
+            cmdline="console=ttyAMA0",
+            initrd=initrd,
+            kaslr_seed=bytes(range(8)),
+            rng_seed=bytes(range(32)),
+            extra=extra or [],
+        )
+    )
+
+
+KINDS = {
+    "gicv3, 1 CPU": board(),
+    "gicv3, 16 CPUs, initrd": board(cpus=16, initrd=INITRD),
+    "gicv3, 20 CPUs": board(cpus=20),
+    "gicv3 without ITS, without PMU": board(has_its=False, has_pmu=False),
+    "gicv2, 1 CPU, initrd": board(2, initrd=INITRD),
+    "gicv2, 8 CPUs, without PMU": board(2, 8, has_pmu=False),
+    "with coherent device memory": board(
+        extra=coherent_memory([Extent(0x1_0000_0000, 512 * MIB), Extent(0x2_0000_0000, MIB)])
+    ),
+}
+
+
+@pytest.mark.lab  # the bindings are downloaded
+@pytest.mark.parametrize("kind", KINDS)
+def test_linux_bindings_have_nothing_against_it(kind: str) -> None:
+    assert validate(dumps(KINDS[kind])) == []
+
+
+@pytest.mark.skipif(not shutil.which("dtc"), reason="dtc (device-tree-compiler) is not installed")
+@pytest.mark.parametrize("kind", KINDS)
+def test_dtc_warns_of_nothing(kind: str) -> None:
+    done = subprocess.run(
+        ["dtc", "-I", "dtb", "-O", "dts", "-o", "/dev/null", "-"],
+        input=dumps(KINDS[kind]),
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_the_blob_says_what_the_tree_says() -> None:
+    tree = loads(dumps(board(cpus=2, initrd=INITRD)))
+    assert strings(tree.find("/psci").properties["method"]) == ["hvc"]
+    assert cells(tree.find("/cpus/cpu@1").properties["reg"]) == (1,)
+    assert strings(tree.find("/chosen").properties["bootargs"]) == ["console=ttyAMA0"]
+
+
+def test_the_console_is_where_chosen_says() -> None:
+    tree = board()
+    (path,) = strings(tree.find("/chosen").properties["stdout-path"])
+    uart = tree.find(path)
+    assert strings(uart.properties["compatible"]) == ["arm,pl011", "arm,primecell"]
+    assert cells(uart.properties["reg"], 2) == (layout.UART, layout.DEVICE_SIZE)
+    assert cells(uart.properties["interrupts"]) == (0, layout.SPI_UART, 4)  # SPI, level, high
+
+
+def test_the_initrd_ends_at_its_last_byte() -> None:
+    chosen = board(initrd=INITRD).find("/chosen").properties
+    assert cells(chosen["linux,initrd-start"], 2) == (INITRD.base,)
+    assert cells(chosen["linux,initrd-end"], 2) == (INITRD.end,)
+    assert "linux,initrd-start" not in board().find("/chosen").properties
+
+
+@pytest.mark.parametrize(("version", "cpus", "mask"), [(3, 4, 0), (2, 1, 1), (2, 8, 0xFF)])
+def test_private_interrupts_name_their_cpus_to_a_gicv2_only(
+    version: int, cpus: int, mask: int
+) -> None:
+    timer = cells(board(version, cpus).find("/timer").properties["interrupts"])
+    assert timer[0::3] == (1, 1, 1, 1)
+    assert timer[1::3] == (13, 14, 11, 10)  # in the order the binding gives
+    assert timer[2::3] == (mask << 8 | 4,) * 4
+
+
+def test_each_cpu_has_a_redistributor() -> None:
+    interrupts = board(cpus=16).find(f"/interrupt-controller@{layout.GIC_DISTRIBUTOR:x}")
+    _, _, base, size = cells(interrupts.properties["reg"], 2)
+    assert (base, size) == (layout.GICV3_REDISTRIBUTORS, 16 * layout.GICV3_REDISTRIBUTOR_SIZE)
+
+
+def test_an_affinity_beyond_32_bits_takes_two_cells() -> None:
+    tree = device_tree(
+        Board(
+            ram=Extent(layout.RAM, MIB),
+            mpidrs=[0, 1 << 32],
+            interrupts=gic.node(3, 2, has_its=True),
+            gic_version=3,
+            has_pmu=False,
+            cmdline="",
+            initrd=None,
+            kaslr_seed=bytes(8),
+            rng_seed=b"",
+        )
+    )
+    assert tree.find("/cpus").properties["#address-cells"] == 2
+    assert cells(tree.find("/cpus/cpu@100000000").properties["reg"], 2) == (1 << 32,)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_two_nodes_share_a_phandle_or_an_address(kind: str) -> None:
+    tree = KINDS[kind]
+    with_phandle = [node for _, node in tree.walk() if "phandle" in node.properties]
+    assert len(phandles(tree)) == len(with_phandle)
+    ranges = []
+    for node in [*tree.children, *tree.find("/interrupt-controller@8000000").children]:
+        if "@" in node.name and "reg" in node.properties:
+            numbers = cells(node.properties["reg"], 2)
+            assert node.name.partition("@")[2] == f"{numbers[0]:x}"
+            ranges += list(zip(numbers[::2], numbers[1::2], strict=True))
+    for (base, size), (following, _) in pairwise(sorted(ranges)):
+        assert base + size <= following
+
+
+def test_the_address_map_has_room_for_all_redistributors() -> None:
+    last = layout.GICV3_REDISTRIBUTORS_MAX * layout.GICV3_REDISTRIBUTOR_SIZE
+    assert layout.GICV3_REDISTRIBUTORS + last <= layout.UART
