@@ -107,11 +107,16 @@ class Board:
         self.sent = bytearray()
         self.in_python = 0
         self._wakeups = 0
+        self.mask = -1
         self.uart.on_shadow = self._on_shadow
+        self.uart.follow_mask(self._on_mask)
         self.uart.on_space = self._on_space
 
     def _on_shadow(self, flags: int, stores: bool) -> None:  # noqa: FBT001
         self.flags, self.stores = flags, stores
+
+    def _on_mask(self, mask: int) -> None:
+        self.mask = mask
 
     def _on_space(self) -> None:
         self._wakeups += 1
@@ -130,6 +135,8 @@ class Board:
             self.sent.append(value & 0xFF)
         if self.fast and offset == UARTDR and self.stores:
             self.ring.put(value & 0xFF)
+            return
+        if self.fast and offset == UARTIMSC and value == self.mask:
             return
         self.in_python += 1
         self.uart.write(offset, 4, value)
@@ -221,6 +228,7 @@ def test_c_is_told_the_state_as_soon_as_it_asks() -> None:
     assert board.flags == board.uart.read(UARTFR, 4)
     assert board.flags & (FR_RXFE | FR_TXFE) == FR_RXFE | FR_TXFE
     assert board.stores
+    assert board.mask == board.uart.read(UARTIMSC, 4)
 
 
 def test_bytes_leave_in_the_order_stored(board: Board) -> None:

@@ -161,6 +161,7 @@ class Pl011:
     ) -> None:
         self.on_space: Callable[[], None] = lambda: None
         self._on_shadow: Callable[[int, bool], None] = lambda _flags, _stores: None
+        self._on_mask: Callable[[int], None] = lambda _mask: None
         self._line = line
         self._transmitter = transmitter
         self._call_later = call_later
@@ -189,6 +190,7 @@ class Pl011:
         self._looped = 0  # bytes sent to ourselves
         self._acknowledged = self._transmitter.written  # bytes sent when ICR last cleared TXRIS
         self._settled_at = 0.0
+        self._on_mask(0)
 
     def reset(self) -> None:
         """Do what the reset input does: registers as in table 3-1, FIFOs empty, interrupt low."""
@@ -213,6 +215,17 @@ class Pl011:
             self._on_shadow = hook
             self._shadow = NOT_ANNOUNCED
             self._update()
+
+    def follow_mask(self, hook: Callable[[int], None]) -> None:
+        """Tell *hook* what IMSC holds, now and whenever it is stored to.
+
+        C may drop stores to IMSC of what it holds already: Linux stores it after each piece of
+        a line (pl011_stop_tx), and nothing comes of it. As ``on_shadow``, it is called with the
+        device's lock held.
+        """
+        with self._lock:
+            self._on_mask = hook
+            hook(self._stored[UARTIMSC])
 
     # Guest side
 
@@ -260,8 +273,10 @@ class Pl011:
             self._control(value & STORED[UARTCR][0])
         elif offset in STORED:
             self._stored[offset] = value & STORED[offset][0]
-            if offset == UARTIMSC and value & INT_RECEIVE and self._receiver_on():
-                self._settled_at = 0.0
+            if offset == UARTIMSC:
+                self._on_mask(self._stored[UARTIMSC])
+                if value & INT_RECEIVE and self._receiver_on():
+                    self._settled_at = 0.0
 
     def _control(self, value: int) -> None:
         modem, receiver = self._modem(), self._receiver_on()
