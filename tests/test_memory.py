@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm._native import ffi, lib
-from vmm.errors import BadAddress, HostError
+from vmm.errors import GuestAddressError, HostError
 from vmm.memory import BULK, HUGE_PAGE, GuestMemory, Mapping, Region
 
 BASE = 0x4000_0000
@@ -32,13 +32,13 @@ def test_what_is_written_is_read() -> None:
     [(BASE + 4093, 4), (BASE - 1, 1), (BASE, 4097), (0, 1), (BASE, -1), (2**64, 1)],
 )
 def test_the_whole_range_must_be_memory(address: int, size: int) -> None:
-    with pytest.raises(BadAddress, match="are not guest memory"):
+    with pytest.raises(GuestAddressError, match="are not guest memory"):
         memory(4096).view(address, size)
 
 
 def test_a_refused_write_writes_nothing() -> None:
     ram = memory(4096, 4096)
-    with pytest.raises(BadAddress):
+    with pytest.raises(GuestAddressError):
         ram.write(BASE + 4000, bytes([1]) * 200)
     assert ram.read(BASE, 4096) == bytes(4096)
 
@@ -50,7 +50,7 @@ def test_views_never_leave_their_region(offset: int, size: int) -> None:
     inside = size >= 0 and any(s <= offset and offset + size <= s + 4096 for s in starts)
     try:
         view = ram.view(BASE + offset, size)
-    except BadAddress:
+    except GuestAddressError:
         assert not inside
     else:
         assert inside

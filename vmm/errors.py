@@ -53,7 +53,7 @@ class GuestError(VmmError):
     exit_code = EXIT_GUEST
 
 
-class BadAddress(GuestError):
+class GuestAddressError(GuestError):
     """[address, address + size) is not wholly guest memory."""
 
     def __init__(self, address: int, size: int) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.closing import Closing
-from vmm.errors import BadAddress, HostError
+from vmm.errors import GuestAddressError, HostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -115,7 +115,7 @@ class GuestMemory:
     def view(self, address: int, size: int) -> memoryview:
         """Return the *size* bytes at guest physical *address*, without copying.
 
-        Raises `BadAddress` unless they lie within one region.
+        Raises `GuestAddressError` unless they lie within one region.
         """
         index = bisect_right(self._bases, address) - 1
         if index >= 0 and size >= 0:
@@ -123,15 +123,15 @@ class GuestMemory:
             offset = address - region.base
             if offset + size <= len(region.view):
                 return region.view[offset : offset + size]
-        raise BadAddress(address, size)
+        raise GuestAddressError(address, size)
 
     def read(self, address: int, size: int) -> bytes:
-        """Return a copy of the *size* bytes at *address*. Raises `BadAddress`."""
+        """Return a copy of the *size* bytes at *address*. Raises `GuestAddressError`."""
         with self.view(address, size) as view:
             return bytes(view)
 
     def write(self, address: int, data: ReadableBuffer) -> None:
-        """Copy *data* to *address*. Raises `BadAddress` before anything is written."""
+        """Copy *data* to *address*. Raises `GuestAddressError` before anything is written."""
         with memoryview(data) as plain, plain.cast("B") as source:
             size = len(source)
             with self.view(address, size) as view:

@@ -6,7 +6,7 @@ import pytest
 
 from vmm.coherence.ledger import Entry, Ledger, Maintenance
 from vmm.coherence.policy import Attribute, Promise, Stage1, Stage2
-from vmm.errors import BadAddress
+from vmm.errors import GuestAddressError
 from vmm.memory import Backing
 
 
@@ -45,7 +45,7 @@ def test_an_access_is_one_ranges() -> None:
     ledger = Ledger([entry(Stage1.CACHEABLE, Stage2.GUEST_DECIDES)])
     ledger.before_read(0x4000_0000, memoryview(bytearray(0x1000)))
     ledger.after_write(0x4000_0FFF, memoryview(bytearray(1)))
-    with pytest.raises(BadAddress):
+    with pytest.raises(GuestAddressError):
         ledger.before_read(0x4000_0FFF, memoryview(bytearray(2)))
-    with pytest.raises(BadAddress):
+    with pytest.raises(GuestAddressError):
         ledger.find(0x3FFF_FFFF)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
 from vmm.coherence.policy import Attribute, Promise, Stage1, Stage2
-from vmm.errors import BadAddress
+from vmm.errors import GuestAddressError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -101,11 +101,11 @@ class Ledger:
         self._entries.sort(key=lambda entry: entry.base)
 
     def find(self, address: int) -> Entry:
-        """Return the range that *address* is in. Raises `BadAddress`."""
+        """Return the range that *address* is in. Raises `GuestAddressError`."""
         for entry in self._entries:
             if entry.base <= address < entry.end:
                 return entry
-        raise BadAddress(address, 1)
+        raise GuestAddressError(address, 1)
 
     def before_read(self, address: int, view: memoryview) -> None:
         """Do what is owed before we read *view*, our mapping of guest *address*."""
@@ -122,5 +122,5 @@ class Ledger:
     def _owes(self, address: int, size: int) -> bool:
         entry = self.find(address)
         if address + size > entry.end:
-            raise BadAddress(address, size)
+            raise GuestAddressError(address, size)
         return entry.maintenance is Maintenance.CLEAN_AND_INVALIDATE
