@@ -120,6 +120,23 @@ def test_a_callback_may_remove_another_that_is_ready_too(loop: Loop) -> None:
         os.close(fd)
 
 
+def test_a_reader_may_remove_the_writer_of_its_own_descriptor(loop: Loop) -> None:
+    ours, theirs = socket.socketpair()
+    fd = ours.fileno()
+
+    def read() -> None:
+        loop.remove_writer(fd)
+        loop.stop()
+
+    loop.add_reader(fd, read)
+    loop.add_writer(fd, lambda: pytest.fail("called though removed"))
+    theirs.send(b"x")
+    loop.run()
+    loop.remove_reader(fd)
+    ours.close()
+    theirs.close()
+
+
 def test_a_regular_file_is_always_ready(loop: Loop, tmp_path: Path) -> None:
     path = tmp_path / "script"
     path.write_bytes(b"input")

@@ -21,13 +21,13 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from vmm.closing import Closing
 from vmm.escape import CTRL_A, Command, EscapeKeys, help_lines
 from vmm.outlet import Outlet
 from vmm.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from vmm.loop import Cancellable, Loop
 
@@ -81,7 +81,7 @@ def standard_output() -> int | None:
     return None if sys.stdout is None else sys.stdout.fileno()
 
 
-class Console:
+class Console(Closing):
     """Joins a serial port to *stdin* and *stdout* (descriptors, None: not there).
 
     Use as a context manager, in the thread of *loop*. *escape* is the prefix of pyvmm's own
@@ -136,14 +136,6 @@ class Console:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Write what can be written at once and give the terminal back. Idempotent."""

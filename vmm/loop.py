@@ -18,12 +18,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from threading import Lock, get_ident
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from types import TracebackType
+from vmm.closing import Closing
 
 Callback = Callable[[], object]
 """Its result is ignored."""
@@ -43,8 +41,7 @@ CallLater = Callable[[float, Callback], Cancellable]
 """`Loop.call_later`'s type, for devices that need a timer."""
 
 
-@dataclass(slots=True)
-class Watch:
+class Watch(NamedTuple):
     """What to call when one file descriptor is ready."""
 
     on_readable: Callback | None = None
@@ -61,21 +58,26 @@ class Watch:
 IDLE = Watch()
 
 
-@dataclass(order=True, slots=True)
 class Timer:
     """A callback and its time (`time.monotonic`, seconds)."""
 
-    due: float
-    order: int
-    callback: Callback = field(compare=False)
-    loop: Loop = field(compare=False, repr=False)
+    __slots__ = ("_loop", "callback", "due", "order")
+
+    def __init__(self, loop: Loop, due: float, order: int, callback: Callback) -> None:
+        self._loop = loop
+        self.due = due
+        self.order = order  # among timers of the same time
+        self.callback = callback
+
+    def __lt__(self, other: Timer) -> bool:
+        return (self.due, self.order) < (other.due, other.order)
 
     def cancel(self) -> None:
         """Don't call. Harmless once called. Thread-safe."""
-        self.loop._forget(self)  # noqa: SLF001  (a timer is its loop's inner part)
+        self._loop._forget(self)  # noqa: SLF001  (a timer is its loop's inner part)
 
 
-class Loop:
+class Loop(Closing):
     """One event loop. Use as a context manager: it owns file descriptors and signal handlers.
 
     Thread-safe are `call_soon_threadsafe`, `call_later`, `Timer.cancel` and `stop`; the rest
@@ -118,17 +120,6 @@ class Loop:
             os.close(self._wake)
             os.close(self._signals_in)
             os.close(self._signals_out)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # Running
 
@@ -186,8 +177,9 @@ class Loop:
         broken = events & (select.EPOLLERR | select.EPOLLHUP)
         if watch.on_readable and events & select.EPOLLIN | broken:
             watch.on_readable()
-        if watch.on_writable and events & select.EPOLLOUT | broken and fd in self._watches:
-            watch.on_writable()
+        on_writable = self._watched(fd).on_writable  # the reader may have changed that
+        if on_writable and events & select.EPOLLOUT | broken:
+            on_writable()
 
     # File descriptors
 
@@ -216,12 +208,12 @@ class Loop:
     def _watch(self, fd: int, new: Watch) -> None:
         old = self._watched(fd)
         if old.mask and not old.pollable:
-            new.pollable = False
+            new = new._replace(pollable=False)
         elif not old.mask and new.mask:
             try:
                 self._epoll.register(fd, new.mask)
             except PermissionError:
-                new.pollable = False
+                new = new._replace(pollable=False)
         elif old.mask and not new.mask:
             self._epoll.unregister(fd)
         elif old.mask != new.mask:
@@ -244,7 +236,7 @@ class Loop:
         """Have *callback* called by the loop's thread in *seconds*, unless cancelled."""
         with self._lock:
             self._timers_made += 1
-            timer = Timer(time.monotonic() + seconds, self._timers_made, callback, self)
+            timer = Timer(self, time.monotonic() + seconds, self._timers_made, callback)
             if not self._closed:
                 heapq.heappush(self._timers, timer)
         self._wake_up()

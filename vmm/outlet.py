@@ -12,6 +12,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from vmm.closing import Closing
+
 if TYPE_CHECKING:
     import socket
 
@@ -19,7 +21,7 @@ PTMX = os.makedev(5, 2)
 """The master side of a pseudo-terminal: opening it again makes a new pair."""
 
 
-class Outlet:
+class Outlet(Closing):
     """Owns its own descriptor for the file behind *fd*, which stays open and untouched.
 
     Raises OSError if *fd* is not open.
