@@ -21,7 +21,7 @@ DEFAULT_CMDLINE: Final = "console=ttyAMA0 panic=-1"
 
 def parse_size(text: str, option: str) -> int:
     """Return the bytes that *text* means: ``512``, ``512M``, ``2G``. Raises `UserError`."""
-    match = re.fullmatch(r"(\d+)([BKMGT]?)(i?B)?", text.strip().upper().replace("I", "i"))
+    match = re.fullmatch(r"(\d{1,15})([BKMGT]?)(i?B)?", text.strip().upper().replace("I", "i"))
     if not match:
         raise UserError(f"{option}: {text!r} is not a size", "write 512M or 2G")
     return int(match[1]) << UNITS[match[2]]
@@ -95,7 +95,9 @@ class MachineConfig:
 
     def __post_init__(self) -> None:
         if self.cpus < 1:
-            raise UserError(f"--cpus: a machine has at least one CPU, not {self.cpus}")
+            raise UserError(
+                f"--cpus: a machine has at least one CPU, not {self.cpus}", "use --cpus 1"
+            )
         if self.memory <= 0:
             raise UserError("--memory: a machine has some", "use --memory 512M")
         if self.cmdline is not None and "\0" in self.cmdline:

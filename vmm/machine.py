@@ -8,10 +8,9 @@ from contextlib import ExitStack
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from vmm.arm64 import image, layout
+from vmm.arm64 import layout, payload
 from vmm.bus import MmioBus
 from vmm.closing import Closing
-from vmm.config import DEFAULT_CMDLINE
 from vmm.devices import pl011
 from vmm.devices.pl031 import Pl031
 from vmm.devices.pvpanic import PanicEvent, PvPanic
@@ -72,7 +71,7 @@ class Machine(Closing):
         with ExitStack() as undo:
             undo.callback(self.close)
             self._system = self._owned.enter_context(System.open())
-            self._load_files()
+            self._payload = payload.load(config)
             self.space = self._owned.enter_context(GuestSpace(config, self._system))
             self._bus = MmioBus()
             self._wires: dict[int, Wire] = {}
@@ -84,18 +83,6 @@ class Machine(Closing):
             if config.verify:
                 self.space.verify(events)
             undo.pop_all()
-
-    def _load_files(self) -> None:
-        config = self._config
-        self._kernel = image.load(config.image, config.memory)
-        self._initrd_name, self._initrd = str(config.image), self._kernel.initrd
-        if config.initrd is not None:
-            self._initrd_name, self._initrd = str(config.initrd), image.map_file(config.initrd)
-        self._cmdline = next(
-            text
-            for text in (config.cmdline, self._kernel.cmdline, DEFAULT_CMDLINE)
-            if text is not None
-        )
 
     # --- devices ------------------------------------------------------------------------------
 
@@ -152,15 +139,15 @@ class Machine(Closing):
     def _run_cycle(self) -> Ending:
         config = self._config
         with PowerCycle(self._system, self.space, config.cpus) as cycle:
-            cycle.load(self._kernel, self._initrd, self._cmdline, self._initrd_name)
+            cycle.load(self._payload)
             self._events.emit(
                 "power-on",
                 image=str(config.image),
-                format=str(self._kernel),
+                format=str(self._payload.kernel),
                 cpus=config.cpus,
                 memory=config.memory,
                 gic=cycle.gic.version,
-                cmdline=self._cmdline,
+                cmdline=self._payload.cmdline,
             )
             cycle.start(self._bus, self._answers, self._wires, self._on_vcpu_end, self._events)
             self._loop.run()

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from vmm import fdt
-from vmm.arm64 import board, boot, layout, processor, registers
+from vmm.arm64 import board, layout, processor, registers
 from vmm.arm64.gic import Gic
 from vmm.closing import Closing
 from vmm.cpu import VcpuThread
@@ -22,7 +22,7 @@ from vmm.kvm.slots import MemorySlots
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from vmm.arm64.image import Kernel
+    from vmm.arm64.payload import Payload
     from vmm.bus import MmioBus
     from vmm.cpu import Reason
     from vmm.events import Events
@@ -85,19 +85,13 @@ class PowerCycle(Closing):
                 f"use --cpus {most} or less",
             )
 
-    def load(
-        self,
-        kernel: Kernel,
-        initrd: memoryview | None,
-        cmdline: str,
-        initrd_name: str,
-    ) -> None:
+    def load(self, payload: Payload) -> None:
         """Put kernel, initrd and device tree into memory, and point the boot vCPU at them.
 
         Raises `UserError` if they do not fit.
         """
         ram, memory = self._space.ram, self._space.memory
-        plan = boot.plan(ram, kernel, 0 if initrd is None else len(initrd), initrd_name=initrd_name)
+        plan = payload.place(ram)
         tree = board.device_tree(
             board.Board(
                 ram=ram,
@@ -105,17 +99,17 @@ class PowerCycle(Closing):
                 interrupts=self.gic.node(),
                 gic_version=self.gic.version,
                 has_pmu=self.model.has_pmu,
-                cmdline=cmdline,
+                cmdline=payload.cmdline,
                 initrd=plan.initrd,
                 kaslr_seed=os.urandom(8),
                 rng_seed=os.urandom(32),
                 extra=self._space.nodes(),
             )
         )
-        memory.write(plan.kernel.base, kernel.payload)
+        memory.write(plan.kernel.base, payload.kernel.payload)
         memory.write(plan.dtb.base, fdt.dumps(tree))
-        if plan.initrd is not None and initrd is not None:
-            memory.write(plan.initrd.base, initrd)
+        if plan.initrd is not None and payload.initrd is not None:
+            memory.write(plan.initrd.base, payload.initrd)
         values = {NAMED[name]: value for name, value in plan.registers.items()}
         processor.set_registers(self.vcpus[0], values)
 

@@ -77,7 +77,10 @@ def _main() -> int:
         print(f"pyvmm: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except click.ClickException as error:
-        error.show()
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            error.show()
+        else:
+            print(f"pyvmm: {_one_line(error)}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return EXIT_SIGNAL_BASE + signal.SIGINT
@@ -85,3 +88,10 @@ def _main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_SIGNAL_BASE + signal.SIGPIPE
     return status if isinstance(status, int) else 0
+
+
+def _one_line(error: click.ClickException) -> str:
+    """Return click's complaint as pyvmm's own errors are: what, and what to do."""
+    text = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{text}; {context.command_path if context else 'pyvmm'} --help tells more"

@@ -12,7 +12,8 @@ from vmm.errors import UserError
 from vmm.kvm.system import DEVICE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 OPTION = "--host"
 
@@ -36,16 +37,33 @@ def is_native(host: str) -> bool:
     raise UserError(f"{OPTION} {host}: no such host", "use auto, native, lab or lab:PROFILE")
 
 
-def run_there(host: str) -> int:
-    """Run this very command line in the lab host that *host* names; return its exit status."""
+def run_there(host: str, files: Sequence[Path] = ()) -> int:
+    """Run this very command line in the lab host that *host* names; return its exit status.
+
+    *files* are those it names: they get the names by which they are visible there.
+    """
     from vmm.lab import client, profiles  # noqa: PLC0415
 
     profile = host.partition(":")[2] or profiles.DEFAULT
-    arguments = _without_host(sys.argv[1:])
+    arguments = [_visible(argument, files) for argument in _without_host(sys.argv[1:])]
     command, rest = arguments[0], arguments[1:]
     return client.run_in_lab(
         profiles.profile(profile).name, ["pyvmm", command, OPTION, "native", *rest]
     )
+
+
+def _visible(argument: str, files: Sequence[Path]) -> str:
+    """Return *argument*, be it ``FILE`` or ``--option=FILE``, as the lab host has that file."""
+    from vmm.lab.session import inside  # noqa: PLC0415
+
+    for file in files:
+        option = argument.removesuffix(str(file))
+        real = os.path.realpath(file)
+        if option != argument and (not option or option.startswith("-")):
+            # Links lead astray there; else the name that the user gave stays, for messages.
+            direct = real == os.path.abspath(file) and inside(real) == real  # noqa: PTH100
+            return argument if direct else option + inside(real)
+    return argument
 
 
 def _without_host(arguments: list[str]) -> list[str]:

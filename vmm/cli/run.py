@@ -70,12 +70,20 @@ def run(**options: Any) -> None:
     IMAGE is a Linux kernel for arm64: an Image, a gzip, xz or zstd of one, an EFI zboot image, a
     unified kernel image with its own initrd and command line, or a flat binary.
     """
-    if not is_native(options["host"]):
-        sys.exit(run_there(options["host"]))
-    sys.exit(_run(options))
+    native = is_native(options["host"])
+    config, escape = _configure(options)
+    with ExitStack() as owned:
+        events = _open_events(options["events"], owned)
+        if native:
+            sys.setswitchinterval(SWITCH_INTERVAL)
+            sys.exit(run_machine(config, escape, events))
+    _check_files(config)
+    names = (options["image"], options["initrd"], options["events"])
+    sys.exit(run_there(options["host"], [name for name in names if name]))
 
 
-def _run(options: dict[str, Any]) -> int:
+def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
+    """Return the machine and the console's escape prefix. Raises `UserError`."""
     from vmm.config import MachineConfig, parse_bar, parse_size  # noqa: PLC0415
     from vmm.escape import parse_prefix  # noqa: PLC0415
 
@@ -91,11 +99,15 @@ def _run(options: dict[str, Any]) -> int:
         uapi=options["uapi"],
         verify=options["verify"],
     )
-    escape = parse_prefix(options["escape"])
-    sys.setswitchinterval(SWITCH_INTERVAL)
-    with ExitStack() as owned:
-        stream = _open_events(options["events"], owned)
-        return run_machine(config, escape, stream)
+    return config, parse_prefix(options["escape"])
+
+
+def _check_files(config: MachineConfig) -> None:
+    """Raise now, in no time, what would be raised in a lab host once that has booted."""
+    from vmm.arm64 import layout, payload  # noqa: PLC0415
+    from vmm.arm64.boot import Extent  # noqa: PLC0415
+
+    payload.load(config).place(Extent(layout.RAM, config.memory))
 
 
 def _open_events(path: Path | None, owned: ExitStack) -> TextIO | None:
@@ -104,7 +116,9 @@ def _open_events(path: Path | None, owned: ExitStack) -> TextIO | None:
     try:
         return owned.enter_context(path.open("w", buffering=1))
     except OSError as error:
-        raise UserError(f"--events {path}: {error.strerror}") from error
+        raise UserError(
+            f"--events {path}: {error.strerror}", "name a file that can be written"
+        ) from error
 
 
 def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | None) -> int:
