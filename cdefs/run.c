@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "run.h"
@@ -189,9 +190,23 @@ static uint64_t shadow(struct pyvmm_answered *entry)
 {
 	uint64_t value = __atomic_load_n(&entry->value, __ATOMIC_ACQUIRE);
 
-	if (entry->sink && pyvmm_sink_full(entry->sink))
-		value ^= entry->flip_when_full;
+	if (entry->sink && pyvmm_sink_full(entry->sink)) {
+		/* A guest that waits by polling shall not take a core to do so; a kick ends the nap. */
+		const struct timespec nap = { .tv_nsec = 1000000 };
+
+		nanosleep(&nap, NULL);
+		if (pyvmm_sink_full(entry->sink))
+			value ^= entry->flip_when_full;
+	}
 	return value;
+}
+
+static int is_unchanged(struct pyvmm_answered *entry, const struct kvm_run *run)
+{
+	uint64_t value = 0;
+
+	memcpy(&value, run->mmio.data, run->mmio.len);
+	return value == __atomic_load_n(&entry->value, __ATOMIC_ACQUIRE);
 }
 
 /* Answer the MMIO exit in kvm_run, if we can. Returns 1 if so, else 0. */
@@ -218,6 +233,8 @@ int pyvmm_answer(struct pyvmm_vcpu *vcpu)
 			signal_eventfd(entry->eventfd);
 			return 1;
 		}
+		if (entry->answer == PYVMM_ANSWER_UNCHANGED)
+			return is_unchanged(entry, vcpu->run);
 		if (entry->answer == PYVMM_ANSWER_SINK)
 			return !put(entry->sink, vcpu->run->mmio.data[0], 1);
 	}
@@ -229,7 +246,7 @@ void pyvmm_set_answers(struct pyvmm_vcpu *vcpu, struct pyvmm_answers *answers)
 	atomic_store_explicit(&vcpu->answers, answers, memory_order_release);
 }
 
-void pyvmm_set_shadow(struct pyvmm_answered *entry, uint64_t value)
+void pyvmm_set_value(struct pyvmm_answered *entry, uint64_t value)
 {
 	__atomic_store_n(&entry->value, value, __ATOMIC_RELEASE);
 }

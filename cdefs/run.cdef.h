@@ -11,6 +11,7 @@ struct pyvmm_sink {
 #define PYVMM_ANSWER_DOORBELL ...
 #define PYVMM_ANSWER_SINK ...
 #define PYVMM_ANSWER_SHADOW ...
+#define PYVMM_ANSWER_UNCHANGED ...
 
 struct pyvmm_answered {
     uint64_t address;
@@ -42,7 +43,7 @@ int pyvmm_run(struct pyvmm_vcpu *vcpu);
 void pyvmm_kick(struct pyvmm_vcpu *vcpu);
 int pyvmm_answer(struct pyvmm_vcpu *vcpu);
 void pyvmm_set_answers(struct pyvmm_vcpu *vcpu, struct pyvmm_answers *answers);
-void pyvmm_set_shadow(struct pyvmm_answered *entry, uint64_t value);
+void pyvmm_set_value(struct pyvmm_answered *entry, uint64_t value);
 void pyvmm_clear_immediate_exit(struct pyvmm_vcpu *vcpu);
 uint64_t pyvmm_exits(struct pyvmm_vcpu *vcpu);
 uint64_t pyvmm_answered_count(struct pyvmm_vcpu *vcpu);

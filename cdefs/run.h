@@ -31,6 +31,7 @@ enum pyvmm_answer {
 	PYVMM_ANSWER_DOORBELL, /* a store adds one to an eventfd */
 	PYVMM_ANSWER_SINK,     /* a store puts its low byte into a sink, if that takes it */
 	PYVMM_ANSWER_SHADOW,   /* a load returns a value that Python keeps up to date */
+	PYVMM_ANSWER_UNCHANGED, /* a store of the value that is there already is dropped */
 };
 
 /*
@@ -43,7 +44,7 @@ struct pyvmm_answered {
 	uint32_t answer;
 	int eventfd;
 	struct pyvmm_sink *sink;   /* a sink's; and a shadow's, for flip_when_full */
-	uint64_t value;            /* shadow; written by Python, read atomically */
+	uint64_t value;            /* shadow, unchanged; written by Python, read atomically */
 	uint64_t flip_when_full;   /* bits of a shadow's value to flip while the sink is full */
 };
 
@@ -74,7 +75,7 @@ int pyvmm_run(struct pyvmm_vcpu *vcpu);
 void pyvmm_kick(struct pyvmm_vcpu *vcpu);
 int pyvmm_answer(struct pyvmm_vcpu *vcpu);
 void pyvmm_set_answers(struct pyvmm_vcpu *vcpu, struct pyvmm_answers *answers);
-void pyvmm_set_shadow(struct pyvmm_answered *entry, uint64_t value);
+void pyvmm_set_value(struct pyvmm_answered *entry, uint64_t value);
 void pyvmm_clear_immediate_exit(struct pyvmm_vcpu *vcpu);
 uint64_t pyvmm_exits(struct pyvmm_vcpu *vcpu);
 uint64_t pyvmm_answered_count(struct pyvmm_vcpu *vcpu);

@@ -73,7 +73,7 @@ class Port:
         )
 
         def shadow(flags: int, stores: bool) -> None:  # noqa: FBT001
-            answers.set_shadow(BASE + UARTFR, flags)
+            answers.set_value(BASE + UARTFR, flags)
             self.sink.take_stores(stores)
 
         self.uart.on_shadow = shadow

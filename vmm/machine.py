@@ -16,7 +16,7 @@ from vmm.devices.pl031 import Pl031
 from vmm.devices.pvpanic import PanicEvent, PvPanic
 from vmm.errors import GuestError
 from vmm.irq import Wire
-from vmm.kvm.answers import Answers, Shadow, Sink, Store
+from vmm.kvm.answers import Answers, Shadow, Sink, Store, Unchanged
 from vmm.kvm.exits import SystemEvent, SystemEventType
 from vmm.kvm.fd import KvmError
 from vmm.kvm.system import System
@@ -92,19 +92,22 @@ class Machine(Closing):
     def _add_uart(self) -> None:
         self.output = sink = self._owned.enter_context(Sink(headroom=pl011.FIFO_DEPTH))
         data, flags = layout.UART + pl011.UARTDR, layout.UART + pl011.UARTFR
+        mask = layout.UART + pl011.UARTIMSC
         self._answers = answers = Answers(
             [
                 Store(data, sink),
                 Shadow(flags, pl011.FR_TXFE, sink, pl011.FR_TXFE | pl011.FR_TXFF),
+                Unchanged(mask, 0),
             ]
         )
 
         def shadow(value: int, stores: bool) -> None:  # noqa: FBT001  (the hook's signature)
-            answers.set_shadow(flags, value)
+            answers.set_value(flags, value)
             sink.take_stores(stores)
 
         self.uart = pl011.Pl011(self._wire(layout.SPI_UART), sink, call_later=self._loop.call_later)
         self.uart.on_shadow = shadow
+        self.uart.follow_mask(lambda value: answers.set_value(mask, value))
         sink.on_space = self.uart.transmit_space
         self._bus.attach(layout.UART, layout.DEVICE_SIZE, self.uart)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from tiny import DATA, DATA_PAGES, DEVICE, Again, Echo, Spin, Store, Tiny, Touch
 
-from vmm.kvm.answers import Answers, Doorbell, Shadow, Sink
+from vmm.kvm.answers import Answers, Doorbell, Shadow, Sink, Unchanged
 from vmm.kvm.answers import Store as ToSink
 from vmm.kvm.capability import Cap, capabilities
 from vmm.kvm.exits import Interrupted, MmioRead, MmioWrite
@@ -72,7 +72,7 @@ def test_c_answers_doorbells_sinks_and_shadows(tiny: Start, eventfd: int) -> Non
     with Sink() as sink:
         sink.take_stores(True)  # noqa: FBT003
         answers = Answers([Doorbell(DEVICE, eventfd), ToSink(DEVICE + 1, sink), Shadow(DEVICE + 2)])
-        answers.set_shadow(DEVICE + 2, 0x42)
+        answers.set_value(DEVICE + 2, 0x42)
         guest.vcpu.set_answers(answers)
         assert guest.vcpu.run() == MmioWrite(DEVICE + 3, 1, 0x42)
         assert os.eventfd_read(eventfd) == 1
@@ -90,6 +90,17 @@ def test_a_sink_that_takes_no_stores_leaves_them_to_python(tiny: Start) -> None:
         assert guest.vcpu.run() == MmioWrite(DEVICE, 1, 9)  # the third finds it full
         assert sink.drain() == b"\t\t"
         guest.vcpu.set_answers(None)
+
+
+def test_c_drops_a_store_of_what_is_there_already(tiny: Start) -> None:
+    guest = tiny(Store(0, 5), Store(0, 5), Store(0, 6), Spin())
+    answers = Answers([Unchanged(DEVICE, 0)])
+    guest.vcpu.set_answers(answers)
+    assert guest.vcpu.run() == MmioWrite(DEVICE, 1, 5)
+    answers.set_value(DEVICE, 5)
+    assert guest.vcpu.run() == MmioWrite(DEVICE, 1, 6)
+    assert guest.vcpu.answered == 1
+    guest.vcpu.set_answers(None)
 
 
 def test_an_ioeventfd_takes_the_store_in_the_kernel(tiny: Start, eventfd: int) -> None:

@@ -99,7 +99,7 @@ class Store(NamedTuple):
 
 
 class Shadow(NamedTuple):
-    """A load from *address* sees *value*, kept up to date with `Answers.set_shadow`.
+    """A load from *address* sees *value*, kept up to date with `Answers.set_value`.
 
     While *sink* is full, the bits *flip_when_full* are inverted.
     """
@@ -110,10 +110,20 @@ class Shadow(NamedTuple):
     flip_when_full: int = 0
 
 
+class Unchanged(NamedTuple):
+    """A store to *address* of *value* is dropped, for it has that already."""
+
+    address: int
+    value: int
+
+
+Answer = Doorbell | Store | Shadow | Unchanged
+
+
 class Answers:
     """A table of addresses that C answers, for `Vcpu.set_answers`."""
 
-    def __init__(self, answers: Sequence[Doorbell | Store | Shadow]) -> None:
+    def __init__(self, answers: Sequence[Answer]) -> None:
         self._keep = sorted(answers, key=lambda answer: answer.address)
         self._entries = ffi.new("struct pyvmm_answered[]", max(len(self._keep), 1))
         for entry, answer in zip(self._entries, self._keep, strict=False):
@@ -122,14 +132,14 @@ class Answers:
             "struct pyvmm_answers *", {"count": len(self._keep), "entries": self._entries}
         )
 
-    def set_shadow(self, address: int, value: int) -> None:
-        """Change what loads from *address* see. From any thread."""
+    def set_value(self, address: int, value: int) -> None:
+        """Change what the `Shadow` or `Unchanged` at *address* holds. From any thread."""
         for index, answer in enumerate(self._keep):
-            if isinstance(answer, Shadow) and answer.address == address:
-                lib.pyvmm_set_shadow(ffi.addressof(self._entries, index), value)
+            if isinstance(answer, Shadow | Unchanged) and answer.address == address:
+                lib.pyvmm_set_value(ffi.addressof(self._entries, index), value)
 
 
-def _fill(entry: Any, answer: Doorbell | Store | Shadow) -> None:
+def _fill(entry: Any, answer: Answer) -> None:
     entry.address = answer.address
     entry.eventfd = -1
     match answer:
@@ -144,3 +154,6 @@ def _fill(entry: Any, answer: Doorbell | Store | Shadow) -> None:
             entry.value = value
             entry.sink = ffi.NULL if sink is None else sink.c
             entry.flip_when_full = flip
+        case Unchanged(_, value):
+            entry.answer = lib.PYVMM_ANSWER_UNCHANGED
+            entry.value = value
