@@ -6,6 +6,7 @@ without memory, touch pages of memory, spin.
 
 from __future__ import annotations
 
+import mmap
 import platform
 import struct
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from vmm.kvm.vcpu import Vcpu
     from vmm.kvm.vm import Vm
 
-PAGE = 4096
+PAGE = mmap.PAGESIZE
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Echo:
 
 @dataclass(frozen=True)
 class Touch:
-    """Store one byte to page *page* of the data slot."""
+    """Store a 1 to the first byte of page *page* (the host's size) of the data slot."""
 
     page: int
 
@@ -111,11 +112,13 @@ class Arm64:
         for op in program:
             match op:
                 case Store(offset, value):
+                    # movz w0, #value; strb w0, [x1, #offset]
                     words += [0x52800000 | value << 5, 0x39000020 | offset << 10]
                 case Echo(source, target):
+                    # ldrb w0, [x1, #source]; strb w0, [x1, #target]
                     words += [0x39400020 | source << 10, 0x39000020 | target << 10]
-                case Touch(page):  # movz x3, #page, lsl 12 is no encoding: add x3, x2, #page lsl 12
-                    words += [0x91400043 | page << 10, 0x39000060]
+                case Touch(page):  # add x3, x2, #offset, lsl 12; movz w0, #1; strb w0, [x3]
+                    words += [0x91400043 | page * PAGE >> 12 << 10, 0x52800020, 0x39000060]
                 case Again():
                     words += [0x14000000 | (2 - len(words)) & 0x3FFFFFF]
                 case Spin():

@@ -1,0 +1,30 @@
+"""The KVM layer's own tests, once more, where KVM is an arm64 host's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vmm.lab.host import Host
+
+pytestmark = pytest.mark.lab
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_kvm_layer_passes_its_tests_on_arm64(lab_host: Callable[[str], Host]) -> None:
+    """15 s, most of it pytest's start; with the pytest that lab hosts have."""
+    done = lab_host("fwb").run(
+        ["pytest", "-q", "-p", "no:cacheprovider", "tests/kvm"],
+        cwd=ROOT,
+        env={"PYVMM_NO_SKIP": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        timeout=600,
+    )
+    report = done.stdout.decode() + done.stderr.decode()
+    assert done.status == 0, report
+    (passed,) = re.findall(r"(\d+) passed in", report)
+    assert int(passed) >= 25, report
+    assert "skipped" not in report
