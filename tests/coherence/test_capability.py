@@ -42,6 +42,21 @@ def test_an_accepted_bit_3_alone_proves_nothing() -> None:
     assert judge(None, 1, YES)[1] is Generation.MAINLINE
 
 
+def test_a_yes_counts_only_where_the_system_descriptor_says_einval() -> None:
+    """Capability numbers collide out of tree; a legacy kernel must never pass for mainline."""
+    for answer in (1, 2, 3):
+        support, generation, evidence = judge(answer, answer, YES)
+        assert (support, generation) == (Support.UNKNOWN, Generation.LEGACY)
+        assert "/dev/kvm" in evidence[0]
+        assert judge(0, answer, NO)[0] is Support.UNKNOWN
+
+
+def test_an_answer_that_nobody_knows_claims_nothing() -> None:
+    support, _, evidence = judge(None, 4, NO)
+    assert support is Support.UNSUPPORTED
+    assert "4" in evidence[1]
+
+
 def test_a_capability_without_its_flag_is_no_support() -> None:
     assert judge(None, 2, NO)[0] is Support.UNSUPPORTED
 

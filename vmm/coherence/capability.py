@@ -9,7 +9,9 @@ Three generations of kernels are told apart by what they answer, never by their 
 
 A kernel that knows the capability answers EINVAL where there is no VM to answer for, one that
 does not answers 0 (arch/arm64/kvm/arm.c, kvm_vm_ioctl_check_extension). So 0 on a VM alone says
-nothing, and 0 beside EINVAL says that the hardware lacks FEAT_S2FWB or CTR_EL0.DIC.
+nothing, and 0 beside EINVAL says that the hardware lacks FEAT_S2FWB or CTR_EL0.DIC. A yes on a
+VM counts beside EINVAL only: out of tree, numbers collide, and another capability's yes would
+pass for this one's.
 
 Bit 3 of a slot's flags has other claimants out of tree (KVM_MEM_USERFAULT, a flag for
 non-coherent DMA): accepted, it is the proposal's only if the capability says so as well.
@@ -77,6 +79,7 @@ class Capability:
     on_system, on_vm   KVM_CHECK_EXTENSION's answers for the capability; None: EINVAL
     ipa_bits           the largest guest physical space, in bits; page_size in bytes
     idc, dic           CTR_EL0's bits as EL0 reads them; None where there is no such register
+                       (Linux hides DIC from EL0 for erratum 1542419, so 0 proves nothing)
     flags              name of a memory-slot flag to the answers of the two ioctls
     evidence           sentences that say how support and generation are known
     """
@@ -158,6 +161,14 @@ def judge(
     """Say from the answers what this kernel is, and by what evidence. Pure."""
     number = int(CAPABILITY)
     accepted = bit3 is FlagAnswer.ACCEPTED
+    stray: tuple[str, ...] = ()
+    if accepted:
+        what = "flag bit 3 is accepted on a slot, but capability 243 does not claim it"
+        stray = (f"{what}: it means something else here (others use it out of tree)",)
+    if on_system is not None:
+        old = f"capability {number} is {on_system} on /dev/kvm, where a kernel that knows it says"
+        other = (f"so the {on_vm} on a VM means something else here",) if on_vm else ()
+        return Support.UNKNOWN, Generation.LEGACY, (f"{old} EINVAL", *other, *stray)
     if on_vm and on_vm & ON_REQUEST:
         how = f"capability {number} on a VM is {on_vm}: Write-Back for slots that ask (bit 1)"
         if not accepted:
@@ -168,19 +179,16 @@ def judge(
             )
         taken = "a slot of ordinary memory with flag bit 3 is accepted"
         return Support.SUPPORTED, Generation.RFC, (how, taken)
-    stray: tuple[str, ...] = ()
-    if accepted:
-        what = "flag bit 3 is accepted on a slot, but capability 243 does not claim it"
-        stray = (f"{what}: it means something else here (others use it out of tree)",)
-    if on_vm:
+    if on_vm and on_vm & FOLLOWS_VMA:
         how = f"capability {number} on a VM is {on_vm}: slots follow the VMA's attributes"
         return Support.SUPPORTED, Generation.MAINLINE, (how, *stray)
-    if on_system is None:
-        known = f"capability {number} on /dev/kvm is EINVAL: this kernel knows it, for VMs only"
-        lacking = "on a VM it is 0: the hardware lacks FEAT_S2FWB or CTR_EL0.DIC"
-        return Support.UNSUPPORTED, Generation.MAINLINE, (known, lacking, *stray)
-    old = f"capability {number} is 0 on /dev/kvm as well, where a kernel that knows it says EINVAL"
-    return Support.UNKNOWN, Generation.LEGACY, (old, *stray)
+    known = f"capability {number} on /dev/kvm is EINVAL: this kernel knows it, for VMs only"
+    lacking = (
+        f"on a VM it is {on_vm}, which claims nothing that pyvmm knows of"
+        if on_vm
+        else "on a VM it is 0: the hardware lacks FEAT_S2FWB or CTR_EL0.DIC"
+    )
+    return Support.UNSUPPORTED, Generation.MAINLINE, (known, lacking, *stray)
 
 
 def probe_flags(vm: Vm) -> dict[str, dict[str, FlagAnswer]]:
@@ -224,8 +232,9 @@ def _register(
     base, size, address = where
     try:
         call(0, flags, base, size, address, **more)
-    except KvmError:
-        return FlagAnswer.UNSUPPORTED
+    except KvmError as error:
+        refused = error.errno == errno.EINVAL
+        return FlagAnswer.UNSUPPORTED if refused else FlagAnswer.UNTESTABLE
     call(0, 0, base, 0, address)
     return FlagAnswer.ACCEPTED
 
