@@ -391,3 +391,12 @@ def test_what_a_compiler_makes_for_bare_metal_is_code(tmp_path: Path) -> None:
     assert image.load(flat, LIMIT).kind == "flat"
     with pytest.raises(UserError, match="objcopy -O binary makes a flat binary of it"):
         image.load(program, LIMIT)
+
+
+def test_a_huge_file_is_looked_at_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    with path.open("wb") as file:
+        file.write(b"QFI\xfb")
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="a qcow2 disk image"):
+        image.load(path, LIMIT)

@@ -11,18 +11,19 @@ The Image's header is described in Linux's Documentation/arch/arm64/booting.rst.
 
 from __future__ import annotations
 
-import mmap
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING
 
 from vmm.arm64 import a64, compression, foreign, pe
+from vmm.arm64.filemap import EAGER, map_file
 from vmm.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Literal
+
+__all__ = ["TEXT_OFFSET", "Kernel", "identify", "load", "map_file"]
 
 TEXT_OFFSET = 0x80000
 """Where a kernel goes that doesn't say: bytes from a 2 MiB boundary."""
@@ -30,9 +31,6 @@ TEXT_OFFSET = 0x80000
 _ACCEPTED = "pyvmm boots an arm64 Image (also gzip, xz or zstd), EFI zboot, UKI, vmlinux, flat A64"
 _RETRY = "copy or download it again"
 _MAX_LAYERS = 5
-_EAGER = 1 << 30
-"""Bytes; what is larger is probably a disk, which a look at its start tells."""
-_MADV_POPULATE_READ = 22  # <linux/mman.h>; Python's mmap has no name for it
 
 # booting.rst, "Call the kernel image": code0, code1, text_offset, image_size, flags, res2 to
 # res4, magic, res5 (where a kernel with an EFI stub has its PE header).
@@ -84,33 +82,7 @@ def load(path: Path | str, limit: int) -> Kernel:
     *limit* is the guest's RAM in bytes: nothing is unpacked beyond it. Raises UserError, saying
     what the file is, for anything that isn't an arm64 kernel or is damaged.
     """
-    return identify(map_file(path), str(path), limit)
-
-
-def map_file(path: Path | str) -> memoryview:
-    """Return a file's content, mapped; the mapping goes when the last view of it does.
-
-    Unless it is huge it is read at once: faulting its pages in one by one costs ten times as much.
-    Raises UserError.
-    """
-    path = Path(path)
-    try:
-        if path.exists() and not path.is_file():
-            what = "a directory" if path.is_dir() else "not a regular file"
-            raise UserError(f"{path}: {what}", "give a file")
-        with path.open("rb") as file:
-            if not path.stat().st_size:
-                raise UserError(f"{path}: the file is empty", _RETRY)
-            try:
-                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except OSError:  # some network file systems can't map
-                return memoryview(file.read())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", "check the path and its permissions") from None
-    if len(content) <= _EAGER:
-        with suppress(OSError):  # before Linux 5.14 pages have to come one by one
-            content.madvise(_MADV_POPULATE_READ)
-    return memoryview(content)
+    return identify(map_file(path, eager=min(limit, EAGER)), str(path), limit)
 
 
 def identify(data: memoryview, name: str, limit: int, layers: tuple[str, ...] = ()) -> Kernel:

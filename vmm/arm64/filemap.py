@@ -1,0 +1,42 @@
+"""Files as memory, there at once."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from vmm.errors import UserError
+
+EAGER = 256 << 20
+"""Bytes that are read at once. What is larger is rarely needed whole: a look at its start tells."""
+
+_MADV_POPULATE_READ = 22  # <linux/mman.h>; Python's mmap has no name for it
+
+
+def map_file(path: Path | str, eager: int = EAGER) -> memoryview:
+    """Return the content of the file at *path*; it goes when the last view of it does.
+
+    Unless it has more than *eager* bytes it is there at once: faulting pages in one by one takes
+    ten times as long. Raises UserError for what can't be read, is no file, or is empty.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            what = "a directory" if path.is_dir() else "not a regular file"
+            raise UserError(f"{path}: {what}", "give a file")
+        with path.open("rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if not status.st_size:
+                raise UserError(f"{path}: the file is empty", "copy or download it again")
+            try:
+                content = mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_READ)
+            except OSError:  # some network file systems can't map
+                return memoryview(file.readall())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}", "check the path and its permissions") from None
+    if len(content) <= eager:
+        with suppress(OSError):  # before Linux 5.14 pages have to come one by one
+            content.madvise(_MADV_POPULATE_READ)
+    return memoryview(content)
