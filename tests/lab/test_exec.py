@@ -113,6 +113,33 @@ def test_the_current_directory_is_visible_and_files_belong_to_the_caller(
     assert (tmp_path / "out").stat().st_uid == os.getuid()
 
 
+def test_what_is_written_inside_is_seen_outside_at_once(kept: None, tmp_path: Path) -> None:
+    script = "exec >> log; echo one; read line; echo two; read line"
+    with subprocess.Popen(
+        [*EXEC, "sh", "-c", script], stdin=subprocess.PIPE, cwd=tmp_path
+    ) as client:
+        assert client.stdin
+        for expected in ("one\n", "one\ntwo\n"):
+            eventually(
+                lambda text=expected: (
+                    (tmp_path / "log").exists() and (tmp_path / "log").read_text() == text
+                )
+            )
+            client.stdin.write(b"\n")
+            client.stdin.flush()
+        client.stdin.close()
+        assert client.wait(60) == 0
+
+
+def test_what_is_changed_outside_is_seen_inside_when_opened_anew(
+    kept: None, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    for text in ("one", "two", "two and three", "4"):
+        file.write_text(text)
+        assert run(["cat", str(file)]).stdout.decode() == text
+
+
 def test_a_directory_that_the_host_has_itself_is_below_host(kept: None) -> None:
     done = run(["pwd"], cwd=Path("/usr"))
     assert done.stdout == b"/host/usr\n"
