@@ -25,6 +25,11 @@ fi
 LAB_PACKAGES=(debian-archive-keyring util-linux)
 TEST_PACKAGES=(bsdutils device-tree-compiler git make xz-utils zstd)
 
+# Print the comment at a script's top.
+usage() {
+    sed -n '2,/^[^#]/{/^#/{s/^# \{0,1\}//;p}}' "$0"
+}
+
 say() {
     printf '==> %s\n' "$*" >&2
 }
