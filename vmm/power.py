@@ -30,11 +30,7 @@ if TYPE_CHECKING:
     from vmm.kvm.answers import Answers
     from vmm.kvm.system import System
     from vmm.kvm.vcpu import Vcpu
-    from vmm.kvm.vm import Vm
     from vmm.space import GuestSpace
-
-DEFAULT_IPA_BITS: Final = 40
-"""What KVM gives a VM of type 0 (Documentation/virt/kvm/api.rst, 4.2)."""
 
 
 class PowerCycle(Closing):
@@ -47,7 +43,7 @@ class PowerCycle(Closing):
         self.vcpus: list[Vcpu] = []
         with ExitStack() as undo:
             undo.callback(self.close)
-            self.vm = self._create_vm(system, space.end)
+            self.vm = self._owned.enter_context(system.create_vm(space.ipa_bits))
             self._check_cpus(cpus)
             self.slots = MemorySlots(self.vm)
             self._owned.callback(space.unplug)
@@ -64,18 +60,6 @@ class PowerCycle(Closing):
             if self.vm.check_extension(Cap.ARM_NISV_TO_USER):
                 self.vm.enable_cap(Cap.ARM_NISV_TO_USER)
             undo.pop_all()
-
-    def _create_vm(self, system: System, end: int) -> Vm:
-        most = system.check_extension(Cap.ARM_VM_IPA_SIZE) or DEFAULT_IPA_BITS
-        needed = (end - 1).bit_length()
-        if needed > most:
-            raise UserError(
-                f"guest memory would end at {end:#x}, beyond the {most} bits of guest physical "
-                "address that this host's KVM can map",
-                f"use less --memory (up to {(1 << most) - layout.RAM >> 30}G), or a lower --bar",
-            )
-        bits = min(most, max(needed, DEFAULT_IPA_BITS))
-        return self._owned.enter_context(system.create_vm(0 if bits == DEFAULT_IPA_BITS else bits))
 
     def _check_cpus(self, cpus: int) -> None:
         most = min(self.vm.check_extension(Cap.MAX_VCPUS), layout.GICV3_REDISTRIBUTORS_MAX)

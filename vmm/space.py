@@ -14,6 +14,7 @@ from vmm.arm64 import board, layout
 from vmm.arm64.boot import Extent
 from vmm.closing import Closing
 from vmm.errors import HostError, UserError
+from vmm.kvm.system import DEFAULT_IPA_BITS
 from vmm.memory import GuestMemory, Mapping, Region
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class GuestSpace(Closing):
                 f"of {page >> 10} KiB",
                 "use whole MiB",
             )
+        self._check_end("--memory", layout.RAM, self._config.memory, "use less")
 
     def _decide_ram(self) -> int:
         if not self._config.write_back:
@@ -93,7 +95,28 @@ class GuestSpace(Closing):
                     f"{self.ram.end:#x}",
                     "leave the address out, or use a higher one",
                 )
+            if region.base % mmap.PAGESIZE:
+                raise UserError(
+                    f"--bar {region.name}: {region.base:#x} is not a multiple of the host's page "
+                    f"of {mmap.PAGESIZE >> 10} KiB",
+                    "leave the address out, or round it",
+                )
+            self._check_end(
+                f"--bar {region.name}",
+                region.base,
+                region.size,
+                "use a lower address, or less --memory",
+            )
         return found
+
+    def _check_end(self, what: str, base: int, size: int, remedy: str) -> None:
+        bits = self._system.ipa_bits()
+        if base + size > 1 << bits:
+            raise UserError(
+                f"{what}: {size:#x} bytes at {base:#x} end beyond the {bits} bits of guest "
+                "physical address that this host's KVM can map",
+                remedy if size <= (1 << bits) - layout.RAM else "it is too large for this host",
+            )
 
     @cached_property
     def capability(self) -> Capability:
@@ -107,6 +130,12 @@ class GuestSpace(Closing):
     def end(self) -> int:
         """The first guest physical address after all memory."""
         return max([self.ram.end, *(region.base + region.size for region in self._devices)])
+
+    @property
+    def ipa_bits(self) -> int | None:
+        """How large a VM's guest physical space must be; None: the default will do."""
+        needed = (self.end - 1).bit_length()
+        return needed if needed > DEFAULT_IPA_BITS else None
 
     # --- what a power cycle needs ---------------------------------------------------------------
 

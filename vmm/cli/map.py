@@ -50,7 +50,11 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
         write_back=memory_write_back,
         uapi=uapi,
     )
-    with System.open() as system, GuestSpace(config, system) as space, system.create_vm() as vm:
+    with (
+        System.open() as system,
+        GuestSpace(config, system) as space,
+        system.create_vm(space.ipa_bits) as vm,
+    ):
         space.plug(MemorySlots(vm))
         entries = list(space.ledger())
     if as_json:

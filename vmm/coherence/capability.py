@@ -113,7 +113,7 @@ class Capability:
             on_system=on_system,
             on_vm=on_vm,
             page_size=mmap.PAGESIZE,
-            ipa_bits=_ipa_bits(system),
+            ipa_bits=system.ipa_bits(),
             idc=bool(ctr >> 28 & 1) if ctr else None,
             dic=bool(ctr >> 29 & 1) if ctr else None,
             flags=flags,
@@ -253,8 +253,3 @@ def _answer(check: Callable[[int], int]) -> int | None:
         if error.errno != errno.EINVAL:
             raise
         return None
-
-
-def _ipa_bits(system: System) -> int:
-    # 0: the kernel has no choice to offer, and VMs have 40 bits (api.rst, 4.2).
-    return system.check_extension(Cap.ARM_VM_IPA_SIZE) or 40

@@ -8,11 +8,15 @@ from typing import Final
 
 from vmm._native import lib
 from vmm.errors import HostError
+from vmm.kvm.capability import Cap
 from vmm.kvm.fd import Fd
 from vmm.kvm.ioctls import Ioctl
 from vmm.kvm.vm import Vm
 
 DEVICE: Final = "/dev/kvm"
+
+DEFAULT_IPA_BITS: Final = 40
+"""What KVM gives a VM of type 0 (Documentation/virt/kvm/api.rst, 4.2)."""
 
 HINTS: Final = {
     errno.ENOENT: "this host has no KVM (is the kvm module loaded?); --host lab runs an emulated "
@@ -63,11 +67,20 @@ class System(Fd):
         """Return the size of a vCPU's shared mapping (``kvm_run`` and more), in bytes."""
         return self.ioctl(Ioctl.KVM_GET_VCPU_MMAP_SIZE)
 
-    def create_vm(self, machine_type: int = 0) -> Vm:
+    def ipa_bits(self) -> int:
+        """Return how many bits a VM's guest physical (IPA) space can have at most (arm64)."""
+        # 0: the kernel has no choice to offer (api.rst, 4.2).
+        return self.check_extension(Cap.ARM_VM_IPA_SIZE) or DEFAULT_IPA_BITS
+
+    def create_vm(self, ipa_bits: int | None = None) -> Vm:
         """Create a VM.
 
-        On arm64 *machine_type* is the number of bits of its guest physical (IPA) space, 0 for
-        the default of 40. Raises `KvmError`.
+        On arm64 *ipa_bits* is the size of its guest physical (IPA) space; None is KVM's default
+        of 40, or fewer where the host has no 40: there KVM refuses its own default. Raises
+        `KvmError`.
         """
+        if ipa_bits is None:
+            ipa_bits = min(DEFAULT_IPA_BITS, self.ipa_bits())
+        machine_type = 0 if ipa_bits == DEFAULT_IPA_BITS else ipa_bits
         fd = self.ioctl(Ioctl.KVM_CREATE_VM, machine_type, type=machine_type)
         return Vm(fd, self.vcpu_mmap_size())

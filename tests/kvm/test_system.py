@@ -1,0 +1,39 @@
+"""/dev/kvm, where hosts differ. Its answers are written down: no host has all of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmm.kvm.ioctls import Ioctl
+from vmm.kvm.system import System
+
+
+class Host(System):
+    """Answers as a host does whose guests have so many bits of physical address; 0: no choice."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(-1)
+        self._bits = bits
+        self.created: list[int] = []
+
+    def ioctl(self, request: Ioctl, arg: int = 0, **_shown: object) -> int:
+        if request is Ioctl.KVM_CHECK_EXTENSION:
+            return self._bits
+        if request is Ioctl.KVM_CREATE_VM:
+            self.created.append(arg)
+        return -1 if request is Ioctl.KVM_CREATE_VM else 0x1000
+
+
+@pytest.mark.parametrize(("bits", "machine_type"), [(0, 0), (40, 0), (48, 0), (36, 36), (39, 39)])
+def test_a_vm_of_default_size_exists_on_every_host(bits: int, machine_type: int) -> None:
+    """KVM refuses type 0, its own default of 40 bits, where the host has fewer."""
+    host = Host(bits)
+    host.create_vm()
+    assert host.created == [machine_type]
+
+
+def test_a_vm_has_the_size_that_was_asked_for() -> None:
+    host = Host(48)
+    host.create_vm(44)
+    host.create_vm(40)
+    assert host.created == [44, 0]
