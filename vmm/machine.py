@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from vmm.arm64 import layout, payload
+from vmm.arm64 import layout
+from vmm.arm64.payload import Files
 from vmm.bus import MmioBus
 from vmm.closing import Closing
 from vmm.devices import pl011
@@ -71,7 +72,7 @@ class Machine(Closing):
         with ExitStack() as undo:
             undo.callback(self.close)
             self._system = self._owned.enter_context(System.open())
-            self._payload = payload.load(config)
+            self._files = self._owned.enter_context(Files(config))
             self.space = self._owned.enter_context(GuestSpace(config, self._system))
             self._bus = MmioBus()
             self._wires: dict[int, Wire] = {}
@@ -140,18 +141,8 @@ class Machine(Closing):
             self._reset()
 
     def _run_cycle(self) -> Ending:
-        config = self._config
-        with PowerCycle(self._system, self.space, config.cpus) as cycle:
-            cycle.load(self._payload)
-            self._events.emit(
-                "power-on",
-                image=str(config.image),
-                format=str(self._payload.kernel),
-                cpus=config.cpus,
-                memory=config.memory,
-                gic=cycle.gic.version,
-                cmdline=self._payload.cmdline,
-            )
+        with PowerCycle(self._system, self.space, self._config.cpus) as cycle:
+            self._load(cycle)
             cycle.start(self._bus, self._answers, self._wires, self._on_vcpu_end, self._events)
             self._loop.run()
         ending, self._ending = self._ending, None
@@ -159,6 +150,19 @@ class Machine(Closing):
         if isinstance(ending, Exception):
             raise ending
         return ending or Ending.QUIT
+
+    def _load(self, cycle: PowerCycle) -> None:
+        config, payload = self._config, self._files.read()
+        cycle.load(payload)
+        self._events.emit(
+            "power-on",
+            image=str(config.image),
+            format=str(payload.kernel),
+            cpus=config.cpus,
+            memory=config.memory,
+            gic=cycle.gic.version,
+            cmdline=payload.cmdline,
+        )
 
     def _reset(self) -> None:
         self.space.discard()

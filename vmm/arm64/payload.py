@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.arm64 import boot, image
+from vmm.closing import Closing
 from vmm.config import DEFAULT_CMDLINE
 
 if TYPE_CHECKING:
@@ -27,11 +30,45 @@ class Payload(NamedTuple):
         return boot.plan(ram, self.kernel, size, initrd_name=self.initrd_name)
 
 
-def load(config: MachineConfig) -> Payload:
-    """Read the files that *config* names. Raises `UserError`, saying what is wrong with which."""
-    kernel = image.load(config.image, config.memory)
-    name, initrd = str(config.image), kernel.initrd
+def load(
+    config: MachineConfig, kernel_at: Path | None = None, initrd_at: Path | None = None
+) -> Payload:
+    """Read the files that *config* names. Raises `UserError`, saying what is wrong with which.
+
+    *kernel_at* and *initrd_at* are where they are to be found now, if not by their names.
+    """
+    name = str(config.image)
+    kernel = image.identify(image.map_file(kernel_at or config.image), name, config.memory)
+    initrd = kernel.initrd
     if config.initrd is not None:
-        name, initrd = str(config.initrd), image.map_file(config.initrd)
+        name, initrd = str(config.initrd), image.map_file(initrd_at or config.initrd)
     choices = (config.cmdline, kernel.cmdline, DEFAULT_CMDLINE)
     return Payload(kernel, initrd, name, next(text for text in choices if text is not None))
+
+
+class Files(Closing):
+    """The files that *config* names: open, so that a reset finds them whatever their names do.
+
+    Not kept in memory, where a kernel would take tens of megabytes for as long as its guest
+    runs. Raises `UserError` as `load` does.
+    """
+
+    def __init__(self, config: MachineConfig) -> None:
+        self._config = config
+        self._owned = ExitStack()
+        self._first: Payload | None = load(config)
+        self._kernel = self._open(config.image)
+        self._initrd = self._open(config.initrd) if config.initrd is not None else None
+
+    def _open(self, path: Path) -> Path:
+        """Return a name for the file at *path* that lasts until `close`."""
+        return Path(f"/proc/self/fd/{self._owned.enter_context(path.open('rb')).fileno()}")
+
+    def read(self) -> Payload:
+        """Return what is in them. Let go of it once it is in the guest's memory."""
+        first, self._first = self._first, None
+        return first or load(self._config, self._kernel, self._initrd)
+
+    def close(self) -> None:
+        """Close them. Idempotent."""
+        self._owned.close()
