@@ -6,9 +6,14 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+# On a busy machine an example may take long, and that says nothing about it.
+settings.register_profile("pyvmm", deadline=None)
+settings.load_profile("pyvmm")
 
 NO_SKIP = os.environ.get("PYVMM_NO_SKIP", "0") not in {"", "0"}
 
