@@ -1,4 +1,7 @@
-"""For all tests: with PYVMM_NO_SKIP=1 a skipped test is a failed one, so that skips can't hide."""
+"""For all tests: no skips that hide, no deadlines that a busy machine misses.
+
+With PYVMM_NO_SKIP=1 a skipped test is a failed one.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,17 @@ if TYPE_CHECKING:
 # On a busy machine an example may take long, and that says nothing about it.
 settings.register_profile("pyvmm", deadline=None)
 settings.load_profile("pyvmm")
+
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:
+    pass  # in a lab host, where some tests run, too
+else:
+    # On top of Hypothesis's own profile, which is another one where CI is set.
+    settings.register_profile(
+        "unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("unhurried")
 
 NO_SKIP = os.environ.get("PYVMM_NO_SKIP", "0") not in {"", "0"}
 
