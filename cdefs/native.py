@@ -16,14 +16,21 @@ CDEFS = [
     "fdt.cdef.h",
     "vfio.cdef.h",
     "map.cdef.h",
+    "ring.cdef.h",
+    "virtio.cdef.h",
 ]  # order matters: types before their users
 
 PREAMBLE = """
 #include <stddef.h>
 #include <stdint.h>
 #include <libfdt.h>
+#include <linux/virtio_config.h>
+#include <linux/virtio_ids.h>
+#include <linux/virtio_mmio.h>
+#include <linux/virtio_ring.h>
 #include "kvm_abi.h"
 #include "vfio_abi.h"
+#include "ring.h"
 #include "run.h"
 """
 

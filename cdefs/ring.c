@@ -1,0 +1,569 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Virtqueues: see ring.h. Everything here runs without Python's lock and allocates nothing.
+ *
+ *     split                                      packed
+ *       descriptors   table, linked by next        descriptors   ring, each made available and
+ *       driver        avail ring --> pop                         used in place by two flags
+ *       device        used ring  <-- push          driver        when to interrupt
+ *                                                  device        when to notify
+ */
+#include <errno.h>
+#include <linux/virtio_ring.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "ring.h"
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rings are little-endian (1.4)");
+_Static_assert(sizeof(struct vring_desc) == 16 && sizeof(struct vring_packed_desc) == 16,
+	       "a descriptor has 16 bytes in either format");
+
+#define DESCRIPTOR_SIZE 16
+#define MAX_SIZE 32768          /* descriptors in a queue (2.7, 2.8) */
+#define MAX_BYTES (UINT64_C(1) << 32)
+#define WRAP (1u << VRING_PACKED_EVENT_F_WRAP_CTR)
+#define AVAIL (1u << VRING_PACKED_DESC_F_AVAIL)
+#define USED (1u << VRING_PACKED_DESC_F_USED)
+
+/* --- Guest memory ---------------------------------------------------------------------------- */
+
+static const struct pyvmm_range *find(const struct pyvmm_memory *memory, uint64_t address)
+{
+	uint32_t low = 0, high = memory->count;
+
+	while (low < high) {
+		uint32_t middle = (low + high) / 2;
+
+		if (memory->ranges[middle].base <= address)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	if (!low || address - memory->ranges[low - 1].base >= memory->ranges[low - 1].size)
+		return NULL;
+	return &memory->ranges[low - 1];
+}
+
+/* Where [address, address + length) is, if that lies within one range; else NULL. */
+static uint8_t *translate(const struct pyvmm_memory *memory, uint64_t address, uint64_t length)
+{
+	const struct pyvmm_range *range = find(memory, address);
+
+	if (!range || length > range->size - (address - range->base))
+		return NULL;
+	return range->host + (address - range->base);
+}
+
+/*
+ * Read one descriptor of the guest's, once. It may change under our hands, and the compiler must
+ * not look a second time at what has been checked.
+ */
+static void load(void *to, const uint8_t *table, uint32_t index)
+{
+	memcpy(to, table + (size_t)index * DESCRIPTOR_SIZE, DESCRIPTOR_SIZE);
+	__asm__ volatile("" : : "r"(to) : "memory");
+}
+
+/* --- Chains ---------------------------------------------------------------------------------- */
+
+static void start(struct pyvmm_chain *chain)
+{
+	chain->readable = chain->writable = 0;
+	chain->readable_bytes = chain->writable_bytes = 0;
+}
+
+/* Append the buffer of one descriptor: the check of all that lies in buffers. */
+static int add(struct pyvmm_chain *chain, const struct pyvmm_memory *memory, uint64_t address,
+	       uint32_t length, int writable)
+{
+	if (!length)
+		return PYVMM_RING_EMPTY;
+	if (!writable && chain->writable)
+		return PYVMM_RING_ORDER;
+	if (address + length < address)
+		return PYVMM_RING_ADDRESS;
+	if (chain->readable_bytes + chain->writable_bytes + length > MAX_BYTES)
+		return PYVMM_RING_LENGTH;
+	*(writable ? &chain->writable_bytes : &chain->readable_bytes) += length;
+	/* What is contiguous for the guest may lie in several ranges of ours. */
+	while (length) {
+		const struct pyvmm_range *range = find(memory, address);
+		uint32_t count = chain->readable + chain->writable;
+		uint64_t offset, part;
+
+		if (!range)
+			return PYVMM_RING_ADDRESS;
+		if (count == chain->capacity)
+			return PYVMM_RING_SEGMENTS;
+		offset = address - range->base;
+		part = range->size - offset < length ? range->size - offset : length;
+		chain->segments[count].iov_base = range->host + offset;
+		chain->segments[count].iov_len = part;
+		chain->addresses[count] = address;
+		*(writable ? &chain->writable : &chain->readable) += 1;
+		address += part;
+		length -= (uint32_t)part;
+	}
+	return 0;
+}
+
+/* --- Split (2.7) ----------------------------------------------------------------------------- */
+
+/*
+ * Follow the chain from descriptor `at`. An indirect table may be longer than the queue: 2.7.5.3.1
+ * says no, but drivers rely on it, and all it takes here is room for the segments.
+ */
+static int walk_split(struct pyvmm_queue *queue, struct pyvmm_chain *chain, uint32_t at)
+{
+	const uint8_t *table = queue->descriptors;
+	uint32_t entries = queue->size, seen = 0;
+	int indirect = 0, error;
+
+	for (;;) {
+		struct vring_desc entry;
+
+		if (seen++ == entries)
+			return PYVMM_RING_LOOP;
+		load(&entry, table, at);
+		if (entry.flags & VRING_DESC_F_INDIRECT) {
+			if (indirect)
+				return PYVMM_RING_NESTED;
+			if (!queue->indirect || entry.flags & VRING_DESC_F_NEXT)
+				return PYVMM_RING_INDIRECT;
+			if (!entry.len || entry.len % DESCRIPTOR_SIZE)
+				return PYVMM_RING_TABLE;
+			table = translate(queue->memory, entry.addr, entry.len);
+			if (!table)
+				return PYVMM_RING_ADDRESS;
+			entries = entry.len / DESCRIPTOR_SIZE;
+			seen = at = 0;
+			indirect = 1;
+			continue;
+		}
+		error = add(chain, queue->memory, entry.addr, entry.len,
+			    entry.flags & VRING_DESC_F_WRITE);
+		if (error || !(entry.flags & VRING_DESC_F_NEXT))
+			return error;
+		at = entry.next;
+		if (at >= entries)
+			return PYVMM_RING_DESCRIPTOR;
+	}
+}
+
+static uint16_t avail_index(struct pyvmm_queue *queue)
+{
+	struct vring_avail *avail = (void *)queue->driver;
+
+	return __atomic_load_n(&avail->idx, __ATOMIC_ACQUIRE);
+}
+
+static int pop_split(struct pyvmm_queue *queue, struct pyvmm_chain *chain)
+{
+	struct vring_avail *avail = (void *)queue->driver;
+	uint16_t waiting = (uint16_t)(avail_index(queue) - queue->next_avail);
+	uint16_t head;
+	int error;
+
+	if (!waiting)
+		return 0;
+	if (waiting + queue->in_flight > queue->size)
+		return PYVMM_RING_INDEX;
+	head = __atomic_load_n(&avail->ring[queue->next_avail & (queue->size - 1)],
+			       __ATOMIC_RELAXED);
+	if (head >= queue->size)
+		return PYVMM_RING_DESCRIPTOR;
+	if (queue->taken[head])
+		return PYVMM_RING_REUSED;
+	error = walk_split(queue, chain, head);
+	if (error)
+		return error;
+	queue->taken[head] = 1;
+	queue->in_flight++;
+	queue->next_avail++;
+	chain->id = head;
+	return 1;
+}
+
+static void push_split(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
+{
+	struct vring_used *used = (void *)queue->device;
+	struct vring_used_elem *element = &used->ring[queue->next_used & (queue->size - 1)];
+
+	__atomic_store_n(&element->id, id, __ATOMIC_RELAXED);
+	__atomic_store_n(&element->len, length, __ATOMIC_RELAXED);
+	queue->next_used++;
+	__atomic_store_n(&used->idx, queue->next_used, __ATOMIC_RELEASE);
+}
+
+/* used->avail_event, which follows the ring (2.7.10). */
+static __virtio16 *avail_event(struct pyvmm_queue *queue)
+{
+	struct vring_used *used = (void *)queue->device;
+
+	return (void *)&used->ring[queue->size];
+}
+
+/* --- Packed (2.8) ---------------------------------------------------------------------------- */
+
+/* An indirect table's descriptors are all of one chain, in their order (2.8.8). */
+static int walk_table(struct pyvmm_queue *queue, struct pyvmm_chain *chain,
+		      const struct vring_packed_desc *outer)
+{
+	const uint8_t *table;
+	int error = 0;
+
+	if (!outer->len || outer->len % DESCRIPTOR_SIZE)
+		return PYVMM_RING_TABLE;
+	table = translate(queue->memory, outer->addr, outer->len);
+	if (!table)
+		return PYVMM_RING_ADDRESS;
+	for (uint32_t at = 0; at < outer->len / DESCRIPTOR_SIZE && !error; at++) {
+		struct vring_packed_desc entry;
+
+		load(&entry, table, at);
+		if (entry.flags & VRING_DESC_F_INDIRECT)
+			return PYVMM_RING_NESTED;
+		error = add(chain, queue->memory, entry.addr, entry.len,
+			    entry.flags & VRING_DESC_F_WRITE);
+	}
+	return error;
+}
+
+static int is_available(struct pyvmm_queue *queue)
+{
+	struct vring_packed_desc *ring = (void *)queue->descriptors;
+	uint16_t flags = __atomic_load_n(&ring[queue->next_avail].flags, __ATOMIC_ACQUIRE);
+
+	return !!(flags & AVAIL) == queue->avail_wrap && !!(flags & USED) != queue->avail_wrap;
+}
+
+/* Returns how many slots of the ring the chain has, or what is wrong with it. */
+static int walk_packed(struct pyvmm_queue *queue, struct pyvmm_chain *chain)
+{
+	uint32_t at = queue->next_avail, slots = 0;
+
+	for (;;) {
+		struct vring_packed_desc entry;
+		int error;
+
+		if (slots == queue->size)
+			return PYVMM_RING_LOOP;
+		load(&entry, queue->descriptors, at);
+		slots++;
+		at = at + 1 == queue->size ? 0 : at + 1;
+		if (entry.flags & VRING_DESC_F_INDIRECT) {
+			if (!queue->indirect || slots > 1 || entry.flags & VRING_DESC_F_NEXT)
+				return PYVMM_RING_INDIRECT;
+			error = walk_table(queue, chain, &entry);
+		} else {
+			error = add(chain, queue->memory, entry.addr, entry.len,
+				    entry.flags & VRING_DESC_F_WRITE);
+		}
+		if (error)
+			return error;
+		if (!(entry.flags & VRING_DESC_F_NEXT)) {
+			chain->id = entry.id; /* the last one's counts (2.8.5) */
+			return (int)slots;
+		}
+	}
+}
+
+/* Go `slots` on in the ring. */
+static void advance(struct pyvmm_queue *queue, uint16_t *at, uint8_t *wrap, uint32_t slots)
+{
+	uint32_t next = *at + slots;
+
+	if (next >= queue->size) {
+		next -= queue->size;
+		*wrap ^= 1;
+	}
+	*at = (uint16_t)next;
+}
+
+static int pop_packed(struct pyvmm_queue *queue, struct pyvmm_chain *chain)
+{
+	int slots;
+
+	if (!is_available(queue))
+		return 0;
+	slots = walk_packed(queue, chain);
+	if (slots < 0)
+		return slots;
+	if (queue->in_flight + (uint32_t)slots > queue->size)
+		return PYVMM_RING_INDEX;
+	if (queue->taken[chain->id])
+		return PYVMM_RING_REUSED;
+	queue->taken[chain->id] = (uint16_t)slots;
+	queue->in_flight += (uint32_t)slots;
+	advance(queue, &queue->next_avail, &queue->avail_wrap, (uint32_t)slots);
+	return 1;
+}
+
+static void push_packed(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
+{
+	struct vring_packed_desc *ring = (void *)queue->descriptors;
+	struct vring_packed_desc *entry = &ring[queue->next_used];
+	uint16_t flags = queue->used_wrap ? AVAIL | USED : 0;
+
+	__atomic_store_n(&entry->id, id, __ATOMIC_RELAXED);
+	__atomic_store_n(&entry->len, length, __ATOMIC_RELAXED);
+	__atomic_store_n(&entry->flags, flags | (length ? VRING_DESC_F_WRITE : 0),
+			 __ATOMIC_RELEASE);
+	advance(queue, &queue->next_used, &queue->used_wrap, queue->taken[id]);
+}
+
+/* --- Either ---------------------------------------------------------------------------------- */
+
+static int area(struct pyvmm_queue *queue, uint64_t address, uint64_t size, uint64_t alignment,
+		uint8_t **host)
+{
+	*host = translate(queue->memory, address, size);
+	if (!*host)
+		return PYVMM_RING_ADDRESS;
+	/* Ours, too: it is accessed as what it holds. */
+	return (address | (uintptr_t)*host) % alignment ? PYVMM_RING_ALIGNMENT : 0;
+}
+
+static int areas(struct pyvmm_queue *queue, uint64_t descriptors, uint64_t driver, uint64_t device)
+{
+	uint64_t size = queue->size;
+	int error;
+
+	if (!size || size > MAX_SIZE || (!queue->packed && size & (size - 1)))
+		return PYVMM_RING_SIZE;
+	error = area(queue, descriptors, size * DESCRIPTOR_SIZE, 16, &queue->descriptors);
+	if (error)
+		return error;
+	if (queue->packed) {
+		error = area(queue, driver, 4, 4, &queue->driver);
+		return error ? error : area(queue, device, 4, 4, &queue->device);
+	}
+	error = area(queue, driver, 6 + 2 * size, 2, &queue->driver);
+	return error ? error : area(queue, device, 6 + 8 * size, 4, &queue->device);
+}
+
+/* Begin anew with a ring at these guest physical addresses. Returns 0 or what is wrong. */
+int pyvmm_queue_configure(struct pyvmm_queue *queue, uint64_t descriptors, uint64_t driver,
+			  uint64_t device)
+{
+	queue->broken = areas(queue, descriptors, driver, device);
+	memset(queue->taken, 0, queue->taken_count * sizeof(*queue->taken));
+	queue->next_avail = queue->next_used = 0;
+	queue->avail_wrap = queue->used_wrap = 1; /* 2.8.1 */
+	queue->in_flight = queue->since = 0;
+	return queue->broken;
+}
+
+/* Take the next chain. Returns 1, 0 if there is none, or what is wrong with the ring. */
+int pyvmm_queue_pop(struct pyvmm_queue *queue, struct pyvmm_chain *chain)
+{
+	int result;
+
+	if (queue->broken)
+		return queue->broken;
+	start(chain);
+	result = queue->packed ? pop_packed(queue, chain) : pop_split(queue, chain);
+	if (result < 0)
+		queue->broken = result;
+	return result;
+}
+
+/*
+ * Give a chain back, `length` bytes of it written. Returns 0, or -EINVAL if no such chain is with
+ * the device: our own mistake, or a chain from before configure.
+ */
+int pyvmm_queue_push(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
+{
+	uint32_t slots;
+
+	if (queue->broken || id >= queue->taken_count || !queue->taken[id])
+		return -EINVAL;
+	slots = queue->taken[id];
+	if (queue->packed)
+		push_packed(queue, id, length);
+	else
+		push_split(queue, id, length);
+	queue->taken[id] = 0;
+	queue->in_flight -= slots;
+	queue->since = queue->since + slots > UINT16_MAX ? UINT16_MAX : queue->since + slots;
+	return 0;
+}
+
+/*
+ * Ask to be notified of the next chain. Returns whether one is there already, which may have come
+ * without notification: then pop it.
+ */
+int pyvmm_queue_enable_notify(struct pyvmm_queue *queue)
+{
+	if (queue->broken)
+		return 0;
+	if (queue->packed) {
+		struct vring_packed_desc_event *event = (void *)queue->device;
+		uint16_t at = queue->next_avail | (queue->avail_wrap ? WRAP : 0);
+
+		__atomic_store_n(&event->off_wrap, at, __ATOMIC_RELAXED);
+		__atomic_store_n(&event->flags,
+				 queue->event_idx ? VRING_PACKED_EVENT_FLAG_DESC
+						  : VRING_PACKED_EVENT_FLAG_ENABLE,
+				 __ATOMIC_RELEASE);
+	} else if (queue->event_idx) {
+		__atomic_store_n(avail_event(queue), queue->next_avail, __ATOMIC_RELAXED);
+	} else {
+		struct vring_used *used = (void *)queue->device;
+
+		__atomic_store_n(&used->flags, 0, __ATOMIC_RELAXED);
+	}
+	/* Not before the driver can see it: it looks here after it has made a chain available. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	return queue->packed ? is_available(queue) : avail_index(queue) != queue->next_avail;
+}
+
+/* Say that notifications are not needed now. A driver may send some all the same. */
+void pyvmm_queue_disable_notify(struct pyvmm_queue *queue)
+{
+	if (queue->broken)
+		return;
+	if (queue->packed) {
+		struct vring_packed_desc_event *event = (void *)queue->device;
+
+		__atomic_store_n(&event->flags, VRING_PACKED_EVENT_FLAG_DISABLE, __ATOMIC_RELAXED);
+	} else if (!queue->event_idx) { /* else the event index stays behind, which is enough */
+		struct vring_used *used = (void *)queue->device;
+
+		__atomic_store_n(&used->flags, VRING_USED_F_NO_NOTIFY, __ATOMIC_RELAXED);
+	}
+}
+
+/* Whether what was used since the last call includes place `event` (all modulo 2^16). */
+static int includes(uint16_t event, uint16_t next_used, uint16_t since)
+{
+	return (uint16_t)(next_used - event - 1) < since;
+}
+
+static int wants_packed(struct pyvmm_queue *queue, uint16_t since)
+{
+	struct vring_packed_desc_event *event = (void *)queue->driver;
+	uint16_t flags = __atomic_load_n(&event->flags, __ATOMIC_ACQUIRE);
+	uint16_t place = __atomic_load_n(&event->off_wrap, __ATOMIC_RELAXED);
+	uint16_t slot = place & (WRAP - 1);
+
+	flags &= 3; /* the others are reserved */
+	if (flags != VRING_PACKED_EVENT_FLAG_DESC || !queue->event_idx)
+		return flags != VRING_PACKED_EVENT_FLAG_DISABLE;
+	if (!!(place & WRAP) != queue->used_wrap)
+		slot -= queue->size; /* in the round before this one */
+	return since >= queue->size || includes(slot, queue->next_used, since);
+}
+
+/* Whether the driver wants an interrupt for what was pushed since this was asked last. */
+int pyvmm_queue_should_interrupt(struct pyvmm_queue *queue)
+{
+	uint16_t since = queue->since;
+	struct vring_avail *avail = (void *)queue->driver;
+
+	if (queue->broken || !since)
+		return 0;
+	queue->since = 0;
+	/* The driver enables, then looks for used chains; we use them, then look here. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (queue->packed)
+		return wants_packed(queue, since);
+	if (queue->event_idx) /* used_event follows the ring (2.7.7) */
+		return includes(__atomic_load_n(&avail->ring[queue->size], __ATOMIC_RELAXED),
+				queue->next_used, since);
+	return !(__atomic_load_n(&avail->flags, __ATOMIC_RELAXED) & VRING_AVAIL_F_NO_INTERRUPT);
+}
+
+/* --- What is in a chain ---------------------------------------------------------------------- */
+
+/* Copy up to size bytes, from offset on, of what the device may read; returns how many. */
+uint64_t pyvmm_chain_read(const struct pyvmm_chain *chain, uint64_t offset, void *to, uint64_t size)
+{
+	uint64_t done = 0;
+
+	for (uint32_t i = 0; i < chain->readable && done < size; i++) {
+		const struct iovec *segment = &chain->segments[i];
+		uint64_t part;
+
+		if (offset >= segment->iov_len) {
+			offset -= segment->iov_len;
+			continue;
+		}
+		part = segment->iov_len - offset < size - done ? segment->iov_len - offset
+							       : size - done;
+		memcpy((uint8_t *)to + done, (uint8_t *)segment->iov_base + offset, part);
+		done += part;
+		offset = 0;
+	}
+	return done;
+}
+
+/* Copy up to size bytes to what the device may write, from offset on; returns how many. */
+uint64_t pyvmm_chain_write(struct pyvmm_chain *chain, uint64_t offset, const void *from,
+			   uint64_t size)
+{
+	uint64_t done = 0;
+
+	for (uint32_t i = 0; i < chain->writable && done < size; i++) {
+		const struct iovec *segment = &chain->segments[chain->readable + i];
+		uint64_t part;
+
+		if (offset >= segment->iov_len) {
+			offset -= segment->iov_len;
+			continue;
+		}
+		part = segment->iov_len - offset < size - done ? segment->iov_len - offset
+							       : size - done;
+		memcpy((uint8_t *)segment->iov_base + offset, (const uint8_t *)from + done, part);
+		done += part;
+		offset = 0;
+	}
+	return done;
+}
+
+/* Fill up to most bytes of what the device may write with random ones; how many, or -errno. */
+int64_t pyvmm_chain_fill_random(struct pyvmm_chain *chain, uint64_t most)
+{
+	uint64_t done = 0;
+
+	for (uint32_t i = 0; i < chain->writable && done < most; i++) {
+		const struct iovec *segment = &chain->segments[chain->readable + i];
+		uint64_t part = segment->iov_len < most - done ? segment->iov_len : most - done;
+
+		for (uint64_t at = 0; at < part;) {
+			ssize_t got = getrandom((uint8_t *)segment->iov_base + at, part - at, 0);
+
+			if (got < 0 && errno != EINTR)
+				return -errno;
+			at += got < 0 ? 0 : (uint64_t)got;
+		}
+		done += part;
+	}
+	return (int64_t)done;
+}
+
+/* --- Interrupts ------------------------------------------------------------------------------ */
+
+/* Set bits of the status, then signal: whoever reads the status for this signal sees them. */
+void pyvmm_interrupt_raise(struct pyvmm_interrupt *interrupt, uint32_t bits)
+{
+	uint64_t one = 1;
+
+	__atomic_fetch_or(&interrupt->status, bits, __ATOMIC_SEQ_CST);
+	/* Fails only when the count is at its limit: then the interrupt is due already. */
+	if (write(interrupt->eventfd, &one, sizeof(one)) < 0)
+		return;
+}
+
+void pyvmm_interrupt_acknowledge(struct pyvmm_interrupt *interrupt, uint32_t bits)
+{
+	__atomic_fetch_and(&interrupt->status, ~bits, __ATOMIC_SEQ_CST);
+}
+
+uint32_t pyvmm_interrupt_status(struct pyvmm_interrupt *interrupt)
+{
+	return __atomic_load_n(&interrupt->status, __ATOMIC_SEQ_CST);
+}
