@@ -9,6 +9,7 @@ Whatever of a region has no slot is trapped, so a region with holes in what can 
 
 from __future__ import annotations
 
+import errno
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -27,15 +28,21 @@ from vmm.coherence.policy import (
     decide,
     region_attribute,
 )
+from vmm.coherence.scratch import RANGE
 from vmm.coherence.verdict import MemoryType, Verdict, prove
-from vmm.errors import HostError, UserError
+from vmm.errors import HostError, UserError, VmmError
 from vmm.kvm.fd import KvmError
+from vmm.kvm.ioctls import Ioctl
+from vmm.kvm.vm import MemFlag
 from vmm.memory import Backing
 from vmm.vfio.device import open_device
 from vmm.vfio.irq import IrqIndex
+from vmm.vfio.region_info import Area
 from vmm.vfio.trap import TrappedRegion
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmm.coherence.capability import Capability
     from vmm.config import BarConfig
     from vmm.events import Events
@@ -48,10 +55,10 @@ if TYPE_CHECKING:
 LEAST_ALIGNMENT = 2 << 20
 
 EXPECTED = {
-    Stage2.WRITE_BACK: MemoryType.WRITE_BACK,
-    Stage2.NON_CACHEABLE: MemoryType.NON_CACHEABLE,
+    Stage2.WRITE_BACK: {MemoryType.WRITE_BACK},
+    Stage2.NON_CACHEABLE: {MemoryType.NON_CACHEABLE, MemoryType.DEVICE},
 }
-"""What a verdict must be for a promise to have been kept."""
+"""What a verdict must be for a promise to have been kept. Others promise nothing."""
 
 
 class RegionContents:
@@ -109,11 +116,11 @@ class DeviceMemory(Closing):
         return max(LEAST_ALIGNMENT, 1 << (self.size - 1).bit_length())
 
     @property
-    def is_coherent(self) -> bool:
-        """Whether guests may use it as ordinary, cacheable memory."""
-        return isinstance(self.decision, Map) and (
-            self.decision.promise.stage2 is Stage2.WRITE_BACK
-        )
+    def coherent(self) -> list[Area]:
+        """The parts that guests may use as ordinary, cacheable memory."""
+        if isinstance(self.decision, Map) and self.decision.promise.stage2 is Stage2.WRITE_BACK:
+            return [Area(mapping.offset, mapping.size) for mapping in self._mappings]
+        return []
 
     # --- before there are slots ---------------------------------------------------------------
 
@@ -129,46 +136,76 @@ class DeviceMemory(Closing):
             mapping = self.region.map(area.offset, area.size)
             self._owned.callback(mapping.close)
             self._mappings.append(mapping)
-        return self._ask(decision) if isinstance(decision, AskKernel) else decision
+        chosen = self._ask(decision) if isinstance(decision, AskKernel) else decision
+        self._check_flag(chosen)
+        return chosen
 
     def _ask(self, question: AskKernel) -> Map:
-        """Let the kernel say, on a scratch VM, which choice is the right one."""
-        mapping = self._mappings[0]
+        """Let the kernel say which choice is the right one."""
         for choice in question.choices:
-            with self._system.create_vm() as vm:
-                where = (self.alignment, mapping.size, mapping.host_address)
-                try:
-                    vm.set_user_memory_region(0, int(choice.flags), *where)
-                except KvmError:
-                    continue
+            if self._accepts(choice.flags):
                 return choice
+        tried = " nor ".join("with it" if one.flags else "without" for one in question.choices)
         raise HostError(
-            f"--bar {self.name}: the kernel takes it neither with the Write-Back flag nor without",
+            f"--bar {self.name}: the kernel, asked about the Write-Back flag, takes it not {tried}",
             "use cache=forbid to trap each access",
         )
 
+    def _check_flag(self, chosen: Map) -> None:
+        """Have the kernel prove that flag bit 3 is the proposal's, whoever says so.
+
+        Where it is, cacheable memory without it is refused. Where it means something else, as it
+        does out of tree, the kernel maps such memory as Device, flag or no flag.
+        """
+        flagged = MemFlag.WRITE_BACK in chosen.flags and self._accepts(chosen.flags)
+        if flagged and self._accepts(MemFlag(0)):
+            raise HostError(
+                f"--bar {self.name}: this kernel takes it with memory-slot flag bit 3 and without, "
+                "so the bit is not KVM_MEM_ENABLE_CACHEABLE_PFNMAP here, and promises nothing",
+                "leave --uapi out, or use cache=forbid to trap each access",
+            )
+
+    def _accepts(self, flags: MemFlag) -> bool:
+        """Tell whether a scratch VM gets slots with *flags*. It has no vCPU: nothing is mapped."""
+        with self._system.create_vm(self.size) as vm:
+            for number, mapping in enumerate(self._mappings):
+                where = (mapping.offset, mapping.size, mapping.host_address)
+                try:
+                    vm.set_user_memory_region(number, int(flags), *where)
+                except KvmError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    return False
+        return True
+
     def verify(self) -> list[Verdict]:
-        """Prove on a scratch VM what stage 2 gives each mapped area. Raises `KvmError`."""
+        """Prove on a scratch VM what stage 2 gives each mapped area.
+
+        Raises `HostError`, explained, if the slot is refused.
+        """
+        if not isinstance(self.decision, Map):
+            return []
+        return [self._prove(mapping, self.decision.flags) for mapping in self._mappings]
+
+    def _prove(self, mapping: RegionMapping, flags: MemFlag) -> Verdict:
         memory = self.attribute.stage1 is Stage1.CACHEABLE
-        flags = int(self.decision.flags) if isinstance(self.decision, Map) else 0
-        return [
-            prove(
+        try:
+            return prove(
                 self._system,
                 mapping.host_address,
                 mapping.size,
-                flags=flags,
+                flags=int(flags),
                 contents=RegionContents(self.region, mapping.offset) if memory else None,
             )
-            for mapping in self._mappings
-        ]
+        except KvmError as error:
+            raise self._refused(RANGE, mapping, int(flags), error) from error
 
     def check(self, verdict: Verdict) -> None:
         """Raise `HostError` if *verdict* breaks what was promised."""
         if not isinstance(self.decision, Map):
             return
         promise = self.decision.promise
-        expected = EXPECTED.get(promise.stage2, verdict.memory_type)
-        if verdict.memory_type is not expected:
+        if verdict.memory_type not in EXPECTED.get(promise.stage2, MemoryType):
             raise HostError(
                 f"--verify: {self.name}: stage 2 was to be {promise.stage2.value} "
                 f"({promise.because}), but is {verdict}",
@@ -197,6 +234,18 @@ class DeviceMemory(Closing):
             self.entries.append(
                 self._entry(mapping.offset, mapping.size, self.decision.promise, slot.number, flags)
             )
+        rest = Promise(Stage2.NO_SLOT, "the driver does not have this part mapped: it is trapped")
+        self.entries += [self._entry(*hole, rest, None, 0) for hole in self._holes()]
+
+    def _holes(self) -> Iterator[Area]:
+        """Yield the parts of the region that have no mapping."""
+        at = 0
+        for mapping in self._mappings:
+            if at < mapping.offset:
+                yield Area(at, mapping.offset - at)
+            at = mapping.offset + mapping.size
+        if at < self.size:
+            yield Area(at, self.size - at)
 
     def trap(self, events: Events) -> TrappedRegion:
         """Return the bus device that answers accesses to what has no slot."""
@@ -218,13 +267,27 @@ class DeviceMemory(Closing):
         self.decision = Trap(because)
         self.close()
 
-    def host_address(self, entry: Entry) -> int:
-        """Return where in our address space the mapping behind *entry* is."""
-        offset = entry.base - self.base
-        return next(mapping.host_address for mapping in self._mappings if mapping.offset == offset)
+    def suspects(self) -> list[explain.Suspect]:
+        """Return what a vCPU may have failed on, as it is now. Raises nothing: it is bad enough."""
+        if not self._mappings:
+            return []
+        try:
+            enabled: bool | None = self.device.memory_enabled
+        except VmmError:
+            enabled = None
+        behind = {
+            self.base + mapping.offset: vma.find(mapping.host_address) for mapping in self._mappings
+        }
+        return [
+            explain.Suspect(entry, behind.get(entry.base), enabled)
+            for entry in self.entries
+            if entry.slot is not None
+        ]
 
     def _refused(self, base: int, mapping: RegionMapping, flags: int, error: KvmError) -> HostError:
-        asked = explain.Slot(-1, flags, base, mapping.size, mapping.host_address)
+        if error.request is not Ioctl.KVM_SET_USER_MEMORY_REGION:
+            return error
+        asked = explain.Slot(None, flags, base, mapping.size, mapping.host_address)
         where = vma.find(mapping.host_address)
         causes = explain.slot_causes(
             error.errno, asked, where, self.attribute.stage1, self._capability

@@ -185,10 +185,14 @@ class Machine(Closing):
             self._events.emit("system-event", vcpu=vcpu, type=kind.name, flags=reason.flags)
             self.end(ENDINGS.get(kind, Ending.CRASHED))
         else:
-            if isinstance(reason, KvmError) and reason.errno == errno.EFAULT:
-                reason = self.space.explain_fault(reason)
-            self._events.emit("vcpu-failed", vcpu=vcpu, error=str(reason))
-            self.end(reason)
+            cycle = self._cycle
+            self._loop.call_soon_threadsafe(lambda: self._fail(cycle, vcpu, reason))
+
+    def _fail(self, cycle: int, vcpu: int, reason: Exception) -> None:
+        if isinstance(reason, KvmError) and reason.errno == errno.EFAULT:
+            reason = self.space.explain_fault(reason)
+        self._events.emit("vcpu-failed", vcpu=vcpu, error=str(reason))
+        self._end(cycle, reason)
 
     def _on_removal(self, bdf: str) -> None:
         self._events.emit("device-removed", device=bdf)

@@ -43,7 +43,7 @@ class PowerCycle(Closing):
         self.vcpus: list[Vcpu] = []
         with ExitStack() as undo:
             undo.callback(self.close)
-            self.vm = self._owned.enter_context(system.create_vm(space.ipa_bits))
+            self.vm = self._owned.enter_context(system.create_vm(space.end))
             self._check_cpus(cpus)
             self.slots = MemorySlots(self.vm)
             self._owned.callback(space.unplug)

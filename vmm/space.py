@@ -14,7 +14,6 @@ from vmm.arm64 import board, layout
 from vmm.arm64.boot import Extent
 from vmm.closing import Closing
 from vmm.errors import HostError, UserError
-from vmm.kvm.system import DEFAULT_IPA_BITS
 from vmm.memory import GuestMemory, Mapping, Region
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from vmm.bus import MmioBus
     from vmm.coherence.capability import Capability
-    from vmm.coherence.ledger import Entry, Ledger
+    from vmm.coherence.ledger import Ledger
     from vmm.config import MachineConfig
     from vmm.device_memory import DeviceMemory
     from vmm.events import Events
@@ -131,12 +130,6 @@ class GuestSpace(Closing):
         """The first guest physical address after all memory."""
         return max([self.ram.end, *(region.base + region.size for region in self._devices)])
 
-    @property
-    def ipa_bits(self) -> int | None:
-        """How large a VM's guest physical space must be; None: the default will do."""
-        needed = (self.end - 1).bit_length()
-        return needed if needed > DEFAULT_IPA_BITS else None
-
     # --- what a power cycle needs ---------------------------------------------------------------
 
     def attach(self, bus: MmioBus, events: Events) -> None:
@@ -190,7 +183,11 @@ class GuestSpace(Closing):
     def nodes(self) -> list[Node]:
         """Describe coherent device memory for the device tree."""
         return board.coherent_memory(
-            [Extent(region.base, region.size) for region in self._devices if region.is_coherent]
+            [
+                Extent(region.base + part.offset, part.size)
+                for region in self._devices
+                for part in region.coherent
+            ]
         )
 
     def ledger(self) -> Ledger:
@@ -217,15 +214,13 @@ class GuestSpace(Closing):
         return Ledger([*ram, *(entry for region in self._devices for entry in region.entries)])
 
     def explain_fault(self, error: KvmError) -> HostError:
-        """Say why KVM_RUN may have failed with EFAULT: which range, and what is wrong with it."""
-        from vmm.coherence import vma
+        """Say why KVM_RUN may have failed with EFAULT: which range, and what is wrong with it.
+
+        In the loop's thread, as ranges come and go there.
+        """
         from vmm.coherence.explain import run_causes
 
-        found = run_causes(
-            (entry for region in self._devices for entry in region.entries),
-            lambda entry: vma.find(self._region(entry).host_address(entry)),
-            lambda entry: self._region(entry).device.memory_enabled,
-        )
+        found = run_causes(suspect for region in self._devices for suspect in region.suspects())
         if not found:
             return error
         entry, cause = found[0]
@@ -235,9 +230,6 @@ class GuestSpace(Closing):
             f"{entry.slot}: {certainty}{cause.what}",
             cause.remedy,
         )
-
-    def _region(self, entry: Entry) -> DeviceMemory:
-        return next(region for region in self._devices if entry in region.entries)
 
     def discard(self) -> None:
         """Make RAM all zeroes, as after power-on. No VM may have it."""

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from vmm.coherence.capability import Capability, FlagAnswer, judge
+from vmm.coherence.capability import Capability, FlagAnswer, Generation, judge
 
 
 def host(on_system: int | None, on_vm: int | None, bit3: FlagAnswer) -> Capability:
     support, generation, evidence = judge(on_system, on_vm, bit3)
-    return Capability(support, generation, on_system, on_vm, 4096, 40, True, True, {}, evidence)  # noqa: FBT003
+    claimed = bit3 is not FlagAnswer.ACCEPTED or generation is Generation.RFC
+    flags = {
+        "WRITE_BACK": {
+            "KVM_SET_USER_MEMORY_REGION": bit3 if claimed else FlagAnswer.AMBIGUOUS,
+        }
+    }
+    return Capability(
+        support=support,
+        generation=generation,
+        on_system=on_system,
+        on_vm=on_vm,
+        page_size=4096,
+        ipa_bits=40,
+        idc=True,
+        dic=True,
+        flags=flags,
+        evidence=evidence,
+    )
 
 
 NO, YES = FlagAnswer.UNSUPPORTED, FlagAnswer.ACCEPTED

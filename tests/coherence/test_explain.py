@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hosts import HOSTS
 
 from vmm.coherence import vma
-from vmm.coherence.explain import Slot, refusal, run_causes, slot_causes
+from vmm.coherence.capability import Generation
+from vmm.coherence.explain import Slot, Suspect, refusal, run_causes, slot_causes
 from vmm.coherence.ledger import Entry
 from vmm.coherence.policy import Attribute, Promise, Stage1, Stage2
 from vmm.coherence.vma import Vma
@@ -51,33 +54,77 @@ def test_einval_has_a_first_cause(
 
 
 def test_einval_that_nothing_explains_is_ranked_not_claimed() -> None:
-    causes = slot_causes(errno.EINVAL, slot(), PFNMAP, Stage1.UNKNOWN, HOSTS["mainline-nofwb"])
-    assert not any(cause.certain for cause in causes)
-    assert "probably" in str(refusal(slot(), PFNMAP, errno.EINVAL, causes))
+    """Nor is a live slot's change suspected of a slot that is new."""
+    new = Slot(None, 0, 0x1_0000_0000, 0x2000_0000, PFNMAP.start)
+    for stage1 in (Stage1.UNKNOWN, Stage1.UNCACHED):
+        causes = slot_causes(errno.EINVAL, new, PFNMAP, stage1, HOSTS["mainline-nofwb"])
+        assert not any(cause.certain for cause in causes)
+        text = str(refusal(new, PFNMAP, errno.EINVAL, causes))
+        assert "-> new slot" in text
+        assert "probably the" in text
+        assert "live slot" not in text
 
 
-def test_other_errnos_have_their_own_causes() -> None:
-    for number in (errno.EEXIST, errno.EFAULT):
-        (cause,) = slot_causes(number, slot(), PFNMAP, Stage1.UNCACHED, HOSTS["mainline"])
-        assert cause.remedy
+def test_who_claims_a_flag_is_told_that_the_kernel_refuses_it() -> None:
+    """Not that anything is wrong with the slot: what the kernel has shown goes first."""
+    claimed = replace(HOSTS["mainline"], generation=Generation.RFC)
+    asked = slot(MemFlag.WRITE_BACK)
+    first, *_ = slot_causes(errno.EINVAL, asked, PFNMAP, Stage1.CACHEABLE, claimed)
+    assert first.certain
+    assert "does not know the Write-Back flag" in first.what
 
 
-def entry(name: str, stage1: Stage1, stage2: Stage2) -> Entry:
+def test_who_denies_a_flag_is_told_that_the_kernel_may_want_it() -> None:
+    denied = replace(HOSTS["rfc"], generation=Generation.MAINLINE)
+    first, *_ = slot_causes(errno.EINVAL, slot(), PFNMAP, Stage1.CACHEABLE, denied)
+    assert "may want" in first.what
+    assert not first.certain
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        *(errno.EEXIST, errno.EFAULT, errno.ENOMEM, errno.ENOSPC),
+        *(errno.EIO, errno.EPERM, errno.EBADF, errno.ENOTTY),
+    ],
+    ids=errno.errorcode.get,
+)
+def test_other_errnos_have_their_own_causes(number: int) -> None:
+    """What KVM_SET_USER_MEMORY_REGION can answer, by virt/kvm/kvm_main.c and arch/arm64/kvm."""
+    (cause,) = slot_causes(number, slot(), PFNMAP, Stage1.UNCACHED, HOSTS["mainline"])
+    assert cause.remedy
+
+
+def test_a_slot_has_a_largest_size() -> None:
+    huge = Slot(None, 0, 0, 1 << 43, PFNMAP.start)
+    first, *_ = slot_causes(errno.EINVAL, huge, PFNMAP, Stage1.CACHEABLE, HOSTS["mainline"])
+    assert first.certain
+    assert "at most" in first.what
+
+
+def suspect(name: str, stage1: Stage1, stage2: Stage2, **found: Any) -> Suspect:
     attribute, promise = Attribute(stage1, ""), Promise(stage2, "")
-    return Entry(name, 0, 0x1000, Backing.DEVICE, attribute, promise, 1)
+    entry = Entry(name, 0, 0x1000, Backing.DEVICE, attribute, promise, found.pop("slot", 1))
+    return Suspect(entry, found.get("vma", PFNMAP), found.get("memory_enabled", True))
 
 
 def test_a_failed_run_suspects_what_is_wrong_before_what_may_be() -> None:
-    hazard = entry("hazard", Stage1.CACHEABLE, Stage2.UNPROMISED)
-    gone = entry("gone", Stage1.UNCACHED, Stage2.NON_CACHEABLE)
-    off = entry("off", Stage1.UNCACHED, Stage2.NON_CACHEABLE)
-    fine = entry("fine", Stage1.CACHEABLE, Stage2.WRITE_BACK)
     found = run_causes(
-        [hazard, gone, off, fine],
-        lambda entry: None if entry is gone else PFNMAP,
-        lambda entry: entry is not off,
+        [
+            suspect("hazard", Stage1.CACHEABLE, Stage2.UNPROMISED),
+            suspect("registers", Stage1.UNCACHED, Stage2.NON_CACHEABLE),
+            suspect("gone", Stage1.UNCACHED, Stage2.NON_CACHEABLE, vma=None),
+            suspect("off", Stage1.CACHEABLE, Stage2.WRITE_BACK, memory_enabled=False),
+            suspect("silent", Stage1.CACHEABLE, Stage2.WRITE_BACK, memory_enabled=None),
+            suspect("fine", Stage1.CACHEABLE, Stage2.WRITE_BACK),
+            suspect("trapped", Stage1.CACHEABLE, Stage2.NO_SLOT, slot=None, vma=None),
+        ]
     )
-    assert [suspect.name for suspect, _ in found] == ["gone", "off", "hazard"]
+    names = [(entry.name, cause.certain) for entry, cause in found]
+    assert names == [
+        *(("gone", True), ("off", True), ("silent", True)),
+        *(("hazard", False), ("registers", False)),
+    ]
 
 
 SMAPS = """\

@@ -33,7 +33,6 @@ IPA = 0x1_0000_0000
 CODE = 0x4000_0000
 OUTSIDE = 0x0900_0000
 SIZE = 2 << 20
-IPA_BITS = 40
 MAP_HUGETLB = 0x40000  # <asm-generic/mman-common.h>; the mmap module doesn't have it
 PROGRAM = struct.pack("<4I", 0xF9000001, 0xF9400001, 0xF9000041, 0x14000000)
 """str x1, [x0]; ldr x1, [x0]; str x1, [x2]; b ."""
@@ -83,7 +82,7 @@ def touching_vcpu(system: System, flags: int, memory: mmap.mmap) -> Iterator[tup
     """Yield a VM with *memory* as slot 1, and a vCPU that will touch it once and tell."""
     code = mmap.mmap(-1, SIZE)
     code[: len(PROGRAM)] = PROGRAM
-    with system.create_vm(IPA_BITS) as vm, vm.create_vcpu(0) as vcpu:
+    with system.create_vm() as vm, vm.create_vcpu(0) as vcpu:
         assert register(vm, 0, 0, CODE, code) == "ok"
         assert register(vm, 1, flags, IPA, memory) == "ok"
         vcpu.arm_vcpu_init(vm.preferred_target())
@@ -128,7 +127,7 @@ def edges(system: System, gpu: int) -> dict[str, str]:
     flag = MemFlag.WRITE_BACK
     found = {}
     ram = mmap.mmap(-1, SIZE)
-    with system.create_vm(IPA_BITS) as vm:
+    with system.create_vm() as vm:
         if register(vm, 0, flag, IPA, ram) == "ok":
             found["log dirty pages"] = register(vm, 0, flag | MemFlag.LOG_DIRTY_PAGES, IPA, ram)
             found["move"] = register(vm, 0, flag, 2 * IPA, ram)
@@ -173,12 +172,12 @@ def main() -> None:
             on_device = str(system.check_extension(capability))
         except KvmError as error:
             on_device = errorcode[error.errno]
-        with system.create_vm(IPA_BITS) as vm:
+        with system.create_vm() as vm:
             on_vm = vm.check_extension(capability)
         rows = {}
         for name, memory in kinds(gpu).items():
             for flags in (0, int(MemFlag.WRITE_BACK)):
-                with system.create_vm(IPA_BITS) as vm:
+                with system.create_vm() as vm:
                     answer = register(vm, 0, flags, IPA, memory)
                 kind = stage2_type(system, flags, memory) if answer == "ok" else answer
                 rows[f"{name}, {'flag' if flags else 'no flag'}"] = kind

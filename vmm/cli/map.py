@@ -53,7 +53,7 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
     with (
         System.open() as system,
         GuestSpace(config, system) as space,
-        system.create_vm(space.ipa_bits) as vm,
+        system.create_vm(space.end) as vm,
     ):
         space.plug(MemorySlots(vm))
         entries = list(space.ledger())

@@ -128,6 +128,12 @@ class Capability:
         """
         return self.support is Support.SUPPORTED
 
+    @property
+    def flag_answer(self) -> FlagAnswer:
+        """What the kernel said to flag bit 3 on a scratch VM's slot of ordinary memory."""
+        answers = self.flags.get(MemFlag.WRITE_BACK.name or "", {})
+        return answers.get("KVM_SET_USER_MEMORY_REGION", FlagAnswer.UNTESTABLE)
+
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         plain = asdict(self)

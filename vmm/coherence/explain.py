@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from vmm.coherence.capability import Generation, Support
+from vmm.coherence.capability import FlagAnswer, Generation, Support
 from vmm.coherence.policy import Stage1, Stage2
 from vmm.errors import HostError
 from vmm.kvm.vm import MemFlag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from vmm.coherence.capability import Capability
     from vmm.coherence.ledger import Entry
@@ -36,9 +36,9 @@ class Cause:
 
 @dataclass(frozen=True)
 class Slot:
-    """A memory slot as it was asked for, or is."""
+    """A memory slot as it was asked for, or is; *number* None: a new one."""
 
-    number: int
+    number: int | None
     flags: int
     base: int
     size: int
@@ -46,23 +46,46 @@ class Slot:
 
     def __str__(self) -> str:
         flags = str(MemFlag(self.flags).name) if self.flags else "no flags"
-        return f"IPA [{self.base:#x}, {self.base + self.size:#x}) -> slot {self.number} ({flags})"
+        which = "new slot" if self.number is None else f"slot {self.number}"
+        return f"IPA [{self.base:#x}, {self.base + self.size:#x}) -> {which} ({flags})"
+
+
+MOST_PAGES: Final = (1 << 31) - 1
+"""KVM_MEM_MAX_NR_PAGES."""
+
+PLAIN: Final = {
+    errno.EEXIST: Cause("another slot holds part of the range", "place it elsewhere", certain=True),
+    errno.EFAULT: Cause(
+        "the range ends beyond the VM's guest physical space",
+        "place it lower, or create the VM with more bits",
+        certain=True,
+    ),
+    errno.ENOMEM: Cause("the host is out of memory", "free some", certain=True),
+    errno.ENOSPC: Cause("every slot that KVM has for a VM is taken", "use fewer", certain=True),
+    errno.EIO: Cause(
+        "the VM belongs to another process, or KVM has given it up after a bug",
+        "the host's kernel log says which",
+    ),
+    errno.EPERM: Cause(
+        "the VM is protected (pKVM), and its slots take no flags nor change once it has run",
+        "use a VM that is not",
+    ),
+    errno.EBADF: Cause("the VM's descriptor is closed", "keep it open", certain=True),
+    errno.ENOTTY: Cause(
+        "this kernel does not know KVM_SET_USER_MEMORY_REGION2 (Linux 6.8)",
+        "use KVM_SET_USER_MEMORY_REGION",
+        certain=True,
+    ),
+}
+"""What has one cause: all but EINVAL."""
 
 
 def slot_causes(
     error: int, slot: Slot, vma: Vma | None, stage1: Stage1, capability: Capability
 ) -> list[Cause]:
     """Return why KVM refused *slot* with errno *error*, the likeliest first. Pure."""
-    if error == errno.EEXIST:
-        return [Cause("another slot holds part of the range", "place it elsewhere", certain=True)]
-    if error == errno.EFAULT:
-        return [
-            Cause(
-                f"the range ends beyond the VM's guest physical space of at most "
-                f"{capability.ipa_bits} bits",
-                "place it lower",
-            )
-        ]
+    if error in PLAIN:
+        return [PLAIN[error]]
     if error != errno.EINVAL:
         return []
     page = capability.page_size
@@ -70,27 +93,33 @@ def slot_causes(
     if any(value % page for value in (slot.base, slot.size, slot.host_address)):
         what = f"address or size is not a multiple of the host's page of {page >> 10} KiB"
         causes.append(Cause(what, "align them", certain=True))
+    if slot.size // page > MOST_PAGES:
+        what = f"a slot has {MOST_PAGES * page:#x} bytes at most"
+        causes.append(Cause(what, "make several of it", certain=True))
     causes += _flag_causes(slot, capability)
     if vma is not None and vma.is_pfnmap:
         causes += _pfnmap_causes(slot, stage1, capability)
-    causes.append(
-        Cause(
-            "a live slot's size, address or read-only flag was changed",
-            "remove the slot first",
-        )
-    )
+    if slot.number is not None:
+        what = "a live slot's size, address or a flag that cannot change was changed"
+        causes.append(Cause(what, "remove the slot first"))
+    if slot.flags:
+        causes.append(Cause("this kernel does not know one of the flags", "leave them out"))
     return sorted(causes, key=lambda cause: not cause.certain)
 
 
 def _flag_causes(slot: Slot, capability: Capability) -> list[Cause]:
     if not slot.flags & MemFlag.WRITE_BACK:
         return []
-    if capability.generation is not Generation.RFC:
+    if capability.support is Support.UNSUPPORTED:
+        what = "the host's CPUs cannot force Write-Back (FEAT_S2FWB and CTR_EL0.DIC)"
+        if capability.generation is Generation.RFC:
+            return [Cause(what, "use a host with FWB", certain=True)]
+    if (
+        capability.generation is not Generation.RFC
+        or capability.flag_answer is FlagAnswer.UNSUPPORTED
+    ):
         what = f"this kernel ({capability.generation.value}) does not know the Write-Back flag"
         return [Cause(what, "leave the flag out (--uapi mainline)", certain=True)]
-    if capability.support is not Support.SUPPORTED:
-        what = "the host's CPUs cannot force Write-Back (FEAT_S2FWB and CTR_EL0.DIC)"
-        return [Cause(what, "use a host with FWB", certain=True)]
     return []
 
 
@@ -100,20 +129,28 @@ def _pfnmap_causes(slot: Slot, stage1: Stage1, capability: Capability) -> list[C
         what = "dirty logging does not work on device memory"
         causes.append(Cause(what, "leave the flag out: it can't be pre-copied", certain=True))
     asked = bool(slot.flags & MemFlag.WRITE_BACK)
-    if stage1 is not Stage1.UNCACHED and capability.support is not Support.SUPPORTED:
+    sure = stage1 is Stage1.CACHEABLE
+    believed = {
+        Stage1.CACHEABLE: "the mapping is cacheable",
+        Stage1.UNKNOWN: "the mapping may be cacheable",
+        Stage1.UNCACHED: "the driver may map it cacheable after all",
+    }[stage1]
+    if capability.support is not Support.SUPPORTED:
         causes.append(
             Cause(
-                "the mapping is cacheable at host stage 1, and capability 243 "
+                f"{believed} at host stage 1, and capability 243 "
                 f"({capability.support.value}) says that this host cannot map it so at stage 2: "
                 "it takes FEAT_S2FWB and CTR_EL0.DIC",
                 "use a host with FWB, or cache=forbid to trap each access",
-                certain=stage1 is Stage1.CACHEABLE,
+                certain=sure,
             )
         )
-    elif capability.generation is Generation.RFC and not asked and stage1 is not Stage1.UNCACHED:
-        what = "the mapping is cacheable, and this kernel wants the Write-Back flag for that"
-        certain = stage1 is Stage1.CACHEABLE
-        causes.append(Cause(what, "set it (--uapi rfc, cache=auto)", certain=certain))
+    elif not asked and capability.generation is Generation.RFC:
+        what = f"{believed}, and this kernel wants the Write-Back flag for that"
+        causes.append(Cause(what, "set it (--uapi rfc, cache=auto)", certain=sure))
+    elif not asked and capability.flag_answer in (FlagAnswer.ACCEPTED, FlagAnswer.AMBIGUOUS):
+        what = f"{believed}, and this kernel, which accepts flag bit 3, may want it for that"
+        causes.append(Cause(what, "--uapi auto, or rfc if you know that it does"))
     if asked and stage1 is not Stage1.CACHEABLE:
         what = "the Write-Back flag was asked for, but the mapping is not cacheable"
         certain = stage1 is Stage1.UNCACHED
@@ -121,36 +158,63 @@ def _pfnmap_causes(slot: Slot, stage1: Stage1, capability: Capability) -> list[C
     return causes
 
 
-def run_causes(
-    entries: Iterable[Entry],
-    vma_of: Callable[[Entry], Vma | None],
-    memory_enabled: Callable[[Entry], bool],
-) -> list[tuple[Entry, Cause]]:
-    """Return why KVM_RUN may have failed with EFAULT, the likeliest first.
+@dataclass(frozen=True)
+class Suspect:
+    """A range that a vCPU may have failed on, as it was found just after.
+
+    vma             what is mapped behind it now
+    memory_enabled  whether its device's memory is on; None: the device does not answer
+    """
+
+    entry: Entry
+    vma: Vma | None
+    memory_enabled: bool | None
+
+
+def run_causes(suspects: Iterable[Suspect]) -> list[tuple[Entry, Cause]]:
+    """Return why KVM_RUN may have failed with EFAULT, the likeliest first. Pure.
 
     KVM gives no address with it, so every range is suspect: those that something is wrong with
     first, then those where Device memory could meet an unaligned access.
     """
-    found: list[tuple[Entry, Cause]] = []
-    for entry in entries:
-        if entry.slot is None:
-            continue
-        vma = vma_of(entry)
-        if vma is None:
-            what = "nothing is mapped behind it any more"
-            found.append((entry, Cause(what, "was its device unplugged?", certain=True)))
-        elif vma.is_pfnmap and not memory_enabled(entry):
-            what = "its device's memory is switched off (command register, bit 1)"
-            found.append((entry, Cause(what, "the guest's driver must enable it", certain=True)))
-        elif entry.attribute.stage1 is Stage1.CACHEABLE and (
-            entry.promise.stage2 is not Stage2.WRITE_BACK
-        ):
-            what = "it is cacheable, and stage 2 was not promised to be"
-            found.append((entry, Cause(what, "map it with cache=require")))
-        elif entry.promise.stage2 is Stage2.UNPROMISED:
-            what = "an unaligned access met Device memory at stage 2"
-            found.append((entry, Cause(what, "`pyvmm verify` tells its type")))
+    found = [
+        (suspect.entry, cause) for suspect in suspects if (cause := _run_cause(suspect)) is not None
+    ]
     return sorted(found, key=lambda pair: not pair[1].certain)
+
+
+def _run_cause(suspect: Suspect) -> Cause | None:
+    if suspect.entry.slot is None:
+        return None
+    return _broken(suspect) or _misused(suspect.entry)
+
+
+def _broken(suspect: Suspect) -> Cause | None:
+    """Return what keeps KVM from faulting the range in at all."""
+    if suspect.vma is None:
+        what = "nothing is mapped behind it any more"
+        return Cause(what, "was its device unplugged?", certain=True)
+    if suspect.memory_enabled is None:
+        return Cause("its device does not answer", "was it unplugged?", certain=True)
+    if suspect.vma.is_pfnmap and not suspect.memory_enabled:
+        what = "its device's memory is switched off (command register, bit 1)"
+        return Cause(what, "switch it on, through VFIO's configuration space", certain=True)
+    return None
+
+
+def _misused(entry: Entry) -> Cause | None:
+    """Return what the guest may have done there that its memory type does not allow."""
+    if entry.promise.stage2 is Stage2.WRITE_BACK:
+        return None
+    if entry.attribute.stage1 is Stage1.CACHEABLE:
+        return Cause("it is cacheable, and stage 2 was not promised to be", VERIFY)
+    if entry.promise.stage2 is Stage2.UNPROMISED:
+        return Cause("an unaligned access met Device memory at stage 2", VERIFY)
+    what = "an unaligned access or DC ZVA met Device memory (which it is before Linux 6.9)"
+    return Cause(what, "the guest may use it as registers only")
+
+
+VERIFY: Final = "`pyvmm verify` tells its type"
 
 
 def refusal(slot: Slot, vma: Vma | None, error: int, causes: list[Cause]) -> HostError:
@@ -159,8 +223,10 @@ def refusal(slot: Slot, vma: Vma | None, error: int, causes: list[Cause]) -> Hos
     name = errno.errorcode.get(error, str(error))
     if not causes:
         return HostError(f"KVM_SET_USER_MEMORY_REGION: {name}: {chain}")
-    first = causes[0]
+    first, *others = causes
     certainty = "" if first.certain else "probably "
+    less = f" (or: {'; '.join(cause.what for cause in others)})" if others else ""
+    less = "" if first.certain else less
     return HostError(
-        f"KVM_SET_USER_MEMORY_REGION: {name}: {chain}: {certainty}{first.what}", first.remedy
+        f"KVM_SET_USER_MEMORY_REGION: {name}: {chain}: {certainty}{first.what}{less}", first.remedy
     )

@@ -4,23 +4,30 @@ The rule that nothing here may break: memory that is cacheable at host stage 1 n
 non-cacheable mapping at stage 2 - the two would disagree about what memory holds. Hence no
 fallback: what cannot be mapped Write-Back is refused, or trapped, but not mapped.
 
-    host stage 1   kernel    auto               require    forbid
-    cacheable      legacy    refuse             refuse     trap
-                   mainline  map, if 243        = auto     trap
-                   rfc       map with the flag  = auto     trap
-    uncached       any       map                refuse     map
-    unknown        legacy    refuse             refuse     trap
-                   mainline  map                refuse     trap
-                   rfc       ask the kernel     = auto     trap
+    host stage 1   kernel              auto               require    forbid
+    cacheable      legacy              refuse             refuse     trap
+                   mainline            map, if 243        = auto     trap
+                   rfc                 map with the flag  = auto     trap
+    uncached       any                 map                refuse     map
+    unknown        legacy              refuse             refuse     trap
+                   mainline, no FWB    map (1)            refuse     trap
+                   mainline            map                refuse     trap
+                   rfc                 ask the kernel     = auto     trap
+
+(1) the kernel itself refuses the slot if the mapping turns out to be cacheable.
+
+A kernel is legacy here if it does not know the capability, whatever the user says it is
+(``--uapi``): it would map cacheable memory as Device, so it gets none that could be cacheable.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from vmm.coherence.capability import Generation, Support
+from vmm.coherence.capability import FlagAnswer, Generation, Support
+from vmm.errors import UserError
 from vmm.kvm.vm import MemFlag
 
 if TYPE_CHECKING:
@@ -89,7 +96,7 @@ class Stage2(Enum):
 
     WRITE_BACK = "Write-Back"
     GUEST_DECIDES = "as the guest's stage 1 says"
-    NON_CACHEABLE = "Normal-NC"
+    NON_CACHEABLE = "not cacheable"
     NO_SLOT = "no mapping"
     UNPROMISED = "nothing promised"
 
@@ -113,15 +120,21 @@ NVGRACE_REGIONS: Final = {
         f"{NVGRACE} maps region 4 (usemem) cacheable (drivers/vfio/pci/nvgrace-gpu/main.c)",
     ),
 }
-PLAIN: Final = frozenset({"vfio-pci", NVGRACE})
+PLAIN: Final = frozenset({"vfio_pci", NVGRACE})
 """Drivers whose other regions are vfio-pci-core's: pgprot_noncached."""
 
 
 def region_attribute(driver: str, region: int) -> Attribute:
-    """Say how *driver* maps *region* for us; no interface of the kernel's tells."""
-    if driver.replace("-", "_") == NVGRACE and region in NVGRACE_REGIONS:
+    """Say how *driver* maps *region* for us; no interface of the kernel's tells.
+
+    What is said here too little of is not mapped; of what is said too much, KVM maps less than
+    was promised (nvgrace-gpu has no usemem on a machine whose firmware describes none: its
+    region 4 is then a plain BAR). The slot's EINVAL or `vmm.coherence.verdict` find that out.
+    """
+    name = driver.replace("-", "_")
+    if name == NVGRACE and region in NVGRACE_REGIONS:
         return NVGRACE_REGIONS[region]
-    if driver in PLAIN or driver.replace("-", "_") == NVGRACE:
+    if name in PLAIN:
         because = f"{driver} maps region {region} uncached (drivers/vfio/pci/vfio_pci_core.c)"
         return Attribute(Stage1.UNCACHED, because)
     return Attribute(Stage1.UNKNOWN, f"pyvmm does not know how {driver} maps its regions")
@@ -145,12 +158,12 @@ def _decide_uncached(attribute: Attribute, cache: Cache) -> Decision:
         return Refuse(
             f"cache=require, but {attribute.because}", "use cache=auto, or another region"
         )
-    because = f"{attribute.because}; KVM maps such memory Normal-NC"
+    because = f"{attribute.because}; KVM maps such memory Normal-NC (before Linux 6.9: Device)"
     return Map(MemFlag(0), Promise(Stage2.NON_CACHEABLE, because))
 
 
 def _decide_cacheable(capability: Capability) -> Decision:
-    if capability.generation is Generation.LEGACY:
+    if capability.support is Support.UNKNOWN:
         return Refuse(
             "this kernel does not know KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED (243): it would "
             "map the host's cacheable memory as Device at stage 2 without a word",
@@ -158,9 +171,9 @@ def _decide_cacheable(capability: Capability) -> Decision:
         )
     if capability.support is not Support.SUPPORTED:
         return Refuse(
-            "KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED (243) is 0: this host's CPUs cannot force "
-            "Write-Back at stage 2 (FEAT_S2FWB and CTR_EL0.DIC), so the kernel refuses cacheable "
-            "device memory",
+            f"KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED (243) is {capability.on_vm}: this host "
+            "cannot force Write-Back at stage 2 (that takes FEAT_S2FWB and CTR_EL0.DIC), so the "
+            "kernel refuses cacheable device memory",
             "use a host with FWB, or cache=forbid to trap each access",
         )
     if capability.generation is Generation.RFC:
@@ -181,7 +194,7 @@ def _decide_unknown(attribute: Attribute, capability: Capability, cache: Cache) 
             f"cache=require, but {attribute.because}, and this kernel does not tell",
             "use cache=auto and `pyvmm verify`",
         )
-    if capability.generation is Generation.LEGACY:
+    if capability.support is Support.UNKNOWN:
         return Refuse(
             f"{attribute.because}, and this kernel would map cacheable memory as Device at "
             "stage 2 without a word (it does not know capability 243)",
@@ -216,11 +229,26 @@ def decide_ram(capability: Capability, *, write_back: bool) -> Decision:
 
 
 def with_uapi(capability: Capability, uapi: str) -> Capability:
-    """Return *capability* as somebody who knows the kernel says it is: auto, mainline, rfc."""
-    from dataclasses import replace  # noqa: PLC0415
+    """Return *capability* as somebody who knows the kernel says it is: auto, mainline, rfc.
 
+    What the kernel has shown goes before what is said of it: none knows the capability because
+    somebody says so, and one that has shown to have no flag has none. A flag bit 3 that was
+    accepted, without a capability that claims it, is believed to be the proposal's; whoever
+    then maps device memory has the kernel prove it (`vmm.device_memory`). Raises `UserError`.
+    """
     if uapi == "auto":
         return capability
-    generation = Generation(uapi)
+    generation, support = Generation(uapi), capability.support
+    if generation is Generation.RFC:
+        flag = capability.flag_answer
+        if flag is FlagAnswer.UNSUPPORTED and support is Support.SUPPORTED:
+            raise UserError(
+                "--uapi rfc: this kernel refuses memory-slot flag bit 3, even for ordinary memory",
+                f"leave the option out (it is {capability.generation.value}: "
+                f"{capability.evidence[0]})",
+            )
+        if flag in (FlagAnswer.ACCEPTED, FlagAnswer.AMBIGUOUS):
+            support = Support.SUPPORTED
     said = f"--uapi {uapi} says so"
-    return replace(capability, generation=generation, evidence=(said, *capability.evidence))
+    evidence = (said, *capability.evidence)
+    return replace(capability, generation=generation, support=support, evidence=evidence)

@@ -106,7 +106,7 @@ class ScratchGuest(Closing):
         with ExitStack() as undo:
             undo.callback(self.close)
             ram = self._owned.enter_context(Mapping.anonymous(RAM_SIZE))
-            self.vm = self._owned.enter_context(system.create_vm())
+            self.vm = self._owned.enter_context(system.create_vm(RANGE + size))
             region = Region(RAM, ram.view)
             for slot, where in enumerate(
                 [(0, RAM, RAM_SIZE, region.host_address), (flags, RANGE, size, host_address)]

@@ -72,15 +72,14 @@ class System(Fd):
         # 0: the kernel has no choice to offer (api.rst, 4.2).
         return self.check_extension(Cap.ARM_VM_IPA_SIZE) or DEFAULT_IPA_BITS
 
-    def create_vm(self, ipa_bits: int | None = None) -> Vm:
+    def create_vm(self, end: int = 0) -> Vm:
         """Create a VM.
 
-        On arm64 *ipa_bits* is the size of its guest physical (IPA) space; None is KVM's default
-        of 40, or fewer where the host has no 40: there KVM refuses its own default. Raises
-        `KvmError`.
+        On arm64 its guest physical (IPA) space has KVM's default of 40 bits; fewer where the host
+        has no 40, as there KVM refuses its own default; more if *end*, the first address past all
+        there is to be, needs them. Raises `KvmError`.
         """
-        if ipa_bits is None:
-            ipa_bits = min(DEFAULT_IPA_BITS, self.ipa_bits())
-        machine_type = 0 if ipa_bits == DEFAULT_IPA_BITS else ipa_bits
+        bits = max(min(DEFAULT_IPA_BITS, self.ipa_bits()), (end - 1).bit_length())
+        machine_type = 0 if bits == DEFAULT_IPA_BITS else bits
         fd = self.ioctl(Ioctl.KVM_CREATE_VM, machine_type, type=machine_type)
         return Vm(fd, self.vcpu_mmap_size())
