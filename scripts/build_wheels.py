@@ -1,8 +1,8 @@
 """Build wheels for x86-64 and aarch64: one abi3 wheel of each serves every CPython from 3.11 on.
 
 setuptools builds the one for this machine. The one for arm64 is the same but for vmm._native,
-which is the very extension that lab hosts run: cross-built by vmm.lab.wheel. The platform tags
-are what auditwheel finds the extensions to need.
+which is the very extension that lab hosts run: cross-built by vmm.lab.wheel. (On arm64 there is
+only that machine's own.) The platform tags are what auditwheel finds the extensions to need.
 """
 
 from __future__ import annotations
