@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm.errors import UserError
 
@@ -27,8 +27,7 @@ def parse_size(text: str, option: str) -> int:
     return int(match[1]) << UNITS[match[2]]
 
 
-@dataclass(frozen=True)
-class BarConfig:
+class BarConfig(NamedTuple):
     """One region of a VFIO device for the guest's physical space.
 
     base   guest physical address; None: above RAM

@@ -11,9 +11,8 @@ The Image's header is described in Linux's Documentation/arch/arm64/booting.rst.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.arm64 import a64, compression, foreign, pe
 from vmm.arm64.filemap import EAGER, map_file
@@ -48,8 +47,7 @@ _ELF_SEGMENT = Struct("<IIQQQQQQ")
 _PT_LOAD = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(NamedTuple):
     """A kernel that `vmm.arm64.boot` can place, and its companions from the same file.
 
     name         the file, for messages
@@ -157,8 +155,7 @@ def _efi(
         raise _refusal(name, layers, "an EFI program without a kernel in it")
     kernel = identify(sections[".linux"], name, limit, (*layers, "UKI"))
     cmdline = sections.get(".cmdline")
-    return replace(
-        kernel,
+    return kernel._replace(
         initrd=sections.get(".initrd", kernel.initrd),
         cmdline=kernel.cmdline if cmdline is None else _text(cmdline),
     )
