@@ -1,0 +1,45 @@
+"""What `pyvmm run` imports on its way to the guest: in an emulated host each module is dear."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+RUN = """
+import atexit, sys
+atexit.register(lambda: print(*sys.modules))
+sys.argv = ["pyvmm", "run", "--host", "native", "--memory", "64M", "/no/such/image"]
+from vmm.cli import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> set[str]:
+    command = [sys.executable, "-I", "-c", RUN]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode in {2, 3}, done.stderr
+    return set(done.stdout.split())
+
+
+def test_a_machine_is_imported_before_its_image_is_looked_at(imported: set[str]) -> None:
+    assert {"vmm.machine", "vmm.console", "vmm.power"} <= imported
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "cffi",  # the extension needs _cffi_backend only
+        "socket",
+        "structlog",  # for --events
+        "subprocess",
+        "tempfile",
+        "vmm.coherence",  # for --bar and --memory-write-back
+        "vmm.lab",
+        "vmm.vfio",
+    ],
+)
+def test_what_a_plain_guest_does_not_need_is_not_imported(module: str, imported: set[str]) -> None:
+    assert module not in imported
