@@ -1,0 +1,83 @@
+"""Notifications between driver and device, each over an eventfd that KVM can have instead of us.
+
+Doorbell   the driver's store to QueueNotify (ioeventfd) --> whoever serves the queue
+Interrupt  whoever used a chain --> the driver (irqfd)
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Any, Final
+
+from vmm._native import ffi, lib
+from vmm.closing import Closing
+
+USED: Final[int] = lib.VIRTIO_MMIO_INT_VRING
+"""Interrupt status: the device used a chain. The ISR status of PCI has the same bits (4.1.4.5)."""
+
+CONFIG: Final[int] = lib.VIRTIO_MMIO_INT_CONFIG
+"""Interrupt status: the device's configuration changed, or it needs a reset."""
+
+
+class EventFd(Closing):
+    """Owns an eventfd."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._fd
+
+    def drain(self) -> None:
+        """Forget what was signalled."""
+        if self._fd >= 0:
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._fd)
+
+    def close(self) -> None:
+        """Close it. No VM and no loop may have it any more. Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Doorbell(EventFd):
+    """Tells that the driver made chains of one queue available."""
+
+    def ring(self) -> None:
+        """Do what the driver's store to QueueNotify does. From any thread; never waits."""
+        with suppress(BlockingIOError):  # it has been rung 2^64 - 2 times: that is enough
+            os.eventfd_write(self._fd, 1)
+
+
+class Interrupt(EventFd):
+    """An interrupt with its status: bits `USED` and `CONFIG`. Thread-safe, and C may raise it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c: Any = ffi.new("struct pyvmm_interrupt *", {"eventfd": self._fd})
+
+    @property
+    def status(self) -> int:
+        """What was raised and not acknowledged."""
+        return int(lib.pyvmm_interrupt_status(self.c))
+
+    def raise_(self, bits: int) -> None:
+        """Add *bits* to the status, then signal."""
+        lib.pyvmm_interrupt_raise(self.c, bits)
+
+    def acknowledge(self, bits: int) -> None:
+        """Take *bits* from the status."""
+        lib.pyvmm_interrupt_acknowledge(self.c, bits)
+
+    def clear(self) -> None:
+        """Forget everything, as a reset does."""
+        self.acknowledge(USED | CONFIG)
+        self.drain()
+
+    def close(self) -> None:
+        """Close it; from now on only the status is kept. Idempotent."""
+        self.c.eventfd = -1  # the number may soon be another file's
+        super().close()
