@@ -38,6 +38,7 @@ def x(number: int) -> int:
 
 PC: Final = core("pc")
 PSTATE: Final = core("pstate")
+SP_EL1: Final = core("sp_el1")
 
 MPIDR_EL1: Final = system(3, 0, 0, 0, 5)
 SCTLR_EL1: Final = system(3, 0, 1, 0, 0)

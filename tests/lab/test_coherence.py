@@ -1,0 +1,106 @@
+"""Verdicts leave nothing behind and claim nothing that they did not see; faults are explained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmm.errors import EXIT_HOST
+from vmm.lab.gh200 import BDF
+from vmm.lab.host import Host
+from vmm.lab.kernel import BuiltKernel
+
+pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]
+Hosts = Callable[[str], Host]
+FACTS = Path(__file__).with_name("coherence_facts.py")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "cacheable_bar.py"
+
+# The legacy kernel is built on request only, so it is tested where somebody has.
+REFUSING = ["gh200-nofwb", *(["legacy-gh200"] if BuiltKernel("legacy").built() else [])]
+legacy = pytest.mark.skipif(not BuiltKernel("legacy").built(), reason="`pyvmm lab build` first")
+
+
+def facts(host: Host, name: str) -> Any:
+    done = host.run(["python3", "-", BDF, name], stdin=FACTS.read_bytes(), timeout=120)
+    assert done.status == 0, done.stderr.decode()
+    return json.loads(done.stdout)[name]
+
+
+@pytest.fixture(scope="module")
+def verdicts(lab_host: Hosts) -> Callable[[], Any]:
+    return cache(lambda: facts(lab_host("gh200"), "verdicts"))
+
+
+def test_planting_an_instruction_is_not_mistaken_for_executing_it(
+    verdicts: Callable[[], Any],
+) -> None:
+    """Region 2 takes the instruction, and never lets it run; region 4 does both."""
+    assert verdicts()["region 2"]["verdict"][0] == "NC"
+    assert verdicts()["region 4"]["verdict"][0] == "WB"
+    assert "executing from it works" in verdicts()["region 4"]["verdict"]
+
+
+def test_a_verdict_leaves_what_a_range_holds_and_no_vm(verdicts: Callable[[], Any]) -> None:
+    assert verdicts()["region 2"]["kept"]
+    assert verdicts()["region 4"]["kept"]
+    assert verdicts()["left"] == []
+
+
+def test_memory_that_is_off_is_not_taken_for_device_memory(verdicts: Callable[[], Any]) -> None:
+    """KVM_RUN says EFAULT for both. Once it is on again, all is as before."""
+    kind, evidence, *_ = verdicts()["memory off"]
+    assert kind == "undecidable"
+    assert "EFAULT" in evidence
+    assert verdicts()["memory on"][0] == "NC"
+
+
+def test_a_machine_whose_devices_memory_is_switched_off_ends_with_the_reason(
+    lab_host: Hosts,
+) -> None:
+    said = facts(lab_host("gh200"), "switched off")
+    assert f"{BDF} region 0 at IPA [0x100000000, " in said
+    assert "memory is switched off" in said
+
+
+@pytest.mark.parametrize("profile", REFUSING)
+def test_a_cacheable_region_is_refused_before_any_slot_of_it_exists(
+    lab_host: Hosts, profile: str
+) -> None:
+    """What slots there are have a page of ordinary memory each, to probe flags with."""
+    refusal = facts(lab_host(profile), "refusal")
+    assert "243" in refusal["said"]
+    assert refusal["largest"] <= 65536
+
+
+@legacy
+@pytest.mark.parametrize("uapi", ["auto", "mainline", "rfc"])
+def test_verify_makes_no_hazard_to_look_at_it(lab_host: Hosts, uapi: str) -> None:
+    """Nor if somebody says that the kernel knows better: on a legacy one only a census does."""
+    command = ["pyvmm", "verify", "--host", "native", "--bar", f"{BDF}:4", "--uapi", uapi]
+    done = lab_host("legacy-gh200").run(command, timeout=60)
+    assert done.status == EXIT_HOST
+    assert b"does not know KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED" in done.stderr
+    assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("profile", "region", "status", "said"),
+    [
+        ("gh200", 4, 0, "verdict:     WB"),
+        ("gh200", 2, 1, "refused: cache=require"),
+        ("gh200-nofwb", 4, 1, "FEAT_S2FWB"),
+        ("rfc", 4, 0, "verdict:     WB"),
+        pytest.param("legacy-gh200", 4, 1, "refused: this kernel does not know", marks=legacy),
+    ],
+)
+def test_the_example_shows_what_it_says(
+    lab_host: Hosts, profile: str, region: int, status: int, said: str
+) -> None:
+    done = lab_host(profile).run(["python3", str(EXAMPLE), BDF, str(region)], timeout=60)
+    assert done.status == status, done.stderr.decode()
+    assert said in (done.stdout + done.stderr).decode()
