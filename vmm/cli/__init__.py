@@ -53,8 +53,27 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+def _tell_version(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001
+    if asked:
+        from importlib import metadata  # noqa: PLC0415
+
+        try:
+            version = metadata.version("pyvmm-arm64")
+        except metadata.PackageNotFoundError:  # as in a lab host, which gets the modules only
+            version = "unknown: a tree of modules, not an installed package"
+        click.echo(f"pyvmm, version {version}")
+        ctx.exit()
+
+
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="pyvmm-arm64", prog_name="pyvmm")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_tell_version,
+    help="Show the version and exit.",
+)
 def pyvmm() -> None:
     """Run arm64 virtual machines on KVM, and see what KVM does.
 
