@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from bench_report import Figure, Report, median, quartiles, undisturbed
 
+from vmm.errors import EXIT_HOST, EXIT_USER
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -29,6 +31,7 @@ sys.argv = ["pyvmm", "run", "--host", "native", "/no/such/image"]
 from vmm.cli import main
 main()
 """
+EXPECTED = {NOTHING: (0,), RUN: (EXIT_USER, EXIT_HOST)}
 RESIDENT = """
 try:
     exec(sys.stdin.read())
@@ -77,8 +80,13 @@ def measure(report: Report, rounds: int) -> None:
 
 def _seconds(code: str, env: Mapping[str, str]) -> float:
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], env=env, stderr=subprocess.DEVNULL, check=False)
-    return time.perf_counter() - began
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, check=False
+    )
+    taken = time.perf_counter() - began
+    if done.returncode not in EXPECTED[code]:
+        raise RuntimeError(done.stderr.decode(errors="replace"))
+    return taken
 
 
 def _resident(env: Mapping[str, str]) -> int:
