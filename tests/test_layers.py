@@ -19,7 +19,7 @@ LAYERS = [  # lowest first
     | {"console", "terminal", "escape", "outlet"},
     {"devices", "virtio", "pci"},
     {"cpu", "arm64", "coherence", "vfio"},
-    {"machine", "power", "space", "device_memory", "probe", "census", "state", "lab"},
+    {"machine", "power", "space", "backplane", "device_memory", "probe", "census", "state", "lab"},
     {"cli"},
 ]
 BESIDE = {
@@ -27,7 +27,7 @@ BESIDE = {
     "console": {"terminal", "escape", "outlet"},
     "coherence": {"arm64"},
     "virtio": {"pci"},
-    "machine": {"power", "space"},
+    "machine": {"power", "space", "backplane"},
     "space": {"device_memory"},
     "census": {"device_memory"},
 }

@@ -79,6 +79,7 @@ class MachineConfig:
     write_back  ask for the proposed Write-Back flag on RAM's memory slot
     uapi     which generation of kernel to believe in: auto, mainline or rfc
     verify   prove, before the guest runs, what stage 2 gives each of the bars
+    rng      have a virtio entropy device
     """
 
     image: Path
@@ -91,6 +92,7 @@ class MachineConfig:
     write_back: bool = False
     uapi: str = "auto"
     verify: bool = False
+    rng: bool = False
 
     def __post_init__(self) -> None:
         if self.cpus < 1:

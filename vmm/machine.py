@@ -27,6 +27,7 @@ from vmm.space import GuestSpace
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmm.backplane import Backplane
     from vmm.config import MachineConfig
     from vmm.cpu import Reason
     from vmm.events import Events
@@ -79,6 +80,7 @@ class Machine(Closing):
             self._add_uart()
             self._add_rtc()
             self._bus.attach(layout.PVPANIC, layout.DEVICE_SIZE, PvPanic(self._on_panic))
+            self._backplane = self._add_virtio()
             self.space.attach(self._bus, events)
             self.space.watch(loop, self._on_removal)
             if config.verify:
@@ -117,6 +119,16 @@ class Machine(Closing):
         self._owned.callback(self._rtc.close)
         self._bus.attach(layout.RTC, layout.DEVICE_SIZE, self._rtc)
 
+    def _add_virtio(self) -> Backplane | None:
+        """Plug virtio devices in, if any are asked for: only then are they worth importing."""
+        if not self._config.rng:
+            return None
+        from vmm.backplane import Backplane  # noqa: PLC0415
+
+        return self._owned.enter_context(
+            Backplane(self._config, self.space.memory, self._bus, self._loop, self._events)
+        )
+
     # --- life ---------------------------------------------------------------------------------
 
     def run(self) -> Ending:
@@ -143,6 +155,8 @@ class Machine(Closing):
     def _run_cycle(self) -> Ending:
         with PowerCycle(self._system, self.space, self._config.cpus) as cycle:
             self._load(cycle)
+            if self._backplane is not None:
+                self._backplane.connect(cycle.vm)
             cycle.start(self._bus, self._answers, self._wires, self._on_vcpu_end, self._events)
             self._loop.run()
         ending, self._ending = self._ending, None
@@ -153,7 +167,7 @@ class Machine(Closing):
 
     def _load(self, cycle: PowerCycle) -> None:
         config, payload = self._config, self._files.read()
-        cycle.load(payload)
+        cycle.load(payload, self._backplane.nodes() if self._backplane is not None else ())
         self._events.emit(
             "power-on",
             image=str(config.image),
@@ -165,6 +179,8 @@ class Machine(Closing):
         )
 
     def _reset(self) -> None:
+        if self._backplane is not None:
+            self._backplane.reset()  # before its memory goes
         self.space.discard()
         self.uart.reset()
         self._rtc.reset()

@@ -20,12 +20,13 @@ from vmm.kvm.capability import Cap
 from vmm.kvm.slots import MemorySlots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from vmm.arm64.payload import Payload
     from vmm.bus import MmioBus
     from vmm.cpu import Reason
     from vmm.events import Events
+    from vmm.fdt import Node
     from vmm.irq import Wire
     from vmm.kvm.answers import Answers
     from vmm.kvm.system import System
@@ -69,10 +70,10 @@ class PowerCycle(Closing):
                 f"use --cpus {most} or less",
             )
 
-    def load(self, payload: Payload) -> None:
+    def load(self, payload: Payload, nodes: Sequence[Node] = ()) -> None:
         """Put kernel, initrd and device tree into memory, and point the boot vCPU at them.
 
-        Raises `UserError` if they do not fit.
+        *nodes* describe devices that are not the board's. Raises `UserError` if they do not fit.
         """
         ram, memory = self._space.ram, self._space.memory
         plan = payload.place(ram)
@@ -87,7 +88,7 @@ class PowerCycle(Closing):
                 initrd=plan.initrd,
                 kaslr_seed=os.urandom(8),
                 rng_seed=os.urandom(32),
-                extra=self._space.nodes(),
+                extra=[*self._space.nodes(), *nodes],
             )
         )
         memory.write(plan.kernel.base, payload.kernel.payload)

@@ -10,7 +10,7 @@ import pytest
 from dt_validate import validate
 
 from vmm.arm64 import gic, layout
-from vmm.arm64.board import Board, coherent_memory, device_tree
+from vmm.arm64.board import Board, coherent_memory, device_tree, virtio_mmio
 from vmm.arm64.boot import Extent
 from vmm.fdt import Node, cells, dumps, loads, phandles, strings
 
@@ -58,6 +58,7 @@ KINDS = {
     "with coherent device memory": board(
         extra=coherent_memory([Extent(0x1_0000_0000, 512 * MIB), Extent(0x2_0000_0000, MIB)])
     ),
+    "with virtio devices": board(extra=virtio_mmio(3)),
 }
 
 

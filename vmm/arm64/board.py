@@ -105,6 +105,24 @@ def coherent_memory(ranges: Sequence[Extent]) -> list[Node]:
     ]
 
 
+def virtio_mmio(slots: int) -> list[Node]:
+    """Describe virtio-mmio transports in the first *slots* slots (bindings virtio/mmio.yaml).
+
+    Their interrupts are edges: KVM's irqfd pulses the line for each.
+    """
+    return [
+        Node(
+            f"virtio@{layout.virtio(slot):x}",
+            {
+                "compatible": "virtio,mmio",
+                "reg": reg((layout.virtio(slot), layout.VIRTIO_SIZE)),
+                "interrupts": gic.spi(layout.SPI_VIRTIO + slot, edge=True),
+            },
+        )
+        for slot in range(slots)
+    ]
+
+
 def _chosen(board: Board) -> Node:
     properties: dict[str, Value] = {
         "bootargs": board.cmdline,

@@ -140,9 +140,9 @@ def node(version: int, vcpus: int, *, has_its: bool) -> Node:
     return Node(name, common, [its] if has_its else [])
 
 
-def spi(number: int) -> bytes:
-    """Return ``interrupts`` for a level-high shared peripheral interrupt."""
-    return u32(0, number, 4)
+def spi(number: int, *, edge: bool = False) -> bytes:
+    """Return ``interrupts`` for a shared peripheral interrupt: level-high, or a rising edge."""
+    return u32(0, number, 1 if edge else 4)
 
 
 def ppi(number: int, cpus: int = 0) -> bytes:

@@ -33,10 +33,16 @@ PVPANIC: Final = 0x0902_0000
 DEVICE_SIZE: Final = 0x1000
 """Each of those three has one 4 KiB page of registers."""
 
+VIRTIO: Final = 0x0A00_0000
+VIRTIO_SIZE: Final = 0x200
+VIRTIO_SLOTS: Final = 32
+
 RAM: Final = 0x4000_0000
 
 SPI_UART: Final = 1
 SPI_RTC: Final = 2
+SPI_VIRTIO: Final = 16
+"""The first virtio-mmio slot's interrupt; the others' follow."""
 SPI_COUNT: Final = 224
 """Shared peripheral interrupts; with the 32 private ones that makes 256."""
 
@@ -55,5 +61,11 @@ WINDOWS: Final = (
     ("PL011 UART", UART, DEVICE_SIZE),
     ("PL031 RTC", RTC, DEVICE_SIZE),
     ("pvpanic", PVPANIC, DEVICE_SIZE),
+    ("virtio-mmio", VIRTIO, VIRTIO_SIZE * VIRTIO_SLOTS),
 )
 """Names, bases and sizes, for maps."""
+
+
+def virtio(slot: int) -> int:
+    """Return the base of virtio-mmio slot *slot*."""
+    return VIRTIO + VIRTIO_SIZE * slot

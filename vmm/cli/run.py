@@ -54,6 +54,7 @@ _PATH = click.Path(path_type=Path)
     help="Which generation the kernel is, for people who know theirs.",
 )
 @click.option("--verify", is_flag=True, help="Prove what stage 2 gives each --bar, first.")
+@click.option("--rng", is_flag=True, help="Give the guest random numbers: a virtio-rng device.")
 @click.option("--no-reboot", is_flag=True, help="Exit when the guest resets.")
 @click.option("--events", type=_PATH, help="Write what happens to FILE, as JSON lines.")
 @click.option(
@@ -98,6 +99,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         write_back=options["memory_write_back"],
         uapi=options["uapi"],
         verify=options["verify"],
+        rng=options["rng"],
     )
     return config, parse_prefix(options["escape"])
 

@@ -1,0 +1,91 @@
+"""Where virtio devices are plugged in: the board's virtio-mmio slots, one device each.
+
+Devices last from reset to reset. Each power cycle's VM takes over their notifications and
+interrupts (`Backplane.connect`), so that neither costs an exit or waits for a thread of ours.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vmm.arm64 import board, layout
+from vmm.closing import Closing
+from vmm.errors import UserError
+from vmm.virtio.mmio import MmioTransport
+from vmm.virtio.queue import MemoryMap
+from vmm.virtio.rng import Rng
+
+if TYPE_CHECKING:
+    from vmm.bus import MmioBus
+    from vmm.config import MachineConfig
+    from vmm.events import Events
+    from vmm.fdt import Node
+    from vmm.kvm.vm import Vm
+    from vmm.loop import Loop
+    from vmm.memory import GuestMemory
+    from vmm.virtio.device import VirtioDevice
+
+
+class Backplane(Closing):
+    """Owns the virtio devices that *config* asks for. Use as a context manager.
+
+    To be made, reset and closed in the thread of *loop*, which serves the devices' queues.
+    *memory* must outlive it.
+    """
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        memory: GuestMemory,
+        bus: MmioBus,
+        loop: Loop,
+        events: Events,
+    ) -> None:
+        self._bus = bus
+        self._loop = loop
+        self._transports: list[MmioTransport] = []
+        self._owned = ExitStack()
+        known = MemoryMap(memory)
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            if config.rng:
+                self._plug(Rng("rng", known, events))
+            undo.pop_all()
+
+    def _plug(self, device: VirtioDevice) -> None:
+        slot = len(self._transports)
+        transport = self._owned.enter_context(MmioTransport(device))
+        if slot == layout.VIRTIO_SLOTS:
+            raise UserError(
+                f"{device.name}: there are no more than {slot} virtio devices", "leave some out"
+            )
+        self._transports.append(transport)
+        self._bus.attach(layout.virtio(slot), layout.VIRTIO_SIZE, transport)
+        for index, queue in enumerate(device.slots):
+            fd = queue.doorbell.fileno()
+            self._loop.add_reader(fd, partial(device.process, index))
+            self._owned.callback(self._loop.remove_reader, fd)
+
+    def connect(self, vm: Vm) -> None:
+        """Have *vm* do notifications and interrupts. Once its GIC is there; raises `KvmError`."""
+        for slot, transport in enumerate(self._transports):
+            for bell in transport.doorbells():
+                address = layout.virtio(slot) + bell.offset
+                vm.ioeventfd(address, 4, bell.fd, datamatch=bell.value)
+            # KVM routes interrupt n to SPI n until told otherwise.
+            vm.irqfd(transport.interrupt.fileno(), layout.SPI_VIRTIO + slot)
+
+    def nodes(self) -> list[Node]:
+        """Describe the devices for the device tree."""
+        return board.virtio_mmio(len(self._transports))
+
+    def reset(self) -> None:
+        """Put all devices back to power-on. When this returns, none touches guest memory."""
+        for transport in self._transports:
+            transport.reset()
+
+    def close(self) -> None:
+        """Close the devices. No VM may have them. Idempotent."""
+        self._owned.close()
