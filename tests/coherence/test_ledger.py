@@ -44,6 +44,8 @@ def test_ranges_may_not_overlap() -> None:
 def test_an_access_is_one_ranges() -> None:
     ledger = Ledger([entry(Stage1.CACHEABLE, Stage2.GUEST_DECIDES)])
     ledger.before_read(0x4000_0000, memoryview(bytearray(0x1000)))
+    ledger.before_write(0x4000_0001, memoryview(bytearray(0x0FFF)))
+    ledger.before_write(0x4000_0001, memoryview(bytearray(0)))
     ledger.after_write(0x4000_0FFF, memoryview(bytearray(1)))
     with pytest.raises(GuestAddressError):
         ledger.before_read(0x4000_0FFF, memoryview(bytearray(2)))

@@ -5,10 +5,21 @@ accesses and the guest's agree whatever the guest does. Where the guest decides,
 with its caches off reads and writes past the lines that we hold:
 
     before we read    clean and invalidate (DC CIVAC): our line may be older than memory
+    before we write   the same for a line that we write part of: the rest of it is the guest's
     after we write    clean (DC CVAC): our line may be newer than memory
 
+EL0 cannot invalidate without cleaning, and cleaning a dirty line overwrites what the guest wrote
+meanwhile: so each write is cleaned at once, and our lines are never dirty when it counts. And
+all of it holds only while the guest leaves the range alone, paused or by a protocol: caches may
+fetch a line again at any moment.
+
+KVM does its part without FWB: it cleans and invalidates a page when it first maps it, and all of
+them when a guest first switches its caches on, or flushes them by set and way
+(arch/arm64/kvm/mmu.c, kvm_toggle_cache, kvm_set_way_flush). So what is written before the guest
+first runs needs nothing of ours.
+
 Snapshots and migration ask here; nothing else in pyvmm decides about cache maintenance.
-Source: Arm ARM D7.5.2 (mismatched attributes), D8.6 (stage 2 memory attributes, FWB).
+Source: Arm ARM, "Mismatched memory attributes", and D8.6 on stage 2 attributes (FWB).
 """
 
 from __future__ import annotations
@@ -31,7 +42,7 @@ class Maintenance(Enum):
     """What the VMM owes a range when it accesses it behind a guest whose caches are off."""
 
     NONE = "none"
-    CLEAN_AND_INVALIDATE = "DC CIVAC before reads, DC CVAC after writes"
+    CLEAN_AND_INVALIDATE = "DC CIVAC before access, DC CVAC after writes"
     NOT_OURS = "uncached for us as well: none"
 
 
@@ -112,6 +123,13 @@ class Ledger:
         if self._owes(address, len(view)):
             with ffi.from_buffer("uint8_t[]", view) as pointer:
                 lib.pyvmm_dc_civac(pointer, len(view))
+
+    def before_write(self, address: int, view: memoryview) -> None:
+        """Do what is owed before we write all of *view*, our mapping of guest *address*."""
+        if self._owes(address, len(view)) and len(view):
+            with ffi.from_buffer("uint8_t[]", view) as pointer:
+                for edge in (pointer, pointer + len(view) - 1):
+                    lib.pyvmm_dc_civac(edge, 1)
 
     def after_write(self, address: int, view: memoryview) -> None:
         """Do what is owed after we wrote *view*, our mapping of guest *address*."""

@@ -224,7 +224,10 @@ def decide_ram(capability: Capability, *, write_back: bool) -> Decision:
     if capability.forces_write_back:
         because = f"capability 243 is {capability.on_vm}, so stage 2 forces Write-Back on RAM (FWB)"
         return Map(MemFlag(0), Promise(Stage2.WRITE_BACK, because))
-    because = "nothing says that this host has FWB, so the guest's own attributes count"
+    because = (
+        "nothing says that this host has FWB (capability 243 tells of FWB and DIC together), so "
+        "the guest's own attributes may count"
+    )
     return Map(MemFlag(0), Promise(Stage2.GUEST_DECIDES, because))
 
 
