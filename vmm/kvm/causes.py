@@ -35,6 +35,7 @@ CAUSES: Final[dict[tuple[Ioctl, int], str]] = {
         "the range ends beyond the VM's IPA size: place it lower, or create the VM with more bits"
     ),
     (Ioctl.KVM_SET_USER_MEMORY_REGION, e.ENOMEM): "the host is out of memory",
+    (Ioctl.KVM_SET_USER_MEMORY_REGION, e.ENOSPC): "every slot that KVM has for a VM is taken",
     (Ioctl.KVM_SET_USER_MEMORY_REGION2, e.ENOTTY): (
         "this kernel is older than KVM_CAP_USER_MEMORY2 (Linux 6.8)"
     ),
@@ -58,6 +59,10 @@ CAUSES: Final[dict[tuple[Ioctl, int], str]] = {
         "device's memory is off, or an unaligned access met Device memory at stage 2 (the host's "
         "log then says 'Unsupported FSC')"
     ),
+    (Ioctl.KVM_RUN, e.ENOMEM): "the host is out of memory, for stage-2 tables for example",
+    (Ioctl.KVM_RUN, e.EINVAL): (
+        "the interrupt controller, timer or PMU is not set up as the vCPU's features need it"
+    ),
     (Ioctl.KVM_RUN, e.ENOSYS): "the guest's access could not be decoded (no valid syndrome)",
     (Ioctl.KVM_RUN, e.EPERM): "an SVE vCPU was not finalised",
     (Ioctl.KVM_SET_DEVICE_ATTR, e.ENXIO): "this kernel does not know the attribute",
@@ -73,7 +78,10 @@ for _errno in (e.EINVAL, e.EEXIST, e.EFAULT, e.ENOMEM):
 
 GENERAL: Final[dict[int, str]] = {
     e.EBADF: "the descriptor is closed",
-    e.EIO: "another process opened this VM: its descriptors work only where it was created",
+    e.EIO: (
+        "another process opened this VM (its descriptors work only where it was created), or KVM "
+        "has given it up after a bug: the host's log then says so"
+    ),
     e.ENOTTY: "this kernel does not know the ioctl",
     e.EMFILE: "too many open files: raise the limit (ulimit -n)",
     e.ENFILE: "the host is out of file table entries",
