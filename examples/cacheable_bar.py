@@ -9,7 +9,7 @@ know the capability (legacy-gh200), a region that is not cacheable (region 2).
 import sys
 
 from vmm.coherence.capability import Capability
-from vmm.coherence.policy import Cache, Map, Refuse, Trap, decide, region_attribute
+from vmm.coherence.policy import AskKernel, Cache, Map, Refuse, Trap, decide, region_attribute
 from vmm.coherence.verdict import prove
 from vmm.errors import VmmError
 from vmm.kvm.slots import MemorySlots
@@ -34,8 +34,8 @@ def main(bdf: str, index: int) -> None:
                 raise SystemExit(f"refused: {because}; {remedy}")
             case Map(flags, promise):
                 print("promise:    ", promise.stage2.value, "|", promise.because)
-            case Trap() | _:
-                raise SystemExit("nothing to map")
+            case Trap() | AskKernel():  # forbidden; or a driver that pyvmm does not know
+                raise SystemExit("nothing to map (vmm/device_memory.py asks the kernel)")
 
         device.enable_memory()
         with device.region(index).map() as mapping:

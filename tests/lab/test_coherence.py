@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]
 Hosts = Callable[[str], Host]
 FACTS = Path(__file__).with_name("coherence_facts.py")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cacheable_bar.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "probe-cacheable-pfnmap"
 
 # The legacy kernel is built on request only, so it is tested where somebody has.
 REFUSING = ["gh200-nofwb", *(["legacy-gh200"] if BuiltKernel("legacy").built() else [])]
@@ -104,3 +105,21 @@ def test_the_example_shows_what_it_says(
     done = lab_host(profile).run(["python3", str(EXAMPLE), BDF, str(region)], timeout=60)
     assert done.status == status, done.stderr.decode()
     assert said in (done.stdout + done.stderr).decode()
+
+
+@pytest.mark.parametrize(
+    ("profile", "status", "said"),
+    [
+        ("gh200", 0, "mainline: no flag"),
+        ("gh200-nofwb", 1, "the slot is refused"),
+        ("rfc", 0, "rfc: set the flag"),
+        ("rfc-nofwb", 1, "the slot is refused"),
+        pytest.param("legacy-gh200", 2, "legacy: unknown here", marks=legacy),
+    ],
+)
+def test_the_standalone_script_tells_the_generations_apart(
+    lab_host: Hosts, profile: str, status: int, said: str
+) -> None:
+    done = lab_host(profile).run(["python3", "-I", str(SCRIPT)], timeout=60)
+    assert done.status == status, done.stderr.decode()
+    assert said in done.stdout.decode()
