@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Virtqueues: see ring.h. Everything here runs without Python's lock and allocates nothing.
+ * Virtqueues: chains from the driver and back, see ring.h. Everything here runs without Python's lock and allocates nothing.
  *
  *     split                                      packed
  *       descriptors   table, linked by next        descriptors   ring, each made available and
@@ -12,8 +12,6 @@
 #include <linux/virtio_ring.h>
 #include <stddef.h>
 #include <string.h>
-#include <sys/random.h>
-#include <unistd.h>
 
 #include "ring.h"
 
@@ -24,7 +22,6 @@ _Static_assert(sizeof(struct vring_desc) == 16 && sizeof(struct vring_packed_des
 #define DESCRIPTOR_SIZE 16
 #define MAX_SIZE 32768          /* descriptors in a queue (2.7, 2.8) */
 #define MAX_BYTES (UINT64_C(1) << 32)
-#define WRAP (1u << VRING_PACKED_EVENT_F_WRAP_CTR)
 #define AVAIL (1u << VRING_PACKED_DESC_F_AVAIL)
 #define USED (1u << VRING_PACKED_DESC_F_USED)
 
@@ -198,14 +195,6 @@ static void push_split(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
 	__atomic_store_n(&used->idx, queue->next_used, __ATOMIC_RELEASE);
 }
 
-/* used->avail_event, which follows the ring (2.7.10). */
-static __virtio16 *avail_event(struct pyvmm_queue *queue)
-{
-	struct vring_used *used = (void *)queue->device;
-
-	return (void *)&used->ring[queue->size];
-}
-
 /* --- Packed (2.8) ---------------------------------------------------------------------------- */
 
 /* An indirect table's descriptors are all of one chain, in their order (2.8.8). */
@@ -345,6 +334,12 @@ static int areas(struct pyvmm_queue *queue, uint64_t descriptors, uint64_t drive
 	return error ? error : area(queue, device, 6 + 8 * size, 4, &queue->device);
 }
 
+/* Whether a chain waits to be popped; not whether it is a good one. */
+int pyvmm_queue_has_available(struct pyvmm_queue *queue)
+{
+	return queue->packed ? is_available(queue) : avail_index(queue) != queue->next_avail;
+}
+
 /* Begin anew with a ring at these guest physical addresses. Returns 0 or what is wrong. */
 int pyvmm_queue_configure(struct pyvmm_queue *queue, uint64_t descriptors, uint64_t driver,
 			  uint64_t device)
@@ -390,180 +385,4 @@ int pyvmm_queue_push(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
 	queue->in_flight -= slots;
 	queue->since = queue->since + slots > UINT16_MAX ? UINT16_MAX : queue->since + slots;
 	return 0;
-}
-
-/*
- * Ask to be notified of the next chain. Returns whether one is there already, which may have come
- * without notification: then pop it.
- */
-int pyvmm_queue_enable_notify(struct pyvmm_queue *queue)
-{
-	if (queue->broken)
-		return 0;
-	if (queue->packed) {
-		struct vring_packed_desc_event *event = (void *)queue->device;
-		uint16_t at = queue->next_avail | (queue->avail_wrap ? WRAP : 0);
-
-		__atomic_store_n(&event->off_wrap, at, __ATOMIC_RELAXED);
-		__atomic_store_n(&event->flags,
-				 queue->event_idx ? VRING_PACKED_EVENT_FLAG_DESC
-						  : VRING_PACKED_EVENT_FLAG_ENABLE,
-				 __ATOMIC_RELEASE);
-	} else if (queue->event_idx) {
-		__atomic_store_n(avail_event(queue), queue->next_avail, __ATOMIC_RELAXED);
-	} else {
-		struct vring_used *used = (void *)queue->device;
-
-		__atomic_store_n(&used->flags, 0, __ATOMIC_RELAXED);
-	}
-	/* Not before the driver can see it: it looks here after it has made a chain available. */
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	return queue->packed ? is_available(queue) : avail_index(queue) != queue->next_avail;
-}
-
-/* Say that notifications are not needed now. A driver may send some all the same. */
-void pyvmm_queue_disable_notify(struct pyvmm_queue *queue)
-{
-	if (queue->broken)
-		return;
-	if (queue->packed) {
-		struct vring_packed_desc_event *event = (void *)queue->device;
-
-		__atomic_store_n(&event->flags, VRING_PACKED_EVENT_FLAG_DISABLE, __ATOMIC_RELAXED);
-	} else if (!queue->event_idx) { /* else the event index stays behind, which is enough */
-		struct vring_used *used = (void *)queue->device;
-
-		__atomic_store_n(&used->flags, VRING_USED_F_NO_NOTIFY, __ATOMIC_RELAXED);
-	}
-}
-
-/* Whether what was used since the last call includes place `event` (all modulo 2^16). */
-static int includes(uint16_t event, uint16_t next_used, uint16_t since)
-{
-	return (uint16_t)(next_used - event - 1) < since;
-}
-
-static int wants_packed(struct pyvmm_queue *queue, uint16_t since)
-{
-	struct vring_packed_desc_event *event = (void *)queue->driver;
-	uint16_t flags = __atomic_load_n(&event->flags, __ATOMIC_ACQUIRE);
-	uint16_t place = __atomic_load_n(&event->off_wrap, __ATOMIC_RELAXED);
-	uint16_t slot = place & (WRAP - 1);
-
-	flags &= 3; /* the others are reserved */
-	if (flags != VRING_PACKED_EVENT_FLAG_DESC || !queue->event_idx)
-		return flags != VRING_PACKED_EVENT_FLAG_DISABLE;
-	if (!!(place & WRAP) != queue->used_wrap)
-		slot -= queue->size; /* in the round before this one */
-	return since >= queue->size || includes(slot, queue->next_used, since);
-}
-
-/* Whether the driver wants an interrupt for what was pushed since this was asked last. */
-int pyvmm_queue_should_interrupt(struct pyvmm_queue *queue)
-{
-	uint16_t since = queue->since;
-	struct vring_avail *avail = (void *)queue->driver;
-
-	if (queue->broken || !since)
-		return 0;
-	queue->since = 0;
-	/* The driver enables, then looks for used chains; we use them, then look here. */
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (queue->packed)
-		return wants_packed(queue, since);
-	if (queue->event_idx) /* used_event follows the ring (2.7.7) */
-		return includes(__atomic_load_n(&avail->ring[queue->size], __ATOMIC_RELAXED),
-				queue->next_used, since);
-	return !(__atomic_load_n(&avail->flags, __ATOMIC_RELAXED) & VRING_AVAIL_F_NO_INTERRUPT);
-}
-
-/* --- What is in a chain ---------------------------------------------------------------------- */
-
-/* Copy up to size bytes, from offset on, of what the device may read; returns how many. */
-uint64_t pyvmm_chain_read(const struct pyvmm_chain *chain, uint64_t offset, void *to, uint64_t size)
-{
-	uint64_t done = 0;
-
-	for (uint32_t i = 0; i < chain->readable && done < size; i++) {
-		const struct iovec *segment = &chain->segments[i];
-		uint64_t part;
-
-		if (offset >= segment->iov_len) {
-			offset -= segment->iov_len;
-			continue;
-		}
-		part = segment->iov_len - offset < size - done ? segment->iov_len - offset
-							       : size - done;
-		memcpy((uint8_t *)to + done, (uint8_t *)segment->iov_base + offset, part);
-		done += part;
-		offset = 0;
-	}
-	return done;
-}
-
-/* Copy up to size bytes to what the device may write, from offset on; returns how many. */
-uint64_t pyvmm_chain_write(struct pyvmm_chain *chain, uint64_t offset, const void *from,
-			   uint64_t size)
-{
-	uint64_t done = 0;
-
-	for (uint32_t i = 0; i < chain->writable && done < size; i++) {
-		const struct iovec *segment = &chain->segments[chain->readable + i];
-		uint64_t part;
-
-		if (offset >= segment->iov_len) {
-			offset -= segment->iov_len;
-			continue;
-		}
-		part = segment->iov_len - offset < size - done ? segment->iov_len - offset
-							       : size - done;
-		memcpy((uint8_t *)segment->iov_base + offset, (const uint8_t *)from + done, part);
-		done += part;
-		offset = 0;
-	}
-	return done;
-}
-
-/* Fill up to most bytes of what the device may write with random ones; how many, or -errno. */
-int64_t pyvmm_chain_fill_random(struct pyvmm_chain *chain, uint64_t most)
-{
-	uint64_t done = 0;
-
-	for (uint32_t i = 0; i < chain->writable && done < most; i++) {
-		const struct iovec *segment = &chain->segments[chain->readable + i];
-		uint64_t part = segment->iov_len < most - done ? segment->iov_len : most - done;
-
-		for (uint64_t at = 0; at < part;) {
-			ssize_t got = getrandom((uint8_t *)segment->iov_base + at, part - at, 0);
-
-			if (got < 0 && errno != EINTR)
-				return -errno;
-			at += got < 0 ? 0 : (uint64_t)got;
-		}
-		done += part;
-	}
-	return (int64_t)done;
-}
-
-/* --- Interrupts ------------------------------------------------------------------------------ */
-
-/* Set bits of the status, then signal: whoever reads the status for this signal sees them. */
-void pyvmm_interrupt_raise(struct pyvmm_interrupt *interrupt, uint32_t bits)
-{
-	uint64_t one = 1;
-
-	__atomic_fetch_or(&interrupt->status, bits, __ATOMIC_SEQ_CST);
-	/* Fails only when the count is at its limit: then the interrupt is due already. */
-	if (write(interrupt->eventfd, &one, sizeof(one)) < 0)
-		return;
-}
-
-void pyvmm_interrupt_acknowledge(struct pyvmm_interrupt *interrupt, uint32_t bits)
-{
-	__atomic_fetch_and(&interrupt->status, ~bits, __ATOMIC_SEQ_CST);
-}
-
-uint32_t pyvmm_interrupt_status(struct pyvmm_interrupt *interrupt)
-{
-	return __atomic_load_n(&interrupt->status, __ATOMIC_SEQ_CST);
 }
