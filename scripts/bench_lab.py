@@ -62,7 +62,8 @@ def measure(report: Report, options: argparse.Namespace) -> None:
     programs = []
     for peer in peers:
         words = shlex.split(QEMU if peer == "qemu" else peer)
-        vmms["QEMU" if peer == "qemu" else Path(words[0]).name] = words
+        name = "QEMU" if peer == "qemu" else Path(words[0]).name
+        vmms[f"{name} (peer)" if name in vmms else name] = words
         if peer == "qemu":
             programs.append(inside(_qemu()))
     kernels = {path.name: path for path in options.kernel or ()} or _kernels()
