@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import os
 import platform
+import re
 import subprocess
 import sys
 import sysconfig
@@ -18,7 +19,8 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 ROOT = Path(__file__).parent.parent
-PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONFIGURATION: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = CONFIGURATION["project"]
 NATIVE = "vmm/_native.abi3.so"
 
 
@@ -53,9 +55,12 @@ def metadata(wheel: Path, name: str) -> Message:
 
 
 def check_tags(wheel: Path, machine: str) -> None:
-    version = PROJECT["version"]
-    assert wheel.name == f"pyvmm_arm64-{version}-cp311-abi3-manylinux_2_17_{machine}.whl"
-    assert metadata(wheel, "WHEEL").get_all("Tag") == [f"cp311-abi3-manylinux_2_17_{machine}"]
+    version = re.escape(PROJECT["version"])
+    name = rf"pyvmm_arm64-{version}-(cp311-abi3-manylinux_2_(\d+)_{machine})\.whl"
+    found = re.fullmatch(name, wheel.name)
+    assert found
+    assert int(found[2]) <= int(platform.libc_ver()[1].split(".")[1])
+    assert metadata(wheel, "WHEEL").get_all("Tag") == [found[1]]
     assert metadata(wheel, "WHEEL")["Root-Is-Purelib"] == "false"
     with zipfile.ZipFile(wheel) as archive, archive.open(NATIVE) as file:
         extension = ELFFile(file)
@@ -65,9 +70,14 @@ def check_tags(wheel: Path, machine: str) -> None:
     assert needed <= {"libc.so.6", "ld-linux-aarch64.so.1"}  # libfdt is linked in
 
 
-def test_the_wheel_is_for_any_python_from_3_11_on_and_any_linux_with_glibc_2_17(
-    wheel: Path,
-) -> None:
+def test_the_extension_is_built_again_when_any_of_its_files_changes() -> None:
+    """And they are all in a source distribution."""
+    (extension,) = CONFIGURATION["tool"]["setuptools"]["ext-modules"]
+    files = {f"cdefs/{path.name}" for path in (ROOT / "cdefs").glob("*.*")}
+    assert files == {*extension["sources"], *extension["depends"]} | {"cdefs/_native.c"}
+
+
+def test_the_wheel_is_for_any_python_from_3_11_on_and_for_this_glibc(wheel: Path) -> None:
     check_tags(wheel, platform.machine())
 
 
