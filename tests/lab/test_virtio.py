@@ -1,0 +1,74 @@
+"""Virtio devices, driven by Linux in a guest on real KVM."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vmm.lab import gh200, guest
+from vmm.lab.host import Host
+
+# The guest is the lab's own kernel, which has the drivers built in.
+pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]
+
+(PROFILE,) = (profile for profile in gh200.profiles() if profile.name == "gh200")
+EVENTS = "/run/tmp/virtio-events"
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with Host.start(PROFILE) as host:
+        yield host
+
+
+def there(path: Path) -> str:
+    """Return where the host sees a file of ours."""
+    return f"/host{path}"
+
+
+def run(host: Host, script: str, then: str, *options: str) -> tuple[int, str]:
+    """Run *script* in a guest with *options*; return pyvmm's status and what the guest said."""
+    cmdline = f'console=ttyAMA0 quiet panic=-1 pyvmm.run="{script}" pyvmm.then={then}'
+    command = ["pyvmm", "run", "--host", "native", "--memory", "256M", "--events", EVENTS]
+    command += ["--initrd", there(guest.initramfs()), "--cmdline", cmdline, *options]
+    done = host.run([*command, there(PROFILE.kernel.image())], timeout=300)
+    return done.status, done.stdout.decode(errors="replace")
+
+
+def events(host: Host) -> list[str]:
+    lines = host.run(["cat", EVENTS], timeout=60).stdout.splitlines()
+    return [json.loads(line)["event"] for line in lines]
+
+
+ENTROPY = (
+    "cat /sys/class/misc/hw_random/rng_current; "
+    "dd if=/dev/hwrng bs=1024 count=16 2>/dev/null | md5sum; "
+    "cat /sys/bus/virtio/devices/virtio0/status"
+)
+
+
+def test_a_guest_gets_random_numbers(host: Host) -> None:
+    status, text = run(host, ENTROPY, "poweroff", "--rng")
+    assert status == 0
+    assert "virtio_rng.0" in text
+    assert "0x0000000f" in text
+    assert "virtio-needs-reset" not in events(host)
+
+
+def test_devices_work_again_after_each_reset(host: Host) -> None:
+    """Each reset is a new VM. The fifth in so short a time ends it: see Machine.run."""
+    status, text = run(host, ENTROPY, "reboot", "--rng", "--cpus", "2")
+    assert status == 4
+    assert text.count("virtio_rng.0") == text.count("0x0000000f") == 5
+    sums = [line.split()[0] for line in text.splitlines() if line.rstrip().endswith("  -")]
+    assert len(set(sums)) == 5
+    assert events(host).count("power-on") == 5
+
+
+def test_a_guest_without_devices_sees_none(host: Host) -> None:
+    status, text = run(host, "ls /sys/bus/virtio/devices | wc -l", "poweroff")
+    assert status == 0
+    assert "\n0\r\n" in text
