@@ -102,6 +102,65 @@ here:
 .skip 128
 """
 
+# UART registers: CR 0x30 (on), IMSC 0x38 (as a driver that wants input), FR 0x18, DR 0.
+ECHO = """
+    ldr x2, =UART
+    mov w1, #0x301
+    str w1, [x2, #0x30]
+    mov w1, #0x50
+    str w1, [x2, #0x38]
+    adr x3, ready
+greet:
+    ldrb w1, [x3], #1
+    cbz w1, listen
+    strb w1, [x2]
+    b greet
+listen:
+    ldr w1, [x2, #0x18]
+    tbnz w1, #4, listen  // RXFE
+    ldr w1, [x2]
+    strb w1, [x2]
+    cmp w1, #4
+    b.ne listen
+    psci SYSTEM_OFF
+ready:
+    .asciz "ready:"
+"""
+"""Sends back what it gets; a ^D ends it."""
+
+FLOOD = """
+    ldr x2, =UART
+    mov w1, #0x301
+    str w1, [x2, #0x30]
+    ldr w3, ={size}
+    mov w4, #1
+    ldr w5, =1103515245
+    ldr w6, =12345
+send:
+    ldr w1, [x2, #0x18]
+    tbnz w1, #5, send    // TXFF
+    mov w7, #16          // half the FIFO, as drivers do
+byte:
+    madd w4, w4, w5, w6
+    lsr w1, w4, #16
+    strb w1, [x2]
+    sub w7, w7, #1
+    cbnz w7, byte
+    subs w3, w3, #16
+    b.ne send
+    psci SYSTEM_OFF
+"""
+"""Sends *size* bytes (a multiple of 16) as `flood` tells, and powers off without a wait."""
+
+
+def flood(size: int) -> bytes:
+    """Return what FLOOD sends."""
+    sent, state = bytearray(), 1
+    for _ in range(size):
+        state = (state * 1103515245 + 12345) & 0xFFFF_FFFF
+        sent.append(state >> 16 & 0xFF)
+    return bytes(sent)
+
 
 def assemble(directory: Path, source: str) -> Path:
     """Return a flat binary of *source*, in *directory*."""
