@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 # are dear in an emulated host.
 # ruff: noqa: PLC0415
 
+SLOT_PAGES = (1 << 31) - 1
+"""KVM_MEM_MAX_NR_PAGES (include/linux/kvm_host.h): KVM_SET_USER_MEMORY_REGION says EINVAL."""
+
 
 class GuestSpace(Closing):
     """Owns what guest physical memory is made of. Use as a context manager.
@@ -68,6 +71,12 @@ class GuestSpace(Closing):
                 "use whole MiB",
             )
         self._check_end("--memory", layout.RAM, self._config.memory, "use less")
+        if self._config.memory > SLOT_PAGES * page:
+            raise UserError(
+                f"--memory: {self._config.memory >> 30} GiB are more than the "
+                f"{SLOT_PAGES * page >> 30} GiB that KVM can have in one memory slot",
+                "use less",
+            )
 
     def _decide_ram(self) -> int:
         if not self._config.write_back:

@@ -96,7 +96,8 @@ def _main() -> int:
         print(f"pyvmm: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except click.ClickException as error:
-        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        # Since click 8.2 the help for a call without arguments comes as an error.
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
             error.show()
         else:
             print(f"pyvmm: {_one_line(error)}", file=sys.stderr)  # noqa: T201

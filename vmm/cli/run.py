@@ -23,7 +23,7 @@ SWITCH_INTERVAL: Final = 1e-4
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_PATH = click.Path(path_type=Path)
+_PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it can't
 
 
 @click.command()
