@@ -1,6 +1,6 @@
-"""Runs in a lab host: make memory slots of all kinds of memory, with and without bit 3; print JSON.
+"""Runs in a lab host: change memory slots that live, and what is mapped under them; print JSON.
 
-A vCPU touches each slot that was accepted, and the stage-2 dump then tells its memory type.
+What slots there can be at all, `pyvmm lab matrix` measures.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ IPA = 0x1_0000_0000
 CODE = 0x4000_0000
 OUTSIDE = 0x0900_0000
 SIZE = 2 << 20
-MAP_HUGETLB = 0x40000  # <asm-generic/mman-common.h>; the mmap module doesn't have it
 PROGRAM = struct.pack("<4I", 0xF9000001, 0xF9400001, 0xF9000041, 0x14000000)
 """str x1, [x0]; ldr x1, [x0]; str x1, [x2]; b ."""
 
@@ -100,17 +99,6 @@ def run(vcpu: Vcpu) -> str:
     return "ok" if isinstance(done, MmioWrite) else str(done)
 
 
-def stage2_type(system: System, flags: int, memory: mmap.mmap) -> str:
-    """Return the last column of the dump for a slot that a vCPU has touched."""
-    with touching_vcpu(system, flags, memory) as (_, vcpu):
-        assert run(vcpu) == "ok"
-        for dump in Path("/sys/kernel/debug/kvm").glob(f"{os.getpid()}-*/stage2_page_tables"):
-            for line in dump.read_text().splitlines():
-                if line.startswith(f"{IPA:#018x}-"):
-                    return line.split()[-1]
-    return "no dump"
-
-
 def map_over(memory: mmap.mmap, file: int, offset: int) -> None:
     """Replace what is mapped at *memory*: mmap(MAP_FIXED)."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -145,26 +133,8 @@ def edges(system: System, gpu: int) -> dict[str, str]:
     return found
 
 
-def kinds(gpu: int) -> dict[str, mmap.mmap]:
-    """Return what a slot can be made of."""
-    Path("/proc/sys/vm/nr_hugepages").write_text("2")
-    file = os.memfd_create("rows")
-    os.ftruncate(file, SIZE)
-    shared = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
-    memory = {
-        "anonymous": mmap.mmap(-1, SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS),
-        "memfd": mmap.mmap(file, SIZE),
-        "hugetlb": mmap.mmap(-1, SIZE, shared | MAP_HUGETLB),
-    }
-    for index in (0, 2, 4):
-        size, offset = region(gpu, index)
-        assert size >= SIZE
-        memory[f"region {index}"] = mmap.mmap(gpu, SIZE, mmap.MAP_SHARED, offset=offset)
-    return memory
-
-
 def main() -> None:
-    """Print what the capability answers, a row for each kind of memory and flag, and the edges."""
+    """Print what the capability answers, and the edges."""
     capability = Cap.ARM_CACHEABLE_PFNMAP_SUPPORTED
     gpu = open_gpu()
     with System.open() as system:
@@ -174,15 +144,8 @@ def main() -> None:
             on_device = errorcode[error.errno]
         with system.create_vm() as vm:
             on_vm = vm.check_extension(capability)
-        rows = {}
-        for name, memory in kinds(gpu).items():
-            for flags in (0, int(MemFlag.WRITE_BACK)):
-                with system.create_vm() as vm:
-                    answer = register(vm, 0, flags, IPA, memory)
-                kind = stage2_type(system, flags, memory) if answer == "ok" else answer
-                rows[f"{name}, {'flag' if flags else 'no flag'}"] = kind
         answers = {"/dev/kvm": on_device, "vm": on_vm}
-        json.dump({"243": answers, "rows": rows, "edges": edges(system, gpu)}, sys.stdout)
+        json.dump({"243": answers, "edges": edges(system, gpu)}, sys.stdout)
 
 
 main()
