@@ -14,6 +14,7 @@ from vmm._native import ffi, lib
 from vmm.memory import GuestMemory, Mapping, Region
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
 
 GROUP = "guest memory in bulk"
@@ -28,8 +29,9 @@ GUEST_PAGES = (64 << 30) // PAGE
 """Pages of the guest whose dirty bitmap is walked."""
 
 
-def measure(report: Report, rounds: int) -> None:
+def measure(report: Report, options: argparse.Namespace) -> None:
     """Add figures for copies and scans to *report*."""
+    rounds = options.rounds or ROUNDS
     with Mapping.anonymous(RAM) as mapping:
         _populate(mapping)
         for name, size in SIZES.items():

@@ -39,6 +39,7 @@ from vmm.kvm.system import System
 from vmm.memory import Mapping
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
 
     from vmm.kvm.vcpu import Vcpu
@@ -58,8 +59,9 @@ STORE, LOAD = 0xA3, 0xA1  # mov [disp16], ax and mov ax, [disp16]
 SPIN = b"\xeb\xfe"  # jmp to itself
 
 
-def measure(report: Report, rounds: int) -> None:
+def measure(report: Report, options: argparse.Namespace) -> None:
     """Add figures for exits and kicks to *report*."""
+    rounds = options.rounds or ROUNDS
     if not os.access("/dev/kvm", os.R_OK | os.W_OK) or os.uname().machine != "x86_64":
         report.note("exits and kicks: not measured, for want of an x86-64 /dev/kvm")
         return

@@ -19,6 +19,7 @@ from bench_report import Figure, Report, median, quartiles, undisturbed
 from vmm.errors import EXIT_HOST, EXIT_USER
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Mapping
 
 GROUP = "start (natively)"
@@ -42,8 +43,9 @@ with open("/proc/self/smaps_rollup") as file:
 """
 
 
-def measure(report: Report, rounds: int) -> None:
+def measure(report: Report, options: argparse.Namespace) -> None:
     """Add figures for imports and resident memory to *report*."""
+    rounds = options.rounds or ROUNDS
     with tempfile.TemporaryDirectory() as directory:
         # With .pyc files, as an installed package has them, whatever this shell says.
         env = {name: value for name, value in os.environ.items() if "BYTECODE" not in name}
