@@ -65,30 +65,29 @@ def refusal(lab_host: Callable[[str], Host]) -> Callable[..., str]:
 
 
 def test_memory_is_whole_pages_of_the_host(refusal: Callable[..., str], guest: str) -> None:
-    line = refusal("--memory", f"{(64 << 20) + 1000}B", guest)
-    assert line.startswith(
-        "--memory: 67109864 bytes are not a multiple of the host's page of 4 KiB"
-    )
+    line = refusal("--memory", "67109000B", guest)
+    assert line.startswith("--memory: 67109000 bytes are not a multiple of the host's page of 4 ")
 
 
-@pytest.mark.parametrize("memory", ["1000T", "999999999999T"])
-def test_more_memory_than_there_are_addresses(
-    refusal: Callable[..., str], guest: str, memory: str
+@pytest.mark.parametrize(
+    ("memory", "why"),
+    [
+        ("8T", "8192 GiB are more than the 8191 GiB that KVM can have in one memory slot; "),
+        ("1000T", "GiB that KVM can have in one memory slot; "),
+        ("999999999999T", "bits of guest physical address that this host's KVM can map; "),
+    ],
+)
+def test_more_memory_than_kvm_can_map(
+    refusal: Callable[..., str], guest: str, memory: str, why: str
 ) -> None:
-    line = refusal("--memory", memory, guest, status=HOST)
-    assert line.startswith("cannot map ")
-
-
-def test_more_memory_than_the_guest_can_address(refusal: Callable[..., str], guest: str) -> None:
-    line = refusal("--memory", "100T", guest, profile="nofwb")
-    assert "bits of guest physical address" in line
+    line = refusal("--memory", memory, guest)
+    assert line.startswith("--memory: ")
+    assert why in line
 
 
 def test_more_cpus_than_the_board_has_room_for(refusal: Callable[..., str], guest: str) -> None:
     line = refusal("--cpus", "124", guest)
-    assert line == (
-        "--cpus: 124 vCPUs are more than the 123 that this host's KVM allows; use --cpus 123 or less"
-    )
+    assert line.startswith("--cpus: 124 vCPUs are more than the 123 that this host's KVM allows; ")
 
 
 def test_more_cpus_than_a_gicv2_serves(refusal: Callable[..., str], guest: str) -> None:
@@ -105,7 +104,10 @@ def test_a_bad_image_is_refused_natively_too(refusal: Callable[..., str], tmp_pa
 
 @pytest.fixture
 def as_nobody(lab_host: Callable[[str], Host]) -> Iterator[Callable[..., Completed]]:
-    """``as_nobody(mode, argument...)``: `pyvmm run` by a user without rights; *mode*: /dev/kvm's."""
+    """``as_nobody(mode, argument...)`` is `pyvmm run` by a user without rights.
+
+    *mode* is /dev/kvm's meanwhile.
+    """
     host = lab_host("fwb")
 
     def run(mode: str, *arguments: str) -> Completed:
@@ -136,7 +138,7 @@ def test_a_host_without_kvm(lab_host: Callable[[str], Host], guest: str) -> None
     assert line.startswith("cannot open /dev/kvm: No such file or directory; ")
 
 
-# --- outside: a lab that can't be ------------------------------------------------------------------
+# --- outside: a lab that can't be -----------------------------------------------------------------
 
 
 def outside(
