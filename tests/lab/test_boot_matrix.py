@@ -64,8 +64,8 @@ def test_a_kernel_that_nobody_here_built_boots_reboots_and_powers_off(
 
 
 def test_sixteen_cpus_come_online(lab_host: Callable[[str], Host]) -> None:
-    """On a host with two: eight guest CPUs wait for each one of the host's."""
-    with machine(lab_host("fwb"), MIDDLE, 16) as console:
-        expect_userland(console, MIDDLE, 16)
+    """On a host with two: a minute. By hand with 7.3 as well, which takes half as long again."""
+    with machine(lab_host("fwb"), OLD, 16) as console:
+        expect_userland(console, OLD, 16)
         console.type(b"poweroff\n")
         assert console.finish() == 0, console.story()
