@@ -18,18 +18,21 @@ CDEFS = [
     "map.cdef.h",
     "ring.cdef.h",
     "virtio.cdef.h",
+    "blk.cdef.h",
 ]  # order matters: types before their users
 
 PREAMBLE = """
 #include <stddef.h>
 #include <stdint.h>
 #include <libfdt.h>
+#include <linux/virtio_blk.h>
 #include <linux/virtio_config.h>
 #include <linux/virtio_ids.h>
 #include <linux/virtio_mmio.h>
 #include <linux/virtio_ring.h>
 #include "kvm_abi.h"
 #include "vfio_abi.h"
+#include "blk.h"
 #include "ring.h"
 #include "run.h"
 """

@@ -41,6 +41,7 @@ enum pyvmm_ring_error {
 	PYVMM_RING_REUSED = -12,     /* made available again before the device has used it */
 	PYVMM_RING_SEGMENTS = -13,   /* more buffers than a chain may have here */
 	PYVMM_RING_LENGTH = -14,     /* more than 2^32 bytes in a chain (2.7.5) */
+	PYVMM_RING_REQUEST = -15,    /* too little in it for what the device does */
 };
 
 /*

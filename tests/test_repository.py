@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 TOP = {"LICENSE", "README.md", "cdefs", "examples", "pyproject.toml", "scripts", "tests", "vmm"}
 
-OUR_HEADERS = {"kvm_abi.h", "ring.h", "run.h", "vfio_abi.h"}
+OUR_HEADERS = {"blk.h", "kvm_abi.h", "ring.h", "run.h", "vfio_abi.h"}
 OUR_LICENSE = "SPDX-License-Identifier: Apache-2.0"
 EXEMPT = (
     "LICENSE:",

@@ -13,19 +13,27 @@ from typing import TYPE_CHECKING
 from vmm.arm64 import board, layout
 from vmm.closing import Closing
 from vmm.errors import UserError
+from vmm.virtio.blk import Blk
+from vmm.virtio.disk import RawDisk
 from vmm.virtio.mmio import MmioTransport
 from vmm.virtio.queue import MemoryMap
 from vmm.virtio.rng import Rng
 
 if TYPE_CHECKING:
     from vmm.bus import MmioBus
-    from vmm.config import MachineConfig
+    from vmm.config import DiskConfig, MachineConfig
     from vmm.events import Events
     from vmm.fdt import Node
     from vmm.kvm.vm import Vm
     from vmm.loop import Loop
     from vmm.memory import GuestMemory
     from vmm.virtio.device import VirtioDevice
+
+
+def _blk(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> Blk:
+    """Return the disk that *config* describes. Raises `UserError`."""
+    backing = RawDisk(config.path, read_only=config.read_only, option=f"--disk {config.path}")
+    return Blk(name, memory, events, backing, queues=config.queues, serial=config.serial)
 
 
 class Backplane(Closing):
@@ -50,6 +58,8 @@ class Backplane(Closing):
         known = MemoryMap(memory)
         with ExitStack() as undo:
             undo.callback(self.close)
+            for number, disk in enumerate(config.disks):
+                self._plug(_blk(f"disk{number}", disk, known, events))
             if config.rng:
                 self._plug(Rng("rng", known, events))
             undo.pop_all()
@@ -63,7 +73,7 @@ class Backplane(Closing):
             )
         self._transports.append(transport)
         self._bus.attach(layout.virtio(slot), layout.VIRTIO_SIZE, transport)
-        for index, queue in enumerate(device.slots):
+        for index, queue in enumerate([] if device.has_threads else device.slots):
             fd = queue.doorbell.fileno()
             self._loop.add_reader(fd, partial(device.process, index))
             self._owned.callback(self._loop.remove_reader, fd)

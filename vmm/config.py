@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from vmm.errors import UserError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 UNITS: Final = {"": 20, "B": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 """Powers of two by suffix; a bare number counts MiB, as QEMU's and kvmtool's do."""
@@ -70,6 +68,49 @@ def parse_bar(text: str) -> BarConfig:
     return BarConfig(bdf if bdf.count(":") > 1 else f"0000:{bdf}", int(region), address, cache)
 
 
+SERIAL_BYTES: Final = 20
+"""How long a disk's serial number can be (VIRTIO 1.2, 5.2.6.1)."""
+
+QUEUES_MAX: Final = 64
+
+
+class DiskConfig(NamedTuple):
+    """A disk: a raw image or block device at *path*.
+
+    queues  requests are done in as many threads
+    """
+
+    path: Path
+    read_only: bool = False
+    serial: str = ""
+    queues: int = 1
+
+
+def parse_disk(text: str) -> DiskConfig:
+    """Return what ``PATH[,ro][,serial=S][,queues=N]`` means. Raises `UserError`."""
+    path, *options = text.split(",")
+    if not path:
+        raise UserError(f"--disk: {text!r} names no file", "write PATH[,ro][,serial=S][,queues=N]")
+    read_only, serial, queues = False, "", 1
+    for option in options:
+        name, _, value = option.partition("=")
+        if option == "ro":
+            read_only = True
+        elif name == "serial" and value.isascii() and 0 < len(value) <= SERIAL_BYTES:
+            serial = value
+        elif (
+            name == "queues" and re.fullmatch("[0-9]{1,2}", value) and 0 < int(value) <= QUEUES_MAX
+        ):
+            queues = int(value)
+        else:
+            raise UserError(
+                f"--disk {text}: cannot use {option!r}",
+                f"options are ro, serial=S (up to {SERIAL_BYTES} ASCII characters) and queues=N "
+                f"(up to {QUEUES_MAX})",
+            )
+    return DiskConfig(Path(path), read_only, serial, queues)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MachineConfig:
     """One machine.
@@ -80,6 +121,7 @@ class MachineConfig:
     uapi     which generation of kernel to believe in: auto, mainline or rfc
     verify   prove, before the guest runs, what stage 2 gives each of the bars
     rng      have a virtio entropy device
+    disks    virtio block devices, in this order
     """
 
     image: Path
@@ -93,6 +135,7 @@ class MachineConfig:
     uapi: str = "auto"
     verify: bool = False
     rng: bool = False
+    disks: tuple[DiskConfig, ...] = ()
 
     def __post_init__(self) -> None:
         if self.cpus < 1:

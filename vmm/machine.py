@@ -121,7 +121,7 @@ class Machine(Closing):
 
     def _add_virtio(self) -> Backplane | None:
         """Plug virtio devices in, if any are asked for: only then are they worth importing."""
-        if not self._config.rng:
+        if not self._config.rng and not self._config.disks:
             return None
         from vmm.backplane import Backplane  # noqa: PLC0415
 

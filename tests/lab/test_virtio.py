@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +68,37 @@ def test_devices_work_again_after_each_reset(host: Host) -> None:
     sums = [line.split()[0] for line in text.splitlines() if line.rstrip().endswith("  -")]
     assert len(set(sums)) == 5
     assert events(host).count("power-on") == 5
+
+
+def test_a_guest_reads_and_writes_disks(host: Host, tmp_path: Path) -> None:
+    """One with four queues, and a read-only one; the image is the same when the guest reboots."""
+    image, other = tmp_path / "disk.img", tmp_path / "other.img"
+    data = os.urandom(8 << 20)
+    image.write_bytes(data)
+    other.write_bytes(data)
+    script = (
+        "md5sum /dev/vda /dev/vdb; cat /sys/block/vda/serial /sys/block/vd*/ro; echo; "
+        "ls /sys/block/vda/mq; "
+        "for part in 0 1 2 3; do dd if=/dev/vdb of=/dev/vda bs=64k count=16 "
+        "skip=$((part * 16)) seek=$((64 + part * 16)) conv=notrunc,fsync 2>/dev/null & done; "
+        "wait; md5sum /dev/vda; "
+        "dd if=/dev/vda of=/dev/vdb count=1 2>/dev/null || echo refused"
+    )
+    disks = ["--disk", f"{there(image)},queues=4,serial=PYVMM-1", "--disk", f"{there(other)},ro"]
+    status, text = run(host, script, "poweroff", "--cpus", "4", *disks)
+    assert status == 0, text
+    expected = data[: 4 << 20] * 2
+    before, after = (hashlib.md5(each).hexdigest() for each in (data, expected))  # noqa: S324
+    assert text.count(before) == 2
+    assert text.count(after) == 1
+    assert "PYVMM-1" in text
+    assert "refused" in text
+    assert hashlib.md5(image.read_bytes()).hexdigest() == after  # noqa: S324
+    assert other.read_bytes() == data
+    assert "virtio-needs-reset" not in events(host)
+    status, text = run(host, "md5sum /dev/vda", "reboot", "--no-reboot", *disks[:2])
+    assert status == 0
+    assert after in text
 
 
 def test_a_guest_without_devices_sees_none(host: Host) -> None:

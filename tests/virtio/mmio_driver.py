@@ -88,11 +88,11 @@ class Echo(VirtioDevice):
     def write_config(self, offset: int, data: bytes) -> None:
         self.written.append((offset, data))
 
-    def started(self) -> None:
-        self.calls.append("started")
+    def queue_started(self, index: int, queue: Queue) -> None:
+        self.calls.append(f"started {index}")
 
-    def stopped(self) -> None:
-        self.calls.append("stopped")
+    def queue_stopped(self, index: int) -> None:
+        self.calls.append(f"stopped {index}")
 
 
 class MmioDriver:

@@ -101,7 +101,6 @@ def test_a_driver_goes_from_step_to_step(driver: MmioDriver, echo: Echo) -> None
     assert not echo.live
     assert driver.add_status(LIVE) == A | D | OK | LIVE
     assert echo.live
-    assert echo.calls == ["started"]
 
 
 def test_a_driver_may_take_several_steps_at_once(driver: MmioDriver) -> None:
@@ -277,7 +276,7 @@ def test_a_single_queue_can_be_reset_and_set_up_anew(
     fresh = SplitDriver(memory, size=4, at=BASE + 0x1_0000)
     assert driver.set_queue(0, fresh.size, fresh.areas) == 1
     echo_once(driver, fresh)
-    assert echo.calls == ["stopped", "started"], "the device went on"
+    assert echo.calls[-3:] == ["started 0", "stopped 0", "started 0"], "the device went on"
 
 
 def test_a_queue_is_not_reset_unless_that_was_agreed_upon(
@@ -330,7 +329,7 @@ def test_a_reset_forgets_everything(driver: MmioDriver, echo: Echo, memory: Memo
     assert driver.load("Status") == driver.load("InterruptStatus") == driver.interrupts() == 0
     assert driver.load("QueueReady") == echo.accepted == 0
     driver.turn()
-    assert echo.calls[-1] == "stopped"
+    assert echo.calls[-2:] == ["stopped 0", "stopped 1"]
     fresh = SplitDriver(memory, at=BASE + 0x1_0000)
     start(driver, fresh)
     echo_once(driver, fresh)

@@ -53,16 +53,22 @@ def run_there(host: str, files: Sequence[Path] = ()) -> int:
 
 
 def _visible(argument: str, files: Sequence[Path]) -> str:
-    """Return *argument*, be it ``FILE`` or ``--option=FILE``, as the lab host has that file."""
+    """Return *argument*, be it ``FILE`` or ``--option=FILE``, as the lab host has that file.
+
+    Options of the file's own may follow: ``FILE,ro``.
+    """
     from vmm.lab.session import inside  # noqa: PLC0415
 
     for file in files:
-        option = argument.removesuffix(str(file))
+        plain, comma, own = argument, "", ""
+        if not argument.endswith(str(file)):
+            plain, comma, own = argument.partition(",")
+        option = plain.removesuffix(str(file))
         real = os.path.realpath(file)
-        if option != argument and (not option or option.startswith("-")):
+        if option != plain and (not option or option.startswith("-")):
             # Links lead astray there; else the name that the user gave stays, for messages.
             direct = real == os.path.abspath(file) and inside(real) == real  # noqa: PTH100
-            return argument if direct else option + inside(real)
+            return argument if direct else option + inside(real) + comma + own
     return argument
 
 

@@ -54,6 +54,13 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
     help="Which generation the kernel is, for people who know theirs.",
 )
 @click.option("--verify", is_flag=True, help="Prove what stage 2 gives each --bar, first.")
+@click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    metavar="PATH[,ro][,serial=S][,queues=N]",
+    help="Give the guest a disk, from a raw image or block device: a virtio-blk device.",
+)
 @click.option("--rng", is_flag=True, help="Give the guest random numbers: a virtio-rng device.")
 @click.option("--no-reboot", is_flag=True, help="Exit when the guest resets.")
 @click.option("--events", type=_PATH, help="Write what happens to FILE, as JSON lines.")
@@ -80,12 +87,13 @@ def run(**options: Any) -> None:
             sys.exit(run_machine(config, escape, events))
     _check_files(config)
     names = (options["image"], options["initrd"], options["events"])
-    sys.exit(run_there(options["host"], [name for name in names if name]))
+    files = [name for name in names if name] + [disk.path for disk in config.disks]
+    sys.exit(run_there(options["host"], files))
 
 
 def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     """Return the machine and the console's escape prefix. Raises `UserError`."""
-    from vmm.config import MachineConfig, parse_bar, parse_size  # noqa: PLC0415
+    from vmm.config import MachineConfig, parse_bar, parse_disk, parse_size  # noqa: PLC0415
     from vmm.escape import parse_prefix  # noqa: PLC0415
 
     config = MachineConfig(
@@ -100,6 +108,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         uapi=options["uapi"],
         verify=options["verify"],
         rng=options["rng"],
+        disks=tuple(parse_disk(text) for text in options["disks"]),
     )
     return config, parse_prefix(options["escape"])
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm.events import Events
+    from vmm.virtio.notify import Interrupt
 
 F_INDIRECT_DESC: Final = 1 << lib.VIRTIO_RING_F_INDIRECT_DESC
 F_EVENT_IDX: Final = 1 << lib.VIRTIO_RING_F_EVENT_IDX
@@ -40,6 +41,9 @@ COMPLAINTS: Final = 100
 
 class Interrupts(Protocol):
     """How a transport tells the driver something. Thread-safe."""
+
+    def of_queue(self, queue: int) -> Interrupt:
+        """Return what `used` raises, with `USED`, for who does that himself, in C."""
 
     def used(self, queue: int) -> None:
         """Say that chains of *queue* were used."""
@@ -114,11 +118,17 @@ class VirtioDevice(Closing):
     def write_config(self, offset: int, data: bytes) -> None:
         """Take what the driver wrote to the configuration; most kinds have nothing to write."""
 
-    def started(self) -> None:
-        """Prepare, for the driver is ready (DRIVER_OK). With the device's lock."""
+    has_threads = False
+    """Whether it serves its queues in threads of its own; then `process` is not to be called."""
 
-    def stopped(self) -> None:
-        """End all that touches the queues; they are about to go. With the device's lock."""
+    def queue_started(self, index: int, queue: Queue) -> None:
+        """Begin with queue *index*: it may be used from now on. With the device's lock."""
+
+    def queue_stopped(self, index: int) -> None:
+        """End all that touches queue *index*, for it is about to go. With the device's lock.
+
+        Harmless if it was not started.
+        """
 
     # What transports show
 
@@ -166,11 +176,16 @@ class VirtioDevice(Closing):
     def _enter(self, bit: int) -> bool:
         if bit == status.FEATURES_OK and not self._agreed():
             return False
-        if bit == status.DRIVER_OK:
-            self.started()
-            for slot in self.slots:
-                slot.doorbell.ring()  # what came before was not looked at
+        if bit == status.DRIVER_OK and not self._status & status.NEEDS_RESET:
+            for index in range(len(self.slots)):
+                self._start_queue(index)
         return True
+
+    def _start_queue(self, index: int) -> None:
+        slot = self.slots[index]
+        if slot.queue is not None:
+            self.queue_started(index, slot.queue)
+            slot.doorbell.ring()  # what came before was not looked at
 
     def _agreed(self) -> bool:
         excess = self._accepted & ~self.offered
@@ -202,11 +217,13 @@ class VirtioDevice(Closing):
             except RingError as error:
                 self._break(error, index)
             else:
-                slot.doorbell.ring()
+                if self.live:
+                    self._start_queue(index)
 
     def reset_queue(self, index: int) -> None:
         """Stop queue *index* and forget it (2.6.1); when this returns, nothing touches it."""
         with self._lock:
+            self.queue_stopped(index)
             self.slots[index].reset()
 
     # Service
@@ -240,7 +257,8 @@ class VirtioDevice(Closing):
     def _break(self, error: RingError, index: int) -> None:
         """Stand still until the driver resets the device (2.1.2)."""
         self._status |= status.NEEDS_RESET
-        self.stopped()
+        for each in range(len(self.slots)):
+            self.queue_stopped(each)
         self._complain("virtio-needs-reset", queue=index, error=error.message)
         self._tell()
 
@@ -258,9 +276,9 @@ class VirtioDevice(Closing):
     def reset(self) -> None:
         """Be as after power-on. When this returns, nothing touches guest memory."""
         with self._lock:
-            self.stopped()
             self._status = self._accepted = 0
-            for slot in self.slots:
+            for index, slot in enumerate(self.slots):
+                self.queue_stopped(index)
                 slot.reset()
                 slot.doorbell.drain()
             if self.interrupts is not None:

@@ -180,7 +180,11 @@ class MmioTransport(Closing):
 
     # The device's side (`vmm.virtio.device.Interrupts`)
 
-    def used(self, queue: int) -> None:  # noqa: ARG002  (one interrupt for all)
+    def of_queue(self, queue: int) -> Interrupt:  # noqa: ARG002  (one interrupt for all)
+        """Return the interrupt."""
+        return self.interrupt
+
+    def used(self, queue: int) -> None:  # noqa: ARG002
         """Interrupt: chains were used."""
         self.interrupt.raise_(USED)
 

@@ -44,6 +44,7 @@ WRONG: Final = {
     lib.PYVMM_RING_REUSED: "a chain is made available again before it was used",
     lib.PYVMM_RING_SEGMENTS: f"a chain has more than {CHAIN_SEGMENTS} buffers",
     lib.PYVMM_RING_LENGTH: "a chain has more than 4 GiB",
+    lib.PYVMM_RING_REQUEST: "a chain is too short for a request",
 }
 
 

@@ -1,0 +1,51 @@
+/* cdefs/blk.h as cffi reads it, and the part of <linux/virtio_blk.h> that pyvmm uses. */
+
+#define VIRTIO_BLK_F_SEG_MAX ...
+#define VIRTIO_BLK_F_RO ...
+#define VIRTIO_BLK_F_BLK_SIZE ...
+#define VIRTIO_BLK_F_FLUSH ...
+#define VIRTIO_BLK_F_MQ ...
+#define VIRTIO_BLK_F_DISCARD ...
+#define VIRTIO_BLK_F_WRITE_ZEROES ...
+
+struct virtio_blk_config {
+    uint64_t capacity;
+    uint32_t seg_max;
+    uint32_t blk_size;
+    uint16_t num_queues;
+    uint32_t max_discard_sectors;
+    uint32_t max_discard_seg;
+    uint32_t discard_sector_alignment;
+    uint32_t max_write_zeroes_sectors;
+    uint32_t max_write_zeroes_seg;
+    uint8_t write_zeroes_may_unmap;
+    ...;
+};
+
+#define PYVMM_BLK_SERIAL_BYTES ...
+#define PYVMM_BLK_MAX_RANGES ...
+#define PYVMM_BLK_MAX_SECTORS ...
+
+struct pyvmm_disk {
+    int fd;
+    uint8_t read_only;
+    uint8_t write_through;
+    uint64_t sectors;
+    uint8_t serial[...];
+};
+
+struct pyvmm_blk_queue {
+    struct pyvmm_disk *disk;
+    struct pyvmm_queue *queue;
+    struct pyvmm_chain *chain;
+    struct pyvmm_interrupt *interrupt;
+    uint32_t bits;
+    int doorbell;
+    int stop;
+    uint64_t requests;
+    uint64_t errors;
+    ...;
+};
+
+int pyvmm_blk_run(struct pyvmm_blk_queue *blk);
+void pyvmm_blk_stop(struct pyvmm_blk_queue *blk);

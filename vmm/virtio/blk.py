@@ -1,0 +1,168 @@
+"""The block device (VIRTIO 1.2, 5.2). Its requests are done in C, cdefs/blk.c: a thread a queue.
+
+    guest --doorbell--> pyvmm_blk_run: pop, preadv or pwritev, push, interrupt
+
+Python starts the threads, and hears of them when they end: at a reset, or at a bad ring.
+"""
+
+from __future__ import annotations
+
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Final
+
+from vmm._native import ffi, lib
+from vmm.closing import Closing
+from vmm.virtio.device import VirtioDevice
+from vmm.virtio.notify import USED, Doorbell
+from vmm.virtio.queue import Chain, RingError
+
+if TYPE_CHECKING:
+    from vmm.events import Events
+    from vmm.virtio.disk import RawDisk
+    from vmm.virtio.queue import MemoryMap, Queue
+
+QUEUE_SIZE: Final = 256
+SEGMENTS: Final = QUEUE_SIZE - 2
+"""Buffers of data in a request: header and status need two more."""
+
+BLOCK_SIZE: Final = 512
+
+F_SEG_MAX: Final = 1 << lib.VIRTIO_BLK_F_SEG_MAX
+F_RO: Final = 1 << lib.VIRTIO_BLK_F_RO
+F_BLK_SIZE: Final = 1 << lib.VIRTIO_BLK_F_BLK_SIZE
+F_FLUSH: Final = 1 << lib.VIRTIO_BLK_F_FLUSH
+F_MQ: Final = 1 << lib.VIRTIO_BLK_F_MQ
+F_DISCARD: Final = 1 << lib.VIRTIO_BLK_F_DISCARD
+F_WRITE_ZEROES: Final = 1 << lib.VIRTIO_BLK_F_WRITE_ZEROES
+
+STOP_CHECK: Final = 0.05
+"""Seconds between looks, by a thread that has bad news, at whether anybody still wants them."""
+
+
+class Worker(Closing):
+    """The thread that serves one queue, from its start to its stop."""
+
+    def __init__(self, device: Blk, index: int, queue: Queue) -> None:
+        interrupts = device.interrupts
+        assert interrupts is not None, "a transport comes first"
+        self._device = device
+        self._index = index
+        self._stop = Doorbell()
+        self._keep = queue, Chain(), interrupts.of_queue(index)
+        self.c: Any = ffi.new(
+            "struct pyvmm_blk_queue *",
+            {
+                "disk": device.disk,
+                "queue": queue.c,
+                "chain": self._keep[1].c,
+                "interrupt": self._keep[2].c,
+                "bits": USED,
+                "doorbell": device.slots[index].doorbell.fileno(),
+                "stop": self._stop.fileno(),
+            },
+        )
+        self.stopping = False
+        self._thread = Thread(target=self._run, name=f"{device.name}-{index}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        if wrong := lib.pyvmm_blk_run(self.c):
+            self._device.worker_failed(self, self._index, wrong)
+
+    def stop(self) -> None:
+        """End it. When this returns, no request is under way."""
+        self.stopping = True
+        lib.pyvmm_blk_stop(self.c)
+        self._thread.join()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what `stop` needs, once the thread is at its end."""
+        self._stop.close()
+
+
+class Blk(VirtioDevice):
+    """A disk with *queues* queues, each with a thread of its own. Owns *backing*."""
+
+    device_id: int = lib.VIRTIO_ID_BLOCK
+    has_threads = True
+
+    def __init__(  # noqa: PLR0913  (all independent)
+        self,
+        name: str,
+        memory: MemoryMap,
+        events: Events,
+        backing: RawDisk,
+        *,
+        queues: int = 1,
+        serial: str = "",
+    ) -> None:
+        features = F_SEG_MAX | F_BLK_SIZE | F_FLUSH
+        features |= F_RO if backing.read_only else F_DISCARD | F_WRITE_ZEROES
+        features |= F_MQ if queues > 1 else 0
+        super().__init__(name, memory, events, [QUEUE_SIZE] * queues, features)
+        self._backing = backing
+        self._workers: dict[int, Worker] = {}
+        self.disk: Any = ffi.new(
+            "struct pyvmm_disk *",
+            {
+                "fd": backing.fileno(),
+                "read_only": backing.read_only,
+                "sectors": backing.sectors,
+                "serial": serial.encode()[: lib.PYVMM_BLK_SERIAL_BYTES],
+            },
+        )
+        self._config = bytes(ffi.buffer(_configuration(backing.sectors, queues)))
+
+    def config(self) -> bytes:
+        """Return ``struct virtio_blk_config`` (5.2.4)."""
+        return self._config
+
+    def queue_started(self, index: int, queue: Queue) -> None:
+        """Start the queue's thread."""
+        # Without FLUSH a driver cannot ask for durability, so it gets it always (5.2.6.2).
+        self.disk.write_through = not self.accepted & F_FLUSH
+        self._workers[index] = Worker(self, index, queue)
+
+    def queue_stopped(self, index: int) -> None:
+        """End the queue's thread, after the request it is at."""
+        worker = self._workers.pop(index, None)
+        if worker is not None:
+            worker.stop()
+
+    def worker_failed(self, worker: Worker, index: int, wrong: int) -> None:
+        """Stand still, for *worker* has found a bad ring. In its thread."""
+        while not worker.stopping:
+            # Whoever stops the worker has the lock, and waits for this thread.
+            if self._lock.acquire(timeout=STOP_CHECK):
+                try:
+                    if self._workers.get(index) is worker:
+                        del self._workers[index]  # it ends by itself
+                        worker.close()
+                        self._break(RingError(wrong), index)
+                finally:
+                    self._lock.release()
+                return
+
+    def close(self) -> None:
+        """End the threads and close the backing. Idempotent."""
+        super().close()
+        self._backing.close()
+
+
+def _configuration(sectors: int, queues: int) -> Any:
+    return ffi.new(
+        "struct virtio_blk_config *",
+        {
+            "capacity": sectors,
+            "seg_max": SEGMENTS,
+            "blk_size": BLOCK_SIZE,
+            "num_queues": queues,
+            "max_discard_sectors": lib.PYVMM_BLK_MAX_SECTORS,
+            "max_discard_seg": lib.PYVMM_BLK_MAX_RANGES,
+            "discard_sector_alignment": 1,
+            "max_write_zeroes_sectors": lib.PYVMM_BLK_MAX_SECTORS,
+            "max_write_zeroes_seg": lib.PYVMM_BLK_MAX_RANGES,
+            "write_zeroes_may_unmap": 1,
+        },
+    )
