@@ -6,8 +6,11 @@ Hypothesis chooses seeds, and each seed makes hundreds of rings: 100,000 in all.
 from __future__ import annotations
 
 import struct
+import time
 from collections import Counter
+from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given, settings
@@ -32,7 +35,9 @@ from ring_driver import (
 from vmm._native import lib
 from vmm.virtio import device as virtio
 from vmm.virtio import status
+from vmm.virtio.blk import Blk
 from vmm.virtio.device import VirtioDevice
+from vmm.virtio.disk import RawDisk
 from vmm.virtio.mmio import MmioTransport
 from vmm.virtio.queue import WRONG, Areas, MemoryMap, Queue
 from vmm.virtio.rng import Rng
@@ -89,6 +94,20 @@ class Hostile:
     def table(self, at: int, size: int, packed: int) -> None:
         entries = [self.descriptor(size, packed) for _ in range(size)]
         self.memory.guest.write(at, b"".join(entries))
+
+    def request(self, size: int, packed: int) -> None:
+        """Write what a block device may take for a request: its kind and sector, and a chain."""
+        chain = ((BUFFERS, 16, NEXT), (SECOND, 512, NEXT | WRITE), (TABLES, 1, WRITE))
+        if size > 2 and self.random.random() < 0.7:
+            for index, (address, length, flags) in enumerate(chain):
+                more = (index, flags | AVAIL) if packed else (flags, index + 1)
+                at = AREAS.descriptors + 16 * index
+                self.memory.pack(at, "QIHH", address, length, *more)
+            if not packed:
+                self.memory.pack(AREAS.driver + 4, f"{size}H", *[0] * size)
+        kind = self.random.choice((0, 0, 1, 1, 4, 8, 11, 13, 99))
+        sector = self.random.choice((0, 1, 2, 127, 128, (1 << 64) - 1))
+        self.memory.pack(BUFFERS, "IIQ", kind, 0, sector)
 
     def scribble(self, size: int, packed: int) -> None:
         """Write a ring's worth of mischief."""
@@ -165,6 +184,38 @@ def test_no_ring_hurts_a_device_that_copies(kind: str, seed: int) -> None:
 def test_no_ring_hurts_the_entropy_device(seed: int) -> None:
     memory, events = Memory(), Recorded()
     attack(seed, Rng("rng", MemoryMap(memory.guest), events), memory, events)
+    still_works(memory)
+    memory.close()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, (1 << 64) - 1))
+def test_no_ring_hurts_a_disk_though_it_changes_while_it_is_served(seed: int) -> None:
+    """The disk's own thread reads rings and requests as they are scribbled over."""
+    random = Random(seed)  # noqa: S311  (nobody's secret)
+    memory, events = Memory(), Recorded()
+    hostile = Hostile(random, memory)
+    with TemporaryDirectory() as directory:
+        image = Path(directory, "disk.img")
+        image.write_bytes(bytes(1 << 16))
+        backing = RawDisk(image, read_only=False, option="--disk")
+        with MmioTransport(Blk("disk0", MemoryMap(memory.guest), events, backing)) as transport:
+            driver = MmioDriver(transport)
+            for _ in range(RINGS // 5):
+                memory.guest.write(AREAS.driver, bytes(4))
+                features = sum(feature for feature in FEATURES if random.random() < 0.6)
+                size, packed = random.choice(SIZES), features & virtio.F_RING_PACKED
+                hostile.scribble(size, packed)
+                hostile.request(size, packed)
+                driver.start(size, AREAS, features)
+                for _ in range(random.randrange(6)):
+                    driver.store("QueueNotify", 0)
+                    time.sleep(random.choice((0, 0, 1e-4)))
+                    hostile.scribble(size, packed)
+                    hostile.request(size, packed)
+                transport.reset()
+        assert image.stat().st_size == 1 << 16
+    assert set(events.names()) <= {"virtio-needs-reset"}
     still_works(memory)
     memory.close()
 
