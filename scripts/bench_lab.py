@@ -79,7 +79,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
             }
             group = f"{name} in the emulated host ({options.profile})"
             _add(report, group, _run(host, task))
-            report.add(_from_outside(host, group, int(task["rounds"])))
+            report.add(_from_outside(host, group, options.rounds or ROUNDS))
 
 
 def _kernels() -> dict[str, Path]:
