@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from vmm.loop import Loop
 
 LOOP_RESETS: Final = 5
-LOOP_SECONDS: Final = 30.0
-"""So many resets in a row, each so soon after the last, are a loop that nobody wants."""
+LOOP_SECONDS: Final = 120.0
+"""So many resets in a row, each so soon after the last, are a loop that nobody wants. An emulated
+host that is busy takes 40 s for a kernel that boots, panics and resets."""
 
 
 class Ending(Enum):
