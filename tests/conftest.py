@@ -9,21 +9,17 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-
-# On a busy machine an example may take long, and that says nothing about it.
-settings.register_profile("pyvmm", deadline=None)
-settings.load_profile("pyvmm")
 
 try:
     from hypothesis import HealthCheck, settings
 except ImportError:
     pass  # in a lab host, where some tests run, too
 else:
-    # On top of Hypothesis's own profile, which is another one where CI is set.
+    # On a busy machine an example may take long, and that says nothing about it.
+    # This is on top of Hypothesis's own profile, which is another one where CI is set.
     settings.register_profile(
         "unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
