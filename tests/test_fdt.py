@@ -113,7 +113,7 @@ def test_a_tree_comes_back_from_its_blob(root: Node) -> None:
 def test_dtc_reads_what_we_write() -> None:
     dtc = ["dtc", "-q", "-I", "dtb", "-O", "dts"]
     read = subprocess.run(dtc, input=dumps(TREE), capture_output=True, check=True)
-    # dtc 1.7 (Debian 13) prints a list of strings like this, 1.6 as one string with a \\0 in it.
+    # dtc 1.7 (Debian 13) prints a list of strings like this, 1.6 as one string with a \0 in it.
     assert read.stdout.decode().replace("\\0", '", "') == DTS
 
 
