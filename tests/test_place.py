@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,8 @@ def test_a_file_gets_the_name_that_the_lab_host_has_for_it(
     monkeypatch: pytest.MonkeyPatch, typed: str, files: list[str], there: str
 ) -> None:
     monkeypatch.chdir("/")
-    monkeypatch.setattr(place.os.path, "realpath", lambda path: str(Path("/home/me") / path))
-    monkeypatch.setattr(place.os.path, "abspath", lambda path: str(Path("/home/me") / path))
+    monkeypatch.setattr(os.path, "realpath", lambda path: str(Path("/home/me") / path))
+    monkeypatch.setattr(os.path, "abspath", lambda path: str(Path("/home/me") / path))
     assert place._visible(typed, [Path(file) for file in files]) == there
 
 
