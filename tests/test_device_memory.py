@@ -22,7 +22,8 @@ from vmm.coherence.capability import Capability, FlagAnswer, Generation, judge
 from vmm.coherence.policy import NVGRACE, Stage2, with_uapi
 from vmm.coherence.verdict import MemoryType, Verdict
 from vmm.coherence.vma import Vma
-from vmm.config import BarConfig, MachineConfig
+from vmm.config import MachineConfig
+from vmm.config.bar import BarConfig
 from vmm.device_memory import DeviceMemory
 from vmm.errors import HostError, UserError
 from vmm.kvm.fd import KvmError

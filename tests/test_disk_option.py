@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmm.cli.place import _visible
-from vmm.config import DiskConfig, parse_disk
+from vmm.config.disk import DiskConfig, parse_disk
 from vmm.errors import UserError
 
 

@@ -21,7 +21,8 @@ from vmm.virtio.rng import Rng
 
 if TYPE_CHECKING:
     from vmm.bus import MmioBus
-    from vmm.config import DiskConfig, MachineConfig
+    from vmm.config import MachineConfig
+    from vmm.config.disk import DiskConfig
     from vmm.events import Events
     from vmm.fdt import Node
     from vmm.kvm.vm import Vm

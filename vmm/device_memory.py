@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm.coherence.capability import Capability
-    from vmm.config import BarConfig
+    from vmm.config.bar import BarConfig
     from vmm.events import Events
     from vmm.kvm.slots import MemorySlots
     from vmm.kvm.system import System

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm.coherence.verdict import prove
-from vmm.config import BarConfig, MachineConfig
+from vmm.config import MachineConfig
+from vmm.config.bar import BarConfig
 from vmm.device_memory import RegionContents
 from vmm.errors import HostError
 from vmm.events import Events

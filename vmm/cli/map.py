@@ -38,7 +38,9 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
         sys.exit(run_there(host))
     from vmm.arm64 import layout  # noqa: PLC0415
     from vmm.coherence import chart  # noqa: PLC0415
-    from vmm.config import MachineConfig, parse_bar, parse_size  # noqa: PLC0415
+    from vmm.config import MachineConfig  # noqa: PLC0415
+    from vmm.config.bar import parse_bar  # noqa: PLC0415
+    from vmm.config.size import parse_size  # noqa: PLC0415
     from vmm.kvm.slots import MemorySlots  # noqa: PLC0415
     from vmm.kvm.system import System  # noqa: PLC0415
     from vmm.space import GuestSpace  # noqa: PLC0415

@@ -93,7 +93,10 @@ def run(**options: Any) -> None:
 
 def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     """Return the machine and the console's escape prefix. Raises `UserError`."""
-    from vmm.config import MachineConfig, parse_bar, parse_disk, parse_size  # noqa: PLC0415
+    from vmm.config import MachineConfig  # noqa: PLC0415
+    from vmm.config.bar import parse_bar  # noqa: PLC0415
+    from vmm.config.disk import parse_disk  # noqa: PLC0415
+    from vmm.config.size import parse_size  # noqa: PLC0415
     from vmm.escape import parse_prefix  # noqa: PLC0415
 
     config = MachineConfig(

@@ -35,7 +35,7 @@ def verify(bars: tuple[str, ...], *, uapi: str, as_json: bool, host: str) -> Non
         sys.exit(run_there(host))
     from vmm.coherence.capability import Capability  # noqa: PLC0415
     from vmm.coherence.policy import with_uapi  # noqa: PLC0415
-    from vmm.config import parse_bar  # noqa: PLC0415
+    from vmm.config.bar import parse_bar  # noqa: PLC0415
     from vmm.device_memory import open_all  # noqa: PLC0415
     from vmm.kvm.system import System  # noqa: PLC0415
 

@@ -1,0 +1,55 @@
+"""What to build: plain, frozen, validated on construction. One module for each option."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from vmm.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmm.config.bar import BarConfig
+    from vmm.config.disk import DiskConfig
+
+DEFAULT_MEMORY: Final = 512 << 20
+DEFAULT_CMDLINE: Final = "console=ttyAMA0 panic=-1"
+"""What a kernel gets that comes without a command line. ``panic=-1`` resets at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineConfig:
+    """One machine.
+
+    memory   bytes of RAM
+    cmdline  the kernel's command line; None: the image's own, or `DEFAULT_CMDLINE`
+    write_back  ask for the proposed Write-Back flag on RAM's memory slot
+    uapi     which generation of kernel to believe in: auto, mainline or rfc
+    verify   prove, before the guest runs, what stage 2 gives each of the bars
+    rng      have a virtio entropy device
+    disks    virtio block devices, in this order
+    """
+
+    image: Path
+    initrd: Path | None = None
+    cmdline: str | None = None
+    cpus: int = 1
+    memory: int = DEFAULT_MEMORY
+    reboot: bool = True
+    bars: tuple[BarConfig, ...] = ()
+    write_back: bool = False
+    uapi: str = "auto"
+    verify: bool = False
+    rng: bool = False
+    disks: tuple[DiskConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.cpus < 1:
+            raise UserError(
+                f"--cpus: a machine has at least one CPU, not {self.cpus}", "use --cpus 1"
+            )
+        if self.memory <= 0:
+            raise UserError("--memory: a machine has some", "use --memory 512M")
+        if self.cmdline is not None and "\0" in self.cmdline:
+            raise UserError("--cmdline: it contains a NUL character", "remove it")

@@ -1,0 +1,51 @@
+"""``--bar``: a region of a VFIO device for the guest's physical space."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from vmm.errors import UserError
+
+
+class BarConfig(NamedTuple):
+    """One region of a VFIO device for the guest's physical space.
+
+    base   guest physical address; None: above RAM
+    cache  auto, require or forbid: see `vmm.coherence.policy`
+    """
+
+    bdf: str
+    region: int
+    base: int | None = None
+    cache: str = "auto"
+
+
+BAR: Final = re.compile(
+    r"((?:[0-9a-f]{4,8}:)?[0-9a-f]{1,2}:[0-9a-f]{1,2}\.[0-7]):(\d+)(?:@(\w+))?((?:,.*)?)",
+    re.IGNORECASE,
+)
+CACHE_CHOICES: Final = ("auto", "require", "forbid")
+
+
+def parse_bar(text: str) -> BarConfig:
+    """Return what ``BDF:REGION[@GPA][,cache=...]`` means. Raises `UserError`."""
+    match = BAR.fullmatch(text.strip())
+    if match is None:
+        raise UserError(
+            f"--bar: {text!r} is not BDF:REGION[@GPA][,cache=auto|require|forbid]",
+            "write 0000:01:00.0:4@0x100000000,cache=require",
+        )
+    bdf, region, base, options = match.groups()
+    cache = "auto"
+    for option in filter(None, options.split(",")):
+        name, _, cache = option.partition("=")
+        if name != "cache" or cache not in CACHE_CHOICES:
+            raise UserError(
+                f"--bar {text}: unknown option {option!r}", f"cache is {'|'.join(CACHE_CHOICES)}"
+            )
+    try:
+        address = None if base is None else int(base, 0)
+    except ValueError as error:
+        raise UserError(f"--bar {text}: {base!r} is not an address", "write 0x...") from error
+    return BarConfig(bdf if bdf.count(":") > 1 else f"0000:{bdf}", int(region), address, cache)
