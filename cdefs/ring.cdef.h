@@ -57,6 +57,7 @@ struct pyvmm_queue {
 
 struct pyvmm_interrupt {
     uint32_t status;
+    uint32_t standing;
     int eventfd;
 };
 
@@ -77,3 +78,4 @@ int64_t pyvmm_chain_fill_random(struct pyvmm_chain *chain, uint64_t most);
 void pyvmm_interrupt_raise(struct pyvmm_interrupt *interrupt, uint32_t bits);
 void pyvmm_interrupt_acknowledge(struct pyvmm_interrupt *interrupt, uint32_t bits);
 uint32_t pyvmm_interrupt_status(struct pyvmm_interrupt *interrupt);
+void pyvmm_interrupt_stand(struct pyvmm_interrupt *interrupt, uint32_t bits);

@@ -82,9 +82,14 @@ struct pyvmm_queue {
 	int broken;              /* the first error: nothing but configure mends it */
 };
 
-/* What makes the driver look: InterruptStatus (4.2.2), and the eventfd behind the interrupt. */
+/*
+ * What makes the driver look: InterruptStatus (4.2.2), and the eventfd behind the interrupt. Bits
+ * that stand are always set and cannot be acknowledged: then whoever used a chain, be it the
+ * kernel or another process, only signals the eventfd.
+ */
 struct pyvmm_interrupt {
 	uint32_t status;
+	uint32_t standing;
 	int eventfd;
 };
 
@@ -107,5 +112,6 @@ int64_t pyvmm_chain_fill_random(struct pyvmm_chain *chain, uint64_t most);
 void pyvmm_interrupt_raise(struct pyvmm_interrupt *interrupt, uint32_t bits);
 void pyvmm_interrupt_acknowledge(struct pyvmm_interrupt *interrupt, uint32_t bits);
 uint32_t pyvmm_interrupt_status(struct pyvmm_interrupt *interrupt);
+void pyvmm_interrupt_stand(struct pyvmm_interrupt *interrupt, uint32_t bits);
 
 #endif

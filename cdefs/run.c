@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "ring.h"
 #include "run.h"
 
 /* Not SIGUSR1: that one people send by hand. */
@@ -201,12 +202,52 @@ static uint64_t shadow(struct pyvmm_answered *entry)
 	return value;
 }
 
-static int is_unchanged(struct pyvmm_answered *entry, const struct kvm_run *run)
+static uint64_t stored(const struct kvm_run *run)
 {
 	uint64_t value = 0;
 
 	memcpy(&value, run->mmio.data, run->mmio.len);
-	return value == __atomic_load_n(&entry->value, __ATOMIC_ACQUIRE);
+	return value;
+}
+
+static int answer_load(struct pyvmm_answered *entry, struct kvm_run *run)
+{
+	uint64_t value;
+
+	switch (entry->answer) {
+	case PYVMM_ANSWER_SHADOW:
+		value = shadow(entry);
+		break;
+	case PYVMM_ANSWER_INTERRUPT_STATUS:
+		if (run->mmio.len != sizeof(uint32_t))
+			return 0;
+		value = pyvmm_interrupt_status(entry->interrupt);
+		break;
+	default:
+		return 0;
+	}
+	memcpy(run->mmio.data, &value, sizeof(value));
+	return 1;
+}
+
+static int answer_store(struct pyvmm_answered *entry, const struct kvm_run *run)
+{
+	switch (entry->answer) {
+	case PYVMM_ANSWER_DOORBELL:
+		signal_eventfd(entry->eventfd);
+		return 1;
+	case PYVMM_ANSWER_UNCHANGED:
+		return stored(run) == __atomic_load_n(&entry->value, __ATOMIC_ACQUIRE);
+	case PYVMM_ANSWER_SINK:
+		return !put(entry->sink, run->mmio.data[0], 1);
+	case PYVMM_ANSWER_INTERRUPT_ACK:
+		if (run->mmio.len != sizeof(uint32_t))
+			return 0;
+		pyvmm_interrupt_acknowledge(entry->interrupt, (uint32_t)stored(run));
+		return 1;
+	default:
+		return 0;
+	}
 }
 
 /* Answer the MMIO exit in kvm_run, if we can. Returns 1 if so, else 0. */
@@ -220,23 +261,9 @@ int pyvmm_answer(struct pyvmm_vcpu *vcpu)
 		return 0;
 	end = answers->entries + answers->count;
 	for (entry = find(answers, address); entry < end && entry->address == address; entry++) {
-		if (!vcpu->run->mmio.is_write) {
-			uint64_t value;
-
-			if (entry->answer != PYVMM_ANSWER_SHADOW)
-				continue;
-			value = shadow(entry);
-			memcpy(vcpu->run->mmio.data, &value, sizeof(value));
+		if (vcpu->run->mmio.is_write ? answer_store(entry, vcpu->run)
+					     : answer_load(entry, vcpu->run))
 			return 1;
-		}
-		if (entry->answer == PYVMM_ANSWER_DOORBELL) {
-			signal_eventfd(entry->eventfd);
-			return 1;
-		}
-		if (entry->answer == PYVMM_ANSWER_UNCHANGED)
-			return is_unchanged(entry, vcpu->run);
-		if (entry->answer == PYVMM_ANSWER_SINK)
-			return !put(entry->sink, vcpu->run->mmio.data[0], 1);
 	}
 	return 0;
 }

@@ -12,6 +12,8 @@ struct pyvmm_sink {
 #define PYVMM_ANSWER_SINK ...
 #define PYVMM_ANSWER_SHADOW ...
 #define PYVMM_ANSWER_UNCHANGED ...
+#define PYVMM_ANSWER_INTERRUPT_STATUS ...
+#define PYVMM_ANSWER_INTERRUPT_ACK ...
 
 struct pyvmm_answered {
     uint64_t address;
@@ -20,6 +22,7 @@ struct pyvmm_answered {
     struct pyvmm_sink *sink;
     uint64_t value;
     uint64_t flip_when_full;
+    struct pyvmm_interrupt *interrupt;
 };
 
 struct pyvmm_answers {

@@ -32,12 +32,17 @@ enum pyvmm_answer {
 	PYVMM_ANSWER_SINK,     /* a store puts its low byte into a sink, if that takes it */
 	PYVMM_ANSWER_SHADOW,   /* a load returns a value that Python keeps up to date */
 	PYVMM_ANSWER_UNCHANGED, /* a store of the value that is there already is dropped */
+	PYVMM_ANSWER_INTERRUPT_STATUS, /* a load returns the status of an interrupt */
+	PYVMM_ANSWER_INTERRUPT_ACK,    /* a store takes its bits from that status */
 };
+
+struct pyvmm_interrupt; /* ring.h */
 
 /*
  * One guest physical address that the run loop answers by itself. A doorbell and a sink answer
  * stores, a shadow answers loads; an address may have one of each. Accesses of any size that
- * start there count, as they do on the registers this is for.
+ * start there count, as they do on the registers this is for; but for an interrupt's, which have
+ * four bytes (VIRTIO 1.2, 4.2.2.2).
  */
 struct pyvmm_answered {
 	uint64_t address;
@@ -46,6 +51,7 @@ struct pyvmm_answered {
 	struct pyvmm_sink *sink;   /* a sink's; and a shadow's, for flip_when_full */
 	uint64_t value;            /* shadow, unchanged; written by Python, read atomically */
 	uint64_t flip_when_full;   /* bits of a shadow's value to flip while the sink is full */
+	struct pyvmm_interrupt *interrupt;
 };
 
 /* Sorted by address, then answer. Never changed once a vCPU has it, but for shadow values. */

@@ -127,5 +127,12 @@ void pyvmm_interrupt_acknowledge(struct pyvmm_interrupt *interrupt, uint32_t bit
 
 uint32_t pyvmm_interrupt_status(struct pyvmm_interrupt *interrupt)
 {
-	return __atomic_load_n(&interrupt->status, __ATOMIC_SEQ_CST);
+	return __atomic_load_n(&interrupt->status, __ATOMIC_SEQ_CST) |
+	       __atomic_load_n(&interrupt->standing, __ATOMIC_SEQ_CST);
+}
+
+/* Have these bits stand, and no others. */
+void pyvmm_interrupt_stand(struct pyvmm_interrupt *interrupt, uint32_t bits)
+{
+	__atomic_store_n(&interrupt->standing, bits, __ATOMIC_SEQ_CST);
 }

@@ -7,12 +7,13 @@ interrupts (`Backplane.connect`), so that neither costs an exit or waits for a t
 from __future__ import annotations
 
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING
 
+from vmm._native import lib
 from vmm.arm64 import board, layout
 from vmm.closing import Closing
 from vmm.errors import UserError
+from vmm.kvm.answers import InterruptAck, InterruptStatus
 from vmm.virtio.blk import Blk
 from vmm.virtio.disk import RawDisk
 from vmm.virtio.mmio import MmioTransport
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from vmm.config.disk import DiskConfig
     from vmm.events import Events
     from vmm.fdt import Node
+    from vmm.kvm.answers import Answer
     from vmm.kvm.vm import Vm
     from vmm.loop import Loop
     from vmm.memory import GuestMemory
@@ -74,9 +76,8 @@ class Backplane(Closing):
             )
         self._transports.append(transport)
         self._bus.attach(layout.virtio(slot), layout.VIRTIO_SIZE, transport)
-        for index, queue in enumerate([] if device.has_threads else device.slots):
-            fd = queue.doorbell.fileno()
-            self._loop.add_reader(fd, partial(device.process, index))
+        for fd, on_readable in device.readers():
+            self._loop.add_reader(fd, on_readable)
             self._owned.callback(self._loop.remove_reader, fd)
 
     def connect(self, vm: Vm) -> None:
@@ -87,6 +88,15 @@ class Backplane(Closing):
                 vm.ioeventfd(address, 4, bell.fd, datamatch=bell.value)
             # KVM routes interrupt n to SPI n until told otherwise.
             vm.irqfd(transport.interrupt.fileno(), layout.SPI_VIRTIO + slot)
+
+    def answers(self) -> list[Answer]:
+        """Return what of the registers the run loop can answer in C: each interrupt's status."""
+        found: list[Answer] = []
+        for slot, transport in enumerate(self._transports):
+            base, interrupt = layout.virtio(slot), transport.interrupt.c
+            found.append(InterruptStatus(base + lib.VIRTIO_MMIO_INTERRUPT_STATUS, interrupt))
+            found.append(InterruptAck(base + lib.VIRTIO_MMIO_INTERRUPT_ACK, interrupt))
+        return found
 
     def nodes(self) -> list[Node]:
         """Describe the devices for the device tree."""

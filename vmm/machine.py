@@ -126,9 +126,11 @@ class Machine(Closing):
             return None
         from vmm.backplane import Backplane  # noqa: PLC0415
 
-        return self._owned.enter_context(
+        plane = self._owned.enter_context(
             Backplane(self._config, self.space.memory, self._bus, self._loop, self._events)
         )
+        self._answers.add(plane.answers())
+        return plane
 
     # --- life ---------------------------------------------------------------------------------
 

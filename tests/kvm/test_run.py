@@ -10,7 +10,16 @@ from collections.abc import Callable, Iterator
 import pytest
 from tiny import DATA, DATA_PAGES, DEVICE, Again, Echo, Spin, Store, Tiny, Touch
 
-from vmm.kvm.answers import Answers, Doorbell, Shadow, Sink, Unchanged
+from vmm._native import ffi
+from vmm.kvm.answers import (
+    Answers,
+    Doorbell,
+    InterruptAck,
+    InterruptStatus,
+    Shadow,
+    Sink,
+    Unchanged,
+)
 from vmm.kvm.answers import Store as ToSink
 from vmm.kvm.capability import Cap, capabilities
 from vmm.kvm.exits import Interrupted, MmioRead, MmioWrite
@@ -100,6 +109,41 @@ def test_c_drops_a_store_of_what_is_there_already(tiny: Start) -> None:
     answers.set_value(DEVICE, 5)
     assert guest.vcpu.run() == MmioWrite(DEVICE, 1, 6)
     assert guest.vcpu.answered == 1
+    guest.vcpu.set_answers(None)
+
+
+def test_c_answers_for_an_interrupt(tiny: Start) -> None:
+    """Loads of its status, and acknowledgements; what stands stays."""
+    status, acknowledge, seen = 0x60, 0x64, 0x100
+    look = Echo(status, seen, 4)
+    guest = tiny(look, Store(acknowledge, 1, 4), look, Store(acknowledge, 3, 4), look, Spin())
+    interrupt = ffi.new("struct pyvmm_interrupt *", {"status": 2, "standing": 1, "eventfd": -1})
+    answers = Answers([])
+    answers.add(
+        [
+            InterruptStatus(DEVICE + status, interrupt),
+            InterruptAck(DEVICE + acknowledge, interrupt),
+        ]
+    )
+    guest.vcpu.set_answers(answers)
+    for expected in (3, 3, 1):
+        assert guest.vcpu.run() == MmioWrite(DEVICE + seen, 4, expected)
+    assert (guest.vcpu.exits, guest.vcpu.answered) == (8, 5)
+    guest.vcpu.set_answers(None)
+
+
+def test_an_interrupt_has_registers_of_four_bytes(tiny: Start) -> None:
+    """What else starts there is left to Python."""
+    guest = tiny(Echo(0, 8), Store(4, 1), Spin())
+    interrupt = ffi.new("struct pyvmm_interrupt *", {"status": 1, "eventfd": -1})
+    guest.vcpu.set_answers(
+        Answers([InterruptStatus(DEVICE, interrupt), InterruptAck(DEVICE + 4, interrupt)])
+    )
+    assert guest.vcpu.run() == MmioRead(DEVICE, 1)
+    guest.vcpu.complete_read(0)
+    assert guest.vcpu.run() == MmioWrite(DEVICE + 8, 1, 0)
+    assert guest.vcpu.run() == MmioWrite(DEVICE + 4, 1, 1)
+    assert interrupt.status == 1
     guest.vcpu.set_answers(None)
 
 

@@ -26,18 +26,20 @@ PAGE = mmap.PAGESIZE
 
 @dataclass(frozen=True)
 class Store:
-    """Store one byte to the device."""
+    """Store one byte, or four, to the device."""
 
     offset: int
     value: int
+    size: int = 1
 
 
 @dataclass(frozen=True)
 class Echo:
-    """Load a byte from the device at *source* and store it to the device at *target*."""
+    """Load a byte, or four, from the device at *source* and store what came at *target*."""
 
     source: int
     target: int
+    size: int = 1
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,15 @@ class X86:
         out = bytearray()
         for op in program:
             match op:
-                case Store(offset, value):
+                case Store(offset, value, 1):
                     out += b"\xc6\x06" + struct.pack("<HB", self.device + offset, value)
-                case Echo(source, target):
-                    out += b"\xa0" + struct.pack("<H", self.device + source)
-                    out += b"\xa2" + struct.pack("<H", self.device + target)
+                case Store(offset, value):
+                    out += b"\x66\xc7\x06" + struct.pack("<HI", self.device + offset, value)
+                case Echo(source, target, size):
+                    wide = b"" if size == 1 else b"\x66"
+                    load, store = (b"\xa0", b"\xa2") if size == 1 else (b"\xa1", b"\xa3")
+                    out += wide + load + struct.pack("<H", self.device + source)
+                    out += wide + store + struct.pack("<H", self.device + target)
                 case Touch(page):
                     out += b"\xc6\x06" + struct.pack("<HB", self.data + page * PAGE, 1)
                 case Again():
@@ -111,12 +117,18 @@ class Arm64:
         words = [0xD2A12001, 0xD2AA0002]  # movz x1, #device; movz x2, #data
         for op in program:
             match op:
-                case Store(offset, value):
+                case Store(offset, value, 1):
                     # movz w0, #value; strb w0, [x1, #offset]
                     words += [0x52800000 | value << 5, 0x39000020 | offset << 10]
-                case Echo(source, target):
+                case Store(offset, value):
+                    # movz w0, #value; str w0, [x1, #offset]
+                    words += [0x52800000 | value << 5, 0xB9000020 | offset // 4 << 10]
+                case Echo(source, target, 1):
                     # ldrb w0, [x1, #source]; strb w0, [x1, #target]
                     words += [0x39400020 | source << 10, 0x39000020 | target << 10]
+                case Echo(source, target):
+                    # ldr w0, [x1, #source]; str w0, [x1, #target]
+                    words += [0xB9400020 | source // 4 << 10, 0xB9000020 | target // 4 << 10]
                 case Touch(page):  # add x3, x2, #offset, lsl 12; movz w0, #1; strb w0, [x3]
                     words += [0x91400043 | page * PAGE >> 12 << 10, 0x52800020, 0x39000060]
                 case Again():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from vmm.bus import MmioBus
 from vmm.config import MachineConfig
 from vmm.events import Events
 from vmm.fdt import cells
+from vmm.kvm.answers import InterruptAck, InterruptStatus
 from vmm.loop import Loop
 
 SLOT = 0x0A00_0000
-STATUS, NOTIFY = 0x70, 0x50
+STATUS, NOTIFY, INTERRUPT_STATUS, ACK = 0x70, 0x50, 0x60, 0x64
 
 
 class FakeVm:
@@ -27,10 +29,11 @@ class FakeVm:
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
+        self.doorbells: list[int] = []
 
     def ioeventfd(self, address: int, length: int, fd: int, *, datamatch: int) -> None:
         self.asked.append(("ioeventfd", address, length, datamatch))
-        self.doorbell = fd
+        self.doorbells.append(fd)
 
     def irqfd(self, fd: int, gsi: int) -> None:
         self.asked.append(("irqfd", gsi))
@@ -87,20 +90,34 @@ def start(bus: MmioBus, ring: SplitDriver) -> None:
 def test_kvm_does_notifications_and_interrupts_in_each_power_cycle(
     plane: Backplane, bus: MmioBus, loop: Loop, ram: Memory
 ) -> None:
+    ring = SplitDriver(ram)
+    used = partial(ram.unpack, ring.areas.device + 2, "H")
     for _ in range(3):
         vm: Any = FakeVm()
         plane.connect(vm)
-        assert vm.asked == [("ioeventfd", SLOT + NOTIFY, 4, 0), ("irqfd", 16)]
+        assert vm.asked == [
+            ("ioeventfd", SLOT + NOTIFY, 4, 0),
+            ("ioeventfd", SLOT + ACK, 4, 1),
+            ("irqfd", 16),
+        ]
         ring = SplitDriver(ram)
         start(bus, ring)
         identity = ring.add(Buffer(BUFFERS, 64, writable=True))
-        os.eventfd_write(vm.doorbell, 1)
-        loop.run(until=lambda: bus.read(SLOT + 0x60, 4) == 1)
+        os.eventfd_write(vm.doorbells[0], 1)
+        loop.run(until=lambda: used() == (1,))
         assert ring.used() == [(identity, 64)]
         assert os.eventfd_read(vm.interrupt) == 1
         plane.reset()
         assert bus.read(SLOT + STATUS, 4) == 0
         ram.guest.write(BASE, bytes(SIZE // 4))
+
+
+def test_the_run_loop_answers_for_each_interrupt(plane: Backplane) -> None:
+    status, acknowledge = plane.answers()
+    assert isinstance(status, InterruptStatus)
+    assert isinstance(acknowledge, InterruptAck)
+    assert (status.address, acknowledge.address) == (SLOT + INTERRUPT_STATUS, SLOT + ACK)
+    assert status.interrupt == acknowledge.interrupt
 
 
 def open_files() -> set[str]:

@@ -307,7 +307,7 @@ def test_a_bad_ring_needs_a_reset(make: Callable[..., Disk], events: Recorded, k
         wait(lambda: disk.driver.load("Status") & status.NEEDS_RESET)
         wait(lambda: events.seen)
         assert events.names() == ["virtio-needs-reset"]
-        assert disk.driver.load("InterruptStatus") == 2
+        assert disk.driver.load("InterruptStatus") & 2
     disk.start(kind)
     assert disk.read(1, 512) == b"\1" * 512
 

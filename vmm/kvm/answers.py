@@ -117,13 +117,33 @@ class Unchanged(NamedTuple):
     value: int
 
 
-Answer = Doorbell | Store | Shadow | Unchanged
+class InterruptStatus(NamedTuple):
+    """A load of four bytes from *address* sees the status of *interrupt*.
+
+    interrupt  a ``struct pyvmm_interrupt *``, which must outlive the table
+    """
+
+    address: int
+    interrupt: Any
+
+
+class InterruptAck(NamedTuple):
+    """A store of four bytes to *address* takes its bits from the status of *interrupt*."""
+
+    address: int
+    interrupt: Any
+
+
+Answer = Doorbell | Store | Shadow | Unchanged | InterruptStatus | InterruptAck
 
 
 class Answers:
     """A table of addresses that C answers, for `Vcpu.set_answers`."""
 
     def __init__(self, answers: Sequence[Answer]) -> None:
+        self._build(answers)
+
+    def _build(self, answers: Sequence[Answer]) -> None:
         self._keep = sorted(answers, key=lambda answer: answer.address)
         self._entries = ffi.new("struct pyvmm_answered[]", max(len(self._keep), 1))
         for entry, answer in zip(self._entries, self._keep, strict=False):
@@ -131,6 +151,14 @@ class Answers:
         self.c: Any = ffi.new(
             "struct pyvmm_answers *", {"count": len(self._keep), "entries": self._entries}
         )
+
+    def add(self, answers: Sequence[Answer]) -> None:
+        """Answer these, too. Before any vCPU has the table."""
+        now = [
+            answer._replace(value=entry.value) if isinstance(answer, Shadow | Unchanged) else answer
+            for answer, entry in zip(self._keep, self._entries, strict=False)
+        ]
+        self._build([*now, *answers])
 
     def set_value(self, address: int, value: int) -> None:
         """Change what the `Shadow` or `Unchanged` at *address* holds. From any thread."""
@@ -157,3 +185,9 @@ def _fill(entry: Any, answer: Answer) -> None:
         case Unchanged(_, value):
             entry.answer = lib.PYVMM_ANSWER_UNCHANGED
             entry.value = value
+        case InterruptStatus(_, interrupt):
+            entry.answer = lib.PYVMM_ANSWER_INTERRUPT_STATUS
+            entry.interrupt = interrupt
+        case InterruptAck(_, interrupt):
+            entry.answer = lib.PYVMM_ANSWER_INTERRUPT_ACK
+            entry.interrupt = interrupt

@@ -5,7 +5,9 @@
 
 What the driver stores to QueueNotify, and the interrupt, have eventfds that KVM can take over
 (`doorbells`, `interrupt`): then neither costs an exit. The interrupt is an edge: it is raised
-anew for each reason, and InterruptStatus remembers which are left.
+anew for each reason. From DRIVER_OK to reset, InterruptStatus says that chains may have been
+used: whoever used some, be it the kernel or another process, has only the eventfd to write, and
+to acknowledge that bit is to do nothing. InterruptStatus remembers a change of configuration.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from vmm._native import lib
 from vmm.closing import Closing
 from vmm.virtio import device as virtio
-from vmm.virtio.notify import CONFIG, USED, Interrupt
+from vmm.virtio import status
+from vmm.virtio.notify import CONFIG, USED, EventFd, Interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +67,8 @@ class MmioTransport(Closing):
     def __init__(self, device: VirtioDevice) -> None:
         self.device = device
         self.interrupt = Interrupt()
+        self._unheard = EventFd()
+        """What KVM signals instead of an exit for what needs nothing done."""
         device.interrupts = self
         self._lock = Lock()
         self._device_word = self._driver_word = 0
@@ -176,6 +181,8 @@ class MmioTransport(Closing):
     def _set_status(self, value: int) -> None:
         if value == 0:
             self._device_word = self._driver_word = self._selected = 0
+        if value & status.DRIVER_OK:
+            self.interrupt.stand(USED)  # before any queue starts
         self.device.write_status(value)
 
     # The device's side (`vmm.virtio.device.Interrupts`)
@@ -199,10 +206,13 @@ class MmioTransport(Closing):
     # The machine's side
 
     def doorbells(self) -> list[Notification]:
-        """Return what KVM can do of notifications."""
+        """Return the stores that KVM can take: notifications, and the commonest acknowledgement."""
         return [
-            Notification(lib.VIRTIO_MMIO_QUEUE_NOTIFY, index, slot.doorbell.fileno())
-            for index, slot in enumerate(self.device.slots)
+            *(
+                Notification(lib.VIRTIO_MMIO_QUEUE_NOTIFY, index, slot.doorbell.fileno())
+                for index, slot in enumerate(self.device.slots)
+            ),
+            Notification(lib.VIRTIO_MMIO_INTERRUPT_ACK, USED, self._unheard.fileno()),
         ]
 
     def reset(self) -> None:
@@ -213,3 +223,4 @@ class MmioTransport(Closing):
         """Close the device and the interrupt. Idempotent."""
         self.device.close()
         self.interrupt.close()
+        self._unheard.close()

@@ -72,8 +72,16 @@ class Interrupt(EventFd):
         """Take *bits* from the status."""
         lib.pyvmm_interrupt_acknowledge(self.c, bits)
 
+    def stand(self, bits: int) -> None:
+        """Have *bits* in the status from now on, acknowledged or not; then C need not set them.
+
+        Whoever used a chain, be it the kernel or another process, only signals the eventfd.
+        """
+        lib.pyvmm_interrupt_stand(self.c, bits)
+
     def clear(self) -> None:
         """Forget everything, as a reset does."""
+        self.stand(0)
         self.acknowledge(USED | CONFIG)
         self.drain()
 
