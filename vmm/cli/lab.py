@@ -67,6 +67,23 @@ def up(profile: str) -> None:
 
 
 @lab.command()
+@_PROFILE
+@click.argument("names", metavar="PACKAGE...", nargs=-1, required=True)
+def install(profile: str, names: tuple[str, ...]) -> None:
+    """Have Debian's packages in the host of PROFILE that is kept up, with all they depend on.
+
+    `pyvmm run` does that by itself for what its options need, unless it is given --host native.
+    """
+    from vmm.lab import packages, profiles  # noqa: PLC0415
+    from vmm.lab.host import Host  # noqa: PLC0415
+
+    host = Host.find(profiles.profile(profile).name)
+    if host is None:
+        raise UserError(f"no lab host {profile} is up", f"start it: pyvmm lab up {profile}")
+    packages.install(host, names)
+
+
+@lab.command()
 @click.argument("names", metavar="[PROFILE]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="End all hosts, kept up or not.")
 def down(names: tuple[str, ...], *, everything: bool) -> None:

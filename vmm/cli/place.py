@@ -37,10 +37,11 @@ def is_native(host: str) -> bool:
     raise UserError(f"{OPTION} {host}: no such host", "use auto, native, lab or lab:PROFILE")
 
 
-def run_there(host: str, files: Sequence[Path] = ()) -> int:
+def run_there(host: str, files: Sequence[Path] = (), packages: Sequence[str] = ()) -> int:
     """Run this very command line in the lab host that *host* names; return its exit status.
 
-    *files* are those it names: they get the names by which they are visible there.
+    *files* are those it names: they get the names by which they are visible there. *packages* are
+    Debian's, with programs that it starts.
     """
     from vmm.lab import client, profiles  # noqa: PLC0415
 
@@ -48,7 +49,9 @@ def run_there(host: str, files: Sequence[Path] = ()) -> int:
     arguments = [_visible(argument, files) for argument in _without_host(sys.argv[1:])]
     command, rest = arguments[0], arguments[1:]
     return client.run_in_lab(
-        profiles.profile(profile).name, ["pyvmm", command, OPTION, "native", *rest]
+        profiles.profile(profile).name,
+        ["pyvmm", command, OPTION, "native", *rest],
+        packages=packages,
     )
 
 

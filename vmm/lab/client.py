@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vmm.errors import EXIT_SIGNAL_BASE
@@ -24,14 +24,23 @@ _INSIST = 3
 """So many signals that the command outlives end the client, and with it the command."""
 
 
-def run_in_lab(profile: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> int:
+def run_in_lab(
+    profile: str,
+    argv: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    packages: Sequence[str] = (),
+) -> int:
     """Run *argv* in a lab host of *profile*; return its exit status, 128 + N for signal N.
 
-    Uses the host that is kept up, or else one of its own, for this command only.
+    Uses the host that is kept up, or else one of its own, for this command only. The host gets
+    Debian's *packages* first.
     """
-    if host := Host.find(profile):
-        return execute(host, argv, env)
-    with Host.start(profile) as host:
+    with ExitStack() as owned:
+        host = Host.find(profile) or owned.enter_context(Host.start(profile))
+        if packages:
+            from vmm.lab.packages import install  # noqa: PLC0415
+
+            install(host, packages)
         return execute(host, argv, env)
 
 
