@@ -51,6 +51,9 @@ struct pyvmm_queue {
     uint8_t packed;
     uint8_t event_idx;
     uint8_t indirect;
+    uint8_t *descriptors;
+    uint8_t *driver;
+    uint8_t *device;
     uint32_t in_flight;
     ...;
 };

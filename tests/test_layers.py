@@ -17,7 +17,7 @@ LAYERS = [  # lowest first
     {"errors", "closing", "config", "events", "_native"},
     {"kvm", "memory", "bus", "irq", "fdt", "loop", "progress"}
     | {"console", "terminal", "escape", "outlet"},
-    {"devices", "virtio", "pci"},
+    {"devices", "virtio", "vhost", "pci"},
     {"cpu", "arm64", "coherence", "vfio"},
     {"machine", "power", "space", "backplane", "device_memory", "probe", "census", "state", "lab"},
     {"cli"},
@@ -27,13 +27,14 @@ BESIDE = {
     "console": {"terminal", "escape", "outlet"},
     "coherence": {"arm64"},
     "virtio": {"pci"},
+    "vhost": {"virtio"},
     "machine": {"power", "space", "backplane"},
     "space": {"device_memory"},
     "census": {"device_memory"},
 }
 """Within a layer all others are strangers; they may name each other's types."""
 
-NEVER = {"devices": {"kvm", "arm64"}, "virtio": {"kvm", "arm64"}, "pci": {"kvm", "arm64"}}
+NEVER = {noun: {"kvm", "arm64"} for noun in ("devices", "virtio", "vhost", "pci")}
 """Downwards, but still not: chips can be tested on any machine, in milliseconds."""
 
 PLANNED = {"pci", "state"}

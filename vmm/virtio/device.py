@@ -10,6 +10,7 @@ has the event loop calls `process` when a queue's doorbell has been rung.
 
 from __future__ import annotations
 
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -20,8 +21,9 @@ from vmm.virtio.notify import Doorbell
 from vmm.virtio.queue import Areas, Format, MemoryMap, Queue, RingError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from vmm.errors import VmmError
     from vmm.events import Events
     from vmm.virtio.notify import Interrupt
 
@@ -119,7 +121,7 @@ class VirtioDevice(Closing):
         """Take what the driver wrote to the configuration; most kinds have nothing to write."""
 
     has_threads = False
-    """Whether it serves its queues in threads of its own; then `process` is not to be called."""
+    """Whether somebody else than the loop serves its queues: then `process` is not for them."""
 
     def queue_started(self, index: int, queue: Queue) -> None:
         """Begin with queue *index*: it may be used from now on. With the device's lock."""
@@ -129,6 +131,21 @@ class VirtioDevice(Closing):
 
         Harmless if it was not started.
         """
+
+    def stopped(self) -> None:
+        """End what is common to all queues, which have been stopped. With the device's lock.
+
+        Harmless if nothing was started.
+        """
+
+    def readers(self) -> list[tuple[int, Callable[[], object]]]:
+        """Return what the loop has to listen to, and what it then calls; always the same."""
+        if self.has_threads:
+            return []
+        return [
+            (slot.doorbell.fileno(), partial(self.process, index))
+            for index, slot in enumerate(self.slots)
+        ]
 
     # What transports show
 
@@ -168,8 +185,11 @@ class VirtioDevice(Closing):
             self.reset()
             return
         with self._lock:
-            self._status, lawful = status.step(self._status, value, self._enter)
-            now = self._status
+            sound = not self._status & status.NEEDS_RESET
+            stepped, lawful = status.step(self._status, value, self._enter)
+            self._status = now = self._status | stepped
+            if sound and now & status.NEEDS_RESET:
+                self._tell()  # a queue broke on the way to DRIVER_OK, when nobody could be told
         if not lawful:
             self._complain("virtio-bad-status", status=now, written=value)
 
@@ -183,7 +203,7 @@ class VirtioDevice(Closing):
 
     def _start_queue(self, index: int) -> None:
         slot = self.slots[index]
-        if slot.queue is not None:
+        if slot.queue is not None and not self._status & status.NEEDS_RESET:
             self.queue_started(index, slot.queue)
             slot.doorbell.ring()  # what came before was not looked at
 
@@ -233,20 +253,23 @@ class VirtioDevice(Closing):
 
         What the guest did wrong breaks the device, not us: nothing is raised for it.
         """
+        with self._lock:
+            self._process(index)
+
+    def _process(self, index: int) -> None:
         slot = self.slots[index]
         slot.doorbell.drain()
-        with self._lock:
-            if (queue := slot.queue) is None or not self.live:
-                return
-            try:
-                self.serve(index, queue)
-            except RingError as error:
-                self._break(error, index)
-                return
-            if queue.should_interrupt() and self.interrupts is not None:
-                self.interrupts.used(index)
-            if queue.enable_notify():
-                slot.doorbell.ring()
+        if (queue := slot.queue) is None or not self.live:
+            return
+        try:
+            self.serve(index, queue)
+        except RingError as error:
+            self._break(error, index)
+            return
+        if queue.should_interrupt() and self.interrupts is not None:
+            self.interrupts.used(index)
+        if queue.enable_notify():
+            slot.doorbell.ring()
 
     def config_changed(self) -> None:
         """Tell the driver that `config` is another now."""
@@ -254,7 +277,7 @@ class VirtioDevice(Closing):
             self.generation += 1
             self._tell()
 
-    def _break(self, error: RingError, index: int) -> None:
+    def _break(self, error: VmmError, index: int) -> None:
         """Stand still until the driver resets the device (2.1.2)."""
         self._status |= status.NEEDS_RESET
         for each in range(len(self.slots)):
@@ -281,6 +304,7 @@ class VirtioDevice(Closing):
                 self.queue_stopped(index)
                 slot.reset()
                 slot.doorbell.drain()
+            self.stopped()
             if self.interrupts is not None:
                 self.interrupts.clear()
 

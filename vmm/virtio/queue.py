@@ -60,6 +60,7 @@ class MemoryMap:
     """Guest memory as the C knows it: numbers only, so *memory* must outlive its queues."""
 
     def __init__(self, memory: GuestMemory) -> None:
+        self.memory = memory
         regions = list(memory)
         self._ranges = ffi.new("struct pyvmm_range[]", max(len(regions), 1))
         for entry, region in zip(self._ranges, regions, strict=False):
@@ -79,7 +80,7 @@ class Format(NamedTuple):
 
 
 class Areas(NamedTuple):
-    """Guest physical addresses of a queue's three areas (2.6)."""
+    """Addresses of a queue's three areas (2.6): guest physical ones, unless it is said which."""
 
     descriptors: int
     driver: int
@@ -182,6 +183,16 @@ class Queue:
         )
         if wrong := lib.pyvmm_queue_configure(self.c, *areas):
             raise RingError(wrong)
+
+    @property
+    def host_areas(self) -> Areas:
+        """Where its areas are in our own address space: checked to be guest memory, as a whole."""
+        return Areas(
+            *(
+                int(ffi.cast("uintptr_t", area))
+                for area in (self.c.descriptors, self.c.driver, self.c.device)
+            )
+        )
 
     @property
     def in_flight(self) -> int:
