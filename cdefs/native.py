@@ -16,6 +16,7 @@ CDEFS = [
     "fdt.cdef.h",
     "vfio.cdef.h",
     "map.cdef.h",
+    "pci.cdef.h",
     "ring.cdef.h",
     "virtio.cdef.h",
     "blk.cdef.h",
@@ -25,10 +26,12 @@ PREAMBLE = """
 #include <stddef.h>
 #include <stdint.h>
 #include <libfdt.h>
+#include <linux/pci_regs.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_config.h>
 #include <linux/virtio_ids.h>
 #include <linux/virtio_mmio.h>
+#include <linux/virtio_pci.h>
 #include <linux/virtio_ring.h>
 #include "kvm_abi.h"
 #include "vfio_abi.h"
