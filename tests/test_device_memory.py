@@ -24,7 +24,7 @@ from vmm.coherence.verdict import MemoryType, Verdict
 from vmm.coherence.vma import Vma
 from vmm.config import MachineConfig
 from vmm.config.bar import BarConfig
-from vmm.device_memory import DeviceMemory
+from vmm.device_memory import DeviceMemory, without
 from vmm.errors import HostError, UserError
 from vmm.kvm.fd import KvmError
 from vmm.kvm.ioctls import Ioctl
@@ -303,3 +303,24 @@ def test_a_region_that_does_not_fit_is_refused_by_name(
     monkeypatch.setattr(GuestSpace, "capability", None)
     with pytest.raises(UserError, match=f"--bar {BDF} region 4: .*{word}"):
         GuestSpace(config, narrow(40))
+
+
+@pytest.mark.parametrize(
+    ("holes", "left"),
+    [
+        ([], [(0, 0x8000)]),
+        ([(0x2000, 0x410)], [(0, 0x2000), (0x3000, 0x5000)]),
+        ([(0x1FF0, 0x20)], [(0, 0x1000), (0x3000, 0x5000)]),
+        ([(0, 0x10)], [(0x1000, 0x7000)]),
+        ([(0x7FF0, 0x10)], [(0, 0x7000)]),
+        ([(0, 0x8000)], []),
+        ([(0x2000, 16), (0x3000, 16)], [(0, 0x2000), (0x4000, 0x4000)]),
+        ([(0x9000, 16)], [(0, 0x8000)]),
+    ],
+)
+def test_pages_with_a_hole_in_them_are_left_out(
+    holes: list[tuple[int, int]], left: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmap.PAGESIZE", 4096)
+    areas = without([Area(0, 0x8000)], [Area(*hole) for hole in holes])
+    assert [(area.offset, area.size) for area in areas] == left

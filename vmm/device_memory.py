@@ -10,6 +10,7 @@ Whatever of a region has no slot is trapped, so a region with holes in what can 
 from __future__ import annotations
 
 import errno
+import mmap
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ from vmm.vfio.region_info import Area
 from vmm.vfio.trap import TrappedRegion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from vmm.coherence.capability import Capability
     from vmm.config.bar import BarConfig
@@ -80,15 +81,25 @@ class RegionContents:
 class DeviceMemory(Closing):
     """One region of one device, at *base* in the guest. Use as a context manager.
 
-    Raises `HostError` if the policy refuses, `UserError` for what cannot be, before anything
-    is mapped.
+    *holes* are parts that get no mapping: who needs to see each access has them trapped. *option*
+    is what errors call it by. Raises `HostError` if the policy refuses, `UserError` for what
+    cannot be, before anything is mapped.
     """
 
-    def __init__(
-        self, config: BarConfig, device: Device, system: System, capability: Capability
+    def __init__(  # noqa: PLR0913  (all but the first four have defaults)
+        self,
+        config: BarConfig,
+        device: Device,
+        system: System,
+        capability: Capability,
+        *,
+        holes: Sequence[Area] = (),
+        option: str = "--bar",
     ) -> None:
         self.config = config
         self.name = f"{device.bdf} region {config.region}"
+        self._option = f"{option} {self.name}"
+        self._keep_out = holes
         self.base = 0
         self.device = device
         self._system = system
@@ -100,7 +111,7 @@ class DeviceMemory(Closing):
             undo.callback(self.close)
             self.region = device.region(config.region)
             if not self.region.size:
-                raise UserError(f"--bar {self.name}: the device has no such region")
+                raise UserError(f"{self._option}: the device has no such region")
             self.attribute = region_attribute(device.function.driver or "", config.region)
             self.decision = self._decide(Cache(config.cache))
             undo.pop_all()
@@ -128,11 +139,11 @@ class DeviceMemory(Closing):
         decision = decide(self.attribute, self._capability, cache)
         if isinstance(decision, Refuse):
             kind = UserError if self.attribute.stage1 is Stage1.UNCACHED else HostError
-            raise kind(f"--bar {self.name}: {decision.because}", decision.remedy)
+            raise kind(f"{self._option}: {decision.because}", decision.remedy)
         self.device.enable_memory()
         if isinstance(decision, Trap):
             return decision
-        for area in self.region.info.areas or (self.region.check_map(),):
+        for area in without(self.region.info.areas or (self.region.check_map(),), self._keep_out):
             mapping = self.region.map(area.offset, area.size)
             self._owned.callback(mapping.close)
             self._mappings.append(mapping)
@@ -147,7 +158,7 @@ class DeviceMemory(Closing):
                 return choice
         tried = " nor ".join("with it" if one.flags else "without" for one in question.choices)
         raise HostError(
-            f"--bar {self.name}: the kernel, asked about the Write-Back flag, takes it not {tried}",
+            f"{self._option}: the kernel, asked about the Write-Back flag, takes it not {tried}",
             "use cache=forbid to trap each access",
         )
 
@@ -160,7 +171,7 @@ class DeviceMemory(Closing):
         flagged = MemFlag.WRITE_BACK in chosen.flags and self._accepts(chosen.flags)
         if flagged and self._accepts(MemFlag(0)):
             raise HostError(
-                f"--bar {self.name}: this kernel takes it with memory-slot flag bit 3 and without, "
+                f"{self._option}: this kernel takes it with memory-slot flag bit 3 and without, "
                 "so the bit is not KVM_MEM_ENABLE_CACHEABLE_PFNMAP here, and promises nothing",
                 "leave --uapi out, or use cache=forbid to trap each access",
             )
@@ -223,19 +234,20 @@ class DeviceMemory(Closing):
             promise = Promise(Stage2.NO_SLOT, self.decision.because)
             self.entries = [self._entry(0, self.size, promise, None, 0)]
             return
-        self.entries = []
+        entries: list[Entry] = []
         flags = int(self.decision.flags)
         for mapping in self._mappings:
             base = self.base + mapping.offset
             try:
                 slot = slots.add(base, mapping.size, mapping.host_address, flags)
             except KvmError as error:
+                self._remove(slots, entries)
                 raise self._refused(base, mapping, flags, error) from error
-            self.entries.append(
+            entries.append(
                 self._entry(mapping.offset, mapping.size, self.decision.promise, slot.number, flags)
             )
         rest = Promise(Stage2.NO_SLOT, "the driver does not have this part mapped: it is trapped")
-        self.entries += [self._entry(*hole, rest, None, 0) for hole in self._holes()]
+        self.entries = entries + [self._entry(*hole, rest, None, 0) for hole in self._holes()]
 
     def _holes(self) -> Iterator[Area]:
         """Yield the parts of the region that have no mapping."""
@@ -255,17 +267,26 @@ class DeviceMemory(Closing):
         """Return an eventfd that tells when the host wants the device back."""
         return self.device.notice(IrqIndex.REQ)
 
-    def unplug(self, slots: MemorySlots | None, because: str) -> None:
-        """Take it from a guest that may be running: its accesses are trapped from now on.
+    def hide(self, slots: MemorySlots | None, because: str) -> None:
+        """Take its slots from a guest that may be running: accesses are trapped from now on.
 
-        *slots* are those of the VM it is plugged into, if any.
+        *slots* are those of the VM it is plugged into, if any. `plug` shows it again.
         """
-        for entry in self.entries:
-            if slots and entry.slot is not None and (slot := slots.find(entry.base)):
-                slots.remove(slot)
+        if slots:
+            self._remove(slots, self.entries)
         self.entries = [self._entry(0, self.size, Promise(Stage2.NO_SLOT, because), None, 0)]
+
+    def unplug(self, slots: MemorySlots | None, because: str) -> None:
+        """Hide it, and for good: nothing of it is mapped any more."""
+        self.hide(slots, because)
         self.decision = Trap(because)
         self.close()
+
+    @staticmethod
+    def _remove(slots: MemorySlots, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.slot is not None and (slot := slots.find(entry.base)):
+                slots.remove(slot)
 
     def suspects(self) -> list[explain.Suspect]:
         """Return what a vCPU may have failed on, as it is now. Raises nothing: it is bad enough."""
@@ -293,7 +314,7 @@ class DeviceMemory(Closing):
             error.errno, asked, where, self.attribute.stage1, self._capability
         )
         refusal = explain.refusal(asked, where, error.errno, causes)
-        return HostError(f"--bar {self.name}: {refusal.message}", refusal.hint)
+        return HostError(f"{self._option}: {refusal.message}", refusal.hint)
 
     def _entry(
         self, offset: int, size: int, promise: Promise, slot: int | None, flags: int
@@ -313,6 +334,24 @@ class DeviceMemory(Closing):
         """Unmap. Its memory slots must be gone. Idempotent."""
         self._mappings.clear()
         self._owned.close()
+
+
+def without(areas: Iterable[Area], holes: Iterable[Area]) -> list[Area]:
+    """Return *areas* less each host page that has something of *holes*."""
+    page = mmap.PAGESIZE
+    left = list(areas)
+    for hole in holes:
+        start, end = hole.offset & -page, hole.end + -hole.end % page
+        parts = [
+            (first, last)
+            for area in left
+            for first, last in (
+                (area.offset, min(area.end, start)),
+                (max(area.offset, end), area.end),
+            )
+        ]
+        left = [Area(first, last - first) for first, last in parts if first < last]
+    return left
 
 
 def open_all(

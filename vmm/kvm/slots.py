@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.kvm.capability import Cap
@@ -37,39 +38,40 @@ class MemorySlot(NamedTuple):
 
 
 class MemorySlots:
-    """Hands out slot numbers, and knows what is in each."""
+    """Hands out slot numbers, and knows what is in each. Thread-safe: guests move their BARs."""
 
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
         self._limit = vm.check_extension(Cap.NR_MEMSLOTS) or FIRST_LIMIT
         self._slots: dict[int, MemorySlot] = {}
+        self._lock = Lock()
 
     def __iter__(self) -> Iterator[MemorySlot]:
-        return iter(sorted(self._slots.values(), key=lambda slot: slot.guest_phys_addr))
+        with self._lock:
+            return iter(sorted(self._slots.values(), key=lambda slot: slot.guest_phys_addr))
 
     def find(self, address: int) -> MemorySlot | None:
         """Return the slot that guest physical *address* is in."""
-        for slot in self._slots.values():
-            if slot.guest_phys_addr <= address < slot.end:
-                return slot
-        return None
+        return next((slot for slot in self if slot.guest_phys_addr <= address < slot.end), None)
 
     def add(self, base: int, size: int, host_address: int, flags: int = 0) -> MemorySlot:
         """Show *size* bytes of our memory at *host_address* to the guest, at *base*.
 
         Raises `KvmError`; ENOSPC if every slot is taken.
         """
-        number = next((n for n in range(self._limit) if n not in self._slots), None)
-        if number is None:
-            shown: dict[str, object] = {"slots": self._limit}
-            raise KvmError(Ioctl.KVM_SET_USER_MEMORY_REGION, errno.ENOSPC, shown)
-        self._vm.set_user_memory_region(number, flags, base, size, host_address)
-        self._slots[number] = MemorySlot(number, int(flags), base, size, host_address)
-        return self._slots[number]
+        with self._lock:
+            number = next((n for n in range(self._limit) if n not in self._slots), None)
+            if number is None:
+                shown: dict[str, object] = {"slots": self._limit}
+                raise KvmError(Ioctl.KVM_SET_USER_MEMORY_REGION, errno.ENOSPC, shown)
+            self._vm.set_user_memory_region(number, flags, base, size, host_address)
+            self._slots[number] = MemorySlot(number, int(flags), base, size, host_address)
+            return self._slots[number]
 
     def remove(self, slot: MemorySlot) -> None:
-        """Hide the slot's memory from the guest; after this it may be unmapped."""
-        self._vm.set_user_memory_region(
-            slot.number, 0, slot.guest_phys_addr, 0, slot.userspace_addr
-        )
-        del self._slots[slot.number]
+        """Hide the slot's memory from the guest, which may run; after this it may be unmapped."""
+        with self._lock:
+            self._vm.set_user_memory_region(
+                slot.number, 0, slot.guest_phys_addr, 0, slot.userspace_addr
+            )
+            del self._slots[slot.number]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import resource
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from vmm.closing import Closing
 from vmm.errors import HostError
@@ -93,6 +94,14 @@ class Iommu(Closing, ABC):
             raise
         self._mapped[iova] = size
 
+    def check_limit(self, size: int) -> None:
+        """Raise `HostError` if *size* more bytes are more than this process may lock.
+
+        For who maps in parts, or would take long to find out.
+        """
+        if not _may_lock_anything() and (limited := self._memory_limit(size)):
+            raise limited
+
     def dma_unmap(self, iova: int, size: int) -> None:
         """Undo `dma_map`, one or several whole ones. Raises `VfioError`."""
         self._unmap(iova, size)
@@ -125,6 +134,17 @@ class Iommu(Closing, ABC):
             f"raise it (ulimit -l {-(-needed // 1024)}, or LimitMEMLOCK= of a systemd unit), or "
             "give it CAP_IPC_LOCK",
         )
+
+
+CAP_IPC_LOCK: Final = 14
+"""Its bit in a capability set (<linux/capability.h>): no limit on locked memory applies."""
+
+
+def _may_lock_anything(status: Path = Path("/proc/self/status")) -> bool:
+    for line in status.read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> CAP_IPC_LOCK & 1)
+    return False
 
 
 def _mebibytes(size: int) -> str:
