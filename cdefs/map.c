@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Mapping device memory at host addresses that huge pages can start at.
+ * Mapping files, devices' memory above all, at host addresses that huge pages can start at.
  *
  * The kernel maps memory it does not manage (PFNMAP) by blocks - 2 MiB and 1 GiB with pages of
  * 4 KiB - only where address and physical address agree in the bits below the block, and mmap(2)
@@ -45,6 +45,11 @@ int pyvmm_map_aligned(int fd, uint64_t offset, uint64_t size, int writable, uint
 		munmap((void *)(start + size), base + room - (start + size));
 	*address = start;
 	return 0;
+}
+
+int pyvmm_madvise(uintptr_t address, uint64_t size, int advice)
+{
+	return madvise((void *)address, size, advice) ? -errno : 0;
 }
 
 int pyvmm_unmap(uintptr_t address, uint64_t size)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm._native import ffi, lib
 from vmm.errors import GuestAddressError, HostError
-from vmm.memory import BULK, HUGE_PAGE, GuestMemory, Mapping, Region
+from vmm.memory import BULK, HUGE_PAGE, Backing, GuestMemory, Mapping, Region
 
 BASE = 0x4000_0000
+Maker = Callable[[int], Mapping]
+MAKERS: list[Maker] = [Mapping.anonymous, Mapping.memfd]
 
 
 def memory(*sizes: int) -> GuestMemory:
@@ -57,9 +64,10 @@ def test_views_never_leave_their_region(offset: int, size: int) -> None:
         assert len(view) == size
 
 
-def test_bulk_copies_are_whole() -> None:
-    with Mapping.anonymous(4 * HUGE_PAGE) as mapping:
-        ram = GuestMemory([Region(BASE, mapping.view)])
+@pytest.mark.parametrize("make", MAKERS)
+def test_bulk_copies_are_whole(make: Maker) -> None:
+    with make(4 * HUGE_PAGE) as mapping:
+        ram = GuestMemory([mapping.region(BASE)])
         data = bytes(range(256)) * (BULK // 128)
         ram.write(BASE + 5, data)
         assert ram.read(BASE + 5, len(data)) == data
@@ -67,15 +75,71 @@ def test_bulk_copies_are_whole() -> None:
         assert ram.read(BASE, BULK) == bytes(BULK)
 
 
-def test_large_mappings_start_where_huge_pages_can() -> None:
-    with Mapping.anonymous(4 * HUGE_PAGE) as mapping:
-        assert Region(0, mapping.view).host_address % HUGE_PAGE == 0
+@pytest.mark.parametrize("make", MAKERS)
+def test_large_mappings_start_where_huge_pages_can(make: Maker) -> None:
+    with make(4 * HUGE_PAGE) as mapping:
+        assert mapping.region(0).host_address % HUGE_PAGE == 0
+        assert mapping.region(0).offset % HUGE_PAGE == 0
         assert len(mapping.view) == 4 * HUGE_PAGE
 
 
-def test_too_much_memory_is_one_clear_error() -> None:
+@pytest.mark.parametrize("make", MAKERS)
+def test_too_much_memory_is_one_clear_error(make: Maker) -> None:
     with pytest.raises(HostError, match=r"cannot map .* MiB of guest memory"):
-        Mapping.anonymous(1 << 60)
+        make(1 << 60)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_memory_stays_mapped_while_a_region_shows_it(make: Maker) -> None:
+    mapping = make(mmap.PAGESIZE)
+    region = mapping.region(0)
+    assert region.host_address % mmap.PAGESIZE == 0
+    mapping.close()
+    mapping.close()
+    with pytest.raises(ValueError, match="released"):
+        region.view[0]
+
+
+def test_others_see_what_is_in_a_memfd() -> None:
+    with Mapping.memfd(4 * HUGE_PAGE) as mapping:
+        region = mapping.region(BASE)
+        ram = GuestMemory([region])
+        assert region.backing is Backing.MEMFD
+        ram.write(BASE + 3 * HUGE_PAGE, b"guest")
+        with mmap.mmap(region.fd, region.size, offset=region.offset) as theirs:
+            assert theirs[3 * HUGE_PAGE :][:5] == b"guest"
+            theirs[0:3] = b"abc"
+            assert ram.read(BASE, 3) == b"abc"
+            mapping.discard()
+            assert theirs[0:3] == bytes(3)
+
+
+def test_a_memfd_uses_what_was_touched_and_no_more() -> None:
+    with Mapping.memfd(1 << 40) as mapping:
+        ram = GuestMemory([mapping.region(BASE)])
+        assert os.fstat(mapping.fd).st_blocks == 0
+        ram.write(BASE + (1 << 39), b"guest")
+        assert 0 < os.fstat(mapping.fd).st_blocks * 512 <= HUGE_PAGE
+        mapping.discard()
+        assert os.fstat(mapping.fd).st_blocks == 0
+
+
+def test_nobody_can_change_the_size_of_a_memfd() -> None:
+    with Mapping.memfd(mmap.PAGESIZE) as mapping:
+        for size in (0, 1 << 30):
+            with pytest.raises(PermissionError):
+                os.ftruncate(mapping.fd, size)
+
+
+def test_a_memfd_is_unmapped_when_its_last_view_goes() -> None:
+    mapping = Mapping.memfd(3 << 20)
+    part = mapping.view[5:10]
+    mapping.close()
+    assert "memfd:guest" in Path("/proc/self/maps").read_text()
+    assert bytes(part) == bytes(5)
+    part.release()
+    del mapping, part
+    assert "memfd:guest" not in Path("/proc/self/maps").read_text()
 
 
 @given(st.binary(max_size=300), st.integers(0, 300))

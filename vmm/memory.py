@@ -6,11 +6,14 @@ of a kernel image would keep every vCPU thread waiting.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
+import os
 from bisect import bisect_right
 from contextlib import suppress
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.closing import Closing
@@ -38,11 +41,17 @@ class Backing(Enum):
 
 
 class Region(NamedTuple):
-    """Guest physical addresses [base, end), backed by *view*."""
+    """Guest physical addresses [base, end), backed by *view*.
+
+    Its bytes are those of the file *fd* from *offset* on, for another process that is to map them;
+    without one, *fd* is -1.
+    """
 
     base: int
     view: memoryview
     backing: Backing = Backing.ANONYMOUS
+    fd: int = -1
+    offset: int = 0
 
     @property
     def size(self) -> int:
@@ -64,32 +73,63 @@ class Region(NamedTuple):
 class Mapping(Closing):
     """Owns one host mapping; its `view` is what regions are made of."""
 
-    def __init__(self, mapping: mmap.mmap, offset: int, size: int) -> None:
-        self._mapping = mapping
-        self._whole = memoryview(mapping)
-        self.view = self._whole[offset : offset + size]
+    view: memoryview
 
-    @classmethod
-    def anonymous(cls, size: int) -> Mapping:
+    @staticmethod
+    def anonymous(size: int) -> AnonymousMapping:
         """Map *size* bytes of zeroes, at an address that huge pages can start at.
 
         Nothing is reserved: memory is used as the guest touches it. Raises `HostError`.
         """
+        return AnonymousMapping(size)
+
+    @staticmethod
+    def memfd(size: int) -> MemfdMapping:
+        """Map *size* bytes of zeroes as `anonymous` does, but of a file that others can map too."""
+        return MemfdMapping(size)
+
+    def region(self, base: int) -> Region:
+        """Return all of it as guest physical addresses from *base* on."""
+        raise NotImplementedError
+
+    def discard(self) -> None:
+        """Give the memory back to the host; the guest and we see zeroes from now on."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Unmap. Every region made of it, and its memory slot, must be gone. Idempotent."""
+        raise NotImplementedError
+
+
+def _refused(size: int, error: Exception) -> HostError:
+    return HostError(
+        f"cannot map {size >> 20} MiB of guest memory: {error}",
+        "ask for less, or raise the limit on address space (ulimit -v)",
+    )
+
+
+class AnonymousMapping(Mapping):
+    """Memory that is ours alone."""
+
+    def __init__(self, size: int) -> None:
         slack = HUGE_PAGE if size >= HUGE_PAGE else 0
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
         try:
-            mapping = mmap.mmap(-1, size + slack, flags)
+            self._mapping = mmap.mmap(-1, size + slack, flags)
         except (OSError, OverflowError, ValueError) as error:
-            raise HostError(
-                f"cannot map {size >> 20} MiB of guest memory: {error}",
-                "ask for less, or raise the limit on address space (ulimit -v)",
-            ) from error
-        with ffi.from_buffer("uint8_t[]", mapping) as pointer:
+            raise _refused(size, error) from error
+        with ffi.from_buffer("uint8_t[]", self._mapping) as pointer:
             address = int(ffi.cast("uintptr_t", pointer))
         if slack:
             with suppress(OSError):  # a kernel without transparent huge pages
-                mapping.madvise(mmap.MADV_HUGEPAGE)
-        return cls(mapping, -address % HUGE_PAGE if slack else 0, size)
+                self._mapping.madvise(mmap.MADV_HUGEPAGE)
+        offset = -address % HUGE_PAGE if slack else 0
+        self._whole = memoryview(self._mapping)
+        self.view = self._whole[offset : offset + size]
+
+    def region(self, base: int) -> Region:
+        """Return all of it as guest physical addresses from *base* on."""
+        return Region(base, self.view)
 
     def discard(self) -> None:
         """Give the memory back to the host; the guest and we see zeroes from now on."""
@@ -100,6 +140,63 @@ class Mapping(Closing):
         self.view.release()
         self._whole.release()
         self._mapping.close()
+
+
+class MemfdMapping(Mapping):
+    """Memory of a file without a name (memfd_create(2)), which others can map who get its `fd`.
+
+    They cannot change its size: an access beyond a file's end would kill us (SIGBUS).
+    """
+
+    def __init__(self, size: int) -> None:
+        alignment = HUGE_PAGE if size >= HUGE_PAGE else mmap.PAGESIZE
+        address = ffi.new("uintptr_t *")
+        self.fd = -1
+        try:
+            self.fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(self.fd, size)
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+            _check(lib.pyvmm_map_aligned(self.fd, 0, size, 1, alignment, 0, address))
+        except (OSError, OverflowError) as error:
+            self._close_file()
+            raise _refused(size, error) from error
+        self._address, self._size = int(address[0]), size
+        # Views keep this alive, so that none is ever left pointing at nothing.
+        pointer = ffi.gc(ffi.cast("uint8_t *", self._address), partial(_unmap, size))
+        self.view = memoryview(ffi.buffer(pointer, size))
+        # Only where the administrator lets shared memory have huge pages (shmem_enabled).
+        self._advise(mmap.MADV_HUGEPAGE)
+
+    def _advise(self, advice: int) -> int:
+        return int(lib.pyvmm_madvise(self._address, self._size, advice))
+
+    def region(self, base: int) -> Region:
+        """Return all of it as guest physical addresses from *base* on."""
+        return Region(base, self.view, Backing.MEMFD, self.fd)
+
+    def discard(self) -> None:
+        """Punch a hole as large as the file: all who map it see zeroes from now on."""
+        _check(self._advise(mmap.MADV_REMOVE))
+
+    def close(self) -> None:
+        """Unmap, once the last view of it is gone, and close the file. Idempotent."""
+        self.view.release()
+        self._close_file()
+
+    def _close_file(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _check(error: int) -> None:
+    """Raise OSError for a negative errno."""
+    if error:
+        raise OSError(-error, os.strerror(-error))
+
+
+def _unmap(size: int, pointer: Any) -> None:
+    lib.pyvmm_unmap(int(ffi.cast("uintptr_t", pointer)), size)
 
 
 class GuestMemory:

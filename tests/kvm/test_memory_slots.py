@@ -18,10 +18,10 @@ pytestmark = pytest.mark.kvm
 PAGE = mmap.PAGESIZE
 
 
-@pytest.fixture
-def region() -> Iterator[Region]:
-    with Mapping.anonymous(64 * PAGE) as mapping:
-        yield Region(0x10_0000, mapping.view)
+@pytest.fixture(params=["anonymous", "memfd"])
+def region(request: pytest.FixtureRequest) -> Iterator[Region]:
+    with getattr(Mapping, request.param)(64 * PAGE) as mapping:
+        yield mapping.region(0x10_0000)
 
 
 def refused(error: pytest.ExceptionInfo[KvmError]) -> int:
@@ -99,13 +99,3 @@ def test_every_slot_taken_is_said(vm: Vm, region: Region, monkeypatch: pytest.Mo
     with pytest.raises(KvmError) as error:
         slots.add(region.end, region.size, region.host_address)
     assert error.value.errno == errno.ENOSPC
-
-
-def test_memory_stays_mapped_while_a_region_shows_it() -> None:
-    mapping = Mapping.anonymous(PAGE)
-    region = Region(0, mapping.view)
-    assert region.host_address % PAGE == 0
-    mapping.close()
-    mapping.close()
-    with pytest.raises(ValueError, match="released"):
-        region.view[0]
