@@ -20,22 +20,34 @@ CDEFS = [
     "ring.cdef.h",
     "virtio.cdef.h",
     "blk.cdef.h",
+    "net.cdef.h",
+    "netlink.cdef.h",
+    "vhost.cdef.h",
 ]  # order matters: types before their users
 
 PREAMBLE = """
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <libfdt.h>
+#include <linux/if.h>
+#include <linux/if_tun.h>
+#include <linux/netlink.h>
 #include <linux/pci_regs.h>
+#include <linux/rtnetlink.h>
+#include <linux/vhost.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_config.h>
 #include <linux/virtio_ids.h>
 #include <linux/virtio_mmio.h>
+#include <linux/virtio_net.h>
 #include <linux/virtio_pci.h>
 #include <linux/virtio_ring.h>
+#include <linux/virtio_vsock.h>
 #include "kvm_abi.h"
 #include "vfio_abi.h"
 #include "blk.h"
+#include "net.h"
 #include "ring.h"
 #include "run.h"
 """

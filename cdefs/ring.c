@@ -184,7 +184,7 @@ static int pop_split(struct pyvmm_queue *queue, struct pyvmm_chain *chain)
 	return 1;
 }
 
-static void push_split(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
+static void stage_split(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
 {
 	struct vring_used *used = (void *)queue->device;
 	struct vring_used_elem *element = &used->ring[queue->next_used & (queue->size - 1)];
@@ -192,7 +192,6 @@ static void push_split(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
 	__atomic_store_n(&element->id, id, __ATOMIC_RELAXED);
 	__atomic_store_n(&element->len, length, __ATOMIC_RELAXED);
 	queue->next_used++;
-	__atomic_store_n(&used->idx, queue->next_used, __ATOMIC_RELEASE);
 }
 
 /* --- Packed (2.8) ---------------------------------------------------------------------------- */
@@ -291,16 +290,22 @@ static int pop_packed(struct pyvmm_queue *queue, struct pyvmm_chain *chain)
 	return 1;
 }
 
-static void push_packed(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
+/* The driver looks at one slot after another: it sees none before the flags of the first. */
+static void stage_packed(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
 {
 	struct vring_packed_desc *ring = (void *)queue->descriptors;
 	struct vring_packed_desc *entry = &ring[queue->next_used];
 	uint16_t flags = queue->used_wrap ? AVAIL | USED : 0;
 
+	flags |= length ? VRING_DESC_F_WRITE : 0;
 	__atomic_store_n(&entry->id, id, __ATOMIC_RELAXED);
 	__atomic_store_n(&entry->len, length, __ATOMIC_RELAXED);
-	__atomic_store_n(&entry->flags, flags | (length ? VRING_DESC_F_WRITE : 0),
-			 __ATOMIC_RELEASE);
+	if (queue->staged) {
+		__atomic_store_n(&entry->flags, flags, __ATOMIC_RELEASE);
+	} else {
+		queue->staged_slot = queue->next_used;
+		queue->staged_flags = flags;
+	}
 	advance(queue, &queue->next_used, &queue->used_wrap, queue->taken[id]);
 }
 
@@ -348,7 +353,7 @@ int pyvmm_queue_configure(struct pyvmm_queue *queue, uint64_t descriptors, uint6
 	memset(queue->taken, 0, queue->taken_count * sizeof(*queue->taken));
 	queue->next_avail = queue->next_used = 0;
 	queue->avail_wrap = queue->used_wrap = 1; /* 2.8.1 */
-	queue->in_flight = queue->since = 0;
+	queue->in_flight = queue->since = queue->staged = 0;
 	return queue->broken;
 }
 
@@ -367,10 +372,11 @@ int pyvmm_queue_pop(struct pyvmm_queue *queue, struct pyvmm_chain *chain)
 }
 
 /*
- * Give a chain back, `length` bytes of it written. Returns 0, or -EINVAL if no such chain is with
- * the device: our own mistake, or a chain from before configure.
+ * Use a chain, `length` bytes of it written; the driver sees it, and what was staged before, with
+ * publish. Returns 0, or -EINVAL if no such chain is with the device: our own mistake, or a chain
+ * from before configure.
  */
-int pyvmm_queue_push(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
+int pyvmm_queue_stage(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
 {
 	uint32_t slots;
 
@@ -378,11 +384,37 @@ int pyvmm_queue_push(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
 		return -EINVAL;
 	slots = queue->taken[id];
 	if (queue->packed)
-		push_packed(queue, id, length);
+		stage_packed(queue, id, length);
 	else
-		push_split(queue, id, length);
+		stage_split(queue, id, length);
+	queue->staged = 1;
 	queue->taken[id] = 0;
 	queue->in_flight -= slots;
 	queue->since = queue->since + slots > UINT16_MAX ? UINT16_MAX : queue->since + slots;
 	return 0;
+}
+
+/* Give back all that was staged, at once. */
+void pyvmm_queue_publish(struct pyvmm_queue *queue)
+{
+	struct vring_packed_desc *ring = (void *)queue->descriptors;
+	struct vring_used *used = (void *)queue->device;
+
+	if (queue->broken || !queue->staged)
+		return;
+	queue->staged = 0;
+	if (queue->packed)
+		__atomic_store_n(&ring[queue->staged_slot].flags, queue->staged_flags,
+				 __ATOMIC_RELEASE);
+	else
+		__atomic_store_n(&used->idx, queue->next_used, __ATOMIC_RELEASE);
+}
+
+/* Give one chain back: stage, and publish. */
+int pyvmm_queue_push(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
+{
+	int result = pyvmm_queue_stage(queue, id, length);
+
+	pyvmm_queue_publish(queue);
+	return result;
 }

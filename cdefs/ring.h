@@ -79,6 +79,9 @@ struct pyvmm_queue {
 	uint8_t used_wrap;
 	uint32_t in_flight;      /* slots (packed), chains (split) that are with the device */
 	uint16_t since;          /* slots (packed), chains (split) used since should_interrupt */
+	uint8_t staged;          /* there are used chains that the driver cannot see yet */
+	uint16_t staged_slot;    /* packed: where the first of them is, and the flags it is to get */
+	uint16_t staged_flags;
 	int broken;              /* the first error: nothing but configure mends it */
 };
 
@@ -97,6 +100,8 @@ int pyvmm_queue_configure(struct pyvmm_queue *queue, uint64_t descriptors, uint6
 			  uint64_t device);
 int pyvmm_queue_pop(struct pyvmm_queue *queue, struct pyvmm_chain *chain);
 int pyvmm_queue_push(struct pyvmm_queue *queue, uint16_t id, uint32_t length);
+int pyvmm_queue_stage(struct pyvmm_queue *queue, uint16_t id, uint32_t length);
+void pyvmm_queue_publish(struct pyvmm_queue *queue);
 int pyvmm_queue_has_available(struct pyvmm_queue *queue);
 
 int pyvmm_queue_enable_notify(struct pyvmm_queue *queue);
