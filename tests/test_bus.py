@@ -49,6 +49,18 @@ def test_windows_may_not_overlap() -> None:
     bus.attach(0x1100, 1, Latch())
 
 
+def test_who_leaves_the_bus_makes_room() -> None:
+    bus, first, second = MmioBus(), Latch(1), Latch(2)
+    bus.attach(0x1000, 0x100, first)
+    bus.attach(0x2000, 0x100, second)
+    bus.detach(0x1000)
+    assert bus.find(0x1000, 4) is None
+    assert bus.read(0x2000, 4) == 2
+    bus.attach(0x1080, 0x100, first)
+    with pytest.raises(ValueError, match="nothing begins at 0x1000"):
+        bus.detach(0x1000)
+
+
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(1, 20)), max_size=12), st.data())
 def test_every_address_has_at_most_one_owner(
     wanted: list[tuple[int, int]], data: st.DataObject

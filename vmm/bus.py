@@ -28,6 +28,14 @@ class Window(NamedTuple):
     device: BusDevice
 
 
+class Map:
+    """What a bus looks like at one time; never changed, for vCPU threads may be reading it."""
+
+    def __init__(self, windows: list[Window]) -> None:
+        self.windows = sorted(windows, key=lambda window: window.base)
+        self.bases = [window.base for window in self.windows]
+
+
 class MmioBus:
     """The guest physical addresses that are not memory.
 
@@ -36,28 +44,36 @@ class MmioBus:
     """
 
     def __init__(self) -> None:
-        self._windows: list[Window] = []
-        self._bases: list[int] = []
+        self._map = Map([])
         self.unclaimed = 0
 
     def attach(self, base: int, size: int, device: BusDevice) -> None:
         """Give [base, base + size) to *device*. Raises ValueError if part of it is taken."""
         new = Window(base, base + size, device)
-        for window in self._windows:
+        for window in self._map.windows:
             if base < window.end and window.base < new.end:
                 raise ValueError(
                     f"[{base:#x}, {new.end:#x}) overlaps {window.device} "
                     f"at [{window.base:#x}, {window.end:#x})"
                 )
-        # Replace, never mutate: vCPU threads may be in `find` right now.
-        windows = sorted([*self._windows, new], key=lambda window: window.base)
-        self._windows, self._bases = windows, [window.base for window in windows]
+        self._map = Map([*self._map.windows, new])
+
+    def detach(self, base: int) -> None:
+        """Take the device at *base* off the bus. Raises ValueError if none begins there.
+
+        A vCPU may be in it still: an access that had found it ends as if it came before.
+        """
+        left = [window for window in self._map.windows if window.base != base]
+        if len(left) == len(self._map.windows):
+            raise ValueError(f"nothing begins at {base:#x}")
+        self._map = Map(left)
 
     def find(self, address: int, size: int) -> Window | None:
         """Return the window that holds all of [address, address + size)."""
-        index = bisect_right(self._bases, address) - 1
+        present = self._map
+        index = bisect_right(present.bases, address) - 1
         if index >= 0:
-            window = self._windows[index]
+            window = present.windows[index]
             if address + size <= window.end:
                 return window
         return None

@@ -1,0 +1,186 @@
+"""One PCI function: its configuration space, its BARs, its interrupts.
+
+Derive from `PciFunction`, or compose: give it BARs with the devices that answer them, add
+capabilities to `config`, and `attach` it to a `vmm.pci.host.PciHost`. Who passes a real device
+through overrides `read_config` and `write_config`, and calls these for what is emulated.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from vmm._native import lib
+from vmm.closing import Closing
+from vmm.pci import capability
+from vmm.pci.bar import Space
+from vmm.pci.config import ConfigSpace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.irq import InterruptLine
+    from vmm.pci.bar import Bar
+    from vmm.pci.msix import Msix
+
+INTA: Final = 1
+"""An interrupt pin; 0 is none."""
+
+
+class Identity(NamedTuple):
+    """What a function says it is; *class_code* has 24 bits: class, subclass, interface."""
+
+    vendor: int
+    device: int
+    class_code: int
+    revision: int = 0
+    subsystem_vendor: int = 0
+    subsystem: int = 0
+
+
+class PciFunction(Closing):
+    """A function called *name* in events, with *bars* and, unless *pin* is 0, INTx.
+
+    Calls of `read_config`, `write_config` and `reset` come with the host bridge's lock, from
+    vCPU threads; `set_intx` from any.
+    """
+
+    def __init__(
+        self, name: str, identity: Identity, bars: Sequence[Bar] = (), *, pin: int = 0
+    ) -> None:
+        self.name = name
+        self.bars = tuple(bars)
+        self.config = ConfigSpace()
+        self.slot: int | None = None
+        """Its device number on the root bus, once it is attached; requester id is that times 8."""
+        self.line: InterruptLine | None = None
+        """Where INTx goes, once it is attached."""
+        self.msix: Msix | None = None
+        self._msix_at = self._express_at = self._power_at = 0
+        self._intx = False
+        self._intx_lock = Lock()
+        self._define_header(identity, pin)
+        self._define_bars()
+
+    def _define_header(self, identity: Identity, pin: int) -> None:
+        spaces = {bar.space for bar in self.bars}
+        command = lib.PCI_COMMAND_MASTER | lib.PCI_COMMAND_PARITY | lib.PCI_COMMAND_SERR
+        command |= lib.PCI_COMMAND_INTX_DISABLE
+        command |= lib.PCI_COMMAND_IO if Space.IO in spaces else 0
+        command |= lib.PCI_COMMAND_MEMORY if spaces - {Space.IO} else 0
+        kind = identity.class_code << 8 | identity.revision
+        for offset, size, value, writable in (
+            (lib.PCI_VENDOR_ID, 2, identity.vendor, 0),
+            (lib.PCI_DEVICE_ID, 2, identity.device, 0),
+            (lib.PCI_COMMAND, 2, 0, command),
+            (lib.PCI_CLASS_REVISION, 4, kind, 0),
+            (lib.PCI_CACHE_LINE_SIZE, 1, 0, 0xFF),
+            (lib.PCI_SUBSYSTEM_VENDOR_ID, 2, identity.subsystem_vendor, 0),
+            (lib.PCI_SUBSYSTEM_ID, 2, identity.subsystem, 0),
+            (lib.PCI_INTERRUPT_LINE, 1, 0, 0xFF if pin else 0),
+            (lib.PCI_INTERRUPT_PIN, 1, pin, 0),
+        ):
+            masks = writable.to_bytes(size, "little")
+            self.config.define(offset, value.to_bytes(size, "little"), masks)
+
+    def _define_bars(self) -> None:
+        taken: set[int] = set()
+        for bar in self.bars:
+            registers = set(range(bar.index, bar.index + bar.width // 4))
+            if taken & registers:
+                raise ValueError(f"{self.name}: BAR {bar.index} is there twice")
+            taken |= registers
+            flags, mask = (number.to_bytes(bar.width, "little") for number in (bar.flags, bar.mask))
+            self.config.define(bar.offset, flags, mask)
+
+    # What it is made of
+
+    def add_msix(
+        self, msix: Msix, table: tuple[int, int], pba: tuple[int, int], at: int | None = None
+    ) -> None:
+        """Have MSI-X; *table* and *pba* say (BAR, offset), where their devices are put."""
+        value = capability.msix(msix.vectors, table, pba)
+        self._msix_at = self.config.add_capability(value, at)
+        self.msix = msix
+
+    def add_express(self, at: int | None = None) -> None:
+        """Be a PCI Express endpoint in the root complex, which can be reset."""
+        self._express_at = self.config.add_capability(capability.express(), at)
+
+    def add_power_management(self, at: int | None = None) -> None:
+        """Have states D0 and D3hot; in the latter no BAR is decoded."""
+        self._power_at = self.config.add_capability(capability.power_management(), at)
+
+    # What the host bridge asks
+
+    def read_config(self, offset: int, size: int) -> int:
+        """Return 1, 2 or 4 aligned bytes of configuration space."""
+        return self.config.read(offset, size)
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        """Take 1, 2 or 4 aligned bytes, and do what they mean, but for BARs: see `decoded`."""
+        reset = self._express_at and self._asks_for_reset(offset, size, value)
+        self.config.write(offset, size, value)
+        if reset:
+            self.reset()
+            return
+        if self.msix is not None and _touches(offset, size, self._msix_at + lib.PCI_MSIX_FLAGS, 2):
+            control = self.config.read(self._msix_at + lib.PCI_MSIX_FLAGS, 2)
+            self.msix.set_control(
+                enabled=bool(control & lib.PCI_MSIX_FLAGS_ENABLE),
+                masked=bool(control & lib.PCI_MSIX_FLAGS_MASKALL),
+            )
+        self._drive_intx()
+
+    def _asks_for_reset(self, offset: int, size: int, value: int) -> bool:
+        at = self._express_at + lib.PCI_EXP_DEVCTL + 1  # the byte with the bit
+        bit = int(lib.PCI_EXP_DEVCTL_BCR_FLR) >> 8
+        return offset <= at < offset + size and bool(value >> 8 * (at - offset) & bit)
+
+    def decoded(self, bar: Bar) -> int | None:
+        """Return the bus address where the guest has *bar* decoded; None: nowhere."""
+        gate = lib.PCI_COMMAND_IO if bar.space is Space.IO else lib.PCI_COMMAND_MEMORY
+        if not self.config.read(lib.PCI_COMMAND, 2) & gate or self._asleep():
+            return None
+        address = self.config.read(bar.offset, bar.width) & bar.mask
+        return None if address == bar.mask else address  # all ones: its size is being asked for
+
+    def _asleep(self) -> bool:
+        if not self._power_at:
+            return False
+        control = self.config.read(self._power_at + lib.PCI_PM_CTRL, 2)
+        return bool(control & lib.PCI_PM_CTRL_STATE_MASK)
+
+    # Interrupts
+
+    def set_intx(self, level: bool) -> None:  # noqa: FBT001  (a level *is* a boolean)
+        """Drive INTx, as far as the guest lets it be. Thread-safe."""
+        self._intx = level
+        self._drive_intx()
+
+    def _drive_intx(self) -> None:
+        with self._intx_lock:
+            level = self._intx
+            status = self.config.read(lib.PCI_STATUS, 2) & ~lib.PCI_STATUS_INTERRUPT
+            self.config.set(lib.PCI_STATUS, 2, status | (lib.PCI_STATUS_INTERRUPT if level else 0))
+            off = self.config.read(lib.PCI_COMMAND, 2) & lib.PCI_COMMAND_INTX_DISABLE
+            off = off or (self.msix is not None and self.msix.enabled)
+            if self.line is not None:
+                self.line.set_level(level and not off)
+
+    # Life
+
+    def reset(self) -> None:
+        """Be as after power-on: BARs nowhere, interrupts off. The host bridge unmaps the BARs."""
+        self.config.reset()
+        if self.msix is not None:
+            self.msix.reset()
+        self.set_intx(False)
+
+    def close(self) -> None:
+        """Let go of what it owns: nothing here. Its BARs are unmapped by then. Idempotent."""
+
+
+def _touches(offset: int, size: int, at: int, length: int) -> bool:
+    """Tell whether [offset, offset + size) has a byte of [at, at + length)."""
+    return offset < at + length and at < offset + size

@@ -1,0 +1,68 @@
+"""Windows: which guest physical addresses are a PCI bus's, and how large they need to be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from vmm.pci.bar import Space
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vmm.pci.bar import Bar
+
+LEAST_HIGH: Final = 512 << 20
+"""Bytes: the 64-bit window is no smaller, for addresses cost nothing."""
+
+FOUR_GIB: Final = 1 << 32
+
+
+class PciWindow(NamedTuple):
+    """*size* bytes at guest physical *base*, which are bus addresses from *bus_base* on."""
+
+    space: Space
+    base: int
+    size: int
+    bus_base: int
+
+    @property
+    def end(self) -> int:
+        """The first guest physical address after it."""
+        return self.base + self.size
+
+    def translate(self, address: int, size: int) -> int | None:
+        """Return the guest physical address of *size* bytes at bus *address*, if they are here."""
+        offset = address - self.bus_base
+        return self.base + offset if 0 <= offset <= self.size - size else None
+
+
+def memory(space: Space, base: int, size: int) -> PciWindow:
+    """Return a window of memory: bus addresses are guest physical ones, for DMA's sake."""
+    return PciWindow(space, base, size, base)
+
+
+def fits(bars: Iterable[Bar], size: int) -> bool:
+    """Tell whether *bars* can all be in a window of *size* bytes, aligned to the largest.
+
+    They are powers of two: largest first, they leave no gaps.
+    """
+    return sum(bar.size for bar in bars) <= size
+
+
+def high(bars: Iterable[Bar], above: int, limit: int) -> PciWindow | None:
+    """Return a 64-bit window for *bars* above guest physical *above*, and below *limit*.
+
+    It is aligned to the largest of them, and twice as large as all of them if there is room, so
+    that each can be moved. None if there is no room. Takes as long for bytes as for terabytes.
+    """
+    sizes = [bar.size for bar in bars]
+    total, largest = sum(sizes), max(sizes, default=1)
+    above = max(above, FOUR_GIB)  # firmware insists (edk2, PciHostBridgeDxe)
+    for alignment, size in (
+        (max(largest, LEAST_HIGH), 1 << max(2 * total, LEAST_HIGH).bit_length() - 1),
+        (largest, total),
+    ):
+        base = -(-above // alignment) * alignment
+        if base + size <= limit:
+            return memory(Space.MEMORY64, base, size)
+    return None
