@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmm.lab import session, stock
+from vmm.lab import modules, session
 from vmm.lab.cpio import CpioWriter
 
 Entry = tuple[str, int, bytes]
@@ -60,7 +60,7 @@ kernel/drivers/vfio/vfio.ko.xz:
 
 def test_modules_come_after_all_they_need(tmp_path: Path) -> None:
     (tmp_path / "modules.dep").write_text(DEPENDENCIES)
-    found = stock.closure(tmp_path, ("9pnet_virtio", "vfio_pci", "not_in_this_kernel"))
+    found = modules.Modules(tmp_path).closure(("9pnet_virtio", "vfio_pci", "not_in_this_kernel"))
     assert [Path(path).name for path in found] == [
         "netfs.ko.xz",
         "9pnet.ko.xz",
@@ -70,11 +70,31 @@ def test_modules_come_after_all_they_need(tmp_path: Path) -> None:
     ]
 
 
+def test_what_modules_ask_for_softly_comes_before_them(tmp_path: Path) -> None:
+    """ext4 asks for crc32c, which is an algorithm's name and not a module's."""
+    (tmp_path / "modules.dep").write_text(
+        "kernel/fs/ext4/ext4.ko: kernel/fs/jbd2/jbd2.ko\nkernel/fs/jbd2/jbd2.ko:\n"
+        "kernel/arch/crc32c-arm64.ko: kernel/lib/hash.ko\nkernel/lib/hash.ko:\n"
+    )
+    (tmp_path / "modules.softdep").write_text("# comment\nsoftdep ext4 pre: crc32c post: unknown\n")
+    (tmp_path / "modules.alias").write_text("alias crc32c crc32c_arm64\nalias of:N*T* other\n")
+    found = modules.Modules(tmp_path).closure(["ext4"])
+    assert [Path(path).name for path in found] == [
+        "hash.ko", "crc32c-arm64.ko", "jbd2.ko", "ext4.ko"
+    ]  # fmt: skip
+
+
+def test_a_module_that_is_built_in_is_not_missing(tmp_path: Path) -> None:
+    (tmp_path / "modules.dep").write_text(DEPENDENCIES)
+    (tmp_path / "modules.builtin").write_text("kernel/drivers/virtio/virtio-pci.ko\n")
+    assert modules.Modules(tmp_path).missing(["vfio_pci", "virtio_pci", "floppy"]) == ["floppy"]
+
+
 def test_a_modules_signature_is_cut_off() -> None:
     signature = bytes(300)
     trailer = bytes(8) + len(signature).to_bytes(4, "big") + b"~Module signature appended~\n"
-    assert stock._plain("m.ko", b"module" + signature + trailer) == b"module"
-    assert stock._plain("m.ko", b"module") == b"module"
+    assert modules.plain("m.ko", b"module" + signature + trailer) == b"module"
+    assert modules.plain("m.ko", b"module") == b"module"
 
 
 @pytest.mark.parametrize(

@@ -39,14 +39,14 @@ _BACKPORT = ("trixie-backports", "linux-binary-{version}.*-{flavour}")
 _BUSYBOX = ("trixie", "busybox-static")
 _UKIFY = ("systemd-ukify", "systemd-boot-efi", "python3-pefile")
 
-_DIRECTORIES = ("bin", "dev", "etc", "proc", "root", "run", "sys", "tmp")
+_DIRECTORIES = ("bin", "dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp")
 _FSTAB = """\
 proc /proc proc defaults 0 0
 sysfs /sys sysfs defaults 0 0
 devtmpfs /dev devtmpfs defaults 0 0
 """
 _PROFILE = """\
-export PATH=/bin HOME=/root TERM=linux ENV=/etc/profile PS1='guest:\\w# '
+export PATH=/usr/sbin:/usr/bin:/bin HOME=/root TERM=linux ENV=/etc/profile PS1='guest:\\w# '
 # There is no init to ask: ask the kernel.
 halt() { busybox halt -f; }
 poweroff() { busybox poweroff -f; }
@@ -60,10 +60,7 @@ def kernel(version: str = NEWEST, flavour: str = STANDARD) -> Path:
     *flavour* is Debian's: "arm64", "cloud-arm64" (smaller, for virtual machines), "arm64-16k",
     "rt-arm64". Raises HostError: the mirror has none, can't be reached, disk full.
     """
-    suite, pattern = _SUITES.get(version, _BACKPORT)
-    package = apt.newest(
-        pattern.format(version=version, flavour=flavour), suite=suite, arch="arm64"
-    )
+    suite, package = _newest(version, flavour)
     (deb,) = apt.fetch([package], suite=suite, arch="arm64")
 
     def build(temporary: Path) -> None:
@@ -72,6 +69,22 @@ def kernel(version: str = NEWEST, flavour: str = STANDARD) -> Path:
 
     release = package.removeprefix("linux-").partition("-")[2]
     return cache.entry(_directory() / f"vmlinuz-{release}-{cache.digest(deb.name)}", build)
+
+
+def _newest(version: str, flavour: str) -> tuple[str, str]:
+    """Return the suite and the name of the package with the kernel itself."""
+    suite, pattern = _SUITES.get(version, _BACKPORT)
+    name = pattern.format(version=version, flavour=flavour)
+    return suite, apt.newest(name, suite=suite, arch="arm64")
+
+
+def linux_packages(version: str = NEWEST, flavour: str = STANDARD) -> tuple[list[str], str]:
+    """Return all packages of a kernel, modules and all, and their suite. Raises HostError."""
+    suite, package = _newest(version, flavour)
+    kind, release = package.split("-", 2)[1:]
+    # From 7 on, a kernel is in three packages.
+    kinds = ["binary", "modules", "base"] if kind == "binary" else [kind]
+    return [f"linux-{each}-{release}" for each in kinds], suite
 
 
 def initramfs() -> Path:

@@ -9,6 +9,7 @@
 #     pyvmm.then=panic       crashes the kernel
 #     pyvmm.then=idle        does nothing more
 #
+# With vmm.lab.fixture, kernel modules are loaded before, and a script is sourced after, COMMAND.
 # The CPU may be an emulated one, so this uses the shell's builtins where it can.
 . /etc/profile
 mount -a # /etc/fstab: one process for all
@@ -19,6 +20,13 @@ read -r cpus </sys/devices/system/cpu/online
 echo "
 pyvmm guest: Linux $release
 CPUs online: $cpus"
+
+modules=/usr/lib/modules/$release
+if [ -e "$modules/pyvmm.load" ]; then
+    echo /bin/modprobe >/proc/sys/kernel/modprobe
+    read -r load <"$modules/pyvmm.load"
+    [ -z "$load" ] || modprobe -a $load
+fi
 
 next=shell
 for word in $arguments; do
@@ -32,6 +40,7 @@ case $arguments in
     (eval "${arguments%%\"*}")
     ;;
 esac
+[ ! -e /etc/pyvmm.script ] || (. /etc/pyvmm.script)
 
 case $next in
 poweroff) poweroff ;;

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import lzma
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from vmm.errors import HostError
-from vmm.lab import apt, cache, command, foreign
+from vmm.lab import apt, cache, modules
 from vmm.lab.cpio import CpioWriter
+from vmm.lab.modules import Modules
 from vmm.progress import step
 
 
@@ -54,109 +53,40 @@ class StockKernel:
     """Further modules for the host."""
 
     @cached_property
-    def _packages(self) -> Path:
+    def _modules(self) -> Modules:
         """The kernel's packages, unpacked, with an index of its modules."""
 
         def name(kind: str) -> str:
             pattern = f"linux-{kind}-{self.version}-arm64"
             return apt.newest(pattern, suite=self.suite, arch="arm64")
 
-        names = [name("binary"), name("modules"), name("base")]
-        debs = apt.fetch(names, suite=self.suite, arch="arm64")
-
-        def build(temporary: Path) -> None:
-            with step(f"unpacking {names[0]}"):
-                apt.unpack(debs, temporary)
-                (temporary / "lib").symlink_to("usr/lib")
-                for modules in (temporary / "usr/lib/modules").iterdir():
-                    command.run([*foreign.depmod(), "-b", str(temporary), modules.name])
-
-        key = cache.digest([deb.name for deb in debs])
-        return cache.entry(cache.root() / "kernels" / f"{names[0]}-{key}", build)
-
-    @cached_property
-    def _directory(self) -> Path:
-        for directory in (self._packages / "usr/lib/modules").iterdir():
-            return directory
-        raise HostError(f"{self._packages} holds no kernel", "remove it and try again")
+        packages = [name("binary"), name("modules"), name("base")]
+        return Modules.of(modules.unpacked(packages, self.suite))
 
     def image(self) -> Path:
         """Return the kernel: Debian's arm64 vmlinuz is a plain Image."""
-        return self._directory / "vmlinuz"
+        return self._modules.directory / "vmlinuz"
 
     def modules(self) -> Path:
         """Return the archive with the modules that hosts get, and all they depend on."""
-        directory = self._directory
+        tree = self._modules
         wanted = (*MODULES, *self.extra)
-        key = cache.digest(self._packages.name, wanted, Path(__file__).read_text())
+        sources = [Path(file).read_text() for file in (__file__, modules.__file__)]
+        # Its name has the packages' versions in it.
+        packages = tree.directory.parents[2].name
+        key = cache.digest(packages, wanted, sources)
 
         def build(temporary: Path) -> None:
-            files = closure(directory, wanted)
-            under = f"usr/lib/modules/{directory.name}"
+            files = tree.closure(wanted)
             with step("packing the host kernel's modules"), temporary.open("wb") as file:
                 archive = CpioWriter(file)
-                made = {"usr", "usr/lib"}
-                for path in files:
-                    inside = f"{under}/{path}"
-                    for parent in reversed(Path(inside).parents[:-1]):
-                        if str(parent) not in made:
-                            made.add(str(parent))
-                            archive.directory(str(parent))
-                    data = (directory / path).read_bytes()
-                    archive.file(inside.removesuffix(".xz"), _plain(path, data))
-                for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
-                    archive.file(f"{under}/{name}", (directory / name).read_bytes())
-                there = {_name(path) for path in files}
-                for name, modules in (("boot", BOOT), ("later", wanted)):
-                    listing = " ".join(module for module in modules if module in there)
-                    archive.file(f"{under}/pyvmm.{name}", listing.encode())
-                index = (directory / "modules.dep").read_text().splitlines(keepends=True)
-                kept = [line for line in index if line.partition(":")[0] in set(files)]
-                archive.file(f"{under}/modules.dep", "".join(kept).replace(".xz", "").encode())
-                archive.file(f"{under}/modules.alias", (directory / "modules.alias").read_bytes())
+                tree.pack(archive, files)
+                there = {modules.name(path) for path in files}
+                for name, listed in (("boot", BOOT), ("later", wanted)):
+                    listing = " ".join(module for module in listed if module in there)
+                    inside = f"usr/lib/modules/{tree.directory.name}/pyvmm.{name}"
+                    archive.file(inside, listing.encode())
                 archive.close()
 
-        return cache.entry(cache.root() / "kernels" / f"modules-{directory.name}-{key}.cpio", build)
-
-
-def _name(path: str) -> str:
-    """Return the name of the module in the file *path*, as the kernel spells it."""
-    return Path(path).name.partition(".")[0].replace("-", "_")
-
-
-_SIGNED = b"~Module signature appended~\n"
-
-
-def _plain(path: str, data: bytes) -> bytes:
-    """Return a module, given as in the package, decompressed and without its signature.
-
-    Both here rather than there: an emulated CPU takes a second for what takes this one a moment,
-    and apt has verified the package.
-    """
-    if path.endswith(".xz"):
-        data = lzma.decompress(data)
-    if data.endswith(_SIGNED):
-        # struct module_signature (include/linux/module_signature.h), before the marker: 12 bytes,
-        # the last four being the length of the signature before it, big-endian.
-        end = len(data) - len(_SIGNED)
-        data = data[: end - 12 - int.from_bytes(data[end - 4 : end], "big")]
-    return data
-
-
-def closure(directory: Path, wanted: tuple[str, ...]) -> list[str]:
-    """Return the files of the modules *wanted* and all they need, in an order to load them in.
-
-    Reads modules.dep: ``file: needed files``, those nearest first.
-    """
-    needs: dict[str, list[str]] = {}
-    files: dict[str, str] = {}
-    for line in (directory / "modules.dep").read_text().splitlines():
-        path, _, rest = line.partition(":")
-        needs[path] = rest.split()
-        files[_name(path)] = path
-    order: dict[str, None] = {}
-    for name in wanted:
-        if name in files:
-            path = files[name]
-            order.update(dict.fromkeys([*reversed(needs[path]), path]))
-    return list(order)
+        name = f"modules-{tree.directory.name}-{key}.cpio"
+        return cache.entry(cache.root() / "kernels" / name, build)
