@@ -16,6 +16,7 @@ CDEFS = [
     "fdt.cdef.h",
     "vfio.cdef.h",
     "map.cdef.h",
+    "spawn.cdef.h",
     "pci.cdef.h",
     "ring.cdef.h",
     "virtio.cdef.h",
@@ -50,6 +51,7 @@ PREAMBLE = """
 #include "net.h"
 #include "ring.h"
 #include "run.h"
+#include "spawn.h"
 """
 
 # Prototypes of copy.c and map.c, which have no headers because nothing else in C calls them.

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / "vmm"
 
 LAYERS = [  # lowest first
     {"errors", "closing", "config", "events", "_native"},
-    {"kvm", "memory", "bus", "irq", "fdt", "loop", "progress"}
+    {"kvm", "memory", "bus", "irq", "fdt", "loop", "progress", "daemon"}
     | {"console", "terminal", "escape", "outlet"},
     {"devices", "virtio", "vhost", "pci"},
     {"cpu", "arm64", "coherence", "vfio"},

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A program to start, and what it gets. */
+#ifndef PYVMM_SPAWN_H
+#define PYVMM_SPAWN_H
+
+#include <stdint.h>
+
+struct pyvmm_program {
+	const char *path;
+	char *const *argv;       /* both end with NULL */
+	char *const *envp;
+	uint32_t fd_count;
+	const int *fds;          /* what the program has as 0, 1, 2, ...; it gets no others */
+	int *moved;              /* room for as many */
+};
+
+int pyvmm_spawn(const struct pyvmm_program *program);
+
+#endif
