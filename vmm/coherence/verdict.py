@@ -25,18 +25,16 @@ device: do not ask about registers that mind being read.
 from __future__ import annotations
 
 import errno
-import os
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from vmm.coherence import dump
 from vmm.coherence.scratch import RANGE, Fate, Outcome, ScratchGuest
 
 if TYPE_CHECKING:
     from vmm.kvm.system import System
 
-DEBUGFS: Final = Path("/sys/kernel/debug/kvm")
 INSTRUCTION_ABORTS: Final = frozenset({0x20, 0x21})
 DATA_ABORTS: Final = frozenset({0x24, 0x25})
 """ESR_EL1.EC: from a lower EL, from the same."""
@@ -204,22 +202,6 @@ def _told(outcome: Outcome) -> str:
 
 def _dump(guest: ScratchGuest) -> str | None:
     """Return the stage-2 dump's line for the range, if this kernel has one for us."""
-    path = DEBUGFS / f"{os.getpid()}-{guest.vm.fileno()}" / "stage2_page_tables"
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        span, *columns = line.split() or [""]
-        start, _, end = span.partition("-")
-        # A line of two columns, size and level, is a hole.
-        if len(columns) > 2 and _hex(start) <= RANGE < _hex(end):
-            return " ".join(columns)
-    return None
-
-
-def _hex(text: str) -> int:
-    try:
-        return int(text, 16)
-    except ValueError:
-        return -1
+    spans = dump.read(guest.vm) or ()
+    found = (span.attributes for span in spans if span.start <= RANGE < span.end)
+    return next(found, None)

@@ -1,0 +1,69 @@
+"""The kernel's dump of a VM's stage-2 page tables (CONFIG_PTDUMP_STAGE2_DEBUGFS, Linux 6.13).
+
+    0x0000000100000000-0x0000000100200000   2M 2   R W PXNUXN AF BLK
+    start                end              size level  attributes; none: a hole
+
+It shows what faults have mapped so far, adjacent entries of one kind as one line, and is gone
+with the VM. Source: arch/arm64/kvm/ptdump.c.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vmm.kvm.vm import Vm
+
+DEBUGFS: Final = Path("/sys/kernel/debug/kvm")
+LAST_LEVEL: Final = 3
+"""The level whose entries are pages."""
+
+
+class Span(NamedTuple):
+    """Guest physical addresses [start, end), mapped by entries of one level and one kind."""
+
+    start: int
+    end: int
+    level: int
+    attributes: str
+
+    def block(self, page: int = mmap.PAGESIZE) -> int:
+        """Return how many bytes one entry maps: a page has room for page / 8 entries."""
+        entries: int = (page // 8) ** (LAST_LEVEL - self.level)
+        return page * entries
+
+
+def read(vm: Vm) -> list[Span] | None:
+    """Return what stage 2 maps for *vm*; None if this kernel has no dump for us."""
+    path = DEBUGFS / f"{os.getpid()}-{vm.fileno()}" / "stage2_page_tables"
+    try:
+        return list(parse(path.read_text().splitlines()))
+    except OSError:
+        return None
+
+
+def parse(lines: Iterable[str]) -> Iterator[Span]:
+    """Yield what the lines of a dump say is mapped."""
+    for line in lines:
+        span, *columns = line.split() or [""]
+        start, _, end = span.partition("-")
+        if len(columns) > 2 and end:  # size and level only: a hole
+            try:
+                yield Span(int(start, 16), int(end, 16), int(columns[1]), " ".join(columns))
+            except ValueError:
+                continue  # a heading
+
+
+def blocks(spans: Iterable[Span], start: int, end: int) -> dict[int, int]:
+    """Return how many bytes of [start, end) are mapped by blocks of each size, largest first."""
+    found: dict[int, int] = {}
+    for span in spans:
+        size = min(span.end, end) - max(span.start, start)
+        if size > 0:
+            found[span.block()] = found.get(span.block(), 0) + size
+    return dict(sorted(found.items(), reverse=True))
