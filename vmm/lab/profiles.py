@@ -32,6 +32,8 @@ class Profile:
     """Added to the kernel's command line."""
     machine: tuple[str, ...] = ()
     """More properties of QEMU's virt machine, for instance ``iommu=smmuv3``."""
+    backends: tuple[tuple[str, str], ...] = ()
+    """What devices need on our side, as QEMU's options: ("-drive", "..."), ("-netdev", "...")."""
     devices: tuple[str, ...] = ()
     """More devices, as after QEMU's -device."""
     device_tree: Callable[[Path], None] | None = None
@@ -39,6 +41,9 @@ class Profile:
     setup: tuple[str, ...] = ()
     """Shell commands that run in the host once it is up; the host is not ready before."""
 
+
+DISK_SIZE = 64 << 20
+"""Bytes of the vfio profile's NVMe disk."""
 
 PROFILES: dict[str, Profile] = {
     profile.name: profile
@@ -64,15 +69,27 @@ PROFILES: dict[str, Profile] = {
             "fwb with an SMMU, and PCI devices behind it to give to guests",
             cpu="max,pauth-impdef=on",
             machine=("iommu=smmuv3",),
-            kernel=StockKernel(extra=("nvme",)),
+            kernel=StockKernel(extra=("e1000e", "nvme")),
+            backends=(
+                # A disk of zeroes; what is written lives in a file of QEMU's that has no name.
+                (
+                    "-drive",
+                    f"if=none,id=disk,snapshot=on,driver=null-co,size={DISK_SIZE},read-zeroes=on",
+                ),
+                # A network of two cards: one to give away, one to talk to it from the host.
+                ("-netdev", "hubport,id=given,hubid=1"),
+                ("-netdev", "hubport,id=kept,hubid=1"),
+            ),
             # edu's 28 address bits reach no RAM of this machine; 40 do.
             devices=(
                 "edu,addr=0x10,dma_mask=0xffffffffff",
-                "nvme,addr=0x11,serial=pyvmm",
+                "nvme,addr=0x11,serial=pyvmm,drive=disk",
                 "bochs-display,addr=0x12,romfile=",
                 # Functions of one device, and without ACS: one IOMMU group.
                 "edu,addr=0x13.0,multifunction=on",
                 "nvme,addr=0x13.1,serial=pyvmm2",
+                "e1000e,addr=0x14,netdev=given,romfile=",
+                "virtio-net-pci,addr=0x15,netdev=kept,romfile=",
             ),
         ),
         *gh200.profiles(),

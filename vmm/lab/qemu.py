@@ -102,6 +102,8 @@ def arguments(  # noqa: PLR0913  (each is one file of the host)
         "-device", "virtio-rng-pci",
     ]
     # fmt: on
+    for option, backend in profile.backends:
+        argv += [option, backend]
     for device in profile.devices:
         argv += ["-device", device]
     if device_tree:
@@ -121,6 +123,8 @@ def dump_device_tree(profile: Profile, path: Path) -> list[str]:
         "-nodefaults",
     ]
     # fmt: on
+    for option, backend in profile.backends:
+        argv += [option, backend]
     for device in profile.devices:
         argv += ["-device", device]
     return argv
