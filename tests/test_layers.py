@@ -16,19 +16,23 @@ ROOT = Path(__file__).parent.parent / "vmm"
 LAYERS = [  # lowest first
     {"errors", "closing", "config", "events", "_native"},
     {"kvm", "memory", "bus", "irq", "fdt", "loop", "progress", "daemon"}
-    | {"console", "terminal", "escape", "outlet"},
+    | {"console", "terminal", "escape", "outlet", "chardev"},
     {"devices", "virtio", "vhost", "pci"},
     {"cpu", "arm64", "coherence", "vfio"},
-    {"machine", "power", "space", "backplane", "device_memory", "probe", "census", "state", "lab"},
+    {"machine", "power", "space", "backplane", "device_memory", "probe", "census", "state", "lab"}
+    | {"rootcomplex", "msi", "doorbells"},
     {"cli"},
 ]
 BESIDE = {
     "config": {"errors"},
+    "chardev": {"terminal"},
     "console": {"terminal", "escape", "outlet"},
     "coherence": {"arm64"},
     "virtio": {"pci"},
     "vhost": {"virtio"},
-    "machine": {"power", "space", "backplane"},
+    "machine": {"power", "space", "backplane", "rootcomplex"},
+    "backplane": {"doorbells"},
+    "rootcomplex": {"msi"},
     "space": {"device_memory"},
     "census": {"device_memory"},
 }

@@ -6,8 +6,9 @@
     0x0900_0000  PL011 UART;      0x0901_0000  PL031 RTC;   0x0902_0000  pvpanic
     0x0a00_0000  virtio-mmio transports, 512 bytes each
     0x1000_0000  PCI, 32-bit memory window
-    0x3eff_0000  PCI I/O;         0x3f00_0000  (left free for a small ECAM)
-    0x4000_0000  RAM, then, aligned to its size, what else is memory (device BARs, PCI)
+    0x3eff_0000  PCI I/O;         0x3f00_0000  PCI configuration space (ECAM), one bus
+    0x4000_0000  RAM, then, aligned to its size, what else is memory (device BARs, and the 64-bit
+                 memory window of PCI, which is above 4 GiB)
 
 Firmware and kernels built for that machine find their way here as well.
 """
@@ -22,6 +23,8 @@ GICV2_CPU_INTERFACE: Final = 0x0801_0000
 GICV2_CPU_INTERFACE_SIZE: Final = 0x1_0000
 GICV3_ITS: Final = 0x0808_0000
 GICV3_ITS_SIZE: Final = 0x2_0000
+GITS_TRANSLATER: Final = GICV3_ITS + 0x1_0040
+"""Where devices write their messages (IHI 0069, 12.19)."""
 GICV3_REDISTRIBUTORS: Final = 0x080A_0000
 GICV3_REDISTRIBUTOR_SIZE: Final = 0x2_0000
 GICV3_REDISTRIBUTORS_MAX: Final = (0x0900_0000 - GICV3_REDISTRIBUTORS) // GICV3_REDISTRIBUTOR_SIZE
@@ -37,12 +40,22 @@ VIRTIO: Final = 0x0A00_0000
 VIRTIO_SIZE: Final = 0x200
 VIRTIO_SLOTS: Final = 32
 
+PCI_MEMORY: Final = 0x1000_0000
+PCI_MEMORY_SIZE: Final = 0x2EFF_0000
+PCI_IO: Final = 0x3EFF_0000
+PCI_IO_SIZE: Final = 0x1_0000
+PCI_ECAM: Final = 0x3F00_0000
+PCI_ECAM_SIZE: Final = 0x10_0000
+PCI_SLOTS: Final = 32
+
 RAM: Final = 0x4000_0000
 
 SPI_UART: Final = 1
 SPI_RTC: Final = 2
 SPI_VIRTIO: Final = 16
 """The first virtio-mmio slot's interrupt; the others' follow."""
+SPI_PCI: Final = 48
+"""PCI slot 0's INTx; the others' follow, each its own, whatever the pin."""
 SPI_COUNT: Final = 224
 """Shared peripheral interrupts; with the 32 private ones that makes 256."""
 
@@ -62,6 +75,9 @@ WINDOWS: Final = (
     ("PL031 RTC", RTC, DEVICE_SIZE),
     ("pvpanic", PVPANIC, DEVICE_SIZE),
     ("virtio-mmio", VIRTIO, VIRTIO_SIZE * VIRTIO_SLOTS),
+    ("PCI memory", PCI_MEMORY, PCI_MEMORY_SIZE),
+    ("PCI I/O", PCI_IO, PCI_IO_SIZE),
+    ("PCI ECAM", PCI_ECAM, PCI_ECAM_SIZE),
 )
 """Names, bases and sizes, for maps."""
 

@@ -1,0 +1,67 @@
+"""The PCI host bridge on this board: its windows, and its node for the device tree.
+
+Source: devicetree bindings pci/host-generic-pci.yaml; IEEE 1275 PCI bus binding (ranges).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from vmm.arm64 import gic, layout
+from vmm.fdt import Node, Value, reg, u32, u64
+from vmm.pci.bar import Space
+from vmm.pci.function import INTA
+from vmm.pci.window import PciWindow, memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+SPACE_CODE: Final = {Space.IO: 1 << 24, Space.MEMORY32: 2 << 24, Space.MEMORY64: 3 << 24}
+"""The first of a PCI address's three cells."""
+
+DEVICE_MASK: Final = 0xF800
+"""The device number in that cell."""
+
+REQUESTERS: Final = 0x1_0000
+
+FIXED: Final = (
+    PciWindow(Space.IO, layout.PCI_IO, layout.PCI_IO_SIZE, 0),
+    memory(Space.MEMORY32, layout.PCI_MEMORY, layout.PCI_MEMORY_SIZE),
+)
+"""The windows that are always there."""
+
+
+def spi(slot: int) -> int:
+    """Return the shared peripheral interrupt that the INTx of the device in *slot* is.
+
+    Each has its own: KVM keeps one level for an interrupt, and does not remember who raised it.
+    """
+    return layout.SPI_PCI + slot
+
+
+def node(windows: Sequence[PciWindow], slots: Iterable[int], *, has_its: bool) -> Node:
+    """Describe the host bridge with *windows*, and devices in *slots*."""
+    ranges = (
+        u32(SPACE_CODE[window.space]) + u64(window.bus_base, window.base, window.size)
+        for window in windows
+    )
+    interrupts = (
+        u32(slot << 11, 0, 0, INTA, gic.PHANDLE, 0, 0) + gic.spi(spi(slot)) for slot in slots
+    )
+    properties: dict[str, Value] = {
+        "compatible": "pci-host-ecam-generic",
+        "device_type": "pci",
+        "reg": reg((layout.PCI_ECAM, layout.PCI_ECAM_SIZE)),
+        "bus-range": u32(0, 0),
+        "linux,pci-domain": 0,
+        "#address-cells": 3,
+        "#size-cells": 2,
+        "#interrupt-cells": 1,
+        "ranges": b"".join(ranges),
+        "interrupt-map": b"".join(interrupts),
+        "interrupt-map-mask": u32(DEVICE_MASK, 0, 0, 7),
+        "dma-coherent": None,
+    }
+    if has_its:
+        properties["msi-map"] = u32(0, gic.ITS_PHANDLE, 0, REQUESTERS)
+    return Node(f"pcie@{layout.PCI_ECAM:x}", properties)
