@@ -49,6 +49,7 @@ struct vhost_memory {
 
 /* --- vsock (virtio_vsock.h, virtio_ids.h, vm_sockets.h) ------------------------------------ */
 #define VIRTIO_ID_VSOCK ...
+#define VIRTIO_VSOCK_F_SEQPACKET ...
 
 struct virtio_vsock_config {
     uint64_t guest_cid;

@@ -16,11 +16,12 @@ ROOT = Path(__file__).parent.parent / "vmm"
 LAYERS = [  # lowest first
     {"errors", "closing", "config", "events", "_native"},
     {"kvm", "memory", "bus", "irq", "fdt", "loop", "progress", "daemon"}
+    | {"device_file", "netlink", "tap"}
     | {"console", "terminal", "escape", "outlet", "chardev"},
     {"devices", "virtio", "vhost", "pci"},
     {"cpu", "arm64", "coherence", "vfio"},
     {"machine", "power", "space", "backplane", "device_memory", "probe", "census", "state", "lab"}
-    | {"rootcomplex", "msi", "doorbells"},
+    | {"rootcomplex", "msi", "doorbells", "network"},
     {"cli"},
 ]
 BESIDE = {
@@ -31,7 +32,8 @@ BESIDE = {
     "virtio": {"pci"},
     "vhost": {"virtio"},
     "machine": {"power", "space", "backplane", "rootcomplex"},
-    "backplane": {"doorbells"},
+    "backplane": {"doorbells", "network"},
+    "tap": {"device_file", "netlink"},
     "rootcomplex": {"msi"},
     "space": {"device_memory"},
     "census": {"device_memory"},

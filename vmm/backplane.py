@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from vmm.bus import MmioBus
     from vmm.config import MachineConfig
     from vmm.config.disk import DiskConfig
+    from vmm.config.net import NetConfig
     from vmm.events import Events
     from vmm.fdt import Node
     from vmm.kvm.answers import Answer
     from vmm.kvm.vm import Vm
     from vmm.loop import Loop
     from vmm.memory import GuestMemory
+    from vmm.vhost.net import Net
+    from vmm.vhost.vsock import Vsock
     from vmm.virtio.device import VirtioDevice
 
 
@@ -37,6 +40,18 @@ def _blk(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> Bl
     """Return the disk that *config* describes. Raises `UserError`."""
     backing = RawDisk(config.path, read_only=config.read_only, option=f"--disk {config.path}")
     return Blk(name, memory, events, backing, queues=config.queues, serial=config.serial)
+
+
+def _net(name: str, config: NetConfig, memory: MemoryMap, events: Events) -> Net:
+    from vmm.network import open_net  # noqa: PLC0415
+
+    return open_net(name, config, memory, events)
+
+
+def _vsock(cid: int, memory: MemoryMap, events: Events) -> Vsock:
+    from vmm.vhost.vsock import Vsock, VsockBackend  # noqa: PLC0415
+
+    return Vsock("vsock", memory, events, cid, VsockBackend(cid))
 
 
 class Backplane(Closing):
@@ -65,6 +80,10 @@ class Backplane(Closing):
                 self._plug(_blk(f"disk{number}", disk, known, events))
             if config.rng:
                 self._plug(Rng("rng", known, events))
+            for number, net in enumerate(config.nets):
+                self._plug(_net(f"net{number}", net, known, events))
+            if config.vsock is not None:
+                self._plug(_vsock(config.vsock, known, events))
             undo.pop_all()
 
     def _plug(self, device: VirtioDevice) -> None:

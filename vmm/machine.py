@@ -122,7 +122,8 @@ class Machine(Closing):
 
     def _add_virtio(self) -> Backplane | None:
         """Plug virtio devices in, if any are asked for: only then are they worth importing."""
-        if not self._config.rng and not self._config.disks:
+        config = self._config
+        if not any((config.rng, config.disks, config.nets, config.vsock)):
             return None
         from vmm.backplane import Backplane  # noqa: PLC0415
 

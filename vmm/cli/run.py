@@ -61,6 +61,14 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
     metavar="PATH[,ro][,serial=S][,queues=N]",
     help="Give the guest a disk, from a raw image or block device: a virtio-blk device.",
 )
+@click.option(
+    "--net",
+    "nets",
+    multiple=True,
+    metavar="tap[=NAME]|user|none[,OPTION]...",
+    help="Give the guest a network interface: on a TAP of the host's, or through passt.",
+)
+@click.option("--vsock", metavar="CID", help="Give the guest sockets to the host (AF_VSOCK).")
 @click.option("--rng", is_flag=True, help="Give the guest random numbers: a virtio-rng device.")
 @click.option("--no-reboot", is_flag=True, help="Exit when the guest resets.")
 @click.option("--events", type=_PATH, help="Write what happens to FILE, as JSON lines.")
@@ -96,7 +104,9 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     from vmm.config import MachineConfig  # noqa: PLC0415
     from vmm.config.bar import parse_bar  # noqa: PLC0415
     from vmm.config.disk import parse_disk  # noqa: PLC0415
+    from vmm.config.net import parse_nets  # noqa: PLC0415
     from vmm.config.size import parse_size  # noqa: PLC0415
+    from vmm.config.vsock import parse_vsock  # noqa: PLC0415
     from vmm.escape import parse_prefix  # noqa: PLC0415
 
     config = MachineConfig(
@@ -112,6 +122,8 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         verify=options["verify"],
         rng=options["rng"],
         disks=tuple(parse_disk(text) for text in options["disks"]),
+        nets=parse_nets(options["nets"]),
+        vsock=None if options["vsock"] is None else parse_vsock(options["vsock"]),
     )
     return config, parse_prefix(options["escape"])
 

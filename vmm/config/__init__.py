@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from vmm.config.bar import BarConfig
     from vmm.config.disk import DiskConfig
+    from vmm.config.net import NetConfig
 
 DEFAULT_MEMORY: Final = 512 << 20
 DEFAULT_CMDLINE: Final = "console=ttyAMA0 panic=-1"
@@ -29,6 +30,8 @@ class MachineConfig:
     verify   prove, before the guest runs, what stage 2 gives each of the bars
     rng      have a virtio entropy device
     disks    virtio block devices, in this order
+    nets     network devices, in this order
+    vsock    the guest's context ID, if it has a socket device
     """
 
     image: Path
@@ -43,6 +46,8 @@ class MachineConfig:
     verify: bool = False
     rng: bool = False
     disks: tuple[DiskConfig, ...] = ()
+    nets: tuple[NetConfig, ...] = ()
+    vsock: int | None = None
 
     def __post_init__(self) -> None:
         if self.cpus < 1:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm.events import Events
+    from vmm.memory import GuestMemory
     from vmm.vhost.backend import VhostBackend
     from vmm.virtio.queue import MemoryMap, Queue
 
@@ -73,6 +74,10 @@ class VhostDevice(VirtioDevice):
         """
         return False
 
+    def prepare(self, features: int, memory: GuestMemory) -> None:
+        """Begin with a driver that accepted *features*. Raises `HostError`. With the lock."""
+        self.backend.start(features, memory)
+
     # What happens to queues; with the lock
 
     def queue_started(self, index: int, queue: Queue) -> None:
@@ -84,7 +89,7 @@ class VhostDevice(VirtioDevice):
         try:
             if not self._prepared:
                 self._prepared = True  # whatever comes of it is to be undone
-                self.backend.start(self.accepted, self._guest_memory)
+                self.prepare(self.accepted, self._guest_memory)
             self._serving.add(index)
             self.backend.start_ring(index, self._ring(index, queue))
         except HostError as error:

@@ -1,0 +1,176 @@
+"""``--net``: a network interface for the guest, and what is behind it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from vmm.errors import UserError
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Interface, IPv6Interface
+
+NAME_BYTES: Final = 15
+"""IFNAMSIZ - 1: how long an interface's name can be."""
+
+QUEUES_MAX: Final = 64
+MTU_RANGE: Final = range(68, 65536)
+"""From what IPv4 needs (RFC 791) to what the device can say (VIRTIO 1.2, 5.1.4.1)."""
+
+PORTS: Final = range(1, 65536)
+
+USAGE: Final = (
+    "write tap[=NAME][,mac=M][,mtu=N][,queues=N][,vhost=on|off][,bridge=B][,address=A/PREFIX], "
+    "user[,forward=tcp|udp:HOST:GUEST]...[,mac=M][,mtu=N] or none"
+)
+
+
+class NetKind(Enum):
+    """What is behind an interface."""
+
+    TAP = "tap"
+    USER = "user"
+
+
+class Forward(NamedTuple):
+    """What comes to *host*, a port of the host's, goes to the guest's port *guest*."""
+
+    protocol: str
+    host: int
+    guest: int
+
+
+@dataclass(frozen=True)
+class NetConfig:
+    """A network interface.
+
+    text     what the user wrote, for errors
+    name     the TAP interface's; empty: one is made, and gets a name
+    mac      None: made up
+    mtu      bytes; None: what is usual
+    queues   pairs of them
+    vhost    the kernel moves packets; None: if it can
+    bridge   the interface becomes a port of this one
+    address  the host's, on the interface
+    """
+
+    text: str
+    kind: NetKind
+    name: str = ""
+    mac: bytes | None = None
+    mtu: int | None = None
+    queues: int = 1
+    vhost: bool | None = None
+    bridge: str | None = None
+    address: IPv4Interface | IPv6Interface | None = None
+    forwards: tuple[Forward, ...] = ()
+
+    @property
+    def option(self) -> str:
+        """What errors name."""
+        return f"--net {self.text}"
+
+
+ALLOWED: Final = {
+    NetKind.TAP: {"mac", "mtu", "queues", "vhost", "bridge", "address"},
+    NetKind.USER: {"mac", "mtu", "forward"},
+}
+
+
+def parse_nets(texts: tuple[str, ...]) -> tuple[NetConfig, ...]:
+    """Return what several ``--net`` mean together. Raises `UserError`."""
+    if "none" in texts:
+        if len(texts) > 1:
+            raise UserError("--net none: there are others", "leave it out")
+        return ()
+    return tuple(parse_net(text) for text in texts)
+
+
+def parse_net(text: str) -> NetConfig:
+    """Return what one ``--net`` means. Raises `UserError`."""
+    head, *options = text.split(",")
+    word, equals, name = head.partition("=")
+    if word not in {kind.value for kind in NetKind} or (equals and word != "tap"):
+        raise UserError(f"--net {text}: {head!r} is no kind of network", USAGE)
+    if equals and not re.fullmatch(rf"[^\s/:%]{{1,{NAME_BYTES}}}", name):
+        raise UserError(
+            f"--net {text}: {name!r} is no interface's name",
+            f"it has up to {NAME_BYTES} characters, but no space, /, : or %",
+        )
+    kind = NetKind(word)
+    found: dict[str, object] = {}
+    forwards: list[Forward] = []
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in ALLOWED[kind]:
+            raise UserError(f"--net {text}: cannot use {option!r}", USAGE)
+        try:
+            if key == "forward":
+                forwards.append(_forward(value))
+            else:
+                found[key] = PARSERS[key](value)
+        except ValueError as error:
+            raise UserError(f"--net {text}: cannot use {option!r}", str(error)) from error
+    return NetConfig(text, kind, name, forwards=tuple(forwards), **found)  # type: ignore[arg-type]
+
+
+def _mac(value: str) -> bytes:
+    if not re.fullmatch("[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", value):
+        raise ValueError("an address is six bytes: mac=52:54:00:12:34:56")
+    mac = bytes.fromhex(value.replace(":", ""))
+    if mac[0] & 1 or not any(mac):
+        raise ValueError("that is a multicast address, or none: use one such as 52:54:00:12:34:56")
+    return mac
+
+
+def _mtu(value: str) -> int:
+    return _number(value, MTU_RANGE, "mtu")
+
+
+def _queues(value: str) -> int:
+    return _number(value, range(1, QUEUES_MAX + 1), "queues")
+
+
+def _number(value: str, allowed: range, what: str) -> int:
+    if not re.fullmatch("[0-9]{1,5}", value) or int(value) not in allowed:
+        raise ValueError(f"{what} is from {allowed[0]} to {allowed[-1]}")
+    return int(value)
+
+
+def _vhost(value: str) -> bool:
+    if value not in {"on", "off"}:
+        raise ValueError("vhost is on or off")
+    return value == "on"
+
+
+def _bridge(value: str) -> str:
+    if not value:
+        raise ValueError("name a bridge: bridge=br0")
+    return value
+
+
+def _address(value: str) -> IPv4Interface | IPv6Interface:
+    from ipaddress import ip_interface  # noqa: PLC0415  (dear in an emulated host)
+
+    if "/" not in value:
+        raise ValueError("write an address of the host's with its network: address=10.0.0.1/24")
+    return ip_interface(value)
+
+
+def _forward(value: str) -> Forward:
+    match = re.fullmatch("(tcp|udp):([0-9]{1,5}):([0-9]{1,5})", value)
+    if match is None or int(match[2]) not in PORTS or int(match[3]) not in PORTS:
+        raise ValueError("write forward=tcp:HOST:GUEST or udp:HOST:GUEST, with ports up to 65535")
+    return Forward(match[1], int(match[2]), int(match[3]))
+
+
+PARSERS: Final = {
+    "mac": _mac,
+    "mtu": _mtu,
+    "queues": _queues,
+    "vhost": _vhost,
+    "bridge": _bridge,
+    "address": _address,
+}

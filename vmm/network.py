@@ -1,0 +1,53 @@
+"""The machine's network interfaces: from what was asked for to a device and what is behind it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from vmm.config.net import NetKind
+from vmm.vhost.net import PATH as VHOST_NET
+from vmm.vhost.net import Net, tap_backend
+from vmm.virtio.net import Address
+
+if TYPE_CHECKING:
+    from vmm.config.net import NetConfig
+    from vmm.events import Events
+    from vmm.virtio.queue import MemoryMap
+
+PREFIX: Final = b"\x52\x54\x00"
+"""What made-up addresses begin with: local ones, in which VMMs have a habit of this."""
+
+
+def open_net(name: str, config: NetConfig, memory: MemoryMap, events: Events) -> Net:
+    """Return the network device that *config* asks for. Raises `HostError` and `UserError`."""
+    mac = config.mac or PREFIX + os.urandom(3)
+    address = Address(mac, config.mtu or 0, config.queues)
+    opened = _open_tap if config.kind is NetKind.TAP else _open_user
+    return opened(name, config, address, memory, events)
+
+
+def _open_tap(
+    name: str, config: NetConfig, address: Address, memory: MemoryMap, events: Events
+) -> Net:
+    from vmm.tap import Tap  # noqa: PLC0415
+
+    with ExitStack() as undo:
+        tap = undo.enter_context(Tap(config.name, config.queues, config.option))
+        tap.configure(mtu=config.mtu, bridge=config.bridge, address=config.address)
+        vhost = config.vhost
+        if vhost is None:
+            vhost = os.access(VHOST_NET, os.R_OK | os.W_OK)
+        backend = tap_backend(tap, config.option, vhost=vhost)
+        undo.callback(backend.close)
+        device = Net(name, memory, events, address, backend=backend, tap=tap)
+        undo.pop_all()
+    events.emit("net-up", device=name, tap=tap.name, vhost=vhost, mac=address.mac.hex(":"))
+    return device
+
+
+def _open_user(
+    name: str, config: NetConfig, address: Address, memory: MemoryMap, events: Events
+) -> Net:
+    raise NotImplementedError

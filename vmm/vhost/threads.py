@@ -1,0 +1,139 @@
+"""Packets moved by threads of ours, in C (cdefs/net.c): where nobody else serves the rings."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Final
+
+from vmm._native import ffi, lib
+from vmm.closing import Closing
+from vmm.virtio import net
+from vmm.virtio.device import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, RING_FEATURES
+from vmm.virtio.notify import Doorbell
+from vmm.virtio.queue import Chain, Format, MemoryMap, Queue, RingError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.memory import GuestMemory
+    from vmm.vhost.backend import Ring
+
+RECEIVE: Final = 2
+"""Queues alternate: receive, transmit (5.1.2)."""
+
+
+class RingThread(Closing):
+    """Serves one ring, from its start to `close`. *file* does not block."""
+
+    def __init__(self, index: int, ring: Ring, queue: Queue, file: int, frame: Any) -> None:
+        self._index = index
+        self._stop = Doorbell()
+        self._err = ring.err
+        self._receives = index % RECEIVE == 0
+        self.mergeable = False
+        self.result = 0
+        chains = [Chain() for _ in range(lib.PYVMM_NET_WINDOW if self._receives else 1)]
+        array = ffi.new("struct pyvmm_chain[]", [chain.c[0] for chain in chains])
+        self._keep = queue, chains, array, frame
+        self.c: Any = ffi.new(
+            "struct pyvmm_net_ring *",
+            {
+                "queue": queue.c,
+                "chains": array,
+                "frame": frame,
+                "file": file,
+                "call": ring.call,
+                "doorbell": ring.kick,
+                "stop": self._stop.fileno(),
+            },
+        )
+        self._thread = Thread(target=self._run, name=f"net-{index}", daemon=True)
+
+    def start(self, *, mergeable: bool) -> None:
+        """Begin."""
+        self.c.mergeable = mergeable
+        self._thread.start()
+
+    def _run(self) -> None:
+        serve = lib.pyvmm_net_receive if self._receives else lib.pyvmm_net_transmit
+        self.result = serve(self.c)
+        if self.result:
+            with suppress(BlockingIOError):
+                os.eventfd_write(self._err, 1)
+
+    def close(self) -> None:
+        """End it. When this returns, nothing touches the ring. Idempotent."""
+        if self._thread.is_alive():
+            lib.pyvmm_net_stop(self.c)
+            self._thread.join()
+        self._stop.close()
+
+
+class ThreadBackend(Closing):
+    """A back end whose rings are served by threads; see `vmm.vhost.backend.VhostBackend`.
+
+    files   for each pair of rings a TAP queue, or passt's socket; none of them blocks
+    stream  they are sockets, with frames that begin with their length
+    offers  the features for packets that whoever is behind the files can do
+    """
+
+    resets_rings = True
+
+    def __init__(self, files: Sequence[int], *, offers: int, stream: bool = False) -> None:
+        self._files = files
+        self._offers = offers
+        self._frames = [
+            ffi.new("struct pyvmm_net_frame *") if stream else ffi.NULL
+            for _ in range(2 * len(files))
+        ]
+        self._threads: dict[int, RingThread] = {}
+        self._features = 0
+        self._memory: MemoryMap | None = None
+
+    def features(self) -> int:
+        """Return what the C can do of rings and packets, with what is behind the files."""
+        return int(RING_FEATURES | F_VERSION_1 | net.F_MRG_RXBUF | self._offers)
+
+    def start(self, features: int, memory: GuestMemory) -> None:
+        """Begin with a driver."""
+        self._features = features
+        self._memory = MemoryMap(memory)
+
+    def start_ring(self, index: int, ring: Ring) -> None:
+        """Start the ring's thread."""
+        assert self._memory is not None, "start comes first"
+        form = Format(
+            packed=ring.packed,
+            event_idx=bool(self._features & F_EVENT_IDX),
+            indirect=bool(self._features & F_INDIRECT_DESC),
+        )
+        queue = Queue(self._memory, ring.size, ring.guest, form)
+        file = self._files[index // 2]
+        thread = self._threads[index] = RingThread(index, ring, queue, file, self._frames[index])
+        thread.start(mergeable=bool(self._features & net.F_MRG_RXBUF))
+
+    def stop_ring(self, index: int) -> int:
+        """End the ring's thread. What it had not used it forgets: the ring begins anew, at 0."""
+        thread = self._threads.pop(index, None)
+        if thread is not None:
+            thread.close()
+        return 0
+
+    def ring_error(self, index: int) -> str:
+        """Say why the ring's thread has ended."""
+        thread = self._threads.get(index)
+        result = thread.result if thread is not None else 0
+        if result < 0:
+            return RingError(result).message
+        return f"the other end of the network is gone: {os.strerror(result)}"
+
+    def stop(self) -> None:
+        """Forget the driver."""
+        self._memory = None
+
+    def close(self) -> None:
+        """End all threads. Idempotent."""
+        for index in list(self._threads):
+            self.stop_ring(index)
