@@ -1,4 +1,4 @@
-"""Where virtio devices are plugged in: the board's virtio-mmio slots, one device each.
+"""Where virtio devices are plugged in: the board's virtio-mmio slots, one device each, or PCI.
 
 Devices last from reset to reset. Each power cycle's VM takes over their notifications and
 interrupts (`Backplane.connect`), so that neither costs an exit or waits for a thread of ours.
@@ -21,6 +21,8 @@ from vmm.virtio.queue import MemoryMap
 from vmm.virtio.rng import Rng
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from vmm.bus import MmioBus
     from vmm.config import MachineConfig
     from vmm.config.disk import DiskConfig
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from vmm.kvm.vm import Vm
     from vmm.loop import Loop
     from vmm.memory import GuestMemory
+    from vmm.rootcomplex import RootComplex
     from vmm.vhost.net import Net
     from vmm.vhost.vsock import Vsock
     from vmm.virtio.device import VirtioDevice
@@ -58,19 +61,23 @@ class Backplane(Closing):
     """Owns the virtio devices that *config* asks for. Use as a context manager.
 
     To be made, reset and closed in the thread of *loop*, which serves the devices' queues.
-    *memory* must outlive it.
+    *memory* must outlive it. With *root* they are PCI functions, which are its own then, to be
+    reset and closed with it, after this.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what devices need of a machine)
         self,
         config: MachineConfig,
         memory: GuestMemory,
         bus: MmioBus,
         loop: Loop,
         events: Events,
+        *,
+        root: RootComplex | None = None,
     ) -> None:
         self._bus = bus
         self._loop = loop
+        self._root = root
         self._transports: list[MmioTransport] = []
         self._owned = ExitStack()
         known = MemoryMap(memory)
@@ -87,6 +94,33 @@ class Backplane(Closing):
             undo.pop_all()
 
     def _plug(self, device: VirtioDevice) -> None:
+        if self._root is not None:
+            readers = self._plug_into_pci(device, self._root)
+        else:
+            self._plug_into_slot(device)
+            readers = device.readers()
+        for fd, on_readable in readers:
+            self._loop.add_reader(fd, on_readable)
+            self._owned.callback(self._loop.remove_reader, fd)
+
+    def _plug_into_pci(
+        self, device: VirtioDevice, root: RootComplex
+    ) -> Sequence[tuple[int, Callable[[], object]]]:
+        """Make *device* a PCI function; return what the loop has to listen to."""
+        from vmm.doorbells import Doorbells  # noqa: PLC0415
+        from vmm.virtio.pci import PciTransport  # noqa: PLC0415
+
+        msis = root.msis.function(device.name)
+        with ExitStack() as undo:
+            transport = undo.enter_context(PciTransport(device, msis))
+            root.attach(transport, msis)
+            undo.pop_all()
+        doorbells = Doorbells(transport.doorbells(), lambda: root.vm)
+        for bar in transport.bars:
+            bar.on_map, bar.on_unmap = doorbells.on_map, doorbells.on_unmap
+        return transport.readers()
+
+    def _plug_into_slot(self, device: VirtioDevice) -> None:
         slot = len(self._transports)
         transport = self._owned.enter_context(MmioTransport(device))
         if slot == layout.VIRTIO_SLOTS:
@@ -95,9 +129,6 @@ class Backplane(Closing):
             )
         self._transports.append(transport)
         self._bus.attach(layout.virtio(slot), layout.VIRTIO_SIZE, transport)
-        for fd, on_readable in device.readers():
-            self._loop.add_reader(fd, on_readable)
-            self._owned.callback(self._loop.remove_reader, fd)
 
     def connect(self, vm: Vm) -> None:
         """Have *vm* do notifications and interrupts. Once its GIC is there; raises `KvmError`."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vmm.cpu import Reason
     from vmm.events import Events
     from vmm.loop import Loop
+    from vmm.rootcomplex import RootComplex
 
 LOOP_RESETS: Final = 5
 LOOP_SECONDS: Final = 120.0
@@ -81,7 +82,11 @@ class Machine(Closing):
             self._add_uart()
             self._add_rtc()
             self._bus.attach(layout.PVPANIC, layout.DEVICE_SIZE, PvPanic(self._on_panic))
+            self._root = self._add_pci()
             self._backplane = self._add_virtio()
+            if self._root is not None:
+                limit = 1 << self._system.ipa_bits()
+                self.space.reserve(self._root.place(self.space.end, limit))
             self.space.attach(self._bus, events)
             self.space.watch(loop, self._on_removal)
             if config.verify:
@@ -120,6 +125,14 @@ class Machine(Closing):
         self._owned.callback(self._rtc.close)
         self._bus.attach(layout.RTC, layout.DEVICE_SIZE, self._rtc)
 
+    def _add_pci(self) -> RootComplex | None:
+        """Have a PCI host bridge, if something is to be behind it."""
+        if self._config.transport != "pci":
+            return None
+        from vmm.rootcomplex import RootComplex  # noqa: PLC0415
+
+        return self._owned.enter_context(RootComplex(self._bus, self._wire, self._events))
+
     def _add_virtio(self) -> Backplane | None:
         """Plug virtio devices in, if any are asked for: only then are they worth importing."""
         config = self._config
@@ -128,7 +141,14 @@ class Machine(Closing):
         from vmm.backplane import Backplane  # noqa: PLC0415
 
         plane = self._owned.enter_context(
-            Backplane(self._config, self.space.memory, self._bus, self._loop, self._events)
+            Backplane(
+                self._config,
+                self.space.memory,
+                self._bus,
+                self._loop,
+                self._events,
+                root=self._root,
+            )
         )
         self._answers.add(plane.answers())
         return plane
@@ -157,12 +177,18 @@ class Machine(Closing):
             self._reset()
 
     def _run_cycle(self) -> Ending:
-        with PowerCycle(self._system, self.space, self._config.cpus) as cycle:
-            self._load(cycle)
-            if self._backplane is not None:
-                self._backplane.connect(cycle.vm)
-            cycle.start(self._bus, self._answers, self._wires, self._on_vcpu_end, self._events)
-            self._loop.run()
+        try:
+            with PowerCycle(self._system, self.space, self._config.cpus) as cycle:
+                self._load(cycle)
+                if self._backplane is not None:
+                    self._backplane.connect(cycle.vm)
+                if self._root is not None:
+                    self._root.connect(cycle.vm, has_its=cycle.gic.has_its)
+                cycle.start(self._bus, self._answers, self._wires, self._on_vcpu_end, self._events)
+                self._loop.run()
+        finally:
+            if self._root is not None:
+                self._root.disconnect()
         ending, self._ending = self._ending, None
         self._cycle += 1
         if isinstance(ending, Exception):
@@ -171,7 +197,10 @@ class Machine(Closing):
 
     def _load(self, cycle: PowerCycle) -> None:
         config, payload = self._config, self._files.read()
-        cycle.load(payload, self._backplane.nodes() if self._backplane is not None else ())
+        nodes = [] if self._backplane is None else self._backplane.nodes()
+        if self._root is not None:
+            nodes += self._root.nodes(has_its=cycle.gic.has_its)
+        cycle.load(payload, nodes)
         self._events.emit(
             "power-on",
             image=str(config.image),
@@ -185,6 +214,8 @@ class Machine(Closing):
     def _reset(self) -> None:
         if self._backplane is not None:
             self._backplane.reset()  # before its memory goes
+        if self._root is not None:
+            self._root.reset()
         self.space.discard()
         self.uart.reset()
         self._rtc.reset()

@@ -59,6 +59,7 @@ class GuestSpace(Closing):
             self.ram = Extent(layout.RAM, config.memory)
             self._ram_flags = self._decide_ram()
             self._slots: MemorySlots | None = None
+            self._reserved = 0
             self._devices = self._open_devices()
             undo.pop_all()
 
@@ -136,8 +137,13 @@ class GuestSpace(Closing):
 
     @property
     def end(self) -> int:
-        """The first guest physical address after all memory."""
-        return max([self.ram.end, *(region.base + region.size for region in self._devices)])
+        """The first guest physical address after all memory, and all that is reserved."""
+        ends = [region.base + region.size for region in self._devices]
+        return max([self.ram.end, self._reserved, *ends])
+
+    def reserve(self, end: int) -> None:
+        """Have the VM's guest physical space reach *end*, for what comes and goes as it runs."""
+        self._reserved = max(self._reserved, end)
 
     # --- what a power cycle needs ---------------------------------------------------------------
 
