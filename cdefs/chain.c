@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/uio.h>
 
 #include "ring.h"
 
@@ -72,4 +73,52 @@ int64_t pyvmm_chain_fill_random(struct pyvmm_chain *chain, uint64_t most)
 		done += part;
 	}
 	return (int64_t)done;
+}
+
+#define PIECES 64 /* buffers in one system call: what goes beyond is for the next */
+
+/* The part of `segments` from offset on, up to most bytes; returns how many pieces. */
+static int pieces(const struct iovec *segments, uint32_t count, uint64_t offset, uint64_t most,
+		  struct iovec *to)
+{
+	int found = 0;
+
+	for (uint32_t i = 0; i < count && most && found < PIECES; i++) {
+		uint64_t part;
+
+		if (offset >= segments[i].iov_len) {
+			offset -= segments[i].iov_len;
+			continue;
+		}
+		part = segments[i].iov_len - offset < most ? segments[i].iov_len - offset : most;
+		to[found].iov_base = (uint8_t *)segments[i].iov_base + offset;
+		to[found++].iov_len = part;
+		most -= part;
+		offset = 0;
+	}
+	return found;
+}
+
+/*
+ * Write up to most bytes, from offset on, of what the device may read, to fd. Returns how many
+ * that took, or -errno.
+ */
+int64_t pyvmm_chain_to_file(const struct pyvmm_chain *chain, uint64_t offset, int fd, uint64_t most)
+{
+	struct iovec part[PIECES];
+	int count = pieces(chain->segments, chain->readable, offset, most, part);
+	ssize_t done = count ? writev(fd, part, count) : 0;
+
+	return done < 0 ? -errno : done;
+}
+
+/* Read up to most bytes from fd to what the device may write. Returns how many, or -errno. */
+int64_t pyvmm_chain_from_file(const struct pyvmm_chain *chain, int fd, uint64_t most)
+{
+	struct iovec part[PIECES];
+	const struct iovec *writable = chain->segments + chain->readable;
+	int count = pieces(writable, chain->writable, 0, most, part);
+	ssize_t done = count ? readv(fd, part, count) : 0;
+
+	return done < 0 ? -errno : done;
 }

@@ -79,6 +79,9 @@ uint64_t pyvmm_chain_read(const struct pyvmm_chain *chain, uint64_t offset, void
 uint64_t pyvmm_chain_write(struct pyvmm_chain *chain, uint64_t offset, const void *from,
     uint64_t size);
 int64_t pyvmm_chain_fill_random(struct pyvmm_chain *chain, uint64_t most);
+int64_t pyvmm_chain_to_file(const struct pyvmm_chain *chain, uint64_t offset, int fd,
+    uint64_t most);
+int64_t pyvmm_chain_from_file(const struct pyvmm_chain *chain, int fd, uint64_t most);
 
 void pyvmm_interrupt_raise(struct pyvmm_interrupt *interrupt, uint32_t bits);
 void pyvmm_interrupt_acknowledge(struct pyvmm_interrupt *interrupt, uint32_t bits);

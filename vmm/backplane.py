@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm.bus import MmioBus
+    from vmm.chardev.pipes import PipeChardev
     from vmm.config import MachineConfig
+    from vmm.config.console import ConsoleConfig
     from vmm.config.disk import DiskConfig
     from vmm.config.net import NetConfig
     from vmm.events import Events
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from vmm.rootcomplex import RootComplex
     from vmm.vhost.net import Net
     from vmm.vhost.vsock import Vsock
+    from vmm.virtio.console import Console
     from vmm.virtio.device import VirtioDevice
 
 
@@ -80,11 +83,17 @@ class Backplane(Closing):
         self._root = root
         self._transports: list[MmioTransport] = []
         self._owned = ExitStack()
+        self.terminal: PipeChardev | None = None
+        """The console port that is for standard input and output."""
+        self.notices: list[str] = []
+        """What the user needs to know of the devices."""
         known = MemoryMap(memory)
         with ExitStack() as undo:
             undo.callback(self.close)
             for number, disk in enumerate(config.disks):
                 self._plug(_blk(f"disk{number}", disk, known, events))
+            if config.consoles:
+                self._plug(self._console(config.consoles, known, events))
             if config.rng:
                 self._plug(Rng("rng", known, events))
             for number, net in enumerate(config.nets):
@@ -92,6 +101,21 @@ class Backplane(Closing):
             if config.vsock is not None:
                 self._plug(_vsock(config.vsock, known, events))
             undo.pop_all()
+
+    def _console(
+        self, consoles: Sequence[ConsoleConfig], memory: MemoryMap, events: Events
+    ) -> Console:
+        from vmm.chardev.ends import open_ends  # noqa: PLC0415
+        from vmm.chardev.pipes import PipeChardev  # noqa: PLC0415
+        from vmm.virtio.console import Console  # noqa: PLC0415
+
+        device = Console("console", memory, events, open_ends(self._loop, consoles))
+        for port in device.ports.values():
+            if isinstance(port.chardev, PipeChardev):
+                self.terminal = port.chardev
+            if path := getattr(port.chardev, "path", None):
+                self.notices.append(f"console port {port.name or port.number} is {path}")
+        return device
 
     def _plug(self, device: VirtioDevice) -> None:
         if self._root is not None:

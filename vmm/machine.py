@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.backplane import Backplane
+    from vmm.chardev.pipes import PipeChardev
     from vmm.config import MachineConfig
     from vmm.cpu import Reason
     from vmm.events import Events
@@ -136,7 +137,7 @@ class Machine(Closing):
     def _add_virtio(self) -> Backplane | None:
         """Plug virtio devices in, if any are asked for: only then are they worth importing."""
         config = self._config
-        if not any((config.rng, config.disks, config.nets, config.vsock)):
+        if not any((config.rng, config.disks, config.consoles, config.nets, config.vsock)):
             return None
         from vmm.backplane import Backplane  # noqa: PLC0415
 
@@ -172,6 +173,11 @@ class Machine(Closing):
                 raise GuestError(
                     f"the guest has reset {LOOP_RESETS} times in a row, each within "
                     f"{LOOP_SECONDS:.0f} s",
+    @property
+    def terminal(self) -> PipeChardev | None:
+        """The virtio console port that is for standard input and output, if there is one."""
+        return None if self._backplane is None else self._backplane.terminal
+
                     "its last messages say why; without panic=-1 on its command line it stays",
                 )
             self._reset()
@@ -179,6 +185,8 @@ class Machine(Closing):
     def _run_cycle(self) -> Ending:
         try:
             with PowerCycle(self._system, self.space, self._config.cpus) as cycle:
+        for line in self._backplane.notices if self._backplane is not None else ():
+            self.say(line)
                 self._load(cycle)
                 if self._backplane is not None:
                     self._backplane.connect(cycle.vm)

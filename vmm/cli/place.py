@@ -58,7 +58,8 @@ def run_there(host: str, files: Sequence[Path] = (), packages: Sequence[str] = (
 def _visible(argument: str, files: Sequence[Path]) -> str:
     """Return *argument*, be it ``FILE`` or ``--option=FILE``, as the lab host has that file.
 
-    Options of the file's own may follow: ``FILE,ro``.
+    Options of the file's own may follow, and what it is for go before: ``FILE,ro``,
+    ``file=FILE``.
     """
     from vmm.lab.session import inside  # noqa: PLC0415
 
@@ -68,7 +69,7 @@ def _visible(argument: str, files: Sequence[Path]) -> str:
             plain, comma, own = argument.partition(",")
         option = plain.removesuffix(str(file))
         real = os.path.realpath(file)
-        if option != plain and (not option or option.startswith("-")):
+        if option != plain and (not option or option.startswith("-") or option.endswith("=")):
             # Links lead astray there; else the name that the user gave stays, for messages.
             direct = real == os.path.abspath(file) and inside(real) == real  # noqa: PTH100
             return argument if direct else option + inside(real) + comma + own

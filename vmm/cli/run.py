@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from vmm.config import MachineConfig
+    from vmm.console import Console
+    from vmm.loop import Loop
+    from vmm.machine import Machine
 
 SWITCH_INTERVAL: Final = 1e-4
 """Seconds that a Python thread may keep another, such as a vCPU's, from running."""
@@ -62,13 +65,12 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
     help="Give the guest a disk, from a raw image or block device: a virtio-blk device.",
 )
 @click.option(
-    "--net",
-    "nets",
+    "--console",
+    "consoles",
     multiple=True,
-    metavar="tap[=NAME]|user|none[,OPTION]...",
-    help="Give the guest a network interface: on a TAP of the host's, or through passt.",
+    metavar="stdio|pty|file=PATH|unix=PATH[,name=NAME]",
+    help="Give the guest a virtio console (hvc0), or with a name a port in /dev/virtio-ports.",
 )
-@click.option("--vsock", metavar="CID", help="Give the guest sockets to the host (AF_VSOCK).")
 @click.option(
     "--transport",
     type=click.Choice(["mmio", "pci"]),
@@ -83,6 +85,14 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
     "--escape",
     default="C-a",
     show_default=True,
+@click.option(
+    "--net",
+    "nets",
+    multiple=True,
+    metavar="tap[=NAME]|user|none[,OPTION]...",
+    help="Give the guest a network interface: on a TAP of the host's, or through passt.",
+)
+@click.option("--vsock", metavar="CID", help="Give the guest sockets to the host (AF_VSOCK).")
     metavar="C-<key>|none",
     help="Prefix of pyvmm's own console keys; C-a h lists them.",
 )
@@ -110,6 +120,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     """Return the machine and the console's escape prefix. Raises `UserError`."""
     from vmm.config import MachineConfig  # noqa: PLC0415
     from vmm.config.bar import parse_bar  # noqa: PLC0415
+    files += [console.path for console in config.consoles if console.path is not None]
     from vmm.config.disk import parse_disk  # noqa: PLC0415
     from vmm.config.net import parse_nets  # noqa: PLC0415
     from vmm.config.size import parse_size  # noqa: PLC0415
@@ -117,6 +128,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     from vmm.escape import parse_prefix  # noqa: PLC0415
 
     config = MachineConfig(
+    from vmm.config.console import parse_console  # noqa: PLC0415
         image=options["image"],
         initrd=options["initrd"],
         cmdline=options["cmdline"],
@@ -129,7 +141,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         verify=options["verify"],
         rng=options["rng"],
         disks=tuple(parse_disk(text) for text in options["disks"]),
-        transport=options["transport"],
+        consoles=tuple(parse_console(text) for text in options["consoles"]),
         nets=parse_nets(options["nets"]),
         vsock=None if options["vsock"] is None else parse_vsock(options["vsock"]),
     )
@@ -157,7 +169,6 @@ def _open_events(path: Path | None, owned: ExitStack) -> TextIO | None:
 
 def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | None) -> int:
     """Run a machine with this process's stdin and stdout as its console; return the status."""
-    from vmm.console import Console, standard_input, standard_output  # noqa: PLC0415
     from vmm.events import Events  # noqa: PLC0415
     from vmm.loop import Loop  # noqa: PLC0415
     from vmm.machine import Ending, Machine  # noqa: PLC0415
@@ -165,6 +176,37 @@ def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | N
     status = {
         Ending.POWERED_OFF: EXIT_POWERED_OFF,
         Ending.RESET: EXIT_POWERED_OFF,
+def _join_consoles(
+    loop: Loop, machine: Machine, escape: int | None, owned: ExitStack
+) -> list[Console]:
+    """Join the guest's consoles to this process's stdin and stdout; return the user's own first.
+
+    That is the serial port, or, with ``--console stdio``, the virtio console; then the serial
+    port's output is shown, too, for what comes before the guest has a driver.
+    """
+    from vmm.console import Console, standard_input, standard_output  # noqa: PLC0415
+
+    stdin, stdout = standard_input(), standard_output()
+    terminal, uart = machine.terminal, machine.uart
+    if terminal is None:
+        console = Console(loop, machine.output, uart, stdin=stdin, stdout=stdout, escape=escape)
+        uart.on_space = console.input_ready
+        return [owned.enter_context(console)]
+    from vmm.chardev.ends import terminal_size  # noqa: PLC0415
+
+    def resized() -> None:
+        if size := terminal_size():
+            terminal.resize(*size)
+
+    serial = Console(loop, machine.output, uart, stdin=None, stdout=stdout)
+    console = Console(loop, terminal, terminal, stdin=stdin, stdout=stdout, escape=escape)
+    terminal.on_space = console.input_ready
+    owned.enter_context(serial)
+    owned.enter_context(console)
+    loop.add_signal(signal.SIGWINCH, resized)
+    return [console, serial]
+
+
         Ending.CRASHED: EXIT_GUEST,
         Ending.PANICKED: EXIT_GUEST,
         Ending.QUIT: EXIT_SIGNAL_BASE + signal.SIGINT,
@@ -173,14 +215,7 @@ def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | N
     with (
         Loop() as loop,
         Machine(config, loop, Events(events_to)) as machine,
-        Console(
-            loop,
-            machine.output,
-            machine.uart,
-            stdin=standard_input(),
-            stdout=standard_output(),
-            escape=escape,
-        ) as console,
+        ExitStack() as owned,
     ):
 
         def quit_for(number: int) -> None:
@@ -188,15 +223,16 @@ def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | N
             machine.end(Ending.QUIT)
             loop.stop()
 
-        machine.uart.on_space = console.input_ready
         machine.say = console.say
         console.on_quit = lambda: quit_for(signal.SIGINT)
         console.on_reset = lambda: machine.end(Ending.RESET)
+        console, *others = _join_consoles(loop, machine, escape, owned)
         for number in SIGNALS:
             loop.add_signal(number, lambda number=number: quit_for(number))  # type: ignore[misc]
         ending = machine.run()
-        if not received:
-            console.flush()
+        for each in (console, *others):
+            if not received:
+                each.flush()
         if received:
             return EXIT_SIGNAL_BASE + received[0]
         if ending in (Ending.CRASHED, Ending.PANICKED):

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmm.config.bar import BarConfig
+    from vmm.config.console import ConsoleConfig
     from vmm.config.disk import DiskConfig
     from vmm.config.net import NetConfig
 
@@ -33,6 +34,9 @@ class MachineConfig:
     transport  how virtio devices are attached: mmio or pci
     nets     network devices, in this order
     vsock    the guest's context ID, if it has a socket device
+    vfio     devices of the host that are passed through
+    transport  how virtio devices are attached: mmio or pci
+    consoles  ports of the virtio console device
     """
 
     image: Path
@@ -49,6 +53,9 @@ class MachineConfig:
     disks: tuple[DiskConfig, ...] = ()
     transport: str = "mmio"
     nets: tuple[NetConfig, ...] = ()
+    vfio: tuple[VfioConfig, ...] = ()
+    transport: str = "mmio"
+    consoles: tuple[ConsoleConfig, ...] = ()
     vsock: int | None = None
 
     def __post_init__(self) -> None:
@@ -59,4 +66,8 @@ class MachineConfig:
         if self.memory <= 0:
             raise UserError("--memory: a machine has some", "use --memory 512M")
         if self.cmdline is not None and "\0" in self.cmdline:
+        if self.consoles:
+            from vmm.config.console import check_consoles  # noqa: PLC0415
+
+            check_consoles(self.consoles)
             raise UserError("--cmdline: it contains a NUL character", "remove it")

@@ -120,6 +120,13 @@ class VirtioDevice(Closing):
     def write_config(self, offset: int, data: bytes) -> None:
         """Take what the driver wrote to the configuration; most kinds have nothing to write."""
 
+    def awaits_host(self, index: int) -> bool:  # noqa: ARG002
+        """Whether more chains in queue *index* are of no use until something happens here.
+
+        Asked after `serve`; whoever sees it happen calls `process`.
+        """
+        return False
+
     has_threads = False
     """Whether somebody else than the loop serves its queues: then `process` is not for them."""
 
@@ -268,7 +275,7 @@ class VirtioDevice(Closing):
             return
         if queue.should_interrupt() and self.interrupts is not None:
             self.interrupts.used(index)
-        if queue.enable_notify():
+        if not self.awaits_host(index) and queue.enable_notify():
             slot.doorbell.ring()
 
     def config_changed(self) -> None:

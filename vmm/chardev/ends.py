@@ -1,0 +1,52 @@
+"""The ends that ``--console`` asks for."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.chardev.chardev import Chardev
+    from vmm.config.console import ConsoleConfig
+    from vmm.loop import Loop
+
+
+def open_ends(loop: Loop, consoles: Sequence[ConsoleConfig]) -> list[tuple[Chardev, str]]:
+    """Return a chardev and a name for each of *consoles*. Raises `UserError` and `HostError`."""
+    with ExitStack() as undo:
+        ends = [(undo.enter_context(_open(loop, each)), each.name) for each in consoles]
+        undo.pop_all()
+    return ends
+
+
+def _open(loop: Loop, config: ConsoleConfig) -> Chardev:
+    option = f"--console {config.kind}"
+    if config.kind == "file" and config.path is not None:
+        from vmm.chardev.file import FileChardev  # noqa: PLC0415
+
+        return FileChardev(loop, config.path, option)
+    if config.kind == "unix" and config.path is not None:
+        from vmm.chardev.unix import UnixChardev  # noqa: PLC0415
+
+        return UnixChardev(loop, config.path, option)
+    if config.kind == "pty":
+        from vmm.chardev.pty import PtyChardev  # noqa: PLC0415
+
+        return PtyChardev(loop, option)
+    from vmm.chardev.pipes import PipeChardev  # noqa: PLC0415
+
+    pipes = PipeChardev(loop)
+    pipes.size = terminal_size()
+    return pipes
+
+
+def terminal_size() -> tuple[int, int] | None:
+    """Return the columns and rows of the terminal on standard output; None: it is none."""
+    try:
+        size = os.get_terminal_size(1)
+    except OSError:
+        return None
+    return size.columns, size.lines

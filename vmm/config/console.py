@@ -1,0 +1,57 @@
+"""``--console``: a port of the virtio console, and what it is joined to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from vmm.errors import UserError
+
+SYNTAX: Final = "stdio|pty|file=PATH|unix=PATH[,name=NAME]"
+
+NAME_BYTES: Final = 64
+"""How long a port's name can be: udev makes a file name of it."""
+
+WITH_PATH: Final = ("file", "unix")
+ALONE: Final = ("stdio", "pty")
+
+
+class ConsoleConfig(NamedTuple):
+    """One port.
+
+    kind  stdio, pty, file or unix
+    path  of the file, or of the socket to listen on
+    name  what the guest calls it in /dev/virtio-ports; none: it is a console, hvc0 or a later one
+    """
+
+    kind: str
+    path: Path | None = None
+    name: str = ""
+
+
+def parse_console(text: str) -> ConsoleConfig:
+    """Return what ``stdio|pty|file=PATH|unix=PATH[,name=NAME]`` means. Raises `UserError`."""
+    end, *options = text.split(",")
+    kind, equals, path = end.partition("=")
+    if not (path if kind in WITH_PATH else kind in ALONE and not equals):
+        raise UserError(f"--console: {text!r} names no end", f"write {SYNTAX}")
+    name = ""
+    for option in options:
+        key, _, name = option.partition("=")
+        plain = name.isascii() and name.isprintable() and "/" not in name and " " not in name
+        if key != "name" or not plain or not 0 < len(name) <= NAME_BYTES:
+            raise UserError(
+                f"--console {text}: cannot use {option!r}",
+                f"name=NAME takes up to {NAME_BYTES} ASCII characters without blanks and slashes",
+            )
+    return ConsoleConfig(kind, Path(path) if path else None, name)
+
+
+def check_consoles(consoles: tuple[ConsoleConfig, ...]) -> None:
+    """Raise `UserError` for *consoles* that cannot be together."""
+    if sum(console.kind == "stdio" for console in consoles) > 1:
+        raise UserError("--console stdio: given more than once", "there is one standard input")
+    for what in ("name", "path"):
+        values = [value for each in consoles if (value := getattr(each, what))]
+        if twice := next((value for value in values if values.count(value) > 1), None):
+            raise UserError(f"--console: two ports with {what} {twice}", "use another for one")
