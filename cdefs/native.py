@@ -24,6 +24,7 @@ CDEFS = [
     "net.cdef.h",
     "netlink.cdef.h",
     "vhost.cdef.h",
+    "console.cdef.h",
 ]  # order matters: types before their users
 
 PREAMBLE = """
@@ -39,6 +40,7 @@ PREAMBLE = """
 #include <linux/vhost.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_config.h>
+#include <linux/virtio_console.h>
 #include <linux/virtio_ids.h>
 #include <linux/virtio_mmio.h>
 #include <linux/virtio_net.h>

@@ -154,6 +154,11 @@ class Machine(Closing):
         self._answers.add(plane.answers())
         return plane
 
+    @property
+    def terminal(self) -> PipeChardev | None:
+        """The virtio console port that is for standard input and output, if there is one."""
+        return None if self._backplane is None else self._backplane.terminal
+
     # --- life ---------------------------------------------------------------------------------
 
     def run(self) -> Ending:
@@ -161,6 +166,8 @@ class Machine(Closing):
 
         Raises `GuestError` for a reset loop, and what a vCPU ended with if it could not go on.
         """
+        for line in self._backplane.notices if self._backplane is not None else ():
+            self.say(line)
         quick_resets = 0
         while True:
             began = time.monotonic()
@@ -173,11 +180,6 @@ class Machine(Closing):
                 raise GuestError(
                     f"the guest has reset {LOOP_RESETS} times in a row, each within "
                     f"{LOOP_SECONDS:.0f} s",
-    @property
-    def terminal(self) -> PipeChardev | None:
-        """The virtio console port that is for standard input and output, if there is one."""
-        return None if self._backplane is None else self._backplane.terminal
-
                     "its last messages say why; without panic=-1 on its command line it stays",
                 )
             self._reset()
@@ -185,8 +187,6 @@ class Machine(Closing):
     def _run_cycle(self) -> Ending:
         try:
             with PowerCycle(self._system, self.space, self._config.cpus) as cycle:
-        for line in self._backplane.notices if self._backplane is not None else ():
-            self.say(line)
                 self._load(cycle)
                 if self._backplane is not None:
                     self._backplane.connect(cycle.vm)

@@ -78,13 +78,6 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
     show_default=True,
     help="How virtio devices are attached; pci has an interrupt for each queue.",
 )
-@click.option("--rng", is_flag=True, help="Give the guest random numbers: a virtio-rng device.")
-@click.option("--no-reboot", is_flag=True, help="Exit when the guest resets.")
-@click.option("--events", type=_PATH, help="Write what happens to FILE, as JSON lines.")
-@click.option(
-    "--escape",
-    default="C-a",
-    show_default=True,
 @click.option(
     "--net",
     "nets",
@@ -93,6 +86,20 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
     help="Give the guest a network interface: on a TAP of the host's, or through passt.",
 )
 @click.option("--vsock", metavar="CID", help="Give the guest sockets to the host (AF_VSOCK).")
+@click.option(
+    "--transport",
+    type=click.Choice(["mmio", "pci"]),
+    default="mmio",
+    show_default=True,
+    help="How virtio devices are attached; pci has an interrupt for each queue.",
+)
+@click.option("--rng", is_flag=True, help="Give the guest random numbers: a virtio-rng device.")
+@click.option("--no-reboot", is_flag=True, help="Exit when the guest resets.")
+@click.option("--events", type=_PATH, help="Write what happens to FILE, as JSON lines.")
+@click.option(
+    "--escape",
+    default="C-a",
+    show_default=True,
     metavar="C-<key>|none",
     help="Prefix of pyvmm's own console keys; C-a h lists them.",
 )
@@ -113,6 +120,7 @@ def run(**options: Any) -> None:
     _check_files(config)
     names = (options["image"], options["initrd"], options["events"])
     files = [name for name in names if name] + [disk.path for disk in config.disks]
+    files += [console.path for console in config.consoles if console.path is not None]
     sys.exit(run_there(options["host"], files))
 
 
@@ -120,7 +128,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     """Return the machine and the console's escape prefix. Raises `UserError`."""
     from vmm.config import MachineConfig  # noqa: PLC0415
     from vmm.config.bar import parse_bar  # noqa: PLC0415
-    files += [console.path for console in config.consoles if console.path is not None]
+    from vmm.config.console import parse_console  # noqa: PLC0415
     from vmm.config.disk import parse_disk  # noqa: PLC0415
     from vmm.config.net import parse_nets  # noqa: PLC0415
     from vmm.config.size import parse_size  # noqa: PLC0415
@@ -128,7 +136,6 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     from vmm.escape import parse_prefix  # noqa: PLC0415
 
     config = MachineConfig(
-    from vmm.config.console import parse_console  # noqa: PLC0415
         image=options["image"],
         initrd=options["initrd"],
         cmdline=options["cmdline"],
@@ -167,15 +174,6 @@ def _open_events(path: Path | None, owned: ExitStack) -> TextIO | None:
         ) from error
 
 
-def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | None) -> int:
-    """Run a machine with this process's stdin and stdout as its console; return the status."""
-    from vmm.events import Events  # noqa: PLC0415
-    from vmm.loop import Loop  # noqa: PLC0415
-    from vmm.machine import Ending, Machine  # noqa: PLC0415
-
-    status = {
-        Ending.POWERED_OFF: EXIT_POWERED_OFF,
-        Ending.RESET: EXIT_POWERED_OFF,
 def _join_consoles(
     loop: Loop, machine: Machine, escape: int | None, owned: ExitStack
 ) -> list[Console]:
@@ -207,6 +205,15 @@ def _join_consoles(
     return [console, serial]
 
 
+def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | None) -> int:
+    """Run a machine with this process's stdin and stdout as its console; return the status."""
+    from vmm.events import Events  # noqa: PLC0415
+    from vmm.loop import Loop  # noqa: PLC0415
+    from vmm.machine import Ending, Machine  # noqa: PLC0415
+
+    status = {
+        Ending.POWERED_OFF: EXIT_POWERED_OFF,
+        Ending.RESET: EXIT_POWERED_OFF,
         Ending.CRASHED: EXIT_GUEST,
         Ending.PANICKED: EXIT_GUEST,
         Ending.QUIT: EXIT_SIGNAL_BASE + signal.SIGINT,
@@ -217,6 +224,7 @@ def _join_consoles(
         Machine(config, loop, Events(events_to)) as machine,
         ExitStack() as owned,
     ):
+        console, *others = _join_consoles(loop, machine, escape, owned)
 
         def quit_for(number: int) -> None:
             received.append(number)
@@ -226,7 +234,6 @@ def _join_consoles(
         machine.say = console.say
         console.on_quit = lambda: quit_for(signal.SIGINT)
         console.on_reset = lambda: machine.end(Ending.RESET)
-        console, *others = _join_consoles(loop, machine, escape, owned)
         for number in SIGNALS:
             loop.add_signal(number, lambda number=number: quit_for(number))  # type: ignore[misc]
         ending = machine.run()

@@ -53,10 +53,10 @@ class MachineConfig:
     disks: tuple[DiskConfig, ...] = ()
     transport: str = "mmio"
     nets: tuple[NetConfig, ...] = ()
+    vsock: int | None = None
     vfio: tuple[VfioConfig, ...] = ()
     transport: str = "mmio"
     consoles: tuple[ConsoleConfig, ...] = ()
-    vsock: int | None = None
 
     def __post_init__(self) -> None:
         if self.cpus < 1:
@@ -66,8 +66,8 @@ class MachineConfig:
         if self.memory <= 0:
             raise UserError("--memory: a machine has some", "use --memory 512M")
         if self.cmdline is not None and "\0" in self.cmdline:
+            raise UserError("--cmdline: it contains a NUL character", "remove it")
         if self.consoles:
             from vmm.config.console import check_consoles  # noqa: PLC0415
 
             check_consoles(self.consoles)
-            raise UserError("--cmdline: it contains a NUL character", "remove it")
