@@ -86,13 +86,6 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
     help="Give the guest a network interface: on a TAP of the host's, or through passt.",
 )
 @click.option("--vsock", metavar="CID", help="Give the guest sockets to the host (AF_VSOCK).")
-@click.option(
-    "--transport",
-    type=click.Choice(["mmio", "pci"]),
-    default="mmio",
-    show_default=True,
-    help="How virtio devices are attached; pci has an interrupt for each queue.",
-)
 @click.option("--rng", is_flag=True, help="Give the guest random numbers: a virtio-rng device.")
 @click.option("--no-reboot", is_flag=True, help="Exit when the guest resets.")
 @click.option("--events", type=_PATH, help="Write what happens to FILE, as JSON lines.")
@@ -149,6 +142,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         rng=options["rng"],
         disks=tuple(parse_disk(text) for text in options["disks"]),
         consoles=tuple(parse_console(text) for text in options["consoles"]),
+        transport=options["transport"],
         nets=parse_nets(options["nets"]),
         vsock=None if options["vsock"] is None else parse_vsock(options["vsock"]),
     )

@@ -31,7 +31,6 @@ class MachineConfig:
     verify   prove, before the guest runs, what stage 2 gives each of the bars
     rng      have a virtio entropy device
     disks    virtio block devices, in this order
-    transport  how virtio devices are attached: mmio or pci
     nets     network devices, in this order
     vsock    the guest's context ID, if it has a socket device
     vfio     devices of the host that are passed through
@@ -51,7 +50,6 @@ class MachineConfig:
     verify: bool = False
     rng: bool = False
     disks: tuple[DiskConfig, ...] = ()
-    transport: str = "mmio"
     nets: tuple[NetConfig, ...] = ()
     vsock: int | None = None
     vfio: tuple[VfioConfig, ...] = ()
