@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Block requests from a virtqueue to a file: see blk.h. One thread per queue waits, reads and
- * writes here, without Python; data goes between the guest's memory and the kernel directly.
+ * What block requests ask for: see blk.h. Data goes between the guest's memory and the kernel
+ * directly. All that is checked is read from guest memory once, before.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/stat.h>
 #include <linux/virtio_blk.h>
-#include <poll.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -54,43 +55,11 @@ static uint8_t *take_status(struct pyvmm_chain *chain)
 	return status;
 }
 
-/* --- Requests: each returns a status (5.2.6) -------------------------------------------------- */
+/* --- Requests (5.2.6) ------------------------------------------------------------------------- */
 
 static int outside(const struct pyvmm_disk *disk, uint64_t sector, uint64_t sectors)
 {
 	return sector > disk->sectors || sectors > disk->sectors - sector;
-}
-
-/* Read or write all of it, whatever the kernel does at a time. What cannot be read is zeroes. */
-static int transfer(const struct pyvmm_disk *disk, struct iovec *iov, uint32_t count,
-		    uint64_t bytes, uint64_t sector, int writing)
-{
-	off_t offset = (off_t)(sector * SECTOR);
-
-	int bad = bytes % SECTOR || outside(disk, sector, bytes / SECTOR);
-
-	while (bytes) {
-		ssize_t done;
-
-		if (bad)
-			done = -1;
-		else if (writing)
-			done = pwritev2(disk->fd, iov, (int)count, offset,
-					disk->write_through ? RWF_DSYNC : 0);
-		else
-			done = preadv(disk->fd, iov, (int)count, offset);
-		if (done < 0 && !bad && errno == EINTR)
-			continue;
-		if (done <= 0) { /* at 0, the file is shorter than it was */
-			if (!writing)
-				zero(iov, count);
-			return VIRTIO_BLK_S_IOERR;
-		}
-		bytes -= (uint64_t)done;
-		offset += done;
-		skip(&iov, &count, (uint64_t)done);
-	}
-	return VIRTIO_BLK_S_OK;
 }
 
 static int flush(const struct pyvmm_disk *disk)
@@ -171,113 +140,159 @@ static int clear_all(const struct pyvmm_disk *disk, const struct pyvmm_chain *ch
 	return status;
 }
 
-static int handle(const struct pyvmm_disk *disk, struct pyvmm_chain *chain)
+static void begin_transfer(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request,
+			   uint64_t sector)
 {
-	struct iovec *iov = chain->segments;
-	struct virtio_blk_outhdr header;
-	uint32_t count;
+	uint64_t bytes = request->bytes;
 
-	pyvmm_chain_read(chain, 0, &header, sizeof(header));
-	if (header.type == VIRTIO_BLK_T_IN)
-		return transfer(disk, iov + chain->readable, chain->writable,
-				chain->writable_bytes, header.sector, 0);
-	/* The driver is told that all it gave us was written: nothing else is to be there. */
-	zero(iov + chain->readable, chain->writable);
-	switch (header.type) {
-	case VIRTIO_BLK_T_OUT:
-		if (disk->read_only)
-			return VIRTIO_BLK_S_IOERR;
-		count = chain->readable;
-		skip(&iov, &count, HEADER);
-		return transfer(disk, iov, count, chain->readable_bytes - HEADER, header.sector, 1);
-	case VIRTIO_BLK_T_FLUSH:
-		return flush(disk);
-	case VIRTIO_BLK_T_GET_ID:
-		pyvmm_chain_write(chain, 0, disk->serial, sizeof(disk->serial));
-		return VIRTIO_BLK_S_OK;
-	case VIRTIO_BLK_T_DISCARD:
-	case VIRTIO_BLK_T_WRITE_ZEROES:
-		return clear_all(disk, chain, header.type);
-	default:
-		return VIRTIO_BLK_S_UNSUPP;
-	}
-}
-
-/* --- A queue's thread ------------------------------------------------------------------------- */
-
-/* Do one request. Returns how many bytes were written to the guest. */
-static uint32_t serve(struct pyvmm_blk_queue *blk)
-{
-	struct pyvmm_chain *chain = blk->chain;
-	uint64_t written = chain->writable_bytes;
-	uint8_t *status = take_status(chain);
-	int result = handle(blk->disk, chain);
-
-	*status = (uint8_t)result;
-	__atomic_store_n(&blk->requests, blk->requests + 1, __ATOMIC_RELAXED);
-	if (result == VIRTIO_BLK_S_IOERR)
-		__atomic_store_n(&blk->errors, blk->errors + 1, __ATOMIC_RELAXED);
-	/* 32 bits have no room for 4 GiB (5.2.6: nobody looks). */
-	return written > UINT32_MAX ? UINT32_MAX : (uint32_t)written;
-}
-
-/* Do all requests that wait. Returns 0, or what is wrong with the ring. */
-static int drain(struct pyvmm_blk_queue *blk)
-{
-	int result;
-
-	do {
-		pyvmm_queue_disable_notify(blk->queue);
-		while ((result = pyvmm_queue_pop(blk->queue, blk->chain)) > 0) {
-			uint16_t id = blk->chain->id;
-
-			if (blk->chain->readable_bytes < HEADER || !blk->chain->writable_bytes)
-				return PYVMM_RING_REQUEST;
-			pyvmm_queue_push(blk->queue, id, serve(blk));
-			if (pyvmm_queue_should_interrupt(blk->queue))
-				pyvmm_interrupt_raise(blk->interrupt, blk->bits);
-			if (__atomic_load_n(&blk->stopping, __ATOMIC_RELAXED))
-				return 0;
-		}
-		if (result < 0)
-			return result;
-	} while (pyvmm_queue_enable_notify(blk->queue));
-	return 0;
+	if (bytes % SECTOR || outside(disk, sector, bytes / SECTOR))
+		pyvmm_blk_fail(request);
+	else
+		request->offset = (int64_t)(sector * SECTOR);
 }
 
 /*
- * Serve the queue until pyvmm_blk_stop. Returns 0 then, or at once what is wrong with the
- * ring: one of enum pyvmm_ring_error. No request is under way when this has returned.
+ * Look at a request, whose chain has a header and room for a status, and do at once what is not
+ * reading, writing or syncing. What is not read in the end is zeroes.
  */
-int pyvmm_blk_run(struct pyvmm_blk_queue *blk)
+void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request)
 {
-	struct pollfd fds[2] = {
-		{ .fd = blk->stop, .events = POLLIN },
-		{ .fd = blk->doorbell, .events = POLLIN },
-	};
-	int result;
+	struct pyvmm_chain *chain = &request->chain;
+	struct virtio_blk_outhdr header;
 
-	for (;;) {
-		uint64_t count;
-
-		if (poll(fds, 2, -1) < 0)
-			continue; /* EINTR */
-		if (fds[0].revents)
-			return 0;
-		if (read(blk->doorbell, &count, sizeof(count)) < 0)
-			continue; /* somebody else has emptied it */
-		result = drain(blk);
-		if (result)
-			return result;
+	/* 32 bits have no room for 4 GiB (5.2.6: nobody looks). */
+	request->written = chain->writable_bytes > UINT32_MAX ? UINT32_MAX :
+								(uint32_t)chain->writable_bytes;
+	request->status = take_status(chain);
+	request->operation = PYVMM_BLK_NOTHING;
+	request->result = VIRTIO_BLK_S_OK;
+	request->iov = chain->segments;
+	pyvmm_chain_read(chain, 0, &header, sizeof(header));
+	if (header.type == VIRTIO_BLK_T_IN) {
+		request->iov += chain->readable;
+		request->count = chain->writable;
+		request->bytes = chain->writable_bytes;
+		request->operation = request->bytes ? PYVMM_BLK_READ : PYVMM_BLK_NOTHING;
+		begin_transfer(disk, request, header.sector);
+		return;
+	}
+	/* The driver is told that all it gave us was written: nothing else is to be there. */
+	zero(request->iov + chain->readable, chain->writable);
+	switch (header.type) {
+	case VIRTIO_BLK_T_OUT:
+		request->count = chain->readable;
+		request->bytes = chain->readable_bytes - HEADER;
+		request->operation = request->bytes ? PYVMM_BLK_WRITE : PYVMM_BLK_NOTHING;
+		skip(&request->iov, &request->count, HEADER);
+		if (disk->read_only)
+			pyvmm_blk_fail(request);
+		else
+			begin_transfer(disk, request, header.sector);
+		break;
+	case VIRTIO_BLK_T_FLUSH:
+		request->operation = disk->no_flush ? PYVMM_BLK_NOTHING : PYVMM_BLK_SYNC;
+		break;
+	case VIRTIO_BLK_T_GET_ID:
+		pyvmm_chain_write(chain, 0, disk->serial, sizeof(disk->serial));
+		break;
+	case VIRTIO_BLK_T_DISCARD:
+	case VIRTIO_BLK_T_WRITE_ZEROES:
+		request->result = (uint8_t)clear_all(disk, chain, header.type);
+		break;
+	default:
+		request->result = VIRTIO_BLK_S_UNSUPP;
 	}
 }
 
-/* Have pyvmm_blk_run return after the present request. From any thread. */
-void pyvmm_blk_stop(struct pyvmm_blk_queue *blk)
+/* Give up what is left to do. */
+void pyvmm_blk_fail(struct pyvmm_blk_request *request)
 {
-	uint64_t one = 1;
+	if (request->operation == PYVMM_BLK_READ)
+		zero(request->iov, request->count);
+	request->operation = PYVMM_BLK_NOTHING;
+	request->result = VIRTIO_BLK_S_IOERR;
+}
 
-	__atomic_store_n(&blk->stopping, 1, __ATOMIC_RELAXED);
-	if (write(blk->stop, &one, sizeof(one)) < 0)
-		return; /* signalled often enough */
+/* Whether direct_fd takes what is left to read or write. */
+int pyvmm_blk_is_direct(const struct pyvmm_disk *disk, const struct pyvmm_blk_request *request)
+{
+	uint64_t all = 0;
+
+	if (disk->direct_fd < 0)
+		return 0;
+	for (uint32_t i = 0; i < request->count; i++)
+		all |= (uintptr_t)request->iov[i].iov_base | request->iov[i].iov_len;
+	return !(all % disk->direct_memory) &&
+	       !((request->bytes | (uint64_t)request->offset) % disk->direct_offset);
+}
+
+/*
+ * Take what reading, writing or syncing returned: how much was done, or a negative errno. Returns
+ * whether there is something left to do.
+ */
+int pyvmm_blk_advance(struct pyvmm_blk_request *request, int64_t done)
+{
+	if (done == -EINTR || done == -EAGAIN)
+		return 1;
+	if (request->operation == PYVMM_BLK_SYNC ? done < 0 : done <= 0) {
+		pyvmm_blk_fail(request); /* at 0, the file is shorter than it was */
+		return 0;
+	}
+	if (request->operation != PYVMM_BLK_SYNC && (uint64_t)done < request->bytes) {
+		request->bytes -= (uint64_t)done;
+		request->offset += done;
+		skip(&request->iov, &request->count, (uint64_t)done);
+		return 1;
+	}
+	request->operation = PYVMM_BLK_NOTHING;
+	return 0;
+}
+
+static int64_t try(const struct pyvmm_disk *disk, const struct pyvmm_blk_request *request, int fd)
+{
+	int count = (int)request->count;
+
+	if (request->operation == PYVMM_BLK_SYNC)
+		return fdatasync(fd);
+	if (request->operation == PYVMM_BLK_READ)
+		return preadv(fd, request->iov, count, request->offset);
+	return pwritev2(fd, request->iov, count, request->offset,
+			disk->write_through ? RWF_DSYNC : 0);
+}
+
+/* Do what is left to do, however long it takes. */
+void pyvmm_blk_finish(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request)
+{
+	int direct_works = 1;
+	int64_t done;
+
+	while (request->operation != PYVMM_BLK_NOTHING) {
+		int direct = direct_works && request->operation != PYVMM_BLK_SYNC &&
+			     pyvmm_blk_is_direct(disk, request);
+
+		done = try(disk, request, direct ? disk->direct_fd : disk->fd);
+		if (done < 0 && direct && errno == EINVAL)
+			direct_works = 0; /* it is pickier than it said */
+		else
+			pyvmm_blk_advance(request, done < 0 ? -errno : done);
+	}
+}
+
+/* --- Files ------------------------------------------------------------------------------------ */
+
+/*
+ * Ask how a file wants direct input and output to be aligned (statx(2), since Linux 6.1). Returns
+ * 0 if it says so, else -1.
+ */
+int pyvmm_blk_alignment(int fd, uint32_t *memory, uint32_t *offset)
+{
+	struct statx found;
+
+	memset(&found, 0, sizeof(found));
+	if (syscall(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &found) ||
+	    !(found.stx_mask & STATX_DIOALIGN) || !found.stx_dio_offset_align)
+		return -1;
+	*memory = found.stx_dio_mem_align;
+	*offset = found.stx_dio_offset_align;
+	return 0;
 }

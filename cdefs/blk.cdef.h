@@ -25,27 +25,40 @@ struct virtio_blk_config {
 #define PYVMM_BLK_SERIAL_BYTES ...
 #define PYVMM_BLK_MAX_RANGES ...
 #define PYVMM_BLK_MAX_SECTORS ...
+#define PYVMM_BLK_DEPTH ...
 
 struct pyvmm_disk {
     int fd;
+    int direct_fd;
+    uint32_t direct_memory;
+    uint32_t direct_offset;
     uint8_t read_only;
     uint8_t write_through;
+    uint8_t no_flush;
+    uint8_t one_by_one;
     uint64_t sectors;
     uint8_t serial[...];
+};
+
+struct pyvmm_blk_request {
+    struct pyvmm_chain chain;
+    ...;
 };
 
 struct pyvmm_blk_queue {
     struct pyvmm_disk *disk;
     struct pyvmm_queue *queue;
-    struct pyvmm_chain *chain;
+    struct pyvmm_blk_request *slots;
     struct pyvmm_interrupt *interrupt;
     uint32_t bits;
     int doorbell;
     int stop;
     uint64_t requests;
     uint64_t errors;
+    uint8_t uses_uring;
     ...;
 };
 
+int pyvmm_blk_alignment(int fd, uint32_t *memory, uint32_t *offset);
 int pyvmm_blk_run(struct pyvmm_blk_queue *blk);
 void pyvmm_blk_stop(struct pyvmm_blk_queue *blk);

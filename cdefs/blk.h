@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A virtio block device's requests (VIRTIO 1.2, 5.2.6), done on a file or block device. */
+/*
+ * A virtio block device's requests (VIRTIO 1.2, 5.2.6), done on a file or block device.
+ *
+ *     blk.c        what a request asks for, and doing it at once
+ *     blk_queue.c  a queue's thread: many requests at a time, through io_uring where there is one
+ */
 #ifndef PYVMM_BLK_H
 #define PYVMM_BLK_H
 
@@ -10,21 +15,54 @@
 #define PYVMM_BLK_SERIAL_BYTES 20
 #define PYVMM_BLK_MAX_RANGES 32          /* ranges in one discard or write-zeroes request */
 #define PYVMM_BLK_MAX_SECTORS 0x400000   /* in each of them: 2 GiB */
+#define PYVMM_BLK_DEPTH 128              /* requests of a queue that are under way at once */
 
 /* What all queues of a disk share. */
 struct pyvmm_disk {
 	int fd;
+	int direct_fd;           /* the same file without the host's page cache; or -1 */
+	uint32_t direct_memory;  /* how that wants data aligned: in memory, */
+	uint32_t direct_offset;  /* and in the file */
 	uint8_t read_only;
-	uint8_t write_through;   /* the driver did not accept FLUSH: each write is to be durable */
+	uint8_t write_through;   /* each write is to be durable */
+	uint8_t no_flush;        /* nothing ever is */
+	uint8_t one_by_one;      /* do without io_uring */
 	uint64_t sectors;        /* of 512 bytes */
 	uint8_t serial[PYVMM_BLK_SERIAL_BYTES];
 };
+
+enum pyvmm_blk_operation {
+	PYVMM_BLK_NOTHING,       /* it is done */
+	PYVMM_BLK_READ,
+	PYVMM_BLK_WRITE,
+	PYVMM_BLK_SYNC,
+};
+
+/* A request that was popped, and what is left to do of it. */
+struct pyvmm_blk_request {
+	struct pyvmm_chain chain;
+	uint8_t operation;
+	uint8_t result;          /* VIRTIO_BLK_S_*, for the driver; */
+	uint8_t *status;         /* where that belongs */
+	uint32_t written;        /* bytes of the chain that are, or count as, written to */
+	struct iovec *iov;
+	uint32_t count;
+	uint64_t bytes;
+	int64_t offset;
+};
+
+void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request);
+int pyvmm_blk_is_direct(const struct pyvmm_disk *disk, const struct pyvmm_blk_request *request);
+int pyvmm_blk_advance(struct pyvmm_blk_request *request, int64_t done);
+void pyvmm_blk_finish(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request);
+void pyvmm_blk_fail(struct pyvmm_blk_request *request);
+int pyvmm_blk_alignment(int fd, uint32_t *memory, uint32_t *offset);
 
 /* One queue and the thread that serves it. */
 struct pyvmm_blk_queue {
 	struct pyvmm_disk *disk;
 	struct pyvmm_queue *queue;
-	struct pyvmm_chain *chain;
+	struct pyvmm_blk_request *slots; /* PYVMM_BLK_DEPTH, each with a chain */
 	struct pyvmm_interrupt *interrupt;
 	uint32_t bits;           /* what to raise */
 	int doorbell;            /* eventfds */
@@ -32,6 +70,7 @@ struct pyvmm_blk_queue {
 	uint32_t stopping;
 	uint64_t requests;       /* how many were done */
 	uint64_t errors;         /* how many of them with VIRTIO_BLK_S_IOERR */
+	uint8_t uses_uring;      /* whether io_uring was to be had */
 };
 
 int pyvmm_blk_run(struct pyvmm_blk_queue *blk);

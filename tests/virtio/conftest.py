@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from blk_driver import SECTORS, Disk
 from mmio_driver import Echo, MmioDriver, Recorded
 from ring_driver import Memory
 
+from vmm.virtio.blk import Blk
+from vmm.virtio.disk import WRITE_BACK, Cache, RawDisk
 from vmm.virtio.mmio import MmioTransport
+from vmm.virtio.queue import MemoryMap
 
 
 @pytest.fixture
@@ -33,3 +38,37 @@ def echo(memory: Memory, events: Recorded) -> Iterator[Echo]:
 def driver(echo: Echo) -> Iterator[MmioDriver]:
     with MmioTransport(echo) as transport:
         yield MmioDriver(transport)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"".join(bytes([sector]) * 512 for sector in range(SECTORS)))
+    return path
+
+
+@pytest.fixture(params=["io_uring", "one by one", "direct"])
+def way(request: pytest.FixtureRequest) -> str:
+    """How requests are done."""
+    return str(request.param)
+
+
+@pytest.fixture
+def make(memory: Memory, events: Recorded, path: Path, way: str) -> Iterator[Callable[..., Disk]]:
+    made: list[MmioTransport] = []
+
+    def make(
+        *, read_only: bool = False, queues: int = 1, serial: str = "", cache: Cache = WRITE_BACK
+    ) -> Disk:
+        if way == "direct":
+            cache = cache._replace(direct=True)
+        backing = RawDisk(path, read_only=read_only, option=f"--disk {path}", cache=cache)
+        known = MemoryMap(memory.guest)
+        device = Blk("disk0", known, events, backing, queues=queues, serial=serial)
+        device.disk.one_by_one = way == "one by one"
+        made.append(MmioTransport(device))
+        return Disk(made[-1], memory, path)
+
+    yield make
+    for transport in made:
+        transport.close()

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import os
-import struct
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mmio_driver import FORMAT_FEATURES, MmioDriver, Recorded
-from ring_driver import BASE, BUFFERS, KINDS, SECOND, Buffer, Memory, PackedDriver, SplitDriver
+from blk_driver import (
+    DATA,
+    DISCARD,
+    FLUSH,
+    GET_ID,
+    HEADER,
+    IN,
+    IOERR,
+    OK,
+    OUT,
+    SECTORS,
+    STATUS,
+    UNMAP,
+    UNSUPP,
+    WRITE_ZEROES,
+    Disk,
+    wait,
+)
+from mmio_driver import Recorded
+from ring_driver import BASE, KINDS, SECOND, Buffer, Memory, SplitDriver
 
 from vmm.errors import UserError
 from vmm.virtio import blk, status
@@ -18,94 +34,6 @@ from vmm.virtio.blk import Blk
 from vmm.virtio.disk import RawDisk
 from vmm.virtio.mmio import MmioTransport
 from vmm.virtio.queue import MemoryMap
-
-IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
-OK, IOERR, UNSUPP = 0, 1, 2
-UNMAP = 1
-
-SECTORS = 256
-HEADER, DATA, STATUS = BUFFERS, BUFFERS + 0x1000, BUFFERS + 0x800
-
-
-def wait(until: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not until():
-        assert time.monotonic() < deadline
-        time.sleep(0.0005)
-
-
-class Disk:
-    """A disk and a driver for it."""
-
-    def __init__(self, transport: MmioTransport, memory: Memory, path: Path) -> None:
-        self.driver = MmioDriver(transport)
-        self.memory = memory
-        self.path = path
-        self.ring: SplitDriver | PackedDriver = SplitDriver(memory)
-
-    def start(self, kind: str = "split", features: int = blk.F_FLUSH) -> None:
-        self.memory.guest.write(BASE, bytes(0x1_0000))
-        self.ring = KINDS[kind](self.memory)
-        features |= FORMAT_FEATURES[self.ring.form]
-        self.driver.start(self.ring.size, self.ring.areas, features)
-
-    def send(self, *buffers: Buffer) -> int:
-        """Make a request; return how many bytes the device says it wrote."""
-        self.ring.add(*buffers, indirect=True)
-        self.driver.store("QueueNotify", 0)
-        used: list[tuple[int, int]] = []
-
-        def done() -> bool:
-            used.extend(self.ring.used())
-            return bool(used)
-
-        wait(done)
-        ((_, length),) = used
-        return length
-
-    def request(self, kind: int, sector: int, *data: Buffer) -> int:
-        self.memory.pack(HEADER, "IIQ", kind, 0, sector)
-        self.memory.guest.write(STATUS, b"\xff")
-        written = self.send(Buffer(HEADER, 16), *data, Buffer(STATUS, 1, writable=True))
-        assert written == 1 + sum(buffer.length for buffer in data if buffer.writable)
-        return self.memory.guest.read(STATUS, 1)[0]
-
-    def write(self, sector: int, data: bytes) -> int:
-        self.memory.guest.write(DATA, data)
-        return self.request(OUT, sector, Buffer(DATA, len(data)))
-
-    def read(self, sector: int, size: int) -> bytes:
-        self.memory.guest.write(DATA, b"\xee" * size)
-        assert self.request(IN, sector, Buffer(DATA, size, writable=True)) == OK
-        return self.memory.guest.read(DATA, size)
-
-    def ranges(self, kind: int, *ranges: tuple[int, int, int]) -> int:
-        data = b"".join(struct.pack("<QII", *each) for each in ranges)
-        self.memory.guest.write(DATA, data)
-        return self.request(kind, 0, Buffer(DATA, len(data)))
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.write_bytes(b"".join(bytes([sector]) * 512 for sector in range(SECTORS)))
-    return path
-
-
-@pytest.fixture
-def make(memory: Memory, events: Recorded, path: Path) -> Iterator[Callable[..., Disk]]:
-    made: list[MmioTransport] = []
-
-    def make(*, read_only: bool = False, queues: int = 1, serial: str = "") -> Disk:
-        backing = RawDisk(path, read_only=read_only, option=f"--disk {path}")
-        known = MemoryMap(memory.guest)
-        device = Blk("disk0", known, events, backing, queues=queues, serial=serial)
-        made.append(MmioTransport(device))
-        return Disk(made[-1], memory, path)
-
-    yield make
-    for transport in made:
-        transport.close()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""The block device (VIRTIO 1.2, 5.2). Its requests are done in C, cdefs/blk.c: a thread a queue.
+"""The block device (VIRTIO 1.2, 5.2). Its requests are done in C, a thread a queue.
 
-    guest --doorbell--> pyvmm_blk_run: pop, preadv or pwritev, push, interrupt
+    guest --doorbell--> cdefs/blk_queue.c: pop a batch, io_uring, stage, publish, interrupt
 
 Python starts the threads, and hears of them when they end: at a reset, or at a bad ring.
 """
@@ -14,7 +14,7 @@ from vmm._native import ffi, lib
 from vmm.closing import Closing
 from vmm.virtio.device import VirtioDevice
 from vmm.virtio.notify import USED, Doorbell
-from vmm.virtio.queue import Chain, RingError
+from vmm.virtio.queue import RingError
 
 if TYPE_CHECKING:
     from vmm.events import Events
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 QUEUE_SIZE: Final = 256
 SEGMENTS: Final = QUEUE_SIZE - 2
 """Buffers of data in a request: header and status need two more."""
+CHAIN_SEGMENTS: Final = QUEUE_SIZE + 16
+"""What a request may have in all: a driver may put header and status into more than two."""
 
 BLOCK_SIZE: Final = 512
 
@@ -39,6 +41,24 @@ STOP_CHECK: Final = 0.05
 """Seconds between looks, by a thread that has bad news, at whether anybody still wants them."""
 
 
+_untouched = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+class _Slots:
+    """Room for the requests of a queue that are under way; memory is used as far as it is."""
+
+    def __init__(self) -> None:
+        count, size = lib.PYVMM_BLK_DEPTH, CHAIN_SEGMENTS
+        self._segments = _untouched("struct iovec[]", count * size)
+        self._addresses = _untouched("uint64_t[]", count * size)
+        self.c: Any = ffi.new("struct pyvmm_blk_request[]", count)
+        for index in range(count):
+            chain = self.c[index].chain
+            chain.capacity = size
+            chain.segments = self._segments + index * size
+            chain.addresses = self._addresses + index * size
+
+
 class Worker(Closing):
     """The thread that serves one queue, from its start to its stop."""
 
@@ -48,13 +68,13 @@ class Worker(Closing):
         self._device = device
         self._index = index
         self._stop = Doorbell()
-        self._keep = queue, Chain(), interrupts.of_queue(index)
+        self._keep = queue, _Slots(), interrupts.of_queue(index)
         self.c: Any = ffi.new(
             "struct pyvmm_blk_queue *",
             {
                 "disk": device.disk,
                 "queue": queue.c,
-                "chain": self._keep[1].c,
+                "slots": self._keep[1].c,
                 "interrupt": self._keep[2].c,
                 "bits": USED,
                 "doorbell": device.slots[index].doorbell.fileno(),
@@ -97,7 +117,8 @@ class Blk(VirtioDevice):
         queues: int = 1,
         serial: str = "",
     ) -> None:
-        features = F_SEG_MAX | F_BLK_SIZE | F_FLUSH
+        features = F_SEG_MAX | F_BLK_SIZE
+        features |= 0 if backing.cache.write_through else F_FLUSH
         features |= F_RO if backing.read_only else F_DISCARD | F_WRITE_ZEROES
         features |= F_MQ if queues > 1 else 0
         super().__init__(name, memory, events, [QUEUE_SIZE] * queues, features)
@@ -107,6 +128,10 @@ class Blk(VirtioDevice):
             "struct pyvmm_disk *",
             {
                 "fd": backing.fileno(),
+                "direct_fd": backing.direct_fileno(),
+                "direct_memory": backing.alignment.memory,
+                "direct_offset": backing.alignment.offset,
+                "no_flush": backing.cache.unsafe,
                 "read_only": backing.read_only,
                 "sectors": backing.sectors,
                 "serial": serial.encode()[: lib.PYVMM_BLK_SERIAL_BYTES],
@@ -121,11 +146,12 @@ class Blk(VirtioDevice):
     def queue_started(self, index: int, queue: Queue) -> None:
         """Start the queue's thread."""
         # Without FLUSH a driver cannot ask for durability, so it gets it always (5.2.6.2).
-        self.disk.write_through = not self.accepted & F_FLUSH
+        unsafe = self._backing.cache.unsafe
+        self.disk.write_through = not unsafe and not self.accepted & F_FLUSH
         self._workers[index] = Worker(self, index, queue)
 
     def queue_stopped(self, index: int) -> None:
-        """End the queue's thread, after the request it is at."""
+        """End the queue's thread, after the requests that are under way."""
         worker = self._workers.pop(index, None)
         if worker is not None:
             worker.stop()

@@ -7,8 +7,9 @@ import fcntl
 import os
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from vmm._native import ffi, lib
 from vmm.closing import Closing
 from vmm.errors import UserError
 
@@ -22,15 +23,44 @@ FORMATS: Final = {b"QFI\xfb": "qcow2", b"KDMV": "VMDK", b"vhdxfile": "VHDX", b"c
 """What a file begins with that is no raw image: a guest would see the format, not the disk."""
 
 
+class Cache(NamedTuple):
+    """What is between a disk's writes and its medium.
+
+    direct         not the host's page cache: O_DIRECT
+    write_through  nothing: each write is durable when it is done
+    unsafe         all that the host has, even after a flush: a crash of the host loses data
+    """
+
+    direct: bool = False
+    write_through: bool = False
+    unsafe: bool = False
+
+
+WRITE_BACK: Final = Cache()
+"""The host's page cache, until a flush."""
+
+
+class Alignment(NamedTuple):
+    """What addresses in memory, and offsets and lengths in a file, direct transfers need. Bytes."""
+
+    memory: int = 4096
+    offset: int = 4096
+
+
 class RawDisk(Closing):
     """Owns a raw image. Raises `UserError`, which names *option*, for what is none.
 
     A disk that can be written is locked (flock), against a second machine that writes it.
     """
 
-    def __init__(self, path: Path, *, read_only: bool, option: str) -> None:
+    def __init__(
+        self, path: Path, *, read_only: bool, option: str, cache: Cache = WRITE_BACK
+    ) -> None:
         self.read_only = read_only
+        self.cache = cache
+        self.alignment = Alignment()
         self._option = option
+        self._direct = -1
         try:
             self._fd = os.open(path, os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR))
         except OSError as error:
@@ -41,6 +71,8 @@ class RawDisk(Closing):
         try:
             self.sectors = self._measure()
             self._lock()
+            if cache.direct:
+                self._open_direct()
         except BaseException:
             self.close()
             raise
@@ -77,12 +109,33 @@ class RawDisk(Closing):
                     "end that one, or give both the disk with ,ro",
                 ) from error
 
+    def _open_direct(self) -> None:
+        """Open the same file once more, for what goes past the page cache."""
+        mode = os.O_RDONLY if self.read_only else os.O_RDWR
+        try:
+            # Not by its path, which may be another file's by now.
+            self._direct = os.open(f"/proc/self/fd/{self._fd}", mode | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError as error:
+            raise UserError(
+                f"{self._option}: it cannot be used past the page cache: {error.strerror}",
+                "leave cache=none or cache=directsync out, or put it on another file system",
+            ) from error
+        memory, offset = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        if lib.pyvmm_blk_alignment(self._direct, memory, offset) == 0:
+            self.alignment = Alignment(int(memory[0]), int(offset[0]))
+
     def fileno(self) -> int:
         """Return the descriptor."""
         return self._fd
 
+    def direct_fileno(self) -> int:
+        """Return the descriptor that goes past the host's page cache; -1 if there is none."""
+        return self._direct
+
     def close(self) -> None:
         """Close it, which unlocks. Idempotent."""
         fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        direct, self._direct = self._direct, -1
+        for each in (direct, fd):
+            if each >= 0:
+                os.close(each)

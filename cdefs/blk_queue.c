@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * A block device's queue and its thread: see blk.h.
+ *
+ *     doorbell --> pop a batch --> begin each --+--> done at once -----------+--> stage --> publish,
+ *                                               +--> io_uring --> completion-+             interrupt
+ *
+ * What would not wait is done at once: a write to the page cache is a copy, which io_uring would
+ * hand to a kernel thread. All else goes to io_uring, and so does the waiting: for completions,
+ * the doorbell and the end, all by the system call that submits. Where there is no io_uring,
+ * requests are done one after the other.
+ *
+ * A flush covers what was completed before it came (5.2.6.2). Requests that are under way together
+ * have no order, so none is kept: when the driver sees a write used, it is in the file.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/virtio_blk.h>
+#include <poll.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "blk.h"
+#include "uring.h"
+
+#define HEADER sizeof(struct virtio_blk_outhdr)
+#define BATCH 32  /* requests after which the driver is told of what is done */
+
+/* user_data of what is no request: the numbers of requests are smaller */
+enum { DOORBELL = PYVMM_BLK_DEPTH, STOP };
+
+/* What a thread needs while it runs. */
+struct work {
+	struct pyvmm_blk_queue *blk;
+	struct pyvmm_uring uring;
+	uint8_t has_uring;
+	uint8_t awaits_doorbell; /* a poll of it is with the kernel */
+	uint8_t awaits_stop;
+	uint32_t idle_count;
+	uint16_t idle[PYVMM_BLK_DEPTH]; /* the slots that have no request */
+};
+
+static void used(struct work *work, struct pyvmm_blk_request *request)
+{
+	struct pyvmm_blk_queue *blk = work->blk;
+
+	*request->status = request->result;
+	pyvmm_queue_stage(blk->queue, request->chain.id, request->written);
+	__atomic_store_n(&blk->requests, blk->requests + 1, __ATOMIC_RELAXED);
+	if (request->result == VIRTIO_BLK_S_IOERR)
+		__atomic_store_n(&blk->errors, blk->errors + 1, __ATOMIC_RELAXED);
+	work->idle[work->idle_count++] = (uint16_t)(request - blk->slots);
+}
+
+/* --- io_uring --------------------------------------------------------------------------------- */
+
+static struct io_uring_sqe *entry(struct work *work, uint64_t user_data)
+{
+	struct io_uring_sqe *entry;
+
+	while (!(entry = pyvmm_uring_entry(&work->uring)))
+		pyvmm_uring_enter(&work->uring, 0);
+	entry->user_data = user_data;
+	return entry;
+}
+
+/* Be told whenever the eventfd is signalled: its count may stay as it is. */
+static void await(struct work *work, int eventfd, uint64_t user_data)
+{
+	struct io_uring_sqe *sqe = entry(work, user_data);
+
+	sqe->opcode = IORING_OP_POLL_ADD;
+	sqe->fd = eventfd;
+	sqe->len = IORING_POLL_ADD_MULTI;
+	sqe->poll32_events = POLLIN;
+}
+
+/* Go on with a request: see to it that it is done some time, or do it. */
+static void proceed(struct work *work, struct pyvmm_blk_request *request)
+{
+	const struct pyvmm_disk *disk = work->blk->disk;
+	int syncs = request->operation == PYVMM_BLK_SYNC;
+	int direct = !syncs && pyvmm_blk_is_direct(disk, request);
+	struct io_uring_sqe *sqe;
+
+	if (!work->has_uring || (request->operation == PYVMM_BLK_WRITE && !direct))
+		pyvmm_blk_finish(disk, request);
+	if (request->operation == PYVMM_BLK_NOTHING) {
+		used(work, request);
+		return;
+	}
+	sqe = entry(work, (uint64_t)(request - work->blk->slots));
+	sqe->fd = direct ? disk->direct_fd : disk->fd;
+	if (syncs) {
+		sqe->opcode = IORING_OP_FSYNC;
+		sqe->fsync_flags = IORING_FSYNC_DATASYNC;
+		return;
+	}
+	sqe->opcode = request->operation == PYVMM_BLK_READ ? IORING_OP_READV : IORING_OP_WRITEV;
+	sqe->addr = (uintptr_t)request->iov;
+	sqe->len = request->count;
+	sqe->off = (uint64_t)request->offset;
+	if (request->operation == PYVMM_BLK_WRITE && disk->write_through)
+		sqe->rw_flags = RWF_DSYNC;
+}
+
+/* Take what the kernel has completed. */
+static void reap(struct work *work)
+{
+	struct io_uring_cqe completion;
+
+	while (work->has_uring && pyvmm_uring_next(&work->uring, &completion)) {
+		struct pyvmm_blk_request *request;
+
+		if (completion.user_data >= PYVMM_BLK_DEPTH) {
+			uint8_t awaits = !!(completion.flags & IORING_CQE_F_MORE);
+
+			if (completion.user_data == DOORBELL)
+				work->awaits_doorbell = awaits;
+			else
+				work->awaits_stop = awaits;
+			continue;
+		}
+		request = &work->blk->slots[completion.user_data];
+		switch (completion.res) {
+		case -EAGAIN:
+		case -EINTR:
+		case -EINVAL: /* direct, and it is pickier than it said */
+		case -EOPNOTSUPP:
+			pyvmm_blk_finish(work->blk->disk, request);
+			break;
+		default:
+			pyvmm_blk_advance(request, completion.res);
+		}
+		proceed(work, request);
+	}
+}
+
+/* --- The thread ------------------------------------------------------------------------------- */
+
+/* Pop and begin some requests. Returns how many, or what is wrong with the ring. */
+static int begin(struct work *work)
+{
+	struct pyvmm_blk_queue *blk = work->blk;
+	int count = 0;
+
+	while (count < BATCH && work->idle_count) {
+		struct pyvmm_blk_request *request = &blk->slots[work->idle[work->idle_count - 1]];
+		int result = pyvmm_queue_pop(blk->queue, &request->chain);
+
+		if (result <= 0)
+			return result ? result : count;
+		if (request->chain.readable_bytes < HEADER || !request->chain.writable_bytes)
+			return PYVMM_RING_REQUEST;
+		work->idle_count--;
+		count++;
+		pyvmm_blk_begin(blk->disk, request);
+		proceed(work, request);
+		if (__atomic_load_n(&blk->stopping, __ATOMIC_RELAXED))
+			break;
+	}
+	return count;
+}
+
+static void tell(struct work *work)
+{
+	struct pyvmm_blk_queue *blk = work->blk;
+
+	pyvmm_queue_publish(blk->queue);
+	if (pyvmm_queue_should_interrupt(blk->queue))
+		pyvmm_interrupt_raise(blk->interrupt, blk->bits);
+}
+
+/* Begin what was entered; with `wait`, wait until something happens. */
+static void enter(struct work *work, int wait)
+{
+	static const struct timespec moment = { .tv_nsec = 1000000 };
+	int error;
+
+	if (!work->awaits_doorbell)
+		await(work, work->blk->doorbell, DOORBELL);
+	if (!work->awaits_stop)
+		await(work, work->blk->stop, STOP);
+	work->awaits_doorbell = work->awaits_stop = 1;
+	error = pyvmm_uring_enter(&work->uring, wait ? 1 : 0);
+	if (error && error != -EINTR && error != -EBUSY)
+		nanosleep(&moment, NULL); /* the host has no memory, and may have some later */
+}
+
+/* The same without io_uring. */
+static void wait_one_by_one(const struct pyvmm_blk_queue *blk)
+{
+	struct pollfd fds[2] = {
+		{ .fd = blk->stop, .events = POLLIN },
+		{ .fd = blk->doorbell, .events = POLLIN },
+	};
+	uint64_t count;
+
+	if (poll(fds, 2, -1) > 0 && fds[1].revents && read(blk->doorbell, &count, sizeof(count)) < 0)
+		return; /* somebody else has emptied it */
+}
+
+static int serve(struct work *work)
+{
+	struct pyvmm_blk_queue *blk = work->blk;
+	int wrong = 0;
+
+	for (;;) {
+		int begun = 0;
+		int ends = wrong || __atomic_load_n(&blk->stopping, __ATOMIC_RELAXED);
+
+		reap(work);
+		if (!ends) {
+			pyvmm_queue_disable_notify(blk->queue);
+			begun = begin(work);
+			if (begun < 0)
+				ends = wrong = begun;
+		}
+		tell(work);
+		if (ends && work->idle_count == PYVMM_BLK_DEPTH)
+			return wrong;
+		if (begun == BATCH) {
+			if (work->has_uring && work->uring.queued)
+				enter(work, 0);
+			continue;
+		}
+		/* While all slots are taken, what completes is what wakes us. */
+		if (!ends && work->idle_count && pyvmm_queue_enable_notify(blk->queue))
+			continue;
+		if (work->has_uring)
+			enter(work, 1);
+		else
+			wait_one_by_one(blk);
+	}
+}
+
+/*
+ * Serve the queue until pyvmm_blk_stop. Returns 0 then, or what is wrong with the ring: one of
+ * enum pyvmm_ring_error. No request is under way when this has returned.
+ */
+int pyvmm_blk_run(struct pyvmm_blk_queue *blk)
+{
+	struct work work = { .blk = blk, .idle_count = PYVMM_BLK_DEPTH };
+	int wrong;
+
+	for (uint16_t i = 0; i < PYVMM_BLK_DEPTH; i++)
+		work.idle[i] = (uint16_t)(PYVMM_BLK_DEPTH - 1 - i);
+	work.has_uring = !blk->disk->one_by_one &&
+			 !pyvmm_uring_open(&work.uring, 2 * PYVMM_BLK_DEPTH);
+	__atomic_store_n(&blk->uses_uring, work.has_uring, __ATOMIC_RELAXED);
+	wrong = serve(&work);
+	if (work.has_uring)
+		pyvmm_uring_close(&work.uring);
+	return wrong;
+}
+
+/* Have pyvmm_blk_run return after the requests that are under way. From any thread. */
+void pyvmm_blk_stop(struct pyvmm_blk_queue *blk)
+{
+	uint64_t one = 1;
+
+	__atomic_store_n(&blk->stopping, 1, __ATOMIC_RELAXED);
+	if (write(blk->stop, &one, sizeof(one)) < 0)
+		return; /* signalled often enough */
+}

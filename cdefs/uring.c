@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * io_uring by its system calls: see uring.h.
+ *
+ *     entries ring  --enter--> kernel --completions ring-->
+ *
+ * The kernel reads a tail and writes a head of the first ring, and the other way round of the
+ * second: each index that the other side moves is loaded with acquire, ours stored with release.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "uring.h"
+
+/* What we rely on, and CQE_SKIP as the mark of Linux 5.17: all that we ask for came before. */
+#define NEEDED (IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_CQE_SKIP)
+
+static int setup(uint32_t entries, struct io_uring_params *params)
+{
+	/* Completions when we ask for them, instead of whenever the kernel interrupts us (6.1). */
+	static const uint32_t flags[] = { IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
+					  0 };
+	int fd = -1;
+
+	for (unsigned int i = 0; i < sizeof(flags) / sizeof(*flags) && fd < 0; i++) {
+		memset(params, 0, sizeof(*params));
+		params->flags = flags[i];
+		fd = (int)syscall(__NR_io_uring_setup, entries, params);
+		if (fd < 0 && errno != EINVAL)
+			break;
+	}
+	return fd;
+}
+
+static uint32_t *at(struct pyvmm_uring *uring, uint32_t offset)
+{
+	return (uint32_t *)((uint8_t *)uring->rings + offset);
+}
+
+/*
+ * Make one with room for `entries`. Returns 0, or a negative errno: io_uring is not there, or not
+ * allowed (ENOSYS, EPERM), is too old (EOPNOTSUPP), or there is no memory for it.
+ */
+int pyvmm_uring_open(struct pyvmm_uring *uring, uint32_t entries)
+{
+	struct io_uring_params params;
+	size_t sq_bytes, cq_bytes;
+	uint32_t *array;
+	int error;
+
+	memset(uring, 0, sizeof(*uring));
+	uring->fd = setup(entries, &params);
+	if (uring->fd < 0)
+		return -errno;
+	error = -EOPNOTSUPP;
+	if ((params.features & NEEDED) != NEEDED)
+		goto close;
+	sq_bytes = params.sq_off.array + params.sq_entries * sizeof(uint32_t);
+	cq_bytes = params.cq_off.cqes + params.cq_entries * sizeof(struct io_uring_cqe);
+	uring->rings_bytes = sq_bytes > cq_bytes ? sq_bytes : cq_bytes;
+	uring->entries_bytes = params.sq_entries * sizeof(struct io_uring_sqe);
+	uring->rings = mmap(NULL, uring->rings_bytes, PROT_READ | PROT_WRITE,
+			    MAP_SHARED | MAP_POPULATE, uring->fd, IORING_OFF_SQ_RING);
+	if (uring->rings == MAP_FAILED) {
+		error = -errno;
+		goto close;
+	}
+	uring->entries = mmap(NULL, uring->entries_bytes, PROT_READ | PROT_WRITE,
+			      MAP_SHARED | MAP_POPULATE, uring->fd, IORING_OFF_SQES);
+	if (uring->entries == MAP_FAILED) {
+		error = -errno;
+		munmap(uring->rings, uring->rings_bytes);
+		goto close;
+	}
+	uring->sq_head = at(uring, params.sq_off.head);
+	uring->sq_tail = at(uring, params.sq_off.tail);
+	uring->sq_mask = *at(uring, params.sq_off.ring_mask);
+	uring->cq_head = at(uring, params.cq_off.head);
+	uring->cq_tail = at(uring, params.cq_off.tail);
+	uring->cq_mask = *at(uring, params.cq_off.ring_mask);
+	uring->completions = (struct io_uring_cqe *)at(uring, params.cq_off.cqes);
+	array = at(uring, params.sq_off.array); /* which entry is in which place: each in its own */
+	for (uint32_t i = 0; i < params.sq_entries; i++)
+		array[i] = i;
+	return 0;
+close:
+	close(uring->fd);
+	uring->fd = -1;
+	return error;
+}
+
+/* Nothing may be under way that matters. */
+void pyvmm_uring_close(struct pyvmm_uring *uring)
+{
+	munmap(uring->entries, uring->entries_bytes);
+	munmap(uring->rings, uring->rings_bytes);
+	close(uring->fd);
+	uring->fd = -1;
+}
+
+/*
+ * An empty entry, to be filled in before the next call of anything here; NULL if there is no room
+ * before `enter` has made some.
+ */
+struct io_uring_sqe *pyvmm_uring_entry(struct pyvmm_uring *uring)
+{
+	uint32_t tail = *uring->sq_tail;
+	struct io_uring_sqe *entry = &uring->entries[tail & uring->sq_mask];
+
+	if (tail - __atomic_load_n(uring->sq_head, __ATOMIC_ACQUIRE) > uring->sq_mask)
+		return NULL;
+	memset(entry, 0, sizeof(*entry));
+	/* Nobody reads it before `enter`: without SQPOLL the kernel looks only there. */
+	__atomic_store_n(uring->sq_tail, tail + 1, __ATOMIC_RELEASE);
+	uring->queued++;
+	return entry;
+}
+
+/*
+ * Begin all that was entered, and wait for that many completions. Returns 0, or a negative errno:
+ * EINTR, a signal; EBUSY, completions are to be taken first; EAGAIN, no memory at the moment.
+ */
+int pyvmm_uring_enter(struct pyvmm_uring *uring, uint32_t wait_for)
+{
+	long begun = syscall(__NR_io_uring_enter, uring->fd, uring->queued, wait_for,
+			     IORING_ENTER_GETEVENTS, NULL, 0);
+
+	if (begun < 0)
+		return -errno;
+	uring->queued -= (uint32_t)begun;
+	return 0;
+}
+
+/* Take the next completion. Returns whether there was one. */
+int pyvmm_uring_next(struct pyvmm_uring *uring, struct io_uring_cqe *completion)
+{
+	uint32_t head = *uring->cq_head;
+
+	if (head == __atomic_load_n(uring->cq_tail, __ATOMIC_ACQUIRE))
+		return 0;
+	*completion = uring->completions[head & uring->cq_mask];
+	__atomic_store_n(uring->cq_head, head + 1, __ATOMIC_RELEASE);
+	return 1;
+}
