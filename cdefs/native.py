@@ -18,6 +18,7 @@ CDEFS = [
     "map.cdef.h",
     "spawn.cdef.h",
     "pci.cdef.h",
+    "pci_capability.cdef.h",
     "ring.cdef.h",
     "virtio.cdef.h",
     "blk.cdef.h",

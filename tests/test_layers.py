@@ -21,7 +21,7 @@ LAYERS = [  # lowest first
     {"devices", "virtio", "vhost", "pci"},
     {"cpu", "arm64", "coherence", "vfio"},
     {"machine", "power", "space", "backplane", "device_memory", "probe", "census", "state", "lab"}
-    | {"rootcomplex", "msi", "doorbells", "network"},
+    | {"rootcomplex", "msi", "doorbells", "passthrough", "network"},
     {"cli"},
 ]
 BESIDE = {
@@ -31,10 +31,11 @@ BESIDE = {
     "coherence": {"arm64"},
     "virtio": {"pci"},
     "vhost": {"virtio"},
-    "machine": {"power", "space", "backplane", "rootcomplex"},
+    "machine": {"power", "space", "backplane", "rootcomplex", "passthrough"},
     "backplane": {"doorbells", "network"},
     "tap": {"device_file", "netlink"},
     "rootcomplex": {"msi"},
+    "passthrough": {"msi", "device_memory"},
     "space": {"device_memory"},
     "census": {"device_memory"},
 }

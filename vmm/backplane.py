@@ -80,7 +80,7 @@ class Backplane(Closing):
     ) -> None:
         self._bus = bus
         self._loop = loop
-        self._root = root
+        self._root = root if config.transport == "pci" else None
         self._transports: list[MmioTransport] = []
         self._owned = ExitStack()
         self.terminal: PipeChardev | None = None

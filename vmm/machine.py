@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vmm.cpu import Reason
     from vmm.events import Events
     from vmm.loop import Loop
+    from vmm.passthrough.devices import Passthrough
     from vmm.rootcomplex import RootComplex
 
 LOOP_RESETS: Final = 5
@@ -84,6 +85,7 @@ class Machine(Closing):
             self._add_rtc()
             self._bus.attach(layout.PVPANIC, layout.DEVICE_SIZE, PvPanic(self._on_panic))
             self._root = self._add_pci()
+            self._passthrough = self._add_passthrough()
             self._backplane = self._add_virtio()
             if self._root is not None:
                 limit = 1 << self._system.ipa_bits()
@@ -128,11 +130,33 @@ class Machine(Closing):
 
     def _add_pci(self) -> RootComplex | None:
         """Have a PCI host bridge, if something is to be behind it."""
-        if self._config.transport != "pci":
+        if self._config.transport != "pci" and not self._config.vfio:
             return None
         from vmm.rootcomplex import RootComplex  # noqa: PLC0415
 
         return self._owned.enter_context(RootComplex(self._bus, self._wire, self._events))
+
+    def _add_passthrough(self) -> Passthrough | None:
+        """Open the devices that are passed through, if any are, and put them behind the bridge."""
+        if not self._config.vfio or self._root is None:
+            return None
+        from vmm.passthrough.devices import Passthrough  # noqa: PLC0415
+
+        found = self._owned.enter_context(
+            Passthrough(
+                self._config.vfio,
+                system=self._system,
+                capability=self.space.capability,
+                msis=self._root.msis,
+                events=self._events,
+            )
+        )
+        for function in found.functions:
+            self._root.attach(function, *function.deliveries)
+            function.settle = self._root.host.settle
+        self.space.follow(found.memories)
+        found.watch(self._loop, self._on_removal)
+        return found
 
     def _add_virtio(self) -> Backplane | None:
         """Plug virtio devices in, if any are asked for: only then are they worth importing."""
@@ -143,12 +167,7 @@ class Machine(Closing):
 
         plane = self._owned.enter_context(
             Backplane(
-                self._config,
-                self.space.memory,
-                self._bus,
-                self._loop,
-                self._events,
-                root=self._root,
+                config, self.space.memory, self._bus, self._loop, self._events, root=self._root
             )
         )
         self._answers.add(plane.answers())
@@ -192,6 +211,9 @@ class Machine(Closing):
                     self._backplane.connect(cycle.vm)
                 if self._root is not None:
                     self._root.connect(cycle.vm, has_its=cycle.gic.has_its)
+                if self._passthrough is not None:
+                    cycle.at_end(self._passthrough.disconnect)
+                    self._passthrough.connect(cycle.vm, cycle.slots, self.space.memory)
                 cycle.start(self._bus, self._answers, self._wires, self._on_vcpu_end, self._events)
                 self._loop.run()
         finally:

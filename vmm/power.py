@@ -98,6 +98,13 @@ class PowerCycle(Closing):
         values = {NAMED[name]: value for name, value in plan.registers.items()}
         processor.set_registers(self.vcpus[0], values)
 
+    def at_end(self, callback: Callable[[], object]) -> None:
+        """Have *callback* called when the vCPUs have stopped, and the VM is still there.
+
+        Before `start`.
+        """
+        self._owned.callback(callback)
+
     def start(
         self,
         bus: MmioBus,

@@ -17,7 +17,7 @@ from vmm.errors import HostError, UserError
 from vmm.memory import GuestMemory, Mapping, Region
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from vmm.bus import MmioBus
     from vmm.coherence.capability import Capability
@@ -60,6 +60,7 @@ class GuestSpace(Closing):
             self._ram_flags = self._decide_ram()
             self._slots: MemorySlots | None = None
             self._reserved = 0
+            self._bars: list[DeviceMemory] = []
             self._devices = self._open_devices()
             undo.pop_all()
 
@@ -141,6 +142,10 @@ class GuestSpace(Closing):
         ends = [region.base + region.size for region in self._devices]
         return max([self.ram.end, self._reserved, *ends])
 
+    def follow(self, memories: Iterable[DeviceMemory]) -> None:
+        """Know of device memory that the guest puts where it wants: PCI BARs."""
+        self._bars.extend(memories)
+
     def reserve(self, end: int) -> None:
         """Have the VM's guest physical space reach *end*, for what comes and goes as it runs."""
         self._reserved = max(self._reserved, end)
@@ -157,7 +162,7 @@ class GuestSpace(Closing):
 
     def verify(self, events: Events) -> None:
         """Prove on scratch VMs that stage 2 keeps its promises. Raises `HostError` if not."""
-        for region in self._devices:
+        for region in (*self._devices, *self._bars):
             for verdict in region.verify():
                 events.emit("verdict", what=region.name, **verdict.as_json())
                 region.check(verdict)
@@ -226,7 +231,11 @@ class GuestSpace(Closing):
             )
             for number, region in enumerate(self.memory)
         ]
-        return Ledger([*ram, *(entry for region in self._devices for entry in region.entries)])
+        device = [entry for region in self._devices for entry in region.entries]
+        shown = [
+            entry for bar in self._bars for entry in bar.entries if entry.slot is not None
+        ]  # a BAR that is nowhere has no addresses
+        return Ledger([*ram, *device, *shown])
 
     def explain_fault(self, error: KvmError) -> HostError:
         """Say why KVM_RUN may have failed with EFAULT: which range, and what is wrong with it.
@@ -235,7 +244,8 @@ class GuestSpace(Closing):
         """
         from vmm.coherence.explain import run_causes
 
-        found = run_causes(suspect for region in self._devices for suspect in region.suspects())
+        regions = (*self._devices, *self._bars)
+        found = run_causes(suspect for region in regions for suspect in region.suspects())
         if not found:
             return error
         entry, cause = found[0]

@@ -96,6 +96,9 @@ class Full(Iommu):
 
     def _unmap(self, iova: int, size: int) -> None: ...
 
+    def _files(self) -> list[VfioFd]:
+        return []
+
     def _close(self) -> None: ...
 
 

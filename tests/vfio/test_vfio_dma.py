@@ -46,6 +46,9 @@ class Fake(Iommu):
     def _unmap(self, iova: int, size: int) -> None:
         assert self.there.pop(iova)[1] == size
 
+    def _files(self) -> list[VfioFd]:
+        return []
+
     def _close(self) -> None:
         pass
 

@@ -56,7 +56,14 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
     show_default=True,
     help="Which generation the kernel is, for people who know theirs.",
 )
-@click.option("--verify", is_flag=True, help="Prove what stage 2 gives each --bar, first.")
+@click.option("--verify", is_flag=True, help="Prove what stage 2 gives device memory, first.")
+@click.option(
+    "--vfio",
+    "vfio",
+    multiple=True,
+    metavar="BDF[,cache=auto|require|forbid][,rom=on|off|FILE][,bind][,backend=...]",
+    help="Give the guest a PCI device of the host's, which a VFIO driver has.",
+)
 @click.option(
     "--disk",
     "disks",
@@ -125,6 +132,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     from vmm.config.disk import parse_disk  # noqa: PLC0415
     from vmm.config.net import parse_nets  # noqa: PLC0415
     from vmm.config.size import parse_size  # noqa: PLC0415
+    from vmm.config.vfio import parse_vfio  # noqa: PLC0415
     from vmm.config.vsock import parse_vsock  # noqa: PLC0415
     from vmm.escape import parse_prefix  # noqa: PLC0415
 
@@ -145,6 +153,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         transport=options["transport"],
         nets=parse_nets(options["nets"]),
         vsock=None if options["vsock"] is None else parse_vsock(options["vsock"]),
+        vfio=tuple(parse_vfio(text) for text in options["vfio"]),
     )
     return config, parse_prefix(options["escape"])
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vmm.config.console import ConsoleConfig
     from vmm.config.disk import DiskConfig
     from vmm.config.net import NetConfig
+    from vmm.config.vfio import VfioConfig
 
 DEFAULT_MEMORY: Final = 512 << 20
 DEFAULT_CMDLINE: Final = "console=ttyAMA0 panic=-1"

@@ -175,6 +175,11 @@ class Device(Closing):
         return fd
 
     @property
+    def closed(self) -> bool:
+        """Whether it has been given back."""
+        return self._fd is None
+
+    @property
     def _open_fd(self) -> VfioFd:
         if self._fd is None:
             raise UserError(f"{self.bdf} is closed")

@@ -157,6 +157,9 @@ class Container(Iommu):
         if not done.size:  # said without an error, unlike iommufd
             raise VfioError(self._fd.name, request, errno.ENOENT, {"iova": iova, "size": size})
 
+    def _files(self) -> list[VfioFd]:
+        return [group.fd for group in self._groups]
+
     def _close(self) -> None:
         for group in self._groups:
             for device in group.devices:

@@ -14,6 +14,8 @@ from vmm.vfio.fd import VfioError
 from vmm.vfio.obstacles import obstacle
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmm.vfio.fd import VfioFd
     from vmm.vfio.function import Function
     from vmm.vfio.kvm_files import KvmFiles
@@ -107,6 +109,19 @@ class Iommu(Closing, ABC):
         self._unmap(iova, size)
         for start in [start for start in self._mapped if iova <= start < iova + size]:
             del self._mapped[start]
+
+    def connect(self, kvm: KvmFiles | None) -> None:
+        """Tell *kvm* of the files there are and of those to come; None: its VM has gone.
+
+        A machine has a new VM after each reset. Raises `KvmError`.
+        """
+        self._kvm = kvm
+        for file in self._files() if kvm is not None else ():
+            self._announce(file)
+
+    @abstractmethod
+    def _files(self) -> Sequence[VfioFd]:
+        """Return the files that KVM is told of."""
 
     def _announce(self, file: VfioFd) -> None:
         if self._kvm:

@@ -41,6 +41,7 @@ class Iommufd(Iommu):
     def __init__(self, places: Places = HOST, kvm: KvmFiles | None = None) -> None:
         """Open one. Raises `HostError`."""
         super().__init__(kvm)
+        self._devices: list[VfioFd] = []
         path = places.dev / "iommu"
         self._fd = VfioFd(open_node(path, "iommufd"), str(path))
         try:
@@ -72,10 +73,13 @@ class Iommufd(Iommu):
         except BaseException:
             self.detach(device)
             raise
+        self._devices.append(device)
         return device
 
     def detach(self, device: VfioFd) -> None:
         """Close the device, which detaches and unbinds it."""
+        if device in self._devices:
+            self._devices.remove(device)
         self._withdraw(device)
         device.close()
 
@@ -117,6 +121,9 @@ class Iommufd(Iommu):
             iova=iova,
             length=size,
         )
+
+    def _files(self) -> list[VfioFd]:
+        return list(self._devices)
 
     def _close(self) -> None:
         self._fd.close()

@@ -1,0 +1,109 @@
+"""A device's lists of capabilities, and what of them a guest gets to see.
+
+The two lists of a function: from 0x34 the capabilities of PCI (one byte each of kind and link),
+from 0x100 the extended ones of PCI Express (a word: kind, version, link). VFIO has taken out
+already what no user may have; taken out here is what speaks of a fabric that the guest does not
+have. Source: PCI Local Bus Specification 3.0, 6.7; PCI Express Base Specification, 7.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from vmm._native import lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Read = Callable[[int, int], int]
+    """(offset, size) to a value of configuration space."""
+
+HIDDEN: Final = frozenset({lib.PCI_CAP_ID_EA})
+"""Enhanced Allocation says that BARs are where they are and stay there."""
+
+HIDDEN_EXTENDED: Final = frozenset(
+    {
+        lib.PCI_EXT_CAP_ID_MFVC,  # of functions beside it
+        lib.PCI_EXT_CAP_ID_ARI,
+        lib.PCI_EXT_CAP_ID_ACS,  # peer-to-peer routing
+        lib.PCI_EXT_CAP_ID_MCAST,
+        lib.PCI_EXT_CAP_ID_ATS,  # an IOMMU to ask
+        lib.PCI_EXT_CAP_ID_PRI,
+        lib.PCI_EXT_CAP_ID_PASID,
+        lib.PCI_EXT_CAP_ID_SRIOV,  # functions to be made, that VFIO would not give
+        lib.PCI_EXT_CAP_ID_MRIOV,
+        lib.PCI_EXT_CAP_ID_REBAR,  # regions have the size they had when they were opened
+        lib.PCI_EXT_CAP_ID_DPC,  # a link and a port above it
+        lib.PCI_EXT_CAP_ID_L1SS,
+        lib.PCI_EXT_CAP_ID_PTM,
+    }
+)
+
+EXTENDED: Final[int] = lib.PCI_CFG_SPACE_SIZE
+"""Where extended capabilities start."""
+
+
+class Capability(NamedTuple):
+    """One link of a list: what it is, and where."""
+
+    kind: int
+    offset: int
+
+
+def capabilities(read: Read) -> list[Capability]:
+    """Return the capabilities of a function, in order. A list that makes no sense ends there."""
+    found: list[Capability] = []
+    if not read(lib.PCI_STATUS, 2) & lib.PCI_STATUS_CAP_LIST:
+        return found
+    offset = read(lib.PCI_CAPABILITY_LIST, 1) & ~3
+    while offset >= lib.PCI_STD_HEADER_SIZEOF and offset not in {one.offset for one in found}:
+        found.append(Capability(read(offset, 1), offset))
+        offset = read(offset + lib.PCI_CAP_LIST_NEXT, 1) & ~3
+    return found
+
+
+def extended_capabilities(read: Read, size: int) -> list[Capability]:
+    """Return the extended capabilities of a function with *size* bytes of configuration space."""
+    found: list[Capability] = []
+    offset = EXTENDED
+    while EXTENDED <= offset <= size - 4 and offset not in {one.offset for one in found}:
+        header = read(offset, 4)
+        if header in (0, 0xFFFF_FFFF):
+            break
+        found.append(Capability(header & 0xFFFF, offset))
+        offset = header >> 20 & ~3
+    return found
+
+
+def links(read: Read) -> dict[int, int]:
+    """Return the bytes that make the list of capabilities: offset to value, hidden ones left out.
+
+    The first is at PCI_CAPABILITY_LIST.
+    """
+    at: int = lib.PCI_CAPABILITY_LIST
+    found = {}
+    for one in capabilities(read):
+        if one.kind not in HIDDEN:
+            found[at] = one.offset
+            at = one.offset + int(lib.PCI_CAP_LIST_NEXT)
+    found[at] = 0
+    return found
+
+
+def extended_headers(read: Read, size: int) -> dict[int, int]:
+    """Return the words that make the list of extended capabilities, hidden ones left out.
+
+    The first cannot be left out, for the list starts there: it becomes one of kind 0, which is
+    none, with a link.
+    """
+    listed = extended_capabilities(read, size)
+    shown = [one for one in listed if one.kind not in HIDDEN_EXTENDED]
+    following = {one.offset: other.offset for one, other in pairwise(shown)}
+    found = {
+        one.offset: read(one.offset, 4) & 0xF_FFFF | following.get(one.offset, 0) << 20
+        for one in shown
+    }
+    if listed and EXTENDED not in found:
+        found[EXTENDED] = (shown[0].offset << 20) if shown else 0
+    return found

@@ -1,0 +1,140 @@
+"""Configuration space of a device that is passed through: bits that are its own, bits of ours.
+
+    reads    the device's bits through VFIO, but ours where we define some
+    writes   to ours as we define; what is not wholly ours goes on to the device
+
+What a user may not write VFIO drops by itself (drivers/vfio/pci/vfio_pci_config.c); ours is what
+has another meaning in the guest: where BARs are, whether they answer, what interrupts do, what
+there is to be found.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from vmm._native import lib
+from vmm.errors import VmmError
+from vmm.passthrough import capabilities
+from vmm.pci.config import SIZE, ConfigSpace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.vfio.config import ConfigSpace as DeviceConfig
+
+COMMAND_WRITABLE: Final[int] = (
+    lib.PCI_COMMAND_IO
+    | lib.PCI_COMMAND_MEMORY
+    | lib.PCI_COMMAND_MASTER
+    | lib.PCI_COMMAND_PARITY
+    | lib.PCI_COMMAND_SERR
+    | lib.PCI_COMMAND_INTX_DISABLE
+)
+
+_INTEGRATED: Final = {lib.PCI_EXP_TYPE_ENDPOINT, lib.PCI_EXP_TYPE_LEG_END}
+"""What becomes an endpoint that is integrated into the root complex, for it is on its bus."""
+
+_LINK: Final = range(lib.PCI_EXP_LNKCAP, lib.PCI_EXP_SLTCAP)
+_LINK2: Final = range(lib.PCI_EXP_LNKCAP2, lib.PCI_EXP_SLTCAP2)
+"""Registers of PCI Express's capability that such an endpoint has not: it has no link."""
+
+_HAS_LINK2: Final = 2
+"""The version of that capability from which on it has the second part."""
+
+
+class PassthroughConfig(ConfigSpace):
+    """Configuration space of *device*. Calls come one at a time: the host bridge sees to that.
+
+    *lost* is told of what the device does not answer; the guest then reads ones.
+    """
+
+    def __init__(self, device: DeviceConfig, lost: Callable[[VmmError], None]) -> None:
+        """Read it, as it is after a reset. Raises `VfioError`."""
+        super().__init__()
+        self._device: DeviceConfig | None = device
+        self._lost = lost
+        self._ours = bytearray(SIZE)
+        self.size = min(device.size, SIZE)
+        read = device.read
+        self.capabilities = {one.kind: one.offset for one in capabilities.capabilities(read)}
+        """Where the device has them: PCI_CAP_ID_* to an offset."""
+        self._define_header(device)
+        for offset, value in capabilities.links(read).items():
+            self.define(offset, bytes([value]))
+        for offset, value in capabilities.extended_headers(read, self.size).items():
+            self.define(offset, value.to_bytes(4, "little"))
+        self._define_express(device)
+
+    def define(self, offset: int, value: bytes, writable: bytes = b"", clears: bytes = b"") -> None:
+        """Have *value* at *offset*, and make that ours."""
+        super().define(offset, value, writable, clears)
+        self._ours[offset : offset + len(value)] = b"\xff" * len(value)
+
+    def _define_header(self, device: DeviceConfig) -> None:
+        self.define(lib.PCI_COMMAND, bytes(2), COMMAND_WRITABLE.to_bytes(2, "little"))
+        self.define(lib.PCI_CACHE_LINE_SIZE, bytes(2), b"\xff\0")  # and no latency timer
+        # One function: the others of a device are the guest's only if they are passed as well.
+        kind = device.read(lib.PCI_HEADER_TYPE, 1) & lib.PCI_HEADER_TYPE_MASK
+        self.define(lib.PCI_HEADER_TYPE, bytes([kind]))
+        self.define(lib.PCI_BASE_ADDRESS_0, bytes(24))
+        self.define(lib.PCI_ROM_ADDRESS, bytes(4))
+        self.define(lib.PCI_INTERRUPT_LINE, bytes(1), b"\xff")
+        self.define(lib.PCI_INTERRUPT_PIN, bytes(1))
+
+    def _define_express(self, device: DeviceConfig) -> None:
+        base = self.capabilities.get(lib.PCI_CAP_ID_EXP)
+        if base is None:
+            return
+        flags = device.read(base + lib.PCI_EXP_FLAGS, 2)
+        kind = (flags & lib.PCI_EXP_FLAGS_TYPE) >> 4
+        if kind not in _INTEGRATED:
+            return
+        flags = flags & ~lib.PCI_EXP_FLAGS_TYPE | lib.PCI_EXP_TYPE_RC_END << 4
+        self.define(base + lib.PCI_EXP_FLAGS, flags.to_bytes(2, "little"))
+        version = flags & 0xF
+        for registers in (_LINK, _LINK2) if version >= _HAS_LINK2 else (_LINK,):
+            self.define(base + registers.start, bytes(len(registers)))
+
+    def read(self, offset: int, size: int) -> int:
+        """Return *size* bytes as the guest sees them."""
+        own = super().read(offset, size)
+        ours = int.from_bytes(self._ours[offset : offset + size], "little")
+        every = (1 << 8 * size) - 1
+        if ours == every or offset + size > self.size:
+            return own
+        return own & ours | self._read_device(offset, size) & ~ours & every
+
+    def _read_device(self, offset: int, size: int) -> int:
+        device = self._device  # may be gone the next moment
+        if device is not None:
+            try:
+                return device.read(offset, size)
+            except VmmError as error:
+                self._lost(error)
+        return (1 << 8 * size) - 1
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Take what the guest wrote: what is ours here, the rest in the device."""
+        super().write(offset, size, value)
+        ours = self._ours[offset : offset + size]
+        if offset + size > self.size or ours == b"\xff" * size:
+            return
+        if any(ours):  # an access to both: the device gets the bytes that are its own
+            for at, byte in enumerate(value.to_bytes(size, "little")):
+                if not ours[at]:
+                    self.write_device(offset + at, 1, byte)
+        else:
+            self.write_device(offset, size, value)
+
+    def write_device(self, offset: int, size: int, value: int) -> None:
+        """Have the device take it, whosever it is for the guest."""
+        device = self._device
+        if device is not None:
+            try:
+                device.write(offset, size, value)
+            except VmmError as error:
+                self._lost(error)
+
+    def detach(self) -> None:
+        """Let go of the device: it has gone, and what was its reads as ones."""
+        self._device = None

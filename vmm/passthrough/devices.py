@@ -1,0 +1,216 @@
+"""All devices that are passed through: opened, shared out, reset and given back.
+
+    open         bind (if asked), one I/O address space for all, the devices, their functions
+    connect      a VM is about to run: all of RAM mapped for DMA, interrupts into KVM
+    disconnect   its vCPUs have stopped: devices quiet and reset, then DMA unmapped
+    close        devices closed (which resets them again), the address space, unbind
+
+So RAM that is discarded between power cycles is never within a device's reach meanwhile, and
+what device and guest have of it are the same pages.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vmm.arm64 import pcie
+from vmm.closing import Closing
+from vmm.coherence import dump
+from vmm.errors import UserError
+from vmm.passthrough.function import PassthroughFunction
+from vmm.vfio.backend import Backend, open_iommu
+from vmm.vfio.binding import borrowed
+from vmm.vfio.device import open_device
+from vmm.vfio.dma import GuestDma
+from vmm.vfio.function import Function
+from vmm.vfio.irq import IrqIndex
+from vmm.vfio.kvm_files import KvmFiles
+from vmm.vfio.obstacles import check_assignable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from vmm.coherence.capability import Capability
+    from vmm.config.vfio import VfioConfig
+    from vmm.device_memory import DeviceMemory
+    from vmm.events import Events
+    from vmm.kvm.slots import MemorySlots
+    from vmm.kvm.system import System
+    from vmm.kvm.vm import Vm
+    from vmm.loop import Loop
+    from vmm.memory import Region
+    from vmm.msi import MsiTable
+    from vmm.vfio.iommu import Iommu
+
+
+class Passthrough(Closing):
+    """The devices that *configs* name. Use as a context manager, within RAM's.
+
+    `functions` are for a PCI host, which closes them. Raises `UserError` or `HostError`.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[VfioConfig],
+        *,
+        system: System,
+        capability: Capability,
+        msis: MsiTable,
+        events: Events,
+    ) -> None:
+        self._events = events
+        self._slots: MemorySlots | None = None
+        self._vm: Vm | None = None
+        self._cycle = ExitStack()
+        self._owned = ExitStack()
+        self.functions: list[PassthroughFunction] = []
+        _check(configs)
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            for config in configs:
+                if config.bind:
+                    self._owned.enter_context(borrowed(config.bdf))
+            functions = [Function.find(config.bdf) for config in configs]
+            for function in functions:
+                check_assignable(function)
+            backend = Backend(configs[0].backend)
+            self._iommu: Iommu = self._owned.enter_context(
+                open_iommu(functions[0], backend, events)
+            )
+            for config in configs:
+                device = self._owned.enter_context(open_device(config.bdf, iommu=self._iommu))
+                self.functions.append(
+                    PassthroughFunction(
+                        config,
+                        device,
+                        system=system,
+                        capability=capability,
+                        events=events,
+                        slots=lambda: self._slots,
+                        msis=msis,
+                    )
+                )
+                self._owned.callback(self.functions[-1].close)
+                self._describe(self.functions[-1])
+            undo.pop_all()
+
+    def _describe(self, function: PassthroughFunction) -> None:
+        device = function.device
+        self._events.emit(
+            "vfio-device",
+            device=device.bdf,
+            driver=device.driver,
+            backend=self._iommu.name,
+            resettable=device.resettable,
+            mapped=[memory.config.region for memory in function.memories],
+            interrupts={index.name: device.irq(index).count for index in IrqIndex},
+        )
+
+    @property
+    def memories(self) -> Iterable[DeviceMemory]:
+        """All regions that have, or can have, memory slots."""
+        return (memory for function in self.functions for memory in function.memories)
+
+    def watch(self, loop: Loop, on_removal: Callable[[str], None]) -> None:
+        """Give devices back when the host wants them; the guest goes on without. And say errors.
+
+        *on_removal* is told which.
+        """
+        for function in self.functions:
+            for index, action in (
+                (IrqIndex.REQ, partial(self._give_back, function, loop, on_removal)),
+                (IrqIndex.ERR, partial(self._tell_error, function)),
+            ):
+                if (fd := function.device.notice(index)) is not None:
+                    loop.add_reader(fd, partial(action, fd))
+                    self._owned.callback(loop.remove_reader, fd)
+
+    def _give_back(
+        self,
+        function: PassthroughFunction,
+        loop: Loop,
+        on_removal: Callable[[str], None],
+        fd: int,
+    ) -> None:
+        loop.remove_reader(fd)
+        if (other := function.device.notice(IrqIndex.ERR)) is not None:
+            loop.remove_reader(other)
+        function.lose()
+        on_removal(function.device.bdf)
+
+    def _tell_error(self, function: PassthroughFunction, fd: int) -> None:
+        os.eventfd_read(fd)
+        self._events.emit(
+            "vfio-device-error",
+            device=function.device.bdf,
+            because="the device has reported an uncorrectable error (PCIe AER)",
+        )
+
+    # --- power cycles -------------------------------------------------------------------------
+
+    def connect(self, vm: Vm, slots: MemorySlots, ram: Iterable[Region]) -> None:
+        """Have *vm*, which is about to run, use the devices, and they its *ram*.
+
+        Raises `HostError`: KVM, the limit on locked memory.
+        """
+        with ExitStack() as cycle:
+            self._vm, self._slots = vm, slots
+            cycle.callback(self._forget)
+            files = cycle.enter_context(KvmFiles(vm))
+            self._iommu.connect(files)
+            cycle.callback(self._iommu.connect, None)
+            dma = cycle.enter_context(GuestDma(self._iommu, ram))
+            self._events.emit("vfio-dma", backend=self._iommu.name, bytes=dma.size)
+            for function in self.functions:
+                cycle.callback(function.disconnect)
+                if not function.lost:
+                    function.connect(vm, pcie.spi(function.slot or 0))
+            self._cycle = cycle.pop_all()
+
+    def disconnect(self) -> None:
+        """Have the devices leave guest memory alone: its vCPUs have stopped. Idempotent."""
+        self._report_blocks()
+        self._cycle.close()
+
+    def _forget(self) -> None:
+        self._vm = self._slots = None
+
+    def _report_blocks(self) -> None:
+        """Say what blocks stage 2 has for what the guest used of each region."""
+        if self._vm is None:
+            return
+        spans = dump.read(self._vm)
+        for memory in self.memories:
+            for entry in memory.entries:
+                if entry.slot is None:
+                    continue
+                found = dump.blocks(spans or (), entry.base, entry.end)
+                self._events.emit(
+                    "stage2-blocks",
+                    what=entry.name,
+                    base=entry.base,
+                    size=entry.size,
+                    mapped=None if spans is None else {str(size): found[size] for size in found},
+                )
+
+    def close(self) -> None:
+        """Give the devices back. No VM may have them. Idempotent."""
+        self._cycle.close()
+        self._owned.close()
+
+
+def _check(configs: Sequence[VfioConfig]) -> None:
+    seen: set[str] = set()
+    for config in configs:
+        if config.bdf in seen:
+            raise UserError(f"--vfio {config.bdf}: it is there twice", "leave one out")
+        seen.add(config.bdf)
+        if config.backend != configs[0].backend:
+            raise UserError(
+                f"--vfio {config.bdf},backend={config.backend}: all devices share one address "
+                f"space, and {configs[0].bdf} has backend={configs[0].backend}",
+                "say the same of each",
+            )

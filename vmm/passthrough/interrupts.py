@@ -1,0 +1,217 @@
+"""A device's interrupts: from VFIO by eventfds straight into KVM, without a thread of ours.
+
+    INTx        VFIO signals, and masks the line; KVM holds it up until the guest's end of
+                interrupt, which KVM tells VFIO by the other eventfd: unmask
+    MSI, MSI-X  VFIO signals a vector's eventfd; KVM sends the guest's message, or the eventfd
+                keeps count while the guest has the vector masked
+
+A device has one kind at a time (VFIO insists), and INTx whenever the guest has no messages.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final, Protocol
+
+from vmm.closing import Closing
+from vmm.errors import VmmError
+from vmm.vfio.irq import NO_EVENTFD, IrqIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vmm.events import Events
+    from vmm.kvm.vm import Vm
+    from vmm.pci.msix import Message
+    from vmm.vfio.device import Device
+    from vmm.vfio.irq import Irqs
+
+
+COMPLAINTS: Final = 100
+"""How many events a device's guest can cause here: they must not fill the host's disk."""
+
+
+class Delivery(Protocol):
+    """Who sends the messages of a function into the VM that runs now: `vmm.msi.FunctionMsis`."""
+
+    def attach(self, vector: int, fd: int) -> None:
+        """Have *vector* send its message whenever eventfd *fd* is signalled."""
+
+    def update(self, messages: Mapping[int, Message | None]) -> None:
+        """Have vectors send these messages, or keep them pending: see `MsiSink`."""
+
+    def pending(self, vector: int) -> bool:
+        """Tell whether *vector* was signalled, and nobody was told."""
+
+
+class Vectors:
+    """MSI or MSI-X: hears of messages (a `vmm.pci.msix.MsiSink`), and tells VFIO and KVM."""
+
+    def __init__(self, interrupts: Interrupts, index: IrqIndex, delivery: Delivery) -> None:
+        self._interrupts = interrupts
+        self._index = index
+        self._delivery = delivery
+        self._fds: dict[int, int] = {}
+        self._signalled: set[int] = set()
+
+    def update(self, messages: Mapping[int, Message | None]) -> None:
+        """Have vectors send these messages: see `MsiSink`."""
+        new = {vector for vector, message in messages.items() if message is not None}
+        new -= self._signalled
+        try:
+            if new:
+                self._signal(new)
+            self._delivery.update(messages)
+        except (OSError, VmmError) as error:
+            self._interrupts.complain(self._index, error)
+
+    def pending(self, vector: int) -> bool:
+        """Tell whether VFIO has signalled *vector*, and nobody was told."""
+        return self._delivery.pending(vector)
+
+    def _signal(self, new: set[int]) -> None:
+        """Have VFIO signal *new* vectors as well. Raises `VfioError`; OSError: too many files."""
+        irqs = self._interrupts.take(self._index)
+        for vector in sorted(new - self._fds.keys()):
+            self._fds[vector] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._delivery.attach(vector, self._fds[vector])
+        if self._interrupts.resizable(self._index):
+            for vector in sorted(new):
+                irqs.signal(self._index, [self._fds[vector]], vector)
+                self._signalled.add(vector)
+            return
+        # All of them again: VFIO wants to know how many there are, first.
+        before = set(self._signalled)
+        wanted = before | new
+        if before:
+            self._signalled.clear()
+            irqs.disable(self._index)
+        count = max(wanted) + 1
+        fds = [self._fds[one] if one in wanted else NO_EVENTFD for one in range(count)]
+        irqs.signal(self._index, fds)
+        self._signalled = wanted
+        for vector in before:  # what was sent in between is lost: one too many does no harm
+            os.eventfd_write(self._fds[vector], 1)
+
+    def forget(self) -> None:
+        """Take it that VFIO signals nothing any more; drop what was signalled."""
+        self._signalled.clear()
+        for fd in self._fds.values():
+            _drain(fd)
+
+    def close(self) -> None:
+        """Close the eventfds. Idempotent."""
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+
+
+class Interrupts(Closing):
+    """All of one device's. Calls come one at a time. `with` closes the eventfds."""
+
+    def __init__(self, device: Device, events: Events, delivery: Callable[[], Delivery]) -> None:
+        """*delivery* makes who sends messages, one for each kind."""
+        self._device = device
+        self._events = events
+        self._used: IrqIndex | None = None
+        self._complaints = 0
+        self._has_pin = bool(device.irq(IrqIndex.INTX).count)
+        self._connected = False
+        self._vectors = {
+            index: Vectors(self, index, delivery()) for index in (IrqIndex.MSI, IrqIndex.MSIX)
+        }
+        self._owned = ExitStack()
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._trigger = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._owned.callback(os.close, self._trigger)
+            self._unmask = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._owned.callback(os.close, self._unmask)
+            undo.pop_all()
+        for vectors in self._vectors.values():
+            self._owned.callback(vectors.close)
+
+    def vectors(self, index: IrqIndex) -> Vectors:
+        """Return who is told of MSI's, or MSI-X's, messages."""
+        return self._vectors[index]
+
+    def connect(self, vm: Vm, gsi: int) -> None:
+        """Have *vm*, which is about to run, raise interrupt *gsi* for INTx. Raises `KvmError`."""
+        if self._has_pin:
+            vm.irqfd(self._trigger, gsi, resamplefd=self._unmask)
+        self._connected = True
+        self.follow(messages=False)
+
+    def disconnect(self) -> None:
+        """Have VFIO signal nothing: the VM is about to go."""
+        self._connected = False
+        self.silence()
+
+    def follow(self, *, messages: bool) -> None:
+        """Have INTx, or not, by whether the guest has *messages* switched on."""
+        if self._device.closed:
+            return
+        try:
+            if messages:
+                if self._used is IrqIndex.INTX:
+                    self.silence()
+            elif self._used is not IrqIndex.INTX:
+                self.silence()
+                if self._has_pin and self._connected:
+                    self._device.irqs.signal(IrqIndex.INTX, [self._trigger])
+                    self._used = IrqIndex.INTX
+                    self._device.irqs.unmask_by(IrqIndex.INTX, self._unmask)
+        except VmmError as error:
+            self.complain(IrqIndex.INTX, error)
+
+    def take(self, index: IrqIndex) -> Irqs:
+        """Have VFIO signal no other kind than *index*; return who to ask. Raises `VfioError`."""
+        if self._used is not index:
+            self.silence()
+            self._used = index
+        return self._device.irqs
+
+    def resizable(self, index: IrqIndex) -> bool:
+        """Tell whether vectors of *index* can come one by one."""
+        return self._device.irq(index).resizable
+
+    def silence(self) -> None:
+        """Have VFIO signal nothing."""
+        used, self._used = self._used, None
+        if used is not None and not self._device.closed:
+            try:
+                self._device.irqs.disable(used)
+            except VmmError as error:
+                self.complain(used, error)
+        for vectors in self._vectors.values():
+            vectors.forget()
+        _drain(self._trigger)
+
+    def complain(self, index: IrqIndex, error: Exception) -> None:
+        """Say that interrupts of *index* do not come."""
+        self._complaints += 1
+        if self._complaints > COMPLAINTS:
+            return
+        self._events.emit(
+            "vfio-interrupts-failed",
+            device=self._device.bdf,
+            kind=index.name,
+            error=str(error),
+        )
+
+    def close(self) -> None:
+        """Close the eventfds. The device signals none by then. Idempotent."""
+        self._owned.close()
+
+
+def _drain(fd: int) -> None:
+    """Have an eventfd that does not block be zero."""
+    if _signalled(fd):
+        os.eventfd_read(fd)
+
+
+def _signalled(fd: int) -> bool:
+    poll = select.poll()  # not select(): that ends at descriptor 1024
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
