@@ -45,9 +45,9 @@ def node(windows: Sequence[PciWindow], slots: Iterable[int], *, has_its: bool) -
         u32(SPACE_CODE[window.space]) + u64(window.bus_base, window.base, window.size)
         for window in windows
     )
-    interrupts = (
+    interrupts = [
         u32(slot << 11, 0, 0, INTA, gic.PHANDLE, 0, 0) + gic.spi(spi(slot)) for slot in slots
-    )
+    ]
     properties: dict[str, Value] = {
         "compatible": "pci-host-ecam-generic",
         "device_type": "pci",
@@ -56,12 +56,13 @@ def node(windows: Sequence[PciWindow], slots: Iterable[int], *, has_its: bool) -
         "linux,pci-domain": 0,
         "#address-cells": 3,
         "#size-cells": 2,
-        "#interrupt-cells": 1,
         "ranges": b"".join(ranges),
-        "interrupt-map": b"".join(interrupts),
-        "interrupt-map-mask": u32(DEVICE_MASK, 0, 0, 7),
         "dma-coherent": None,
     }
+    if interrupts:
+        properties["#interrupt-cells"] = 1
+        properties["interrupt-map"] = b"".join(interrupts)
+        properties["interrupt-map-mask"] = u32(DEVICE_MASK, 0, 0, 7)
     if has_its:
         properties["msi-map"] = u32(0, gic.ITS_PHANDLE, 0, REQUESTERS)
     return Node(f"pcie@{layout.PCI_ECAM:x}", properties)
