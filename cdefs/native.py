@@ -26,6 +26,7 @@ CDEFS = [
     "netlink.cdef.h",
     "vhost.cdef.h",
     "console.cdef.h",
+    "balloon.cdef.h",
 ]  # order matters: types before their users
 
 PREAMBLE = """
@@ -39,6 +40,7 @@ PREAMBLE = """
 #include <linux/pci_regs.h>
 #include <linux/rtnetlink.h>
 #include <linux/vhost.h>
+#include <linux/virtio_balloon.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_config.h>
 #include <linux/virtio_console.h>
@@ -50,6 +52,7 @@ PREAMBLE = """
 #include <linux/virtio_vsock.h>
 #include "kvm_abi.h"
 #include "vfio_abi.h"
+#include "balloon.h"
 #include "blk.h"
 #include "net.h"
 #include "ring.h"

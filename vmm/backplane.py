@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vmm.rootcomplex import RootComplex
     from vmm.vhost.net import Net
     from vmm.vhost.vsock import Vsock
+    from vmm.virtio.balloon import Balloon
     from vmm.virtio.console import Console
     from vmm.virtio.device import VirtioDevice
 
@@ -85,6 +86,7 @@ class Backplane(Closing):
         self._owned = ExitStack()
         self.terminal: PipeChardev | None = None
         """The console port that is for standard input and output."""
+        self.balloon: Balloon | None = None
         self.notices: list[str] = []
         """What the user needs to know of the devices."""
         known = MemoryMap(memory)
@@ -94,6 +96,8 @@ class Backplane(Closing):
                 self._plug(_blk(f"disk{number}", disk, known, events))
             if config.consoles:
                 self._plug(self._console(config.consoles, known, events))
+            if config.balloon is not None:
+                self._plug(self._balloon(config, known, events))
             if config.rng:
                 self._plug(Rng("rng", known, events))
             for number, net in enumerate(config.nets):
@@ -116,6 +120,16 @@ class Backplane(Closing):
             if path := getattr(port.chardev, "path", None):
                 self.notices.append(f"console port {port.name or port.number} is {path}")
         return device
+
+    def _balloon(self, config: MachineConfig, memory: MemoryMap, events: Events) -> Balloon:
+        from vmm.virtio.balloon import Balloon  # noqa: PLC0415
+
+        pinned = bool(config.vfio)
+        if pinned:
+            self.notices.append("the balloon gives nothing back: --vfio pins the guest's memory")
+        size = config.balloon or 0
+        self.balloon = Balloon("balloon", memory, events, size=size, pinned=pinned)
+        return self.balloon
 
     def _plug(self, device: VirtioDevice) -> None:
         if self._root is not None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vmm.loop import Loop
     from vmm.passthrough.devices import Passthrough
     from vmm.rootcomplex import RootComplex
+    from vmm.virtio.balloon import Balloon
 
 LOOP_RESETS: Final = 5
 LOOP_SECONDS: Final = 120.0
@@ -161,7 +162,8 @@ class Machine(Closing):
     def _add_virtio(self) -> Backplane | None:
         """Plug virtio devices in, if any are asked for: only then are they worth importing."""
         config = self._config
-        if not any((config.rng, config.disks, config.consoles, config.nets, config.vsock)):
+        small = config.rng, config.consoles, config.balloon is not None
+        if not any((*small, config.disks, config.nets, config.vsock)):
             return None
         from vmm.backplane import Backplane  # noqa: PLC0415
 
@@ -177,6 +179,11 @@ class Machine(Closing):
     def terminal(self) -> PipeChardev | None:
         """The virtio console port that is for standard input and output, if there is one."""
         return None if self._backplane is None else self._backplane.terminal
+
+    @property
+    def balloon(self) -> Balloon | None:
+        """The memory balloon, if there is one."""
+        return None if self._backplane is None else self._backplane.balloon
 
     # --- life ---------------------------------------------------------------------------------
 

@@ -93,6 +93,12 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
     help="Give the guest a network interface: on a TAP of the host's, or through passt.",
 )
 @click.option("--vsock", metavar="CID", help="Give the guest sockets to the host (AF_VSOCK).")
+@click.option("--balloon", is_flag=True, help="Take back memory that the guest does not use.")
+@click.option(
+    "--balloon-size",
+    metavar="SIZE",
+    help="Take so much of the guest's memory from it, by a balloon that gives way when it must.",
+)
 @click.option("--rng", is_flag=True, help="Give the guest random numbers: a virtio-rng device.")
 @click.option("--no-reboot", is_flag=True, help="Exit when the guest resets.")
 @click.option("--events", type=_PATH, help="Write what happens to FILE, as JSON lines.")
@@ -127,6 +133,7 @@ def run(**options: Any) -> None:
 def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     """Return the machine and the console's escape prefix. Raises `UserError`."""
     from vmm.config import MachineConfig  # noqa: PLC0415
+    from vmm.config.balloon import parse_balloon  # noqa: PLC0415
     from vmm.config.bar import parse_bar  # noqa: PLC0415
     from vmm.config.console import parse_console  # noqa: PLC0415
     from vmm.config.disk import parse_disk  # noqa: PLC0415
@@ -150,6 +157,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         rng=options["rng"],
         disks=tuple(parse_disk(text) for text in options["disks"]),
         consoles=tuple(parse_console(text) for text in options["consoles"]),
+        balloon=parse_balloon(options["balloon"], options["balloon_size"]),
         transport=options["transport"],
         nets=parse_nets(options["nets"]),
         vsock=None if options["vsock"] is None else parse_vsock(options["vsock"]),

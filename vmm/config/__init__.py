@@ -37,6 +37,7 @@ class MachineConfig:
     vfio     devices of the host that are passed through
     transport  how virtio devices are attached: mmio or pci
     consoles  ports of the virtio console device
+    balloon  bytes that a virtio balloon shall take at first; None: there is none
     """
 
     image: Path
@@ -56,6 +57,7 @@ class MachineConfig:
     vfio: tuple[VfioConfig, ...] = ()
     transport: str = "mmio"
     consoles: tuple[ConsoleConfig, ...] = ()
+    balloon: int | None = None
 
     def __post_init__(self) -> None:
         if self.cpus < 1:
@@ -70,3 +72,7 @@ class MachineConfig:
             from vmm.config.console import check_consoles  # noqa: PLC0415
 
             check_consoles(self.consoles)
+        if self.balloon is not None:
+            from vmm.config.balloon import check_balloon  # noqa: PLC0415
+
+            check_balloon(self.balloon, self.memory)

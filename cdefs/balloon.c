@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Memory that a guest gives back: page by page into the balloon, or as ranges that it reports
+ * free (VIRTIO 1.2, 5.5). The guest counts in pages of 4 KiB, whatever the host's are; so each
+ * page is remembered, and the host gets one of its own when all of it was given.
+ */
+#include <errno.h>
+#include <linux/virtio_balloon.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "balloon.h"
+
+#define PAGE (UINT64_C(1) << VIRTIO_BALLOON_PFN_SHIFT)
+#define AT_ONCE 256 /* page numbers copied from a chain at a time: as many as Linux sends */
+
+static struct pyvmm_balloon_range *find(struct pyvmm_balloon *balloon, uint64_t address)
+{
+	for (uint32_t i = 0; i < balloon->count; i++) {
+		struct pyvmm_balloon_range *range = &balloon->ranges[i];
+
+		if (address >= range->base && address - range->base < range->size)
+			return range;
+	}
+	return NULL;
+}
+
+static void give_back(struct pyvmm_balloon *balloon, const struct pyvmm_balloon_range *range,
+		      uint64_t offset, uint64_t size)
+{
+	if (balloon->keep || !size)
+		return;
+	if (!madvise(range->host + offset, size, range->advice))
+		balloon->returned += size;
+	else if (!balloon->error)
+		balloon->error = errno;
+}
+
+/* --- The balloon ----------------------------------------------------------------------------- */
+
+/* Pages of the host's, side by side, that go back with one call. */
+struct run {
+	struct pyvmm_balloon_range *range;
+	uint64_t start, end; /* offsets into the range */
+};
+
+static void end_run(struct pyvmm_balloon *balloon, struct run *run)
+{
+	if (run->range)
+		give_back(balloon, run->range, run->start, run->end - run->start);
+	run->range = NULL;
+}
+
+/* Guests give pages upwards or downwards. */
+static void extend(struct pyvmm_balloon *balloon, struct run *run,
+		   struct pyvmm_balloon_range *range, uint64_t offset)
+{
+	if (run->range == range && offset == run->end) {
+		run->end += balloon->page;
+	} else if (run->range == range && offset + balloon->page == run->start) {
+		run->start = offset;
+	} else {
+		end_run(balloon, run);
+		*run = (struct run){ range, offset, offset + balloon->page };
+	}
+}
+
+/* Whether all of the host's page at this offset was given. */
+static int is_whole(const struct pyvmm_balloon *balloon, const struct pyvmm_balloon_range *range,
+		    uint64_t offset)
+{
+	for (uint64_t at = offset; at < offset + balloon->page; at += PAGE)
+		if (!(range->given[at / PAGE / 64] >> at / PAGE % 64 & 1))
+			return 0;
+	return 1;
+}
+
+static void take(struct pyvmm_balloon *balloon, uint32_t pfn, struct run *run)
+{
+	uint64_t address = (uint64_t)pfn << VIRTIO_BALLOON_PFN_SHIFT;
+	struct pyvmm_balloon_range *range = find(balloon, address);
+	uint64_t number, bit;
+
+	if (!range) {
+		balloon->foreign++;
+		return;
+	}
+	number = (address - range->base) / PAGE;
+	bit = UINT64_C(1) << number % 64;
+	if (range->given[number / 64] & bit)
+		return;
+	range->given[number / 64] |= bit;
+	balloon->given++;
+	number = number * PAGE & ~(balloon->page - 1);
+	if (is_whole(balloon, range, number))
+		extend(balloon, run, range, number);
+}
+
+static void leave(struct pyvmm_balloon *balloon, uint32_t pfn)
+{
+	uint64_t address = (uint64_t)pfn << VIRTIO_BALLOON_PFN_SHIFT;
+	struct pyvmm_balloon_range *range = find(balloon, address);
+	uint64_t number, bit;
+
+	if (!range) {
+		balloon->foreign++;
+		return;
+	}
+	number = (address - range->base) / PAGE;
+	bit = UINT64_C(1) << number % 64;
+	if (range->given[number / 64] & bit) {
+		range->given[number / 64] &= ~bit;
+		balloon->given--;
+	}
+}
+
+/* Copy the next page numbers from the chain; a chain of more than there may be ends early. */
+static uint32_t next(const struct pyvmm_chain *chain, uint64_t done, uint32_t *pfns)
+{
+	if (done >= PYVMM_BALLOON_MOST_PFNS)
+		return 0;
+	return (uint32_t)(pyvmm_chain_read(chain, done * sizeof(*pfns), pfns,
+					   AT_ONCE * sizeof(*pfns)) / sizeof(*pfns));
+}
+
+/* Take the pages whose numbers the chain has. */
+void pyvmm_balloon_inflate(struct pyvmm_balloon *balloon, const struct pyvmm_chain *chain)
+{
+	uint32_t pfns[AT_ONCE], count;
+	struct run run = { NULL, 0, 0 };
+
+	for (uint64_t done = 0; (count = next(chain, done, pfns)); done += count)
+		for (uint32_t i = 0; i < count; i++)
+			take(balloon, pfns[i], &run);
+	end_run(balloon, &run);
+}
+
+/* Let the guest have the pages again: it finds zeroes in those that the host took. */
+void pyvmm_balloon_deflate(struct pyvmm_balloon *balloon, const struct pyvmm_chain *chain)
+{
+	uint32_t pfns[AT_ONCE], count;
+
+	for (uint64_t done = 0; (count = next(chain, done, pfns)); done += count)
+		for (uint32_t i = 0; i < count; i++)
+			leave(balloon, pfns[i]);
+}
+
+/* The driver has gone, and uses what it likes. */
+void pyvmm_balloon_forget(struct pyvmm_balloon *balloon)
+{
+	for (uint32_t i = 0; i < balloon->count; i++)
+		memset(balloon->ranges[i].given, 0, (balloon->ranges[i].size / PAGE + 63) / 64 * 8);
+	balloon->given = 0;
+}
+
+/* --- Free page reporting (5.5.6.7) ----------------------------------------------------------- */
+
+/* The chain's buffers are free memory, until it is used: give back what of it is whole pages. */
+void pyvmm_balloon_report(struct pyvmm_balloon *balloon, const struct pyvmm_chain *chain)
+{
+	for (uint32_t i = 0; i < chain->writable; i++) {
+		uint64_t address = chain->addresses[chain->readable + i];
+		uint64_t length = chain->segments[chain->readable + i].iov_len;
+		struct pyvmm_balloon_range *range = find(balloon, address);
+		uint64_t start, end;
+
+		if (!range) {
+			balloon->foreign++;
+			continue;
+		}
+		start = address - range->base;
+		end = start + length > range->size ? range->size : start + length;
+		start = (start + balloon->page - 1) & ~(balloon->page - 1);
+		end &= ~(balloon->page - 1);
+		if (start < end)
+			give_back(balloon, range, start, end - start);
+	}
+}
