@@ -17,6 +17,7 @@ CDEFS = [
     "vfio.cdef.h",
     "map.cdef.h",
     "spawn.cdef.h",
+    "inflight.cdef.h",
     "pci.cdef.h",
     "pci_capability.cdef.h",
     "ring.cdef.h",
@@ -54,6 +55,7 @@ PREAMBLE = """
 #include "vfio_abi.h"
 #include "balloon.h"
 #include "blk.h"
+#include "inflight.h"
 #include "net.h"
 #include "ring.h"
 #include "run.h"

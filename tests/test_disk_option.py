@@ -17,6 +17,8 @@ from vmm.errors import UserError
         ("disk.img", DiskConfig(Path("disk.img"))),
         ("/dev/sdb,ro", DiskConfig(Path("/dev/sdb"), read_only=True)),
         ("a=b", DiskConfig(Path("a=b"))),
+        ("d,format=vhdx", DiskConfig(Path("d"), format="vhdx")),
+        ("d,cache=writeback", DiskConfig(Path("d"), cache="writeback")),
         (
             "d,queues=4,serial=S 1,ro",
             DiskConfig(Path("d"), read_only=True, serial="S 1", queues=4),
@@ -42,7 +44,9 @@ def test_a_disk_is_a_path_with_options(text: str, disk: DiskConfig) -> None:
         "d,queues=-1",
         "d,queues=²",
         "d,queues=" + "9" * 5000,
-        "d,format=qcow2",
+        "d,format=qcow",
+        "d,format=qcow2,serial=S",
+        "d,cache=none",
     ],
 )
 def test_what_cannot_be_used_is_named(text: str) -> None:

@@ -16,6 +16,7 @@ from vmm.errors import UserError
 from vmm.kvm.answers import InterruptAck, InterruptStatus
 from vmm.virtio.blk import Blk
 from vmm.virtio.disk import RawDisk
+from vmm.virtio.image import image_format
 from vmm.virtio.mmio import MmioTransport
 from vmm.virtio.queue import MemoryMap
 from vmm.virtio.rng import Rng
@@ -43,8 +44,25 @@ if TYPE_CHECKING:
     from vmm.virtio.device import VirtioDevice
 
 
-def _blk(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> Blk:
-    """Return the disk that *config* describes. Raises `UserError`."""
+def shares_memory(config: MachineConfig) -> bool:
+    """Tell whether a process of its own serves a device of *config*. Raises `UserError`."""
+    return any(image_format(disk) != "raw" for disk in config.disks)
+
+
+def _blk(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
+    """Return the disk that *config* describes. Raises `UserError`, `HostError`."""
+    if (image := image_format(config)) != "raw":
+        from vmm.vhost.blk import VhostUserBlk  # noqa: PLC0415
+        from vmm.vhost.storage import storage  # noqa: PLC0415
+
+        return VhostUserBlk(
+            name,
+            memory,
+            events,
+            storage(config, image, events),
+            queues=config.queues,
+            durable=config.cache == "writethrough",
+        )
     backing = RawDisk(config.path, read_only=config.read_only, option=f"--disk {config.path}")
     return Blk(name, memory, events, backing, queues=config.queues, serial=config.serial)
 

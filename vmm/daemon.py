@@ -31,6 +31,8 @@ GRACE: Final = 20.0
 LINES: Final = 200
 """How many lines of one program's become events: one that babbles must not fill the disk."""
 REMEMBERED: Final = 8
+LAST_WORDS: Final = 300
+"""Characters of what it said last that an error message repeats."""
 
 FIRST_FD: Final = 3
 """The number that a program has for the first descriptor it gets."""
@@ -92,6 +94,7 @@ class Daemon(Closing):
         self._thread.start()
         self._started.wait()
         if self._error:
+            self._thread.join()
             raise HostError(f"cannot start {argv[0]}: {os.strerror(self._error)}")
 
     def _run(self) -> None:
@@ -184,8 +187,10 @@ class Daemon(Closing):
         """Return, on one line, what it said last, or how it ended."""
         if self.ended and self.status:
             how = f"status {self.status}" if self.status > 0 else signal.Signals(-self.status).name
-            said = f": {self._said[-1]}" if self._said else ""
-            return f"{self.name} ended ({how}){said}"
+            said = " ".join(list(self._said)[-2:])
+            if len(said) > LAST_WORDS:
+                said = f"...{said[-LAST_WORDS:]}"
+            return f"{self.name} ended ({how}): {said}" if said else f"{self.name} ended ({how})"
         return f"{self.name} has ended" if self.ended else f"{self.name} runs"
 
     def wait(self, seconds: float) -> bool:

@@ -79,7 +79,7 @@ class Machine(Closing):
             undo.callback(self.close)
             self._system = self._owned.enter_context(System.open())
             self._files = self._owned.enter_context(Files(config))
-            self.space = self._owned.enter_context(GuestSpace(config, self._system))
+            self.space = self._owned.enter_context(GuestSpace(config, self._system, shared=self._shares_memory()))
             self._bus = MmioBus()
             self._wires: dict[int, Wire] = {}
             self._add_uart()
@@ -96,6 +96,14 @@ class Machine(Closing):
             if config.verify:
                 self.space.verify(events)
             undo.pop_all()
+
+    def _shares_memory(self) -> bool:
+        """Whether other processes serve devices, and have to reach RAM."""
+        if not self._config.disks:
+            return False
+        from vmm.backplane import shares_memory  # noqa: PLC0415
+
+        return shares_memory(self._config)
 
     # --- devices ------------------------------------------------------------------------------
 

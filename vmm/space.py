@@ -14,7 +14,7 @@ from vmm.arm64 import board, layout
 from vmm.arm64.boot import Extent
 from vmm.closing import Closing
 from vmm.errors import HostError, UserError
-from vmm.memory import GuestMemory, Mapping, Region
+from vmm.memory import GuestMemory, Mapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -43,19 +43,21 @@ SLOT_PAGES = (1 << 31) - 1
 class GuestSpace(Closing):
     """Owns what guest physical memory is made of. Use as a context manager.
 
-    `memory` is RAM, for who reads and writes it. Raises `UserError` and `HostError` for what
-    cannot be had, before any VM exists that a guest runs in.
+    `memory` is RAM, for who reads and writes it; *shared*, so that other processes can, which
+    costs huge pages where the host gives none to shared memory. Raises `UserError` and `HostError`
+    for what cannot be had, before any VM exists that a guest runs in.
     """
 
-    def __init__(self, config: MachineConfig, system: System) -> None:
+    def __init__(self, config: MachineConfig, system: System, *, shared: bool = False) -> None:
         self._config = config
         self._system = system
         self._owned = ExitStack()
         with ExitStack() as undo:
             undo.callback(self.close)
             self._check_memory()
-            self._mapping = self._owned.enter_context(Mapping.anonymous(config.memory))
-            self.memory = GuestMemory([Region(layout.RAM, self._mapping.view)])
+            make = Mapping.memfd if shared else Mapping.anonymous
+            self._mapping = self._owned.enter_context(make(config.memory))
+            self.memory = GuestMemory([self._mapping.region(layout.RAM)])
             self.ram = Extent(layout.RAM, config.memory)
             self._ram_flags = self._decide_ram()
             self._slots: MemorySlots | None = None

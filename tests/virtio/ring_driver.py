@@ -6,9 +6,10 @@ It writes to guest memory what a driver would, and reads what the device has use
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
-from vmm.memory import GuestMemory, Mapping, Region
+from vmm.memory import GuestMemory, Mapping
 from vmm.virtio.queue import Areas, Format
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
@@ -35,11 +36,11 @@ class Buffer(NamedTuple):
 class Memory:
     """Guest memory of two regions, of 1 MiB and 64 KiB, with a hole between."""
 
-    def __init__(self) -> None:
-        self.mappings = [Mapping.anonymous(SIZE), Mapping.anonymous(1 << 16)]
+    def __init__(self, make: Callable[[int], Mapping] = Mapping.anonymous) -> None:
+        self.mappings = [make(SIZE), make(1 << 16)]
         bases = (BASE, SECOND)
         self.guest = GuestMemory(
-            Region(base, mapping.view) for base, mapping in zip(bases, self.mappings, strict=True)
+            mapping.region(base) for base, mapping in zip(bases, self.mappings, strict=True)
         )
 
     def pack(self, address: int, form: str, *values: int) -> None:

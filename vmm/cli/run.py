@@ -68,8 +68,8 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
     "--disk",
     "disks",
     multiple=True,
-    metavar="PATH[,ro][,serial=S][,queues=N]",
-    help="Give the guest a disk, from a raw image or block device: a virtio-blk device.",
+    metavar="PATH[,ro][,format=F][,serial=S][,queues=N]",
+    help="Give the guest a disk: a raw or qcow2 image, or a block device, as virtio-blk.",
 )
 @click.option(
     "--console",
@@ -127,7 +127,7 @@ def run(**options: Any) -> None:
     names = (options["image"], options["initrd"], options["events"])
     files = [name for name in names if name] + [disk.path for disk in config.disks]
     files += [console.path for console in config.consoles if console.path is not None]
-    sys.exit(run_there(options["host"], files))
+    sys.exit(run_there(options["host"], files, _packages(config)))
 
 
 def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
@@ -164,6 +164,18 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         vfio=tuple(parse_vfio(text) for text in options["vfio"]),
     )
     return config, parse_prefix(options["escape"])
+
+
+def _packages(config: MachineConfig) -> list[str]:
+    """Return Debian's packages with the programs that the machine needs. Raises `UserError`."""
+    from vmm.config.net import NetKind  # noqa: PLC0415
+    from vmm.virtio.image import image_format  # noqa: PLC0415
+
+    wanted = {
+        "passt": any(net.kind is NetKind.USER for net in config.nets),
+        "qemu-utils": any(image_format(disk) != "raw" for disk in config.disks),
+    }
+    return [name for name, needed in wanted.items() if needed]
 
 
 def _check_files(config: MachineConfig) -> None:

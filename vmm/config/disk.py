@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from vmm.errors import UserError
 
@@ -13,39 +13,58 @@ SERIAL_BYTES: Final = 20
 
 QUEUES_MAX: Final = 64
 
+FORMATS: Final = ("auto", "raw", "qcow2", "vmdk", "vhdx", "vhd")
+
+CACHES: Final = ("writethrough", "writeback")
+
+SYNTAX: Final = "PATH[,ro][,format=F][,cache=C][,serial=S][,queues=N]"
+
 
 class DiskConfig(NamedTuple):
-    """A disk: a raw image or block device at *path*.
+    """A disk: an image or block device at *path*.
 
     queues  requests are done in as many threads
+    format  one of `FORMATS`; "auto" is what the image looks like
+    cache   one of `CACHES`: whether what a disk of another format than raw has written survives
+            the daemon's death, or only what was flushed
     """
 
     path: Path
     read_only: bool = False
     serial: str = ""
     queues: int = 1
+    format: str = "auto"
+    cache: str = "writethrough"
 
 
 def parse_disk(text: str) -> DiskConfig:
-    """Return what ``PATH[,ro][,serial=S][,queues=N]`` means. Raises `UserError`."""
+    """Return what `SYNTAX` means. Raises `UserError`."""
     path, *options = text.split(",")
     if not path:
-        raise UserError(f"--disk: {text!r} names no file", "write PATH[,ro][,serial=S][,queues=N]")
-    read_only, serial, queues = False, "", 1
+        raise UserError(f"--disk: {text!r} names no file", f"write {SYNTAX}")
+    disk = DiskConfig(Path(path))
     for option in options:
-        name, _, value = option.partition("=")
-        if option == "ro":
-            read_only = True
-        elif name == "serial" and value.isascii() and 0 < len(value) <= SERIAL_BYTES:
-            serial = value
-        elif (
-            name == "queues" and re.fullmatch("[0-9]{1,2}", value) and 0 < int(value) <= QUEUES_MAX
-        ):
-            queues = int(value)
-        else:
+        if (value := _value(option)) is None:
             raise UserError(
                 f"--disk {text}: cannot use {option!r}",
-                f"options are ro, serial=S (up to {SERIAL_BYTES} ASCII characters) and queues=N "
-                f"(up to {QUEUES_MAX})",
+                f"options are ro, format={'|'.join(FORMATS)}, cache={'|'.join(CACHES)}, serial=S "
+                f"(up to {SERIAL_BYTES} ASCII characters) and queues=N (up to {QUEUES_MAX})",
             )
-    return DiskConfig(Path(path), read_only, serial, queues)
+        disk = disk._replace(**value)
+    if disk.serial and disk.format not in ("auto", "raw"):
+        raise UserError(f"--disk {text}: only a raw disk can have a serial number", "leave it out")
+    return disk
+
+
+def _value(option: str) -> dict[str, Any] | None:
+    """Return the field of `DiskConfig` that *option* sets, and its value; None if there is none."""
+    name, _, value = option.partition("=")
+    if option == "ro":
+        return {"read_only": True}
+    if name == "serial" and value.isascii() and 0 < len(value) <= SERIAL_BYTES:
+        return {"serial": value}
+    if name == "queues" and re.fullmatch("[0-9]{1,2}", value) and 0 < int(value) <= QUEUES_MAX:
+        return {"queues": int(value)}
+    if (name == "format" and value in FORMATS) or (name == "cache" and value in CACHES):
+        return {name: value}
+    return None

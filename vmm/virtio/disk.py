@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 SECTOR: Final = 512
 """Bytes, whatever the block size (5.2.4)."""
 
-FORMATS: Final = {b"QFI\xfb": "qcow2", b"KDMV": "VMDK", b"vhdxfile": "VHDX", b"conectix": "VHD"}
-"""What a file begins with that is no raw image: a guest would see the format, not the disk."""
-
 
 class Cache(NamedTuple):
     """What is between a disk's writes and its medium.
@@ -83,13 +80,6 @@ class RawDisk(Closing):
             raise UserError(
                 f"{self._option}: neither a file nor a block device", "name a raw disk image"
             )
-        start = os.pread(self._fd, 8, 0)
-        for magic, name in FORMATS.items():
-            if start.startswith(magic):
-                raise UserError(
-                    f"{self._option}: a {name} image, and only raw ones can be used",
-                    f"convert it: qemu-img convert -O raw FILE.{name.lower()} FILE.raw",
-                )
         size = os.lseek(self._fd, 0, os.SEEK_END)
         if size == 0 or size % SECTOR:
             raise UserError(

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Chains that are with another process, see inflight.h. */
+#include <errno.h>
+#include <linux/virtio_ring.h>
+#include <poll.h>
+#include <stddef.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "inflight.h"
+
+static uint16_t load(const uint16_t *index)
+{
+	return __atomic_load_n(index, __ATOMIC_ACQUIRE);
+}
+
+/* Begin anew, if nothing is with the process: when both indices are the same at one moment. */
+static void start_over(struct pyvmm_inflight *inflight, const uint16_t *avail,
+		       const uint16_t *used)
+{
+	uint16_t before = load(avail), at = load(used);
+
+	if (at != before || load(avail) != before)
+		return;
+	memset(inflight->count, 0, inflight->size);
+	inflight->avail = inflight->used = at;
+	inflight->exact = 1;
+}
+
+/* Look at what is new in both rings. One thread at a time. */
+void pyvmm_inflight_look(struct pyvmm_inflight *inflight)
+{
+	const struct vring_avail *avail = (void *)inflight->driver;
+	const struct vring_used *used = (void *)inflight->device;
+	uint16_t mask = inflight->size - 1, made, done;
+
+	if (!inflight->exact)
+		start_over(inflight, &avail->idx, &used->idx);
+	/* In this order, so that whatever is found used was found available. */
+	done = load(&used->idx);
+	made = load(&avail->idx);
+	if ((uint16_t)(made - inflight->avail) > inflight->size ||
+	    (uint16_t)(done - inflight->used) > inflight->size)
+		inflight->exact = 0;
+	if (!inflight->exact)
+		return;
+	for (uint16_t at = inflight->avail; at != made; at++) {
+		uint16_t head = __atomic_load_n(&avail->ring[at & mask], __ATOMIC_RELAXED);
+
+		inflight->seen++;
+		if (head >= inflight->size || inflight->count[head] == UINT8_MAX) {
+			inflight->exact = 0; /* no ring that a driver makes */
+			return;
+		}
+		inflight->since[head] = inflight->seen;
+		inflight->count[head]++;
+	}
+	/*
+	 * Were entries overwritten while we read them? The driver may be at the entry that its
+	 * index is at; but it gets round to ours only when as many chains as that were used.
+	 */
+	__atomic_thread_fence(__ATOMIC_ACQUIRE);
+	if ((uint16_t)(load(&avail->idx) - inflight->avail) >= inflight->size &&
+	    (int16_t)(load(&used->idx) - inflight->avail) > 0)
+		inflight->exact = 0;
+	for (uint16_t at = inflight->used; at != done; at++) {
+		uint32_t head = __atomic_load_n(&used->ring[at & mask].id, __ATOMIC_RELAXED);
+
+		if (head >= inflight->size || !inflight->count[head]) {
+			inflight->exact = 0;
+			return;
+		}
+		inflight->count[head]--;
+	}
+	__atomic_thread_fence(__ATOMIC_ACQUIRE);
+	if ((uint16_t)(load(&used->idx) - inflight->used) >= inflight->size &&
+	    done != inflight->used)
+		inflight->exact = 0;
+	inflight->avail = made;
+	inflight->used = done;
+}
+
+/* Pass doorbells on until `stop` is signalled. */
+void pyvmm_inflight_run(struct pyvmm_inflight *inflight)
+{
+	struct pollfd fds[] = {
+		{ .fd = inflight->doorbell, .events = POLLIN },
+		{ .fd = inflight->stop, .events = POLLIN },
+	};
+	const uint64_t one = 1;
+	uint64_t rung;
+
+	for (;;) {
+		if (poll(fds, 2, -1) < 0 && errno != EINTR)
+			return;
+		if (fds[1].revents)
+			return;
+		if (read(inflight->doorbell, &rung, sizeof(rung)) < 0)
+			continue;
+		pyvmm_inflight_look(inflight);
+		/* Fails only if it was kicked 2^64 - 2 times, which is often enough. */
+		if (write(inflight->kick, &one, sizeof(one)) < 0)
+			continue;
+	}
+}
+
+/*
+ * The process is gone. Let the entries of the available ring from the used ring's index on be the
+ * chains that it had and did not use, in the order they came: there are as many of both, a driver
+ * never reads these entries, and it writes them again only when as many more chains were used.
+ * heads is room for all. Returns the index that another process is to begin with; -1 if it is
+ * not known.
+ */
+int32_t pyvmm_inflight_requeue(struct pyvmm_inflight *inflight, uint16_t *heads)
+{
+	struct vring_avail *avail = (void *)inflight->driver;
+	uint16_t mask = inflight->size - 1, found = 0;
+
+	pyvmm_inflight_look(inflight);
+	if (!inflight->exact)
+		return -1;
+	for (uint16_t head = 0; head < inflight->size; head++) {
+		uint16_t place = found;
+
+		if (!inflight->count[head])
+			continue;
+		if (inflight->count[head] > 1)
+			return -1;
+		for (; place && inflight->since[heads[place - 1]] > inflight->since[head]; place--)
+			heads[place] = heads[place - 1];
+		heads[place] = head;
+		found++;
+	}
+	if (found != (uint16_t)(inflight->avail - inflight->used))
+		return -1;
+	for (uint16_t index = 0; index < found; index++)
+		__atomic_store_n(&avail->ring[(uint16_t)(inflight->used + index) & mask],
+				 heads[index], __ATOMIC_RELEASE);
+	return inflight->used;
+}

@@ -1,0 +1,74 @@
+"""Which chains are with another process, so that they are not lost if it dies (cdefs/inflight.h).
+
+Neither of Debian's vhost-user daemons knows the protocol's own way, VHOST_USER_PROTOCOL_F_INFLIGHT;
+this one asks nothing of them but not to suppress notifications, and costs a thread's wake-up for
+each notification. Split rings only.
+"""
+
+from __future__ import annotations
+
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from vmm._native import ffi, lib
+from vmm.closing import Closing
+from vmm.errors import HostError
+from vmm.virtio.notify import Doorbell
+
+if TYPE_CHECKING:
+    from vmm.vhost.backend import Ring
+
+
+class Inflight(Closing):
+    """Stands between the driver's doorbell and `kick`, which the process is to listen to.
+
+    *ring*'s memory, and its doorbell, must outlive it.
+    """
+
+    def __init__(self, ring: Ring) -> None:
+        self.kick = Doorbell()
+        self._stop = Doorbell()
+        self._keep = ffi.new("uint64_t[]", ring.size), ffi.new("uint8_t[]", ring.size)
+        self.c: Any = ffi.new(
+            "struct pyvmm_inflight *",
+            {
+                "size": ring.size,
+                "driver": ffi.cast("uint8_t *", ring.host.driver),
+                "device": ffi.cast("uint8_t *", ring.host.device),
+                "since": self._keep[0],
+                "count": self._keep[1],
+                "avail": ring.base,
+                "used": ring.base,
+                "exact": 1,
+                "doorbell": ring.kick,
+                "kick": self.kick.fileno(),
+                "stop": self._stop.fileno(),
+            },
+        )
+        self._thread = Thread(
+            target=lib.pyvmm_inflight_run, args=(self.c,), name="inflight", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Pass no more doorbells on. Idempotent."""
+        if self._thread.is_alive():
+            self._stop.ring()
+            self._thread.join()
+
+    def requeue(self) -> int:
+        """Make what the process had available to another one; return the index to begin with.
+
+        The process must be gone; stops. Raises `HostError` if it is not known what it had.
+        """
+        self.stop()
+        base = int(lib.pyvmm_inflight_requeue(self.c, ffi.new("uint16_t[]", self.c.size)))
+        if base < 0:
+            raise HostError("it is not known which requests the process had")
+        return base
+
+    def close(self) -> None:
+        """Stop. Idempotent."""
+        self.stop()
+        self.kick.close()
+        self._stop.close()

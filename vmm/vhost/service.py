@@ -1,0 +1,106 @@
+"""A vhost-user daemon of our own: one process for one connection, in a socket that nobody sees."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+from typing import TYPE_CHECKING, Final
+
+from vmm.closing import Closing
+from vmm.daemon import FIRST_FD, Daemon
+from vmm.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmm.events import Events
+
+LAST_WORDS: Final = 2.0
+"""Seconds for a daemon that hung up to end and to have said why."""
+
+
+class Service(Closing):
+    """Starts *argv*, which is given the number of the socket that the program is to listen on.
+
+    what  what messages call it: the option it is for
+    fds   more descriptors that the program gets, after the socket
+    """
+
+    def __init__(
+        self,
+        argv: Callable[[int], Sequence[str]],
+        events: Events,
+        *,
+        what: str,
+        fds: Sequence[int] = (),
+    ) -> None:
+        self.what = what
+        self._argv = argv
+        self._events = events
+        self._fds = fds
+        self._daemon: Daemon | None = None
+
+    def connect(self) -> socket.socket:
+        """Start a process, and return a connection to it; ends the one before.
+
+        Raises `HostError`.
+        """
+        self.close()
+        # The daemons of the day listen. So that nobody else can connect, we do it before they
+        # run, by a name in a directory of ours, which then goes.
+        ours = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            try:
+                directory = tempfile.mkdtemp(prefix="pyvmm-")
+                try:
+                    listener.bind(f"{directory}/vhost-user")
+                    listener.listen(1)
+                    ours.connect(f"{directory}/vhost-user")
+                finally:
+                    shutil.rmtree(directory, ignore_errors=True)
+                self._daemon = Daemon(
+                    self._argv(FIRST_FD), self._events, fds=[listener.fileno(), *self._fds]
+                )
+            except OSError as error:
+                ours.close()
+                where = error.filename or tempfile.gettempdir()
+                raise HostError(
+                    f"{self.what}: cannot make a socket in {where}: {error.strerror}",
+                    "TMPDIR chooses another place",
+                ) from error
+            except BaseException:
+                ours.close()
+                raise
+        return ours
+
+    @property
+    def pid(self) -> int:
+        """The process's id; 0 if none was started."""
+        return self._daemon.pid if self._daemon is not None else 0
+
+    def explain(self, problem: str) -> str:
+        """Return *problem*, which somebody had with it, and what it says itself."""
+        daemon = self._daemon
+        if daemon is None:
+            return problem
+        daemon.wait(LAST_WORDS)
+        if daemon.ended:
+            return daemon.last_words()
+        return f"{daemon.name} {problem}"
+
+    @property
+    def refused(self) -> bool:
+        """Whether it ended by itself, as programs do that cannot do what they are asked."""
+        return self._daemon is not None and self._daemon.ended and bool(self._daemon.status)
+
+    def kill(self) -> None:
+        """End the process at once, if it runs."""
+        if self._daemon is not None:
+            self._daemon.kill()
+
+    def close(self) -> None:
+        """End the process; it gets time to write what it has. Idempotent."""
+        daemon, self._daemon = self._daemon, None
+        if daemon is not None:
+            daemon.close()

@@ -1,0 +1,67 @@
+"""What a disk image is, by its first bytes."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from vmm.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmm.config.disk import DiskConfig
+
+MAGIC: Final = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vhd"}
+"""By QEMU's docs/interop/qcow2, VMware's, and Microsoft's specifications of these formats."""
+
+QCOW2: Final = struct.Struct(">4sIQ")
+"""Magic, version, and where the name of a backing file is: 0 if there is none."""
+INCOMPATIBLE: Final = struct.Struct(">Q")
+INCOMPATIBLE_AT: Final = 72
+"""Bytes; from version 3 on."""
+EXTERNAL_DATA_FILE: Final = 1 << 2
+ENOUGH: Final = INCOMPATIBLE_AT + INCOMPATIBLE.size
+
+
+def image_format(config: DiskConfig) -> str:
+    """Return the format of a disk's image: what it was said to be, or what it looks like.
+
+    A guest can make its raw disk look like anything, and wait for the next boot. So by looks
+    alone no image is taken that names other files of ours. Raises `UserError`.
+    """
+    if config.format != "auto":
+        return config.format
+    option = f"--disk {config.path}"
+    start = _start(config.path, option)
+    for magic, name in MAGIC.items():
+        if start.startswith(magic):
+            if name == "qcow2" and not _names_files(start):
+                return name
+            raise UserError(
+                f"{option}: it looks like a {name} image that may name other files, and a guest "
+                "can make its disk look so",
+                f"if you trust it, say so: --disk {config.path},format={name}",
+            )
+    return "raw"
+
+
+def _start(path: Path, option: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(ENOUGH)
+    except OSError as error:
+        raise UserError(f"{option}: {error.strerror}", "name a disk image") from error
+
+
+def _names_files(start: bytes) -> bool:
+    """Tell whether a qcow2 image has a backing file, or its data elsewhere."""
+    if len(start) < QCOW2.size:
+        return False  # and no image, as who opens it will say
+    _, version, backing_file = QCOW2.unpack_from(start)
+    if backing_file:
+        return True
+    if version < 3 or len(start) < ENOUGH:
+        return False
+    (incompatible,) = INCOMPATIBLE.unpack_from(start, INCOMPATIBLE_AT)
+    return bool(incompatible & EXTERNAL_DATA_FILE)
