@@ -26,7 +26,7 @@ PAGE = mmap.PAGESIZE
 
 @dataclass(frozen=True)
 class Store:
-    """Store one byte, or four, to the device."""
+    """Store one byte, or two, or four, to the device."""
 
     offset: int
     value: int
@@ -86,6 +86,8 @@ class X86:
             match op:
                 case Store(offset, value, 1):
                     out += b"\xc6\x06" + struct.pack("<HB", self.device + offset, value)
+                case Store(offset, value, 2):
+                    out += b"\xc7\x06" + struct.pack("<HH", self.device + offset, value)
                 case Store(offset, value):
                     out += b"\x66\xc7\x06" + struct.pack("<HI", self.device + offset, value)
                 case Echo(source, target, size):
@@ -120,6 +122,9 @@ class Arm64:
                 case Store(offset, value, 1):
                     # movz w0, #value; strb w0, [x1, #offset]
                     words += [0x52800000 | value << 5, 0x39000020 | offset << 10]
+                case Store(offset, value, 2):
+                    # movz w0, #value; strh w0, [x1, #offset]
+                    words += [0x52800000 | value << 5, 0x79000020 | offset // 2 << 10]
                 case Store(offset, value):
                     # movz w0, #value; str w0, [x1, #offset]
                     words += [0x52800000 | value << 5, 0xB9000020 | offset // 4 << 10]
