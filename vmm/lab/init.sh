@@ -20,6 +20,7 @@ prepare() {
     done
     ifconfig lo up
     ifconfig eth0 10.0.2.15 netmask 255.255.255.0
+    route add default gw 10.0.2.2  # for passt: QEMU lets nothing out, but answers ARP
     hostname lab
     ln -s /proc/self/fd /dev/fd
     mkdir /dev/pts /dev/shm /run/pyvmm /run/tmp /run/user

@@ -82,15 +82,20 @@ class ThreadBackend(Closing):
     resets_rings = True
 
     def __init__(self, files: Sequence[int], *, offers: int, stream: bool = False) -> None:
-        self._files = files
+        self._files: Sequence[int] = files
         self._offers = offers
-        self._frames = [
-            ffi.new("struct pyvmm_net_frame *") if stream else ffi.NULL
-            for _ in range(2 * len(files))
-        ]
+        self._stream = stream
+        self._forget_frames()
         self._threads: dict[int, RingThread] = {}
         self._features = 0
         self._memory: MemoryMap | None = None
+
+    def _forget_frames(self) -> None:
+        """Begin with streams in which no frame is under way."""
+        self._frames = [
+            ffi.new("struct pyvmm_net_frame *") if self._stream else ffi.NULL
+            for _ in range(2 * len(self._files))
+        ]
 
     def features(self) -> int:
         """Return what the C can do of rings and packets, with what is behind the files."""
