@@ -49,6 +49,16 @@ def test_windows_may_not_overlap() -> None:
     bus.attach(0x1100, 1, Latch())
 
 
+def test_where_nobody_is_reads_as_the_bus_whose_addresses_they_are() -> None:
+    bus = MmioBus()
+    bus.fill(0x1000, 0x1000, 0xFF)
+    bus.attach(0x1800, 0x100, Latch(7))
+    assert (bus.read(0x1000, 4), bus.read(0x1FFF, 1)) == (0xFFFF_FFFF, 0xFF)
+    assert bus.read(0x1800, 4) == 7
+    assert (bus.read(0xFFC, 4), bus.read(0x2000, 8)) == (0, 0)
+    assert bus.unclaimed == 4
+
+
 def test_who_leaves_the_bus_makes_room() -> None:
     bus, first, second = MmioBus(), Latch(1), Latch(2)
     bus.attach(0x1000, 0x100, first)

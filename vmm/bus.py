@@ -40,11 +40,13 @@ class MmioBus:
     """The guest physical addresses that are not memory.
 
     An access belongs to a device only if all of it does. Accesses that nobody owns read as
-    zero and are dropped, as on most boards; each is counted, so that a confused driver shows.
+    zero and are dropped, as on most boards, or as on the bus whose addresses they are; each is
+    counted, so that a confused driver shows.
     """
 
     def __init__(self) -> None:
         self._map = Map([])
+        self._empty: list[tuple[range, int]] = []
         self.unclaimed = 0
 
     def attach(self, base: int, size: int, device: BusDevice) -> None:
@@ -68,6 +70,10 @@ class MmioBus:
             raise ValueError(f"nothing begins at {base:#x}")
         self._map = Map(left)
 
+    def fill(self, base: int, size: int, byte: int) -> None:
+        """Have [base, base + size) read as *byte*, over and over, where no device is."""
+        self._empty = [*self._empty, (range(base, base + size), byte)]
+
     def find(self, address: int, size: int) -> Window | None:
         """Return the window that holds all of [address, address + size)."""
         present = self._map
@@ -83,7 +89,8 @@ class MmioBus:
         window = self.find(address, size)
         if window is None:
             self.unclaimed += 1
-            return 0
+            bytes_ = (byte for addresses, byte in self._empty if address in addresses)
+            return int.from_bytes(bytes([next(bytes_, 0)]) * size, "little")
         return window.device.read(address - window.base, size)
 
     def write(self, address: int, size: int, value: int) -> None:

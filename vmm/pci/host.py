@@ -55,7 +55,7 @@ class PciHost(Closing):
         line: Callable[[int], InterruptLine],
         events: Events,
     ) -> None:
-        self.windows = tuple(fixed)
+        self.windows: tuple[PciWindow, ...] = ()
         self.functions: dict[int, PciFunction] = {}
         """By slot."""
         self._bus = bus
@@ -63,6 +63,8 @@ class PciHost(Closing):
         self._events = events
         self._lock = RLock()
         self._complaints: dict[str, int] = {}
+        for each in fixed:
+            self._open(each)
 
     # What it is made of
 
@@ -96,8 +98,13 @@ class PciHost(Closing):
         self._check(Space.MEMORY32, narrow)
         if found is None:
             return above
-        self.windows += (found,)
+        self._open(found)
         return found.end
+
+    def _open(self, new: PciWindow) -> None:
+        """Have a window; where no BAR is, reads end as ones: nobody claims them (master abort)."""
+        self.windows += (new,)
+        self._bus.fill(new.base, new.size, 0xFF)
 
     def _bars(self, space: Space) -> list[Bar]:
         return [bar for _, bar in self._all() if bar.space is space]
