@@ -28,6 +28,7 @@ CDEFS = [
     "vhost.cdef.h",
     "console.cdef.h",
     "balloon.cdef.h",
+    "pmem.cdef.h",
 ]  # order matters: types before their users
 
 PREAMBLE = """
@@ -49,6 +50,7 @@ PREAMBLE = """
 #include <linux/virtio_mmio.h>
 #include <linux/virtio_net.h>
 #include <linux/virtio_pci.h>
+#include <linux/virtio_pmem.h>
 #include <linux/virtio_ring.h>
 #include <linux/virtio_vsock.h>
 #include "kvm_abi.h"

@@ -20,7 +20,18 @@ LAYERS = [  # lowest first
     | {"console", "terminal", "escape", "outlet", "chardev"},
     {"devices", "virtio", "vhost", "pci"},
     {"cpu", "arm64", "coherence", "vfio"},
-    {"machine", "power", "space", "backplane", "device_memory", "probe", "census", "state", "lab"}
+    {
+        "machine",
+        "power",
+        "space",
+        "backplane",
+        "device_memory",
+        "probe",
+        "census",
+        "state",
+        "lab",
+        "pmem",
+    }
     | {"rootcomplex", "msi", "doorbells", "passthrough", "network"},
     {"cli"},
 ]
@@ -36,7 +47,7 @@ BESIDE = {
     "tap": {"device_file", "netlink"},
     "rootcomplex": {"msi"},
     "passthrough": {"msi", "device_memory"},
-    "space": {"device_memory"},
+    "space": {"device_memory", "pmem"},
     "census": {"device_memory"},
 }
 """Within a layer all others are strangers; they may name each other's types."""

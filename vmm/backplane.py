@@ -36,12 +36,14 @@ if TYPE_CHECKING:
     from vmm.kvm.vm import Vm
     from vmm.loop import Loop
     from vmm.memory import GuestMemory
+    from vmm.pmem import PmemFile
     from vmm.rootcomplex import RootComplex
     from vmm.vhost.net import Net
     from vmm.vhost.vsock import Vsock
     from vmm.virtio.balloon import Balloon
     from vmm.virtio.console import Console
     from vmm.virtio.device import VirtioDevice
+    from vmm.virtio.pmem import Pmem
 
 
 def shares_memory(config: MachineConfig) -> bool:
@@ -79,6 +81,12 @@ def _vsock(cid: int, memory: MemoryMap, events: Events) -> Vsock:
     return Vsock("vsock", memory, events, cid, VsockBackend(cid))
 
 
+def _pmem(name: str, file: PmemFile, memory: MemoryMap, events: Events) -> Pmem:
+    from vmm.virtio.pmem import Pmem  # noqa: PLC0415
+
+    return Pmem(name, memory, events, file)
+
+
 class Backplane(Closing):
     """Owns the virtio devices that *config* asks for. Use as a context manager.
 
@@ -96,6 +104,7 @@ class Backplane(Closing):
         events: Events,
         *,
         root: RootComplex | None = None,
+        pmems: Sequence[PmemFile] = (),
     ) -> None:
         self._bus = bus
         self._loop = loop
@@ -112,6 +121,8 @@ class Backplane(Closing):
             undo.callback(self.close)
             for number, disk in enumerate(config.disks):
                 self._plug(_blk(f"disk{number}", disk, known, events))
+            for number, file in enumerate(pmems):
+                self._plug(_pmem(f"pmem{number}", file, known, events))
             if config.consoles:
                 self._plug(self._console(config.consoles, known, events))
             if config.balloon is not None:

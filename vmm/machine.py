@@ -170,14 +170,20 @@ class Machine(Closing):
     def _add_virtio(self) -> Backplane | None:
         """Plug virtio devices in, if any are asked for: only then are they worth importing."""
         config = self._config
-        small = config.rng, config.consoles, config.balloon is not None
-        if not any((*small, config.disks, config.nets, config.vsock)):
+        small = config.rng, config.consoles, config.pmems, config.balloon is not None
+        if not any((*small, config.disks, config.nets, config.shares, config.vsock)):
             return None
         from vmm.backplane import Backplane  # noqa: PLC0415
 
         plane = self._owned.enter_context(
             Backplane(
-                config, self.space.memory, self._bus, self._loop, self._events, root=self._root
+                config,
+                self.space.memory,
+                self._bus,
+                self._loop,
+                self._events,
+                root=self._root,
+                pmems=self.space.pmems,
             )
         )
         self._answers.add(plane.answers())
@@ -228,7 +234,7 @@ class Machine(Closing):
                     self._root.connect(cycle.vm, has_its=cycle.gic.has_its)
                 if self._passthrough is not None:
                     cycle.at_end(self._passthrough.disconnect)
-                    self._passthrough.connect(cycle.vm, cycle.slots, self.space.memory)
+                    self._passthrough.connect(cycle.vm, cycle.slots, self.space.dma)
                 cycle.start(self._bus, self._answers, self._wires, self._on_vcpu_end, self._events)
                 self._loop.run()
         finally:

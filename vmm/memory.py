@@ -38,13 +38,14 @@ class Backing(Enum):
     MEMFD = "memfd"
     HUGETLB = "hugetlbfs"
     DEVICE = "device"
+    FILE = "file"
 
 
 class Region(NamedTuple):
     """Guest physical addresses [base, end), backed by *view*.
 
     Its bytes are those of the file *fd* from *offset* on, for another process that is to map them;
-    without one, *fd* is -1.
+    without one, *fd* is -1. The guest may not write what is *read_only*.
     """
 
     base: int
@@ -52,6 +53,7 @@ class Region(NamedTuple):
     backing: Backing = Backing.ANONYMOUS
     fd: int = -1
     offset: int = 0
+    read_only: bool = False
 
     @property
     def size(self) -> int:

@@ -10,11 +10,12 @@ from contextlib import ExitStack
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from vmm._native import lib
 from vmm.arm64 import board, layout
 from vmm.arm64.boot import Extent
 from vmm.closing import Closing
 from vmm.errors import HostError, UserError
-from vmm.memory import GuestMemory, Mapping
+from vmm.memory import Backing, GuestMemory, Mapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,11 +31,17 @@ if TYPE_CHECKING:
     from vmm.kvm.slots import MemorySlots
     from vmm.kvm.system import System
     from vmm.loop import Loop
+    from vmm.memory import Region
+    from vmm.pmem import PmemFile
     from vmm.vfio.device import Device
 
 # vmm.coherence is imported where it is used: a guest of plain RAM needs none of it, and imports
 # are dear in an emulated host.
 # ruff: noqa: PLC0415
+
+PMEM_ALIGNMENT = 1 << 30
+"""Bytes. Linux wants no section of memory (128 MiB, or 512 with pages of 64 KiB) to have both RAM
+and persistent memory."""
 
 SLOT_PAGES = (1 << 31) - 1
 """KVM_MEM_MAX_NR_PAGES (include/linux/kvm_host.h): KVM_SET_USER_MEMORY_REGION says EINVAL."""
@@ -59,6 +66,9 @@ class GuestSpace(Closing):
             self._mapping = self._owned.enter_context(make(config.memory))
             self.memory = GuestMemory([self._mapping.region(layout.RAM)])
             self.ram = Extent(layout.RAM, config.memory)
+            self.pmems = self._open_pmems()
+            files = [each.region() for each in self.pmems]
+            self.memory = GuestMemory([self._mapping.region(layout.RAM), *files])
             self._ram_flags = self._decide_ram()
             self._slots: MemorySlots | None = None
             self._reserved = 0
@@ -92,19 +102,35 @@ class GuestSpace(Closing):
             raise HostError(decision.because, decision.remedy)
         return int(decision.flags) if isinstance(decision, Map) else 0
 
+    def _open_pmems(self) -> list[PmemFile]:
+        """Open files that are memory, and place them after RAM."""
+        if not self._config.pmems:
+            return []
+        from vmm.pmem import PmemFile
+
+        found: list[PmemFile] = []
+        base = self.ram.end
+        for config in self._config.pmems:
+            file = self._owned.enter_context(PmemFile(config))
+            file.base = base = -(-base // PMEM_ALIGNMENT) * PMEM_ALIGNMENT
+            self._check_end(f"--pmem {config.path}", base, file.size, "use less --memory")
+            base += file.size
+            found.append(file)
+        return found
+
     def _open_devices(self) -> list[DeviceMemory]:
         if not self._config.bars:
             return []
         from vmm.device_memory import open_all
 
         found = open_all(
-            self._config.bars, self._system, self.capability, self._owned, self.ram.end
+            self._config.bars, self._system, self.capability, self._owned, self._files_end
         )
         for region in found:
-            if region.base < self.ram.end:
+            if region.base < self._files_end:
                 raise UserError(
                     f"--bar {region.name}: {region.base:#x} is not above RAM, which ends at "
-                    f"{self.ram.end:#x}",
+                    f"{self._files_end:#x}",
                     "leave the address out, or use a higher one",
                 )
             if region.base % mmap.PAGESIZE:
@@ -142,7 +168,17 @@ class GuestSpace(Closing):
     def end(self) -> int:
         """The first guest physical address after all memory, and all that is reserved."""
         ends = [region.base + region.size for region in self._devices]
-        return max([self.ram.end, self._reserved, *ends])
+        return max([self._files_end, self._reserved, *ends])
+
+    @property
+    def _files_end(self) -> int:
+        """The first guest physical address after RAM, and files that are memory."""
+        return max([self.ram.end, *(each.base + each.size for each in self.pmems)])
+
+    @property
+    def dma(self) -> list[Region]:
+        """What devices may access: RAM. Files' pages cannot be pinned for long."""
+        return [region for region in self.memory if region.backing is not Backing.FILE]
 
     def follow(self, memories: Iterable[DeviceMemory]) -> None:
         """Know of device memory that the guest puts where it wants: PCI BARs."""
@@ -194,9 +230,14 @@ class GuestSpace(Closing):
         """Give a VM its memory slots. Raises `KvmError`, or `HostError` that explains one."""
         self._slots = slots
         for region in self.memory:
-            slots.add(region.base, region.size, region.host_address, self._ram_flags)
+            flags = self._flags(region)
+            slots.add(region.base, region.size, region.host_address, flags)
         for device in self._devices:
             device.plug(slots)
+
+    def _flags(self, region: Region) -> int:
+        """Return KVM_MEM_* for what is RAM, or a file that is used like it."""
+        return self._ram_flags | (lib.KVM_MEM_READONLY if region.read_only else 0)
 
     def unplug(self) -> None:
         """Forget the slots: their VM is gone."""
@@ -222,14 +263,14 @@ class GuestSpace(Closing):
         assert isinstance(decision, Map)
         ram = [
             Entry(
-                "RAM",
+                "pmem" if region.backing is Backing.FILE else "RAM",
                 region.base,
                 region.size,
                 region.backing,
                 attribute,
                 decision.promise,
                 number,
-                self._ram_flags,
+                self._flags(region),
             )
             for number, region in enumerate(self.memory)
         ]

@@ -93,6 +93,13 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
     help="Give the guest a network interface: on a TAP of the host's, or through passt.",
 )
 @click.option("--vsock", metavar="CID", help="Give the guest sockets to the host (AF_VSOCK).")
+@click.option(
+    "--pmem",
+    "pmems",
+    multiple=True,
+    metavar="PATH[,ro][,size=SIZE]",
+    help="Give the guest a file as persistent memory: a virtio-pmem device, /dev/pmem0.",
+)
 @click.option("--balloon", is_flag=True, help="Take back memory that the guest does not use.")
 @click.option(
     "--balloon-size",
@@ -126,6 +133,8 @@ def run(**options: Any) -> None:
     _check_files(config)
     names = (options["image"], options["initrd"], options["events"])
     files = [name for name in names if name] + [disk.path for disk in config.disks]
+    files += [pmem.path for pmem in config.pmems]
+    files += [share.path for share in config.shares]
     files += [console.path for console in config.consoles if console.path is not None]
     sys.exit(run_there(options["host"], files, _packages(config)))
 
@@ -138,6 +147,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     from vmm.config.console import parse_console  # noqa: PLC0415
     from vmm.config.disk import parse_disk  # noqa: PLC0415
     from vmm.config.net import parse_nets  # noqa: PLC0415
+    from vmm.config.pmem import parse_pmem  # noqa: PLC0415
     from vmm.config.size import parse_size  # noqa: PLC0415
     from vmm.config.vfio import parse_vfio  # noqa: PLC0415
     from vmm.config.vsock import parse_vsock  # noqa: PLC0415
@@ -157,6 +167,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         rng=options["rng"],
         disks=tuple(parse_disk(text) for text in options["disks"]),
         consoles=tuple(parse_console(text) for text in options["consoles"]),
+        pmems=tuple(parse_pmem(text) for text in options["pmems"]),
         balloon=parse_balloon(options["balloon"], options["balloon_size"]),
         transport=options["transport"],
         nets=parse_nets(options["nets"]),

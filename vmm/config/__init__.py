@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from vmm.config.console import ConsoleConfig
     from vmm.config.disk import DiskConfig
     from vmm.config.net import NetConfig
+    from vmm.config.pmem import PmemConfig
+    from vmm.config.share import ShareConfig
     from vmm.config.vfio import VfioConfig
 
 DEFAULT_MEMORY: Final = 512 << 20
@@ -37,6 +39,7 @@ class MachineConfig:
     vfio     devices of the host that are passed through
     transport  how virtio devices are attached: mmio or pci
     consoles  ports of the virtio console device
+    pmems    files that the guest has as persistent memory, in this order
     balloon  bytes that a virtio balloon shall take at first; None: there is none
     """
 
@@ -58,6 +61,7 @@ class MachineConfig:
     transport: str = "mmio"
     consoles: tuple[ConsoleConfig, ...] = ()
     balloon: int | None = None
+    pmems: tuple[PmemConfig, ...] = ()
 
     def __post_init__(self) -> None:
         if self.cpus < 1:

@@ -147,7 +147,8 @@ class VhostUser(Closing):
         """Prepare to serve a driver that accepted *features*, over *memory*, which has a file."""
         if self._channel is None and self._open() != self._features:
             raise HostError(f"{self._server.what}: the daemon has other features than before")
-        regions = list(memory)
+        # Not files that only may be read: the daemon maps all for writing, too.
+        regions = [each for each in memory if not each.read_only]
         assert len(regions) <= message.REGIONS_MAX, "the message has room for no more"
         assert all(region.fd >= 0 for region in regions), "GuestSpace was not told"
         self._accepted = features

@@ -1,0 +1,289 @@
+"""Persistent memory: the file, and the device that makes it durable."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mmio_driver import FORMAT_FEATURES, MmioDriver, Recorded
+from ring_driver import BASE, BUFFERS, KINDS, SECOND, Buffer, Memory, PackedDriver, SplitDriver
+
+from vmm.config.pmem import PmemConfig, parse_pmem
+from vmm.errors import UserError
+from vmm.memory import Backing
+from vmm.pmem import ALIGNMENT, PmemFile
+from vmm.virtio import status
+from vmm.virtio.mmio import MmioTransport
+from vmm.virtio.pmem import Pmem
+from vmm.virtio.queue import MemoryMap
+
+FLUSH, PATIENCE = 0, 10.0
+
+
+class Disk:
+    """What is made durable: counts how often, and takes as long as told."""
+
+    base, size = 0x8000_0000, 4 << 20
+
+    def __init__(self) -> None:
+        self.synced = 0
+        self.error = 0
+        self.go = threading.Event()
+        self.go.set()
+
+    def sync(self) -> None:
+        assert self.go.wait(PATIENCE)
+        self.synced += 1
+        if self.error:
+            raise OSError(self.error, "")
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+@pytest.fixture
+def driver(memory: Memory, events: Recorded, disk: Disk) -> Iterator[MmioDriver]:
+    with MmioTransport(Pmem("pmem0", MemoryMap(memory.guest), events, disk)) as transport:
+        yield MmioDriver(transport)
+        disk.go.set()
+
+
+@pytest.fixture(params=KINDS)
+def ring(request: pytest.FixtureRequest, memory: Memory) -> SplitDriver | PackedDriver:
+    return KINDS[request.param](memory)
+
+
+def start(driver: MmioDriver, ring: SplitDriver | PackedDriver) -> None:
+    driver.start(ring.size, ring.areas, FORMAT_FEATURES[ring.form])
+
+
+def flush(
+    driver: MmioDriver, ring: SplitDriver | PackedDriver, number: int = 0, kind: int = FLUSH
+) -> int:
+    """Ask for durability; return the chain's id. The reply will be at SECOND."""
+    memory, reply = ring.memory, SECOND + 4 * number
+    memory.pack(BUFFERS, "I", kind)
+    memory.pack(reply, "I", 0xFFFF_FFFF)
+    identity = ring.add(Buffer(BUFFERS, 4), Buffer(reply, 4, writable=True), indirect=True)
+    driver.notify()
+    return identity
+
+
+def wait(until: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def used(ring: SplitDriver | PackedDriver, count: int) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+
+    def enough() -> bool:
+        found.extend(ring.used())
+        return len(found) >= count
+
+    wait(enough)
+    return found
+
+
+# --- the device ---------------------------------------------------------------------------------
+
+
+def test_it_says_where_it_is(driver: MmioDriver, disk: Disk) -> None:
+    assert driver.load("DeviceID") == 27
+    low, high = (driver.transport.read(0x100 + at, 4) for at in (0, 4))
+    assert low | high << 32 == disk.base
+    assert driver.transport.read(0x108, 8) == disk.size
+
+
+def test_a_flush_is_done_when_it_is_used(
+    driver: MmioDriver, ring: SplitDriver | PackedDriver, disk: Disk
+) -> None:
+    start(driver, ring)
+    for count in range(1, 6):
+        disk.go.clear()
+        identity = flush(driver, ring)
+        time.sleep(0.002)
+        assert ring.used() == []
+        disk.go.set()
+        assert used(ring, 1) == [(identity, 4)]
+        assert ring.memory.unpack(SECOND, "I") == (0,)
+        assert disk.synced == count
+        wait(driver.interrupts)
+
+
+def test_flushes_that_wait_are_done_together(
+    driver: MmioDriver, memory: Memory, disk: Disk
+) -> None:
+    """But not with one that has begun already: what was written since might not be part of it."""
+    ring = SplitDriver(memory)
+    start(driver, ring)
+    disk.go.clear()
+    ids = [flush(driver, ring)]
+    time.sleep(0.02)
+    ids += [flush(driver, ring, number) for number in range(1, 5)]
+    disk.go.set()
+    assert sorted(used(ring, 5)) == sorted((each, 4) for each in ids)
+    assert disk.synced == 2
+
+
+def test_a_disk_that_fails_is_told_of(
+    driver: MmioDriver, ring: SplitDriver | PackedDriver, disk: Disk, events: Recorded
+) -> None:
+    start(driver, ring)
+    disk.error = errno.EIO
+    flush(driver, ring)
+    used(ring, 1)
+    assert ring.memory.unpack(SECOND, "I") == (1,)
+    assert events.seen == [
+        ("pmem-sync-failed", {"device": "pmem0", "error": os.strerror(errno.EIO)})
+    ]
+    assert not driver.load("Status") & status.NEEDS_RESET
+
+
+def test_another_request_fails(
+    driver: MmioDriver, ring: SplitDriver | PackedDriver, disk: Disk
+) -> None:
+    start(driver, ring)
+    flush(driver, ring, kind=7)
+    assert len(ring.used()) == 1
+    assert ring.memory.unpack(SECOND, "I") == (1,)
+    assert disk.synced == 0
+
+
+@pytest.mark.parametrize(
+    "buffers",
+    [
+        [Buffer(BUFFERS, 4)],
+        [Buffer(BUFFERS, 3), Buffer(SECOND, 4, writable=True)],
+        [Buffer(BUFFERS, 4), Buffer(SECOND, 3, writable=True)],
+        [Buffer(BUFFERS + n, 1) for n in range(8)] + [Buffer(SECOND, 4, writable=True)],
+    ],
+)
+def test_what_is_no_request_needs_a_reset(
+    driver: MmioDriver, memory: Memory, events: Recorded, buffers: list[Buffer]
+) -> None:
+    ring = SplitDriver(memory, 16)
+    start(driver, ring)
+    ring.add(*buffers)
+    driver.notify()
+    assert driver.load("Status") & status.NEEDS_RESET
+    assert events.names() == ["virtio-needs-reset"]
+
+
+def test_a_reset_waits_for_nothing_and_nothing_comes_after_it(
+    driver: MmioDriver, memory: Memory, disk: Disk
+) -> None:
+    ring = SplitDriver(memory)
+    for _ in range(3):
+        start(driver, ring)
+        disk.go.clear()
+        flush(driver, ring)
+        time.sleep(0.005)
+        driver.store("Status", 0)
+        memory.guest.write(BASE, bytes(0x1_0000))
+        synced = disk.synced
+        disk.go.set()
+        wait(lambda: disk.synced > synced)  # noqa: B023
+        time.sleep(0.005)
+        ring = SplitDriver(memory)
+        assert ring.used() == []
+        assert memory.unpack(SECOND, "I") == (0xFFFF_FFFF,)
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+def test_what_is_written_to_memory_is_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "pmem"
+    with PmemFile(PmemConfig(path, size=2 * ALIGNMENT)) as file:
+        file.base = 1 << 40
+        region = file.region()
+        assert (region.base, region.size, region.backing) == (1 << 40, 4 << 20, Backing.FILE)
+        region.view[5:8] = b"abc"
+        file.sync()
+        assert path.read_bytes()[5:8] == b"abc"
+        os.pwrite(region.fd, b"xyz", 0)
+        assert bytes(region.view[:8]) == b"xyz\0\0abc"
+    assert path.stat().st_size == 4 << 20
+    assert path.stat().st_blocks * 512 < 1 << 20, "it has holes"
+
+
+def test_what_is_read_only_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "pmem"
+    path.write_bytes(b"a" * ALIGNMENT)
+    path.chmod(0o400)
+    with PmemFile(PmemConfig(path, read_only=True)) as file:
+        region = file.region()
+        assert region.read_only
+        assert region.fd == -1, "nobody else shall map it"
+        region.view[0] = 1  # a device may be told to, by a guest
+        file.sync()
+    assert set(path.read_bytes()) == {ord("a")}
+
+
+def test_part_of_a_file_will_do(tmp_path: Path) -> None:
+    path = tmp_path / "pmem"
+    path.write_bytes(bytes(ALIGNMENT + 100))
+    with PmemFile(PmemConfig(path, size=ALIGNMENT)) as file:
+        assert file.size == ALIGNMENT
+    assert path.stat().st_size == ALIGNMENT + 100
+
+
+def test_one_machine_at_a_time_may_write(tmp_path: Path) -> None:
+    path = tmp_path / "pmem"
+    path.write_bytes(bytes(ALIGNMENT))
+    with (
+        PmemFile(PmemConfig(path)),
+        pytest.raises(UserError, match=r"--pmem .*: another machine uses it"),
+    ):
+        PmemFile(PmemConfig(path))
+    with PmemFile(PmemConfig(path, read_only=True)), PmemFile(PmemConfig(path, read_only=True)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("content", "config", "message"),
+    [
+        (None, {}, "No such file or directory; .*size=SIZE"),
+        (None, {"size": ALIGNMENT, "read_only": True}, "No such file"),
+        (0, {}, "0 bytes are not"),
+        (100, {}, "100 bytes are not one or more times 2 MiB; .*truncate -s %2M"),
+        (100, {"size": 100 << 10}, "102400 bytes are not"),
+        (ALIGNMENT, {"size": 2 * ALIGNMENT, "read_only": True}, "more"),
+    ],
+)
+def test_files_that_will_not_do(
+    tmp_path: Path, content: int | None, config: dict[str, int], message: str
+) -> None:
+    path = tmp_path / "pmem"
+    if content is not None:
+        path.write_bytes(bytes(content))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(UserError, match=f"^--pmem {path}: .*{message}"):
+        PmemFile(PmemConfig(path, **config))  # type: ignore[arg-type]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert (path.stat().st_size if path.exists() else None) == content
+
+
+def test_no_directory_or_device_will_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--pmem /dev/null: neither a file nor"):
+        PmemFile(PmemConfig(Path("/dev/null")))
+    with pytest.raises(UserError, match="Is a directory"):
+        PmemFile(PmemConfig(tmp_path))
+
+
+def test_options() -> None:
+    assert parse_pmem("/x") == PmemConfig(Path("/x"))
+    assert parse_pmem("a,ro,size=1G") == PmemConfig(Path("a"), read_only=True, size=1 << 30)
+    for text in ("", ",ro", "x,rw", "x,size=", "x,size=y", "x,"):
+        with pytest.raises(UserError, match="--pmem"):
+            parse_pmem(text)
