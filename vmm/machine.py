@@ -79,7 +79,9 @@ class Machine(Closing):
             undo.callback(self.close)
             self._system = self._owned.enter_context(System.open())
             self._files = self._owned.enter_context(Files(config))
-            self.space = self._owned.enter_context(GuestSpace(config, self._system, shared=self._shares_memory()))
+            self.space = self._owned.enter_context(
+                GuestSpace(config, self._system, shared=self._shares_memory())
+            )
             self._bus = MmioBus()
             self._wires: dict[int, Wire] = {}
             self._add_uart()

@@ -64,7 +64,6 @@ class GuestSpace(Closing):
             self._check_memory()
             make = Mapping.memfd if shared else Mapping.anonymous
             self._mapping = self._owned.enter_context(make(config.memory))
-            self.memory = GuestMemory([self._mapping.region(layout.RAM)])
             self.ram = Extent(layout.RAM, config.memory)
             self.pmems = self._open_pmems()
             files = [each.region() for each in self.pmems]
