@@ -65,7 +65,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         name = "QEMU" if peer == "qemu" else Path(words[0]).name
         vmms[f"{name} (peer)" if name in vmms else name] = words
         if peer == "qemu":
-            programs.append(inside(_qemu()))
+            programs.append(inside(qemu()))
     kernels = {path.name: path for path in options.kernel or ()} or _kernels()
     with Host.start(profiles.profile(options.profile)) as host:
         for name, path in kernels.items():
@@ -91,7 +91,7 @@ def _kernels() -> dict[str, Path]:
     return kernels
 
 
-def _qemu() -> Path:
+def qemu() -> Path:
     """Return a directory with Debian's QEMU for arm64, unpacked, and how to install it."""
     debs = apt.fetch(["qemu-system-arm"], suite="trixie", arch="arm64", closure=True)
 

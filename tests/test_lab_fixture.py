@@ -84,6 +84,21 @@ def test_a_script_is_in_it_as_it_is() -> None:
         cache.remove(fixture.guest(script=script + "true").initrd)
 
 
+def test_files_of_a_tests_own_are_in_it(tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    tool.write_bytes(os.urandom(100))
+    made = fixture.guest(files={"/opt/bin/tool": tool})
+    tool.write_bytes(b"another")
+    other = fixture.guest(files={"/opt/bin/tool": tool})
+    try:
+        assert len(entries(made.initrd.read_bytes())["opt/bin/tool"]) == 100
+        assert entries(other.initrd.read_bytes())["opt/bin/tool"] == b"another"
+        assert "opt" in entries(other.initrd.read_bytes())
+    finally:
+        cache.remove(made.initrd)
+        cache.remove(other.initrd)
+
+
 def test_what_is_no_elf_needs_no_library() -> None:
     assert programs.needed(b"#!/bin/sh\n") == []
     assert programs.needed(b"") == []

@@ -16,8 +16,9 @@ runs what ``pyvmm.run="..."`` says, then the script, then does what ``pyvmm.then
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.errors import UserError
@@ -29,7 +30,7 @@ from vmm.lab.modules import Modules
 from vmm.progress import step
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _KEPT = 32
 """Archives kept in the cache: scripts change often."""
@@ -42,11 +43,12 @@ class Guest(NamedTuple):
     initrd: Path
 
 
-def guest(
+def guest(  # noqa: PLR0913  (all independent)
     kernel: str = NEWEST,
     *,
     modules: Sequence[str] = (),
     packages: Sequence[str] = (),
+    files: Mapping[str, Path] | None = None,
     script: str = "",
     flavour: str = "",
 ) -> Guest:
@@ -58,6 +60,7 @@ def guest(
               for by itself (an algorithm, a file system) it finds if it is named here
     packages  Debian trixie's, whose programs are wanted: see `programs.archive`. busybox is there
               always; where both have a command, it is the package's
+    files     more of them: which file of ours is at which place there, executable like ours
     script    is sourced by init's shell, after pyvmm.run
     flavour   Debian's; by default the cloud one, which boots faster, if it has the modules
 
@@ -76,7 +79,7 @@ def guest(
         parts.append(_packed(tree, wanted))
     if packages:
         parts.append(programs.archive(packages))
-    return Guest(image(kernel, chosen), _joined(parts, script))
+    return Guest(image(kernel, chosen), _joined(parts, files or {}, script))
 
 
 def _modules(kernel: str, flavour: str) -> Modules:
@@ -104,21 +107,28 @@ def _packed(tree: Modules, wanted: Sequence[str]) -> Path:
     return cache.entry(cache.root() / "guests" / f"modules-{release}-{key}.cpio", build)
 
 
-def _joined(parts: Sequence[Path], script: str) -> Path:
+def _joined(parts: Sequence[Path], files: Mapping[str, Path], script: str) -> Path:
     directory = cache.root() / "guests"
+    contents = {name.lstrip("/"): path.read_bytes() for name, path in sorted(files.items())}
+    modes = {name.lstrip("/"): path.stat().st_mode & 0o777 for name, path in files.items()}
+    if script:
+        contents["etc/pyvmm.script"] = script.encode()
 
     def build(temporary: Path) -> None:
         with temporary.open("wb") as file:
             for part in parts:
                 with part.open("rb") as source:
                     shutil.copyfileobj(source, file, 1 << 20)
-            if script:
-                archive = CpioWriter(file)
-                archive.file("etc/pyvmm.script", script.encode())
-                archive.close()
+            archive = CpioWriter(file)
+            for name, data in contents.items():
+                for parent in reversed(PurePath(name).parents[:-1]):
+                    archive.directory(str(parent))
+                archive.file(name, data, modes.get(name, 0o644))
+            archive.close()
         cache.prune(directory, "fixture-*.cpio", _KEPT)
 
-    if len(parts) == 1 and not script:
+    if len(parts) == 1 and not contents:
         return parts[0]
-    key = cache.digest([part.name for part in parts], script)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    key = cache.digest([part.name for part in parts], hashes, modes)
     return cache.entry(directory / f"fixture-{key}.cpio", build)

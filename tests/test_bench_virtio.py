@@ -1,0 +1,53 @@
+"""What guests say of their disks becomes rates, and ratios pair by pair."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from vmm.errors import HostError
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("bench_virtio")
+
+
+def said(bench: ModuleType, count: int) -> str:
+    """Return what a guest says whose disk does *count* requests in two seconds."""
+    return "".join(
+        f"bench-disk {load.mode} {load.pattern} {load.size} {load.depth}: "
+        f"{count} requests in 2.000000 seconds\r\n"
+        for load in bench.LOADS
+    )
+
+
+def test_ratios_are_those_of_pairs(bench: ModuleType) -> None:
+    report = importlib.import_module("bench_report").Report()
+    ours, theirs = ([said(bench, count) for count in each] for each in ((400, 9000), (100, 3000)))
+    bench.add(report, "group", {"pyvmm": ours, "QEMU": theirs, "other": theirs})
+    figures = {figure.name: figure for figure in report.figures}
+    ratio = figures["4k random read, 32 at a time, pyvmm by QEMU"]
+    assert (ratio.value, ratio.met) == (3.5, True)
+    assert figures["4k random read, 32 at a time, pyvmm by other"].met is None
+    assert figures["pyvmm: 4k random write, 32 at a time"].value == 2350
+    assert figures["QEMU: 1M sequential read"].value == pytest.approx(775 * 1.048576)
+
+
+def test_a_guest_that_stopped_half_way_is_an_error(bench: ModuleType) -> None:
+    with pytest.raises(HostError, match="did not get to '1M sequential write'.*in 2"):
+        bench.rates(said(bench, 1).rpartition("bench-disk")[0])
+
+
+def test_the_program_prints_what_is_looked_for(bench: ModuleType) -> None:
+    source = (SCRIPTS / "bench_disk.c").read_text()
+    (form,) = re.findall(r'printf\("(bench-disk %s.*?)\\n"', source)
+    assert form == "bench-disk %s %s %s %s: %llu requests in %.6f seconds"
+    assert bench.rates(said(bench, 2))[bench.LOADS[0]] == 1
