@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 from vmm.config.net import NetKind
+from vmm.errors import UserError
 from vmm.vhost.net import PATH as VHOST_NET
 from vmm.vhost.net import Net, tap_backend
 from vmm.virtio.net import Address
@@ -14,13 +15,14 @@ from vmm.virtio.net import Address
 if TYPE_CHECKING:
     from vmm.config.net import NetConfig
     from vmm.events import Events
+    from vmm.virtio.device import VirtioDevice
     from vmm.virtio.queue import MemoryMap
 
 PREFIX: Final = b"\x52\x54\x00"
 """What made-up addresses begin with: local ones, in which VMMs have a habit of this."""
 
 
-def open_net(name: str, config: NetConfig, memory: MemoryMap, events: Events) -> Net:
+def open_net(name: str, config: NetConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
     """Return the network device that *config* asks for. Raises `HostError` and `UserError`."""
     mac = config.mac or PREFIX + os.urandom(3)
     address = Address(mac, config.mtu or 0, config.queues)
@@ -49,5 +51,34 @@ def _open_tap(
 
 def _open_user(
     name: str, config: NetConfig, address: Address, memory: MemoryMap, events: Events
-) -> Net:
-    raise NotImplementedError
+) -> VirtioDevice:
+    from vmm.vhost.passt import Passt, StreamBackend  # noqa: PLC0415
+    from vmm.vhost.user import VhostUser  # noqa: PLC0415
+    from vmm.vhost.user_net import VhostUserNet  # noqa: PLC0415
+
+    def passt(*, vhost_user: bool) -> Passt:
+        return Passt(
+            events,
+            what=config.option,
+            forwards=config.forwards,
+            mtu=config.mtu,
+            vhost_user=vhost_user,
+        )
+
+    mac = address.mac.hex(":")
+    if all(region.fd >= 0 for region in memory.memory):
+        # One that does not know vhost-user says so by not starting.
+        with suppress(UserError), ExitStack() as undo:
+            server = VhostUser(passt(vhost_user=True))
+            undo.callback(server.close)
+            device = VhostUserNet(name, memory, events, address, backend=server)
+            undo.pop_all()
+            events.emit("net-up", device=name, passt="vhost-user", mac=mac)
+            return device
+    with ExitStack() as undo:
+        backend = StreamBackend(passt(vhost_user=False))
+        undo.callback(backend.close)
+        net = Net(name, memory, events, address, backend=backend)
+        undo.pop_all()
+    events.emit("net-up", device=name, passt="stream", mac=mac)
+    return net
