@@ -190,12 +190,13 @@ class DeviceMemory(Closing):
         return True
 
     def verify(self) -> list[Verdict]:
-        """Prove on a scratch VM what stage 2 gives each mapped area.
+        """Prove on a scratch VM what stage 2 gives each mapped area; its memory is on then.
 
         Raises `HostError`, explained, if the slot is refused.
         """
         if not isinstance(self.decision, Map):
             return []
+        self.device.enable_memory()
         return [self._prove(mapping, self.decision.flags) for mapping in self._mappings]
 
     def _prove(self, mapping: RegionMapping, flags: MemFlag) -> Verdict:

@@ -66,12 +66,19 @@ class BarDevice:
 class Shown:
     """Device memory that is in the guest wherever the guest decodes its BAR.
 
-    *slots* returns those of the VM that runs now, if one does.
+    *slots* returns those of the VM that runs now, if one does; *look* gets to see what stage 2
+    has before it goes.
     """
 
-    def __init__(self, memory: DeviceMemory, slots: Callable[[], MemorySlots | None]) -> None:
+    def __init__(
+        self,
+        memory: DeviceMemory,
+        slots: Callable[[], MemorySlots | None],
+        look: Callable[[DeviceMemory], None],
+    ) -> None:
         self.memory = memory
         self._slots = slots
+        self._look = look
 
     def on_map(self, base: int) -> None:
         """Give it slots at *base*. Raises `HostError`; all is trapped then."""
@@ -81,6 +88,7 @@ class Shown:
 
     def on_unmap(self) -> None:
         """Take them away."""
+        self._look(self.memory)
         self.memory.hide(self._slots(), "the guest does not decode its BAR")
 
 

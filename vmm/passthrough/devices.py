@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmm.arm64 import pcie
 from vmm.closing import Closing
@@ -45,6 +45,11 @@ if TYPE_CHECKING:
     from vmm.msi import MsiTable
     from vmm.vfio.iommu import Iommu
 
+LOOKS: Final = 8
+"""How often stage 2 is looked at for a region: a dump takes its time."""
+
+UNKNOWN: Final = "unknown: this kernel has no dump (CONFIG_PTDUMP_STAGE2_DEBUGFS)"
+
 
 class Passthrough(Closing):
     """The devices that *configs* name. Use as a context manager, within RAM's.
@@ -66,6 +71,7 @@ class Passthrough(Closing):
         self._vm: Vm | None = None
         self._cycle = ExitStack()
         self._owned = ExitStack()
+        self._looks: dict[DeviceMemory, int] = {}
         self.functions: list[PassthroughFunction] = []
         _check(configs)
         with ExitStack() as undo:
@@ -93,6 +99,7 @@ class Passthrough(Closing):
                         msis=msis,
                     )
                 )
+                self.functions[-1].before_hiding = self._look
                 self._owned.callback(self.functions[-1].close)
                 self._describe(self.functions[-1])
             undo.pop_all()
@@ -172,29 +179,37 @@ class Passthrough(Closing):
 
     def disconnect(self) -> None:
         """Have the devices leave guest memory alone: its vCPUs have stopped. Idempotent."""
-        self._report_blocks()
+        for memory in self.memories:
+            self._look(memory, last=True)
+        self._looks.clear()
         self._cycle.close()
 
     def _forget(self) -> None:
         self._vm = self._slots = None
 
-    def _report_blocks(self) -> None:
-        """Say what blocks stage 2 has for what the guest used of each region."""
-        if self._vm is None:
+    def _look(self, memory: DeviceMemory, *, last: bool = False) -> None:
+        """Say, once a power cycle, what blocks stage 2 has for what the guest used of *memory*.
+
+        Asked each time the guest hides it until something is found, but not for ever.
+        """
+        looks = self._looks.get(memory, 0)
+        if self._vm is None or looks >= LOOKS:
             return
-        spans = dump.read(self._vm)
-        for memory in self.memories:
-            for entry in memory.entries:
-                if entry.slot is None:
-                    continue
-                found = dump.blocks(spans or (), entry.base, entry.end)
-                self._events.emit(
-                    "stage2-blocks",
-                    what=entry.name,
-                    base=entry.base,
-                    size=entry.size,
-                    mapped=None if spans is None else {str(size): found[size] for size in found},
-                )
+        self._looks[memory] = looks + 1
+        entries = [entry for entry in memory.entries if entry.slot is not None]
+        spans = dump.read(self._vm) if entries else None
+        for entry in entries:
+            found = dump.blocks(spans or (), entry.base, entry.end)
+            if not (found or last):
+                continue
+            self._looks[memory] = LOOKS
+            self._events.emit(
+                "stage2-blocks",
+                what=entry.name,
+                base=entry.base,
+                size=entry.size,
+                mapped={str(size): found[size] for size in found} if spans is not None else UNKNOWN,
+            )
 
     def close(self) -> None:
         """Give the devices back. No VM may have them. Idempotent."""

@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vmm._native import lib
+from vmm.coherence.policy import Cache, Stage1, region_attribute
 from vmm.config.bar import BarConfig
 from vmm.device_memory import DeviceMemory
 from vmm.errors import HostError, UserError, VmmError
@@ -68,6 +69,8 @@ class PassthroughFunction(PciFunction):
     ) -> None:
         self.device = device
         self.settle: Callable[[PciFunction], None] = lambda _function: None
+        self.before_hiding: Callable[[DeviceMemory], None] = lambda _memory: None
+        """Called before memory of it leaves the guest, with the host bridge's lock."""
         self.lost = False
         """Whether the host has taken the device back."""
         self.memories: list[DeviceMemory] = []
@@ -95,6 +98,7 @@ class PassthroughFunction(PciFunction):
             )
             table, pba = self._find_msix(space)
             found = self._regions(table, pba)
+            self._check_cache()
             identity = Identity(
                 read(lib.PCI_VENDOR_ID, 2),
                 read(lib.PCI_DEVICE_ID, 2),
@@ -108,6 +112,8 @@ class PassthroughFunction(PciFunction):
             self.config: PassthroughConfig = space
             self._compose(identity, min(pin, 1))
             self.quiesce()
+            if not device.resettable:
+                self._say_not_resettable()
             undo.pop_all()
 
     # --- what it is made of -------------------------------------------------------------------
@@ -156,7 +162,7 @@ class PassthroughFunction(PciFunction):
         if space is not Space.IO and any(area.end <= region.size for area in region.info.areas):
             memory = self._owned.enter_context(
                 DeviceMemory(
-                    BarConfig(self.device.bdf, region.index, None, self._choice.cache),
+                    BarConfig(self.device.bdf, region.index, None, self._cache(region)),
                     self.device,
                     self._system,
                     self._capability,
@@ -165,9 +171,30 @@ class PassthroughFunction(PciFunction):
                 )
             )
             self.memories.append(memory)
-            shown = bars.Shown(memory, self._slots)
+            shown = bars.Shown(memory, self._slots, self._hiding)
             bar.on_map, bar.on_unmap = shown.on_map, shown.on_unmap
         return bar
+
+    def _hiding(self, memory: DeviceMemory) -> None:
+        self.before_hiding(memory)
+
+    def _cache(self, region: Region) -> str:
+        """Return what is asked of *region*: ``require`` is not about what is never cacheable."""
+        stage1 = region_attribute(self.device.driver, region.index).stage1
+        if self._choice.cache == Cache.REQUIRE.value and stage1 is Stage1.UNCACHED:
+            return Cache.AUTO.value
+        return self._choice.cache
+
+    def _check_cache(self) -> None:
+        """Raise `UserError` if ``require`` is about nothing."""
+        if self._choice.cache == Cache.REQUIRE.value and not any(
+            memory.attribute.stage1 is not Stage1.UNCACHED for memory in self.memories
+        ):
+            raise UserError(
+                f"--vfio {self.device.bdf}: cache=require, but nothing of it is cacheable: its "
+                f"driver is {self.device.driver}",
+                "leave cache out",
+            )
 
     def _rom(self) -> Bar | None:
         """Return the expansion ROM's BAR, if the guest is to see one. Raises `UserError`."""
@@ -289,6 +316,7 @@ class PassthroughFunction(PciFunction):
     def connect(self, vm: Vm, gsi: int) -> None:
         """Have *vm*, which is about to run, raise its interrupts; INTx is *gsi*."""
         self._connected = True
+        self.quiesce()  # its memory may have been looked at
         self.interrupts.connect(vm, gsi)
 
     def disconnect(self) -> None:
@@ -319,12 +347,18 @@ class PassthroughFunction(PciFunction):
     def reset_device(self) -> None:
         """Reset the device; what keeps it from being reset is an event, once."""
         if not self.device.resettable:
-            self._say("vfio-no-reset", "it has no reset of its own (FLR, or by power state)")
+            self._say_not_resettable()
             return
         try:
             self.device.reset()
         except HostError as error:
             self._say("vfio-no-reset", str(error))
+
+    def _say_not_resettable(self) -> None:
+        self._say(
+            "vfio-no-reset",
+            "it has no reset of its own (FLR, or by power state): what a guest left in it stays",
+        )
 
     def lose(self) -> None:
         """Give the device back to the host; the guest reads ones from now on."""
