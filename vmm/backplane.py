@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 def shares_memory(config: MachineConfig) -> bool:
     """Tell whether a process of its own serves a device of *config*. Raises `UserError`."""
+    if any(net.shares_memory for net in config.nets):
+        return True
     return any(image_format(disk) != "raw" for disk in config.disks)
 
 

@@ -101,11 +101,12 @@ class Machine(Closing):
 
     def _shares_memory(self) -> bool:
         """Whether other processes serve devices, and have to reach RAM."""
-        if not self._config.disks:
+        config = self._config
+        if not any((config.disks, config.nets)):
             return False
         from vmm.backplane import shares_memory  # noqa: PLC0415
 
-        return shares_memory(self._config)
+        return shares_memory(config)
 
     # --- devices ------------------------------------------------------------------------------
 

@@ -68,6 +68,11 @@ class NetConfig:
     forwards: tuple[Forward, ...] = ()
 
     @property
+    def shares_memory(self) -> bool:
+        """Whether another process moves packets, and has to reach the guest's memory."""
+        return self.kind is NetKind.USER
+
+    @property
     def option(self) -> str:
         """What errors name."""
         return f"--net {self.text}"
