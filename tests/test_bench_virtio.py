@@ -42,7 +42,7 @@ def test_ratios_are_those_of_pairs(bench: ModuleType) -> None:
 
 
 def test_a_guest_that_stopped_half_way_is_an_error(bench: ModuleType) -> None:
-    with pytest.raises(HostError, match="did not get to '1M sequential write'.*in 2"):
+    with pytest.raises(HostError, match=r"did not get to '1M sequential write'.*in 2"):
         bench.rates(said(bench, 1).rpartition("bench-disk")[0])
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from vmm.cli.place import _visible
-from vmm.config.disk import DiskConfig, parse_disk
+from vmm.config.disk import CACHES, DiskConfig, parse_disk
 from vmm.errors import UserError
+from vmm.virtio import disk
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_a_disk_is_a_path_with_options(text: str, disk: DiskConfig) -> None:
         "d,queues=" + "9" * 5000,
         "d,format=qcow",
         "d,format=qcow2,serial=S",
-        "d,cache=none",
+        "d,cache=all",
     ],
 )
 def test_what_cannot_be_used_is_named(text: str) -> None:
@@ -67,3 +68,12 @@ def test_a_disks_file_gets_the_lab_hosts_name_whatever_follows(tmp_path: Path) -
     assert _visible(f"--disk={link},ro", [link]) == f"--disk={plain},ro"
     assert _visible(f"--initrd={comma}", [comma]) == f"--initrd={plain}"
     assert _visible("ro,x", [link]) == "ro,x"
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_raw_disk_takes_all_of_qemus_caches(cache: str) -> None:
+    assert parse_disk(f"d,cache={cache}").cache == cache
+    meant = disk.CACHES[cache]
+    assert meant.direct == (cache in ("none", "directsync"))
+    assert meant.write_through == (cache in ("writethrough", "directsync"))
+    assert meant.unsafe == (cache == "unsafe")

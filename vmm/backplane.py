@@ -15,7 +15,7 @@ from vmm.closing import Closing
 from vmm.errors import UserError
 from vmm.kvm.answers import InterruptAck, InterruptStatus
 from vmm.virtio.blk import Blk
-from vmm.virtio.disk import RawDisk
+from vmm.virtio.disk import CACHES, RawDisk
 from vmm.virtio.image import image_format
 from vmm.virtio.mmio import MmioTransport
 from vmm.virtio.queue import MemoryMap
@@ -59,15 +59,25 @@ def _blk(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> Vi
         from vmm.vhost.blk import VhostUserBlk  # noqa: PLC0415
         from vmm.vhost.storage import storage  # noqa: PLC0415
 
+        if config.cache not in ("auto", "writeback", "writethrough"):
+            raise UserError(
+                f"--disk {config.path}: cache={config.cache} is for raw disks, and this is {image}",
+                "leave it out, or use cache=writeback or cache=writethrough",
+            )
         return VhostUserBlk(
             name,
             memory,
             events,
             storage(config, image, events),
             queues=config.queues,
-            durable=config.cache == "writethrough",
+            durable=config.cache != "writeback",
         )
-    backing = RawDisk(config.path, read_only=config.read_only, option=f"--disk {config.path}")
+    backing = RawDisk(
+        config.path,
+        read_only=config.read_only,
+        option=f"--disk {config.path}",
+        cache=CACHES[config.cache],
+    )
     return Blk(name, memory, events, backing, queues=config.queues, serial=config.serial)
 
 

@@ -87,7 +87,7 @@ def make(memory: Memory, events: Recorded) -> Iterator[Callable[..., Served]]:
             events,
             service,
             queues=config.queues,
-            durable=config.cache == "writethrough",
+            durable=config.cache != "writeback",
         )
         made.append(MmioTransport(device))
         return Served(made[-1], memory, path)

@@ -15,7 +15,8 @@ QUEUES_MAX: Final = 64
 
 FORMATS: Final = ("auto", "raw", "qcow2", "vmdk", "vhdx", "vhd")
 
-CACHES: Final = ("writethrough", "writeback")
+CACHES: Final = ("auto", "writeback", "writethrough", "none", "directsync", "unsafe")
+"""QEMU's names; `vmm.virtio.disk.CACHES` tells what they are for a raw disk."""
 
 SYNTAX: Final = "PATH[,ro][,format=F][,cache=C][,serial=S][,queues=N]"
 
@@ -25,8 +26,8 @@ class DiskConfig(NamedTuple):
 
     queues  requests are done in as many threads
     format  one of `FORMATS`; "auto" is what the image looks like
-    cache   one of `CACHES`: whether what a disk of another format than raw has written survives
-            the daemon's death, or only what was flushed
+    cache   one of `CACHES`. "auto" is writeback for a raw disk; for others, which are a daemon's,
+            it is writethrough: what was written survives the daemon's death
     """
 
     path: Path
@@ -34,7 +35,7 @@ class DiskConfig(NamedTuple):
     serial: str = ""
     queues: int = 1
     format: str = "auto"
-    cache: str = "writethrough"
+    cache: str = "auto"
 
 
 def parse_disk(text: str) -> DiskConfig:

@@ -57,7 +57,7 @@ def command(program: str, blockdev: dict[str, Any], config: DiskConfig, fd: int)
         "writable": not config.read_only,
         "num-queues": config.queues,
         # Its cache of an image's tables dies with it. A guest would never hear of that.
-        "writethrough": config.cache == "writethrough",
+        "writethrough": config.cache != "writeback",
         "addr": {"type": "fd", "str": str(fd)},
     }
     return [program, "--blockdev", json.dumps(blockdev), "--export", json.dumps(export)]

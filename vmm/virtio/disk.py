@@ -36,6 +36,16 @@ class Cache(NamedTuple):
 WRITE_BACK: Final = Cache()
 """The host's page cache, until a flush."""
 
+CACHES: Final = {
+    "auto": WRITE_BACK,
+    "writeback": WRITE_BACK,
+    "writethrough": Cache(write_through=True),
+    "none": Cache(direct=True),
+    "directsync": Cache(direct=True, write_through=True),
+    "unsafe": Cache(unsafe=True),
+}
+"""What ``cache=`` means."""
+
 
 class Alignment(NamedTuple):
     """What addresses in memory, and offsets and lengths in a file, direct transfers need. Bytes."""
