@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from vmm.virtio.device import VirtioDevice
     from vmm.virtio.queue import MemoryMap
 
+PASST_MTU: Final = 65520
+"""What passt tells guests by DHCP and NDP; telling it here, too, is for those without. It ends
+each connection itself, so nothing on the way has to carry packets of that size."""
+
 PREFIX: Final = b"\x52\x54\x00"
 """What made-up addresses begin with: local ones, in which VMMs have a habit of this."""
 
@@ -25,7 +29,8 @@ PREFIX: Final = b"\x52\x54\x00"
 def open_net(name: str, config: NetConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
     """Return the network device that *config* asks for. Raises `HostError` and `UserError`."""
     mac = config.mac or PREFIX + os.urandom(3)
-    address = Address(mac, config.mtu or 0, config.queues)
+    usual = PASST_MTU if config.kind is NetKind.USER else 0
+    address = Address(mac, config.mtu or usual, config.queues)
     opened = _open_tap if config.kind is NetKind.TAP else _open_user
     return opened(name, config, address, memory, events)
 
