@@ -18,6 +18,7 @@ CDEFS = [
     "map.cdef.h",
     "spawn.cdef.h",
     "inflight.cdef.h",
+    "fs.cdef.h",
     "pci.cdef.h",
     "pci_capability.cdef.h",
     "ring.cdef.h",
@@ -41,10 +42,12 @@ PREAMBLE = """
 #include <linux/netlink.h>
 #include <linux/pci_regs.h>
 #include <linux/rtnetlink.h>
+#include <linux/fuse.h>
 #include <linux/vhost.h>
 #include <linux/virtio_balloon.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_config.h>
+#include <linux/virtio_fs.h>
 #include <linux/virtio_console.h>
 #include <linux/virtio_ids.h>
 #include <linux/virtio_mmio.h>

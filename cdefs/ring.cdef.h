@@ -54,6 +54,8 @@ struct pyvmm_queue {
     uint8_t *descriptors;
     uint8_t *driver;
     uint8_t *device;
+    uint16_t next_avail;
+    uint16_t next_used;
     uint32_t in_flight;
     ...;
 };

@@ -21,6 +21,9 @@ from vmm.errors import UserError
         ("-i/usr/i.cpio", ["/usr/i.cpio"], "-i/host/usr/i.cpio"),
         ("console=/usr/i.cpio", ["/usr/i.cpio"], "console=/usr/i.cpio"),
         ("quiet", ["/var/guest.img"], "quiet"),
+        ("--share=/usr/d:tag,ro", ["/usr/d"], "--share=/host/usr/d:tag,ro"),
+        ("/usr/d:tag", ["/usr/d"], "/host/usr/d:tag"),
+        ("--disk=/d", ["/d"], "--disk=/d"),
     ],
 )
 def test_a_file_gets_the_name_that_the_lab_host_has_for_it(

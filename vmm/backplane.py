@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vmm.config.console import ConsoleConfig
     from vmm.config.disk import DiskConfig
     from vmm.config.net import NetConfig
+    from vmm.config.share import ShareConfig
     from vmm.events import Events
     from vmm.fdt import Node
     from vmm.kvm.answers import Answer
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from vmm.memory import GuestMemory
     from vmm.pmem import PmemFile
     from vmm.rootcomplex import RootComplex
+    from vmm.vhost.fs import Fs
     from vmm.vhost.net import Net
     from vmm.vhost.vsock import Vsock
     from vmm.virtio.balloon import Balloon
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 
 def shares_memory(config: MachineConfig) -> bool:
     """Tell whether a process of its own serves a device of *config*. Raises `UserError`."""
-    if any(net.shares_memory for net in config.nets):
+    if config.shares or any(net.shares_memory for net in config.nets):
         return True
     return any(image_format(disk) != "raw" for disk in config.disks)
 
@@ -85,6 +87,13 @@ def _net(name: str, config: NetConfig, memory: MemoryMap, events: Events) -> Net
     from vmm.network import open_net  # noqa: PLC0415
 
     return open_net(name, config, memory, events)
+
+
+def _fs(name: str, config: ShareConfig, memory: MemoryMap, events: Events) -> Fs:
+    from vmm.vhost.files import files  # noqa: PLC0415
+    from vmm.vhost.fs import Fs  # noqa: PLC0415
+
+    return Fs(name, memory, events, files(config, events), config.tag)
 
 
 def _vsock(cid: int, memory: MemoryMap, events: Events) -> Vsock:
@@ -143,6 +152,8 @@ class Backplane(Closing):
                 self._plug(Rng("rng", known, events))
             for number, net in enumerate(config.nets):
                 self._plug(_net(f"net{number}", net, known, events))
+            for number, share in enumerate(config.shares):
+                self._plug(_fs(f"share{number}", share, known, events))
             if config.vsock is not None:
                 self._plug(_vsock(config.vsock, known, events))
             undo.pop_all()

@@ -102,7 +102,7 @@ class Machine(Closing):
     def _shares_memory(self) -> bool:
         """Whether other processes serve devices, and have to reach RAM."""
         config = self._config
-        if not any((config.disks, config.nets)):
+        if not any((config.disks, config.shares, config.nets)):
             return False
         from vmm.backplane import shares_memory  # noqa: PLC0415
 

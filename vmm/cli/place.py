@@ -58,22 +58,32 @@ def run_there(host: str, files: Sequence[Path] = (), packages: Sequence[str] = (
 def _visible(argument: str, files: Sequence[Path]) -> str:
     """Return *argument*, be it ``FILE`` or ``--option=FILE``, as the lab host has that file.
 
-    Options of the file's own may follow, and what it is for go before: ``FILE,ro``,
+    Options of the file's own may follow, and what it is for go before: ``FILE,ro``, ``DIR:TAG``,
     ``file=FILE``.
     """
     from vmm.lab.session import inside  # noqa: PLC0415
 
     for file in files:
-        plain, comma, own = argument, "", ""
-        if not argument.endswith(str(file)):
-            plain, comma, own = argument.partition(",")
-        option = plain.removesuffix(str(file))
+        option, own = _around(argument, str(file))
+        if option is None:
+            continue
+        # Links lead astray there; else the name that the user gave stays, for messages.
         real = os.path.realpath(file)
-        if option != plain and (not option or option.startswith("-") or option.endswith("=")):
-            # Links lead astray there; else the name that the user gave stays, for messages.
-            direct = real == os.path.abspath(file) and inside(real) == real  # noqa: PTH100
-            return argument if direct else option + inside(real) + comma + own
+        direct = real == os.path.abspath(file) and inside(real) == real  # noqa: PTH100
+        return argument if direct else option + inside(real) + own
     return argument
+
+
+def _around(argument: str, file: str) -> tuple[str | None, str]:
+    """Return what is before *file* in *argument*, and what after; None if that is not it."""
+    at = argument.find(file)
+    while at >= 0:
+        option, own = argument[:at], argument[at + len(file) :]
+        names = option in ("", "file=", "unix=") or option.startswith("-")
+        if names and own[:1] in ("", ",", ":"):
+            return option, own
+        at = argument.find(file, at + 1)
+    return None, ""
 
 
 def _without_host(arguments: list[str]) -> list[str]:

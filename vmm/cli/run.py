@@ -92,6 +92,13 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
     metavar="tap[=NAME]|user|none[,OPTION]...",
     help="Give the guest a network interface: on a TAP of the host's, or through passt.",
 )
+@click.option(
+    "--share",
+    "shares",
+    multiple=True,
+    metavar="DIR[:TAG][,ro][,cache=auto|always|metadata|never]",
+    help="Share a directory with the guest: mount -t virtiofs TAG /mnt.  [default tag: share]",
+)
 @click.option("--vsock", metavar="CID", help="Give the guest sockets to the host (AF_VSOCK).")
 @click.option(
     "--pmem",
@@ -148,6 +155,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     from vmm.config.disk import parse_disk  # noqa: PLC0415
     from vmm.config.net import parse_nets  # noqa: PLC0415
     from vmm.config.pmem import parse_pmem  # noqa: PLC0415
+    from vmm.config.share import parse_shares  # noqa: PLC0415
     from vmm.config.size import parse_size  # noqa: PLC0415
     from vmm.config.vfio import parse_vfio  # noqa: PLC0415
     from vmm.config.vsock import parse_vsock  # noqa: PLC0415
@@ -171,6 +179,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         balloon=parse_balloon(options["balloon"], options["balloon_size"]),
         transport=options["transport"],
         nets=parse_nets(options["nets"]),
+        shares=parse_shares(options["shares"]),
         vsock=None if options["vsock"] is None else parse_vsock(options["vsock"]),
         vfio=tuple(parse_vfio(text) for text in options["vfio"]),
     )
@@ -184,6 +193,7 @@ def _packages(config: MachineConfig) -> list[str]:
 
     wanted = {
         "passt": any(net.kind is NetKind.USER for net in config.nets),
+        "virtiofsd": bool(config.shares),
         "qemu-utils": any(image_format(disk) != "raw" for disk in config.disks),
     }
     return [name for name, needed in wanted.items() if needed]

@@ -36,6 +36,7 @@ class MachineConfig:
     disks    virtio block devices, in this order
     nets     network devices, in this order
     vsock    the guest's context ID, if it has a socket device
+    shares   directories that the guest can mount
     vfio     devices of the host that are passed through
     transport  how virtio devices are attached: mmio or pci
     consoles  ports of the virtio console device
@@ -57,6 +58,7 @@ class MachineConfig:
     disks: tuple[DiskConfig, ...] = ()
     nets: tuple[NetConfig, ...] = ()
     vsock: int | None = None
+    shares: tuple[ShareConfig, ...] = ()
     vfio: tuple[VfioConfig, ...] = ()
     transport: str = "mmio"
     consoles: tuple[ConsoleConfig, ...] = ()

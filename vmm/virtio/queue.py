@@ -219,6 +219,28 @@ class Queue:
         if lib.pyvmm_queue_push(self.c, chain_id, length):
             raise ValueError(f"chain {chain_id} is not with the device")
 
+    @property
+    def next_available(self) -> int:
+        """The index of the available ring that `pop` is at; of a split one."""
+        return int(self.c.next_avail)
+
+    def resume(self, index: int) -> None:
+        """Go on where somebody else left off, who has used *index* chains and has no other.
+
+        Of a split ring that has not been used here.
+        """
+        assert not self.c.packed, "its indices are others"
+        self.c.next_avail = self.c.next_used = index
+        self.c.in_flight = 0
+        ffi.memmove(self._keep[1], bytes(2 * self.size), 2 * self.size)
+
+    def put_back(self, chain: Chain) -> None:
+        """Undo `pop`, which was the last thing to happen to the queue; a split one."""
+        assert not self.c.packed, "its indices are others"
+        self.c.next_avail = (self.c.next_avail - 1) & 0xFFFF
+        self.c.in_flight -= 1
+        self._keep[1][chain.id] = 0
+
     def batch(self, most: int) -> Iterator[Chain]:
         """Pop up to *most* chains, each good until the next, with notifications off.
 

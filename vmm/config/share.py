@@ -1,0 +1,64 @@
+"""``--share``: a directory of the host's that the guest can mount."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from vmm.errors import UserError
+
+TAG_BYTES: Final = 36
+"""How long a file system's tag can be (VIRTIO 1.2, 5.11.4)."""
+
+DEFAULT_TAG: Final = "share"
+
+CACHES: Final = ("auto", "always", "metadata", "never")
+
+SYNTAX: Final = f"DIR[:TAG][,ro][,cache={'|'.join(CACHES)}]"
+
+
+class ShareConfig(NamedTuple):
+    """A directory at *path*, which the guest mounts by its *tag*.
+
+    cache  what the guest may believe without asking: one of `CACHES`, which are virtiofsd's
+    """
+
+    path: Path
+    tag: str = DEFAULT_TAG
+    read_only: bool = False
+    cache: str = "auto"
+
+
+def parse_share(text: str) -> ShareConfig:
+    """Return what `SYNTAX` means. Raises `UserError`."""
+    place, *options = text.split(",")
+    path, colon, tag = place.rpartition(":")
+    if not colon:
+        path, tag = place, DEFAULT_TAG
+    if not path:
+        raise UserError(f"--share: {text!r} names no directory", f"write {SYNTAX}")
+    if not 0 < len(tag.encode()) <= TAG_BYTES:
+        raise UserError(f"--share {text}: a tag has 1 to {TAG_BYTES} bytes", f"write {SYNTAX}")
+    share = ShareConfig(Path(path), tag)
+    for option in options:
+        name, _, value = option.partition("=")
+        if option == "ro":
+            share = share._replace(read_only=True)
+        elif name == "cache" and value in CACHES:
+            share = share._replace(cache=value)
+        else:
+            raise UserError(f"--share {text}: cannot use {option!r}", f"write {SYNTAX}")
+    return share
+
+
+def parse_shares(texts: tuple[str, ...]) -> tuple[ShareConfig, ...]:
+    """Return what all ``--share`` options mean. Raises `UserError`."""
+    shares = tuple(parse_share(text) for text in texts)
+    tags = [share.tag for share in shares]
+    for share in shares:
+        if tags.count(share.tag) > 1:
+            raise UserError(
+                f"--share {share.path}: another one has the tag {share.tag!r}, too",
+                "give each its own: --share DIR:TAG",
+            )
+    return shares

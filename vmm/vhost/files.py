@@ -1,0 +1,56 @@
+"""A directory of the host's: virtiofsd, in Debian's package of that name, serves its files."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from vmm.daemon import find
+from vmm.errors import UserError
+from vmm.vhost.service import Service
+
+if TYPE_CHECKING:
+    from vmm.config.share import ShareConfig
+    from vmm.events import Events
+
+PROGRAM: Final = "virtiofsd"
+PLACES: Final = ("/usr/libexec", "/usr/lib")
+"""Where Debian and others have it. Not /usr/lib/qemu: that is another one, which QEMU once had."""
+PACKAGE: Final = "virtiofsd (Debian 13 has it, 12 does not)"
+
+MOUNTS: Final = Path("/proc/self/mountinfo")
+
+
+def files(config: ShareConfig, events: Events) -> Service:
+    """Return the service of a shared directory.
+
+    Raises `UserError` if there is no such directory, `HostError` if there is no such program.
+    """
+    what = f"--share {config.path}"
+    try:
+        os.close(os.open(config.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror}", "name a directory") from error
+    program = find(PROGRAM, PLACES, package=PACKAGE, what_for=what)
+    return Service(partial(command, program, config), events, what=what)
+
+
+def command(program: str, config: ShareConfig, fd: int) -> list[str]:
+    """Return the command line of the daemon that listens on *fd*."""
+    argv = [program, f"--fd={fd}", f"--shared-dir={config.path.absolute()}"]
+    argv += [f"--cache={config.cache}", f"--sandbox={sandbox()}", "--log-level=warn"]
+    return [*argv, "--readonly"] if config.read_only else argv
+
+
+def sandbox() -> str:
+    """Return how virtiofsd can shut itself in: by namespaces, except on an initial file system.
+
+    pivot_root(2) refuses that one, which is what our lab hosts have for their root.
+    """
+    for line in MOUNTS.read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        if fields.split()[4] == "/" and rest.split()[0] == "rootfs":
+            return "chroot"
+    return "namespace"
