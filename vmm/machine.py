@@ -185,7 +185,7 @@ class Machine(Closing):
                 self._bus,
                 self._loop,
                 self._events,
-                root=self._root if config.transport == "pci" else None,
+                root=self._root,
                 pmems=self.space.pmems,
             )
         )
