@@ -41,6 +41,8 @@ MODULES = (
     "vmw_vsock_virtio_transport",
 )
 """What hosts get; what a kernel has built in or lacks is left out."""
+AT_HAND = ("dm_mod", "loop")
+"""What hosts have besides, to be loaded by who wants it."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,14 @@ class StockKernel:
         """Return the archive with the modules that hosts get, and all they depend on."""
         tree = self._modules
         wanted = (*MODULES, *self.extra)
+        packed = (*wanted, *AT_HAND)
         sources = [Path(file).read_text() for file in (__file__, modules.__file__)]
         # Its name has the packages' versions in it.
         packages = tree.directory.parents[2].name
-        key = cache.digest(packages, wanted, sources)
+        key = cache.digest(packages, packed, sources)
 
         def build(temporary: Path) -> None:
-            files = tree.closure(wanted)
+            files = tree.closure(packed)
             with step("packing the host kernel's modules"), temporary.open("wb") as file:
                 archive = CpioWriter(file)
                 tree.pack(archive, files)
