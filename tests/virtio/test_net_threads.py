@@ -13,7 +13,7 @@ from net_driver import DATA, HEADER, MAC, RECEIVE, SIZE, TRANSMIT, Wired, wait
 from ring_driver import KINDS, Buffer, Memory
 
 from vmm._native import lib
-from vmm.virtio import net, status
+from vmm.virtio import status
 
 FRAME = bytes.fromhex("ffffffffffff") + MAC + bytes.fromhex("88b5") + bytes(range(100))
 
