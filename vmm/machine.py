@@ -228,21 +228,18 @@ class Machine(Closing):
             self._reset()
 
     def _run_cycle(self) -> Ending:
-        try:
-            with PowerCycle(self._system, self.space, self._config.cpus) as cycle:
-                self._load(cycle)
-                if self._backplane is not None:
-                    self._backplane.connect(cycle.vm)
-                if self._root is not None:
-                    self._root.connect(cycle.vm, has_its=cycle.gic.has_its)
-                if self._passthrough is not None:
-                    cycle.at_end(self._passthrough.disconnect)
-                    self._passthrough.connect(cycle.vm, cycle.slots, self.space.dma)
-                cycle.start(self._bus, self._answers, self._wires, self._on_vcpu_end, self._events)
-                self._loop.run()
-        finally:
+        with PowerCycle(self._system, self.space, self._config.cpus) as cycle:
+            self._load(cycle)
+            if self._backplane is not None:
+                self._backplane.connect(cycle.vm)
             if self._root is not None:
-                self._root.disconnect()
+                cycle.at_end(self._root.disconnect)
+                self._root.connect(cycle.vm, has_its=cycle.gic.has_its)
+            if self._passthrough is not None:
+                cycle.at_end(self._passthrough.disconnect)
+                self._passthrough.connect(cycle.vm, cycle.slots, self.space.dma)
+            cycle.start(self._bus, self._answers, self._wires, self._on_vcpu_end, self._events)
+            self._loop.run()
         ending, self._ending = self._ending, None
         self._cycle += 1
         if isinstance(ending, Exception):
