@@ -283,7 +283,7 @@ def test_statistics_are_events_when_asked_for(
 ) -> None:
     driver = make(size=PAGE)
     driver.start(F_STATS_VQ)
-    tell(driver, (4, 1000), (5, 2000), (99, 1))
+    tell(driver, *((tag, tag) for tag in range(50, 65)), (4, 1000), (5, 2000), (99, 1))
     ((name, fields),) = events.seen
     assert name == "balloon-stats"
     assert fields == {

@@ -75,8 +75,8 @@ class Late(Echo):
 class Hostile:
     """Makes rings that are wrong in all ways, and some that are not."""
 
-    def __init__(self, random: Random, memory: Memory) -> None:
-        self.random, self.memory = random, memory
+    def __init__(self, random: Random, memory: Memory, areas: Areas = AREAS) -> None:
+        self.random, self.memory, self.areas = random, memory, areas
 
     def descriptor(self, size: int, packed: int) -> bytes:
         random = self.random
@@ -112,16 +112,16 @@ class Hostile:
     def scribble(self, size: int, packed: int) -> None:
         """Write a ring's worth of mischief."""
         random, memory = self.random, self.memory
-        self.table(AREAS.descriptors, size, packed)
+        self.table(self.areas.descriptors, size, packed)
         self.table(TABLES, 4, packed)
         if packed:
-            memory.pack(AREAS.driver, "HH", random.getrandbits(16), random.randrange(4))
+            memory.pack(self.areas.driver, "HH", random.getrandbits(16), random.randrange(4))
         else:
-            (before,) = memory.unpack(AREAS.driver + 2, "H")
+            (before,) = memory.unpack(self.areas.driver + 2, "H")
             jump = random.choice((1, 1, 1, size, size, size + 1, random.getrandbits(16)))
             heads = [random.randrange(size + (random.random() < 0.1)) for _ in range(size)]
             memory.pack(
-                AREAS.driver,
+                self.areas.driver,
                 f"HH{size}HH",
                 random.randrange(2),
                 before + jump & 0xFFFF,

@@ -44,6 +44,9 @@ POISON: Final = ffi.offsetof("struct virtio_balloon_config", "poison_val")
 STATISTIC: Final = struct.Struct("<HQ")
 """``struct virtio_balloon_stat``: tag and value."""
 
+MOST_STATISTICS: Final = 64
+"""More than any driver has, yet."""
+
 STATISTICS: Final = {
     lib.VIRTIO_BALLOON_S_SWAP_IN: "swap_in",
     lib.VIRTIO_BALLOON_S_SWAP_OUT: "swap_out",
@@ -115,7 +118,7 @@ class Balloon(VirtioDevice):
         role = self._role(index)
         for chain in queue.batch(queue.size):
             if role == F_STATS_VQ:
-                self._hear(chain.read(STATISTIC.size * len(STATISTICS)))
+                self._hear(chain.read(STATISTIC.size * MOST_STATISTICS))
                 if self._stats is not None:  # one too many
                     queue.push(self._stats, 0)
                 self._stats = chain.id

@@ -1,0 +1,354 @@
+"""Drivers that mean harm to one kind of device: its rings, what is in them, its registers.
+
+As in test_hostile.py, hypothesis chooses seeds; here all queues of a device are scribbled over,
+with requests that its kind may take for good ones, while the host's side goes on as well.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmio_driver import MmioDriver, Recorded
+from ring_driver import AVAIL, BASE, BUFFERS, NEXT, SECOND, SIZE, TABLES, WRITE, Memory
+from test_hostile import FEATURES, Hostile, still_works
+
+from vmm.chardev.chardev import Chardev
+from vmm.chardev.pipes import PipeChardev
+from vmm.loop import Loop
+from vmm.memory import GuestMemory
+from vmm.vhost.backend import Ring
+from vmm.vhost.net import Net
+from vmm.vhost.threads import ThreadBackend
+from vmm.vhost.vsock import Vsock
+from vmm.virtio import device as virtio
+from vmm.virtio import net, status
+from vmm.virtio.balloon import Balloon
+from vmm.virtio.console import Console
+from vmm.virtio.device import VirtioDevice
+from vmm.virtio.mmio import MmioTransport
+from vmm.virtio.net import Address
+from vmm.virtio.pmem import Pmem
+from vmm.virtio.queue import Areas, MemoryMap
+from vmm.virtio.rng import Rng
+
+ROUNDS, WITH_THREADS = 40, 8
+"""Times that a seed brings a device up; and one that then starts threads for its queues."""
+
+PLACES = [
+    Areas(at, at + 0x2000, at + 0x3000) for at in range(BASE + 0x8_0000, BASE + SIZE, 0x1_0000)
+]
+"""Where rings are: one for each queue."""
+
+CONFIGURATION = 0x100
+REGISTERS = (0x30, 0x38, 0x44, 0x44, 0x50, 0x50, 0x64, 0x70, 0x80, 0x84, 0x90, 0xC0)
+
+
+# --- devices ------------------------------------------------------------------------------------
+
+
+class Disk:
+    """What a pmem device makes durable."""
+
+    base, size = 1 << 32, 2 << 20
+
+    def sync(self) -> None:
+        time.sleep(0.0002)
+
+
+class Tap:
+    """What a network device asks of its TAP."""
+
+    def set_pairs(self, pairs: int) -> None:
+        assert pairs in (1, 2)
+
+    def set_offload(self, flags: int) -> None:
+        assert flags >= 0
+
+    def close(self) -> None:
+        pass
+
+
+class Elsewhere:
+    """A back end that does nothing with rings that are as they must be."""
+
+    resets_rings = False
+
+    def features(self) -> int:
+        return int(virtio.RING_FEATURES | virtio.F_VERSION_1)
+
+    def start(self, features: int, memory: GuestMemory) -> None:
+        assert features & virtio.F_VERSION_1
+        self.memory = memory
+
+    def start_ring(self, index: int, ring: Ring) -> None:
+        assert index < 2
+        for area in ring.guest:
+            self.memory.view(area, 4).release()
+
+    def stop_ring(self, index: int) -> int:
+        return index
+
+    def ring_error(self, index: int) -> str:
+        return f"ring {index}"
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Host:
+    """The machine around a device: its loop, and what is at the other end."""
+
+    def __init__(self, memory: Memory, random: Random) -> None:
+        self.owned = ExitStack()
+        self.loop = self.owned.enter_context(Loop())
+        self.events = Recorded()
+        self.random, self.known = random, MemoryMap(memory.guest)
+        self.act: Callable[[], object] = lambda: None
+
+    def step(self) -> None:
+        """Do one round of the loop, and something at the other end."""
+        self.act()
+        done: list[int] = []
+        self.loop.call_soon_threadsafe(lambda: done.append(1))
+        self.loop.run(until=lambda: bool(done))
+
+    def rng(self) -> VirtioDevice:
+        return Rng("rng", self.known, self.events)
+
+    def balloon(self) -> VirtioDevice:
+        balloon = Balloon("balloon", self.known, self.events, size=1 << 16)
+        self.act = lambda: balloon.ask() if self.random.random() < 0.1 else None
+        return balloon
+
+    def pmem(self) -> VirtioDevice:
+        return Pmem("pmem0", self.known, self.events, Disk())
+
+    def console(self) -> VirtioDevice:
+        pipes, gone = PipeChardev(self.loop), Chardev(self.loop)
+        pipes.size = 80, 25
+
+        def act() -> None:
+            chosen = self.random.random()
+            if chosen < 0.3:
+                pipes.receive(os.urandom(100))
+            elif chosen < 0.6:
+                pipes.drain(1 << 16)
+            elif chosen < 0.7:
+                pipes.resize(self.random.randrange(300), 50)
+            elif chosen < 0.8 and not gone.connected and not gone.leaving:
+                gone.output_fd = os.open("/dev/null", os.O_WRONLY)
+                gone.on_change(None)
+            elif chosen < 0.9:
+                gone.hang_up()
+
+        self.act = act
+        return Console("console", self.known, self.events, [(pipes, ""), (gone, "agent")])
+
+    def net(self) -> VirtioDevice:
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2)]
+        for each in (end for pair in pairs for end in pair):
+            each.settimeout(0)
+            self.owned.enter_context(each)
+
+        def act() -> None:
+            wire = self.random.choice(pairs)[0]
+            with suppress(BlockingIOError):
+                wire.send(os.urandom(self.random.randrange(12, 200)))
+            with suppress(BlockingIOError):
+                wire.recv(1 << 16)
+
+        self.act = act
+        files = [theirs.fileno() for _, theirs in pairs]
+        backend = ThreadBackend(files, offers=net.GUEST_OFFLOADS | net.HOST_OFFLOADS)
+        address = Address(bytes(6), 1500, 2)
+        return Net("net0", self.known, self.events, address, backend=backend, tap=Tap())  # type: ignore[arg-type]
+
+    def vsock(self) -> VirtioDevice:
+        return Vsock("vsock", self.known, self.events, 3, Elsewhere())  # type: ignore[arg-type]
+
+
+KINDS: dict[str, Callable[[Host], VirtioDevice]] = {
+    "rng": Host.rng,
+    "balloon": Host.balloon,
+    "pmem": Host.pmem,
+    "console": Host.console,
+    "net": Host.net,
+    "vsock": Host.vsock,
+}
+
+COMPLAINTS = {
+    "virtio-needs-reset",
+    "virtio-bad-status",
+    "virtio-features-refused",
+    "virtio-console-control",
+    "console-connected",
+    "console-disconnected",
+    "balloon-not-ram",
+    "balloon-refused",
+    "balloon-reached",
+    "balloon-stats",
+}
+
+
+# --- their drivers ------------------------------------------------------------------------------
+
+
+def message(kind: str, random: Random) -> bytes:
+    """Return what a device of that *kind* may take for a request."""
+    if kind == "console":
+        port, event, value = (
+            random.choice((0, 1, 1, 2, 99)),
+            random.randrange(9),
+            random.randrange(2),
+        )
+        return struct.pack("<IHH", port, event, value)
+    if kind == "balloon":
+        pages = (BASE >> 12, (BASE >> 12) + 64, SECOND >> 12, 0, 0xFFFF_FFFF)
+        return struct.pack("<4I", *random.choices(pages, k=4))
+    if kind == "pmem":
+        return struct.pack("<I", random.choice((0, 0, 0, 1)))
+    if kind == "net":
+        group, command, value = random.randrange(6), random.randrange(3), random.randrange(4)
+        return struct.pack("<BBHQ", group, command, value, random.getrandbits(64))
+    return random.randbytes(8)
+
+
+class Attack:
+    """Brings *device* up and down with rings of all kinds."""
+
+    def __init__(self, kind: str, host: Host, memory: Memory, device: VirtioDevice) -> None:
+        self.kind, self.host, self.memory, self.device = kind, host, memory, device
+        self.random = host.random
+        self.driver = MmioDriver(device.interrupts)  # type: ignore[arg-type]
+        self.found: Counter[str] = Counter()
+
+    def scribble(self, index: int, size: int, packed: int) -> None:
+        """Write a ring's worth: mischief, or something that looks like a request."""
+        random, memory, areas = self.random, self.memory, PLACES[index]
+        hostile = Hostile(random, memory, areas)
+        hostile.scribble(size, packed)
+        memory.guest.write(BUFFERS, message(self.kind, random))
+        if random.random() < 0.6 and size > 1:
+            length = random.choice((4, 8, 8, 14, 16, 64))
+            both = ((BUFFERS, length, NEXT), (SECOND, 64, WRITE))
+            one = random.choice((((BUFFERS, length, 0),), ((SECOND, 4096, WRITE),)))
+            for at, (address, count, flags) in enumerate(random.choice((both, one, one))):
+                more = (at, flags | AVAIL) if packed else (flags, at + 1)
+                memory.pack(areas.descriptors + 16 * at, "QIHH", address, count, *more)
+            if not packed:
+                memory.pack(areas.driver + 4, f"{size}H", *[0] * size)
+
+    def start(self) -> tuple[int, int, int]:
+        """Bring the device up, most of the time; return queues, their size, and whether packed."""
+        random, driver, device = self.random, self.driver, self.device
+        features = sum(feature for feature in FEATURES if random.random() < 0.6)
+        low = device.offered & 0xFFFF_FFFF
+        features |= low & random.choice((low, low, random.getrandbits(28)))
+        queues = random.choice((len(device.slots), len(device.slots), 1))
+        queues = min(queues, len(PLACES))
+        size, packed = random.choice((1, 2, 4, 8)), features & virtio.F_RING_PACKED
+        driver.negotiate(features)
+        for index in range(queues):
+            self.memory.guest.write(PLACES[index].driver, bytes(4))
+            self.scribble(index, size, packed)
+            driver.set_queue(index, size, PLACES[index])
+        driver.add_status(status.DRIVER_OK)
+        return queues, size, packed
+
+    def poke(self) -> None:
+        """Access a register, or configuration."""
+        random, transport = self.random, self.driver.transport
+        offset = CONFIGURATION + random.randrange(0x20)
+        size = random.choice((1, 2, 4, 4, 8))
+        if random.random() < 0.3:
+            offset, size = random.choice(REGISTERS), 4
+        value = random.choice((0, 1, random.getrandbits(8 * size)))
+        if random.random() < 0.5:
+            transport.write(offset, size, value & ((1 << 8 * size) - 1))
+        assert 0 <= transport.read(offset, size) < 1 << 8 * size
+
+    def ring(self) -> None:
+        """Have whoever listens look at the doorbells that were rung."""
+        readers = dict(self.device.readers())
+        ready, _, _ = select.select(list(readers), [], [], 0)
+        for fd in ready:
+            readers[fd]()
+
+    def round(self) -> None:
+        """Do one life of the device."""
+        random, events = self.random, self.host.events
+        events.seen.clear()
+        self.device._complaints = 0
+        queues, size, packed = self.start()
+        for _ in range(random.randrange(1, 6)):
+            index = random.randrange(queues)
+            self.scribble(index, size, packed)
+            self.driver.store("QueueNotify", index)
+            self.ring()
+            self.host.step()
+            if random.random() < 0.3:
+                self.poke()
+        names = Counter(events.names())
+        assert set(names) <= COMPLAINTS
+        broken = self.driver.load("Status") & status.NEEDS_RESET
+        if broken:
+            assert names["virtio-needs-reset"] >= 1
+        self.found["broken" if broken else "sound"] += 1
+        self.found.update(names)
+
+
+def attack(kind: str, seed: int) -> Counter[str]:
+    """Have a device of *kind* live `ROUNDS` lives; return what came of it."""
+    random = Random(seed)  # noqa: S311  (nobody's secret)
+    memory = Memory()
+    host = Host(memory, random)
+    with host.owned, MmioTransport(KINDS[kind](host)) as transport:
+        war = Attack(kind, host, memory, transport.device)
+        for _ in range(WITH_THREADS if kind == "net" else ROUNDS):
+            war.round()
+        transport.reset()
+        host.act = lambda: None
+        host.step()
+        assert transport.device.status == 0
+    still_works(memory)
+    memory.close()
+    return war.found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, (1 << 64) - 1))
+def test_no_driver_hurts_more_than_its_device(kind: str, seed: int) -> None:
+    attack(kind, seed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_attacks_break_the_device_and_some_do_not(kind: str) -> None:
+    found = sum((attack(kind, seed) for seed in range(6)), Counter[str]())
+    assert found["broken"] > 5 or kind == "vsock", found
+    assert found["sound"] > 5, found
+
+
+def test_control_messages_are_among_them() -> None:
+    found = sum((attack("console", seed) for seed in range(10)), Counter[str]())
+    assert found["virtio-console-control"] > 5
+    found = sum((attack("balloon", seed) for seed in range(10)), Counter[str]())
+    assert found["balloon-not-ram"] > 5
+
+
+def test_tables_are_where_no_ring_is() -> None:
+    assert TABLES < BUFFERS < PLACES[0].descriptors
