@@ -9,7 +9,7 @@ import pytest
 
 from vmm.arm64 import image
 from vmm.errors import HostError, UserError
-from vmm.lab import guest
+from vmm.lab import guest, uki
 
 pytestmark = pytest.mark.lab  # Debian's packages are downloaded
 
@@ -34,11 +34,13 @@ def test_a_truncated_kernel_is_found_out(tmp_path: Path) -> None:
 
 
 def test_the_guest_image_is_a_uki_of_its_parts() -> None:
-    kernel = image.load(guest.guest_image(), LIMIT)
+    kernel = image.load(uki.guest_image(), LIMIT)
     assert kernel.layers == ("UKI", "Image")
     assert bytes(kernel.payload) == guest.kernel().read_bytes()
-    assert bytes(kernel.initrd or b"") == guest.initramfs().read_bytes()
-    assert kernel.cmdline == guest.COMMAND_LINE
+    initrd = bytes(kernel.initrd or b"")
+    assert initrd.startswith(guest.initramfs().read_bytes())
+    assert b"/virtio_blk.ko\0" in initrd
+    assert kernel.cmdline == uki.COMMAND_LINE
 
 
 def test_the_initramfs_is_small_and_has_what_init_needs() -> None:
@@ -66,16 +68,16 @@ def newc_names(archive: bytes) -> set[str]:
 
 
 def test_asking_again_builds_nothing() -> None:
-    path = guest.guest_image()
-    assert guest.guest_image() == path
+    path = uki.guest_image()
+    assert uki.guest_image() == path
     assert not list(path.parent.glob(".*"))
 
 
 def test_another_command_line_is_another_image() -> None:
-    path = guest.guest_image(cmdline="console=ttyAMA0 pyvmm.then=poweroff")
+    path = uki.guest_image(cmdline="console=ttyAMA0 pyvmm.then=poweroff")
     try:
         assert image.load(path, LIMIT).cmdline == "console=ttyAMA0 pyvmm.then=poweroff"
-        assert path != guest.guest_image()
+        assert path != uki.guest_image()
     finally:
         path.unlink()
 

@@ -10,7 +10,7 @@ import pytest
 from conversation import Conversation
 from kernel_files import COMPRESSIONS, arm64_image, uki, zboot
 
-from vmm.lab import guest
+from vmm.lab.uki import guest_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +121,7 @@ def test_each_form_starts_at_its_place_in_the_state_it_expects(
 
 
 def test_the_guest_image_boots_by_itself_to_a_shell(lab_host: Callable[[str], Host]) -> None:
-    with Conversation(lab_host("fwb"), ["pyvmm", "run", str(guest.guest_image())]) as console:
+    with Conversation(lab_host("fwb"), ["pyvmm", "run", str(guest_image())]) as console:
         console.expect(rb"guest:\S*# ")
         console.type(b"echo 6 x 7 = $((6 * 7))\n")
         console.expect(rb"\n6 x 7 = 42\r\n")

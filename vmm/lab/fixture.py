@@ -51,6 +51,7 @@ def guest(  # noqa: PLR0913  (all independent)
     files: Mapping[str, Path] | None = None,
     script: str = "",
     flavour: str = "",
+    as_found: bool = False,
 ) -> Guest:
     """Return a guest from the cache; the first of its kind takes seconds, and downloads.
 
@@ -63,6 +64,7 @@ def guest(  # noqa: PLR0913  (all independent)
     files     more of them: which file of ours is at which place there, executable like ours
     script    is sourced by init's shell, after pyvmm.run
     flavour   Debian's; by default the cloud one, which boots faster, if it has the modules
+    as_found  load those of the modules that there are devices for, and not all of them
 
     Raises `UserError` if the kernel has no such module, `HostError` as `apt` does.
     """
@@ -76,7 +78,7 @@ def guest(  # noqa: PLR0913  (all independent)
             tree = _modules(kernel, chosen)
         if missing := tree.missing(wanted):
             raise UserError(f"Debian's {chosen} kernel {kernel} has no module {missing[0]}")
-        parts.append(_packed(tree, wanted))
+        parts.append(_packed(tree, wanted, as_found=as_found))
     if packages:
         parts.append(programs.archive(packages))
     return Guest(image(kernel, chosen), _joined(parts, files or {}, script))
@@ -87,11 +89,11 @@ def _modules(kernel: str, flavour: str) -> Modules:
     return Modules.of(modules.unpacked(*linux_packages(kernel, flavour)))
 
 
-def _packed(tree: Modules, wanted: Sequence[str]) -> Path:
+def _packed(tree: Modules, wanted: Sequence[str], *, as_found: bool) -> Path:
     """Return the archive with the modules *wanted* of *tree*, and a list for init."""
     release = tree.directory.name
     sources = [Path(file).read_text() for file in (__file__, modules.__file__)]
-    key = cache.digest(tree.directory.parents[2].name, wanted, sources)
+    key = cache.digest(tree.directory.parents[2].name, wanted, as_found, sources)
 
     def build(temporary: Path) -> None:
         with step(f"packing modules of Linux {release}"), temporary.open("wb") as file:
@@ -100,7 +102,8 @@ def _packed(tree: Modules, wanted: Sequence[str]) -> Path:
                 archive.directory(name)
             archive.symlink("lib", "usr/lib")
             tree.pack(archive, tree.closure(wanted))
-            listing = " ".join(each for each in wanted if each in tree)
+            named = " ".join(each for each in wanted if each in tree)
+            listing = "as-found" if as_found else named
             archive.file(f"usr/lib/modules/{release}/pyvmm.load", listing.encode())
             archive.close()
 

@@ -1,17 +1,16 @@
 """Guests that nobody here built: Debian's arm64 kernels, with an initramfs of Debian's busybox.
 
-    kernel("6.1") -> vmlinuz --+
-    initramfs() -> .cpio ------+--> guest_image() -> guest.img, a UKI: one file that boots
-    command line --------------+
+    kernel("6.1") -> vmlinuz
+    initramfs() -> .cpio
 
-All are cached. Versions are what the mirror offers when they are first asked for.
+`vmm.lab.fixture` adds what a test needs, `vmm.lab.uki` makes one file of it all. All are cached.
+Versions are what the mirror offers when they are first asked for.
 """
 
 from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -27,8 +26,6 @@ VERSIONS = ("6.1", "6.12", NEWEST)
 CLOUD = "cloud-arm64"
 STANDARD = "arm64"
 
-COMMAND_LINE = "console=ttyAMA0 quiet"
-
 _SUITES = {
     "6.1": ("bookworm", "linux-image-{version}.*-*-{flavour}"),
     "6.12": ("trixie", "linux-image-{version}.*-{flavour}"),
@@ -37,7 +34,6 @@ _BACKPORT = ("trixie-backports", "linux-binary-{version}.*-{flavour}")
 """Where a kernel version is found, and how its package is called there."""
 
 _BUSYBOX = ("trixie", "busybox-static")
-_UKIFY = ("systemd-ukify", "systemd-boot-efi", "python3-pefile")
 
 _DIRECTORIES = ("bin", "dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp")
 _FSTAB = """\
@@ -51,6 +47,14 @@ export PATH=/usr/sbin:/usr/bin:/bin HOME=/root TERM=linux ENV=/etc/profile PS1='
 halt() { busybox halt -f; }
 poweroff() { busybox poweroff -f; }
 reboot() { busybox reboot -f; }
+"""
+_UDHCPC = """\
+#!/bin/sh
+# udhcpc tells what a DHCP server gave.
+case $1 in bound | renew) ;; *) exit ;; esac
+ip address replace "$ip/$mask" dev "$interface"
+[ -z "$router" ] || ip route replace default via "${router%% *}"
+for each in $dns; do echo "nameserver $each"; done >/etc/resolv.conf
 """
 
 
@@ -108,27 +112,6 @@ def initramfs() -> Path:
     return cache.entry(_directory() / f"initramfs-{key}.cpio", build)
 
 
-def guest_image(
-    version: str = NEWEST, flavour: str = STANDARD, cmdline: str = COMMAND_LINE
-) -> Path:
-    """Return a UKI with kernel, initramfs and command line, from the cache: boots as it is."""
-    linux, initrd = kernel(version, flavour), initramfs()
-    debs = apt.fetch(_UKIFY, suite="trixie", arch="arm64")
-    key = cache.digest(linux.name, initrd.name, cmdline, [deb.name for deb in debs])
-
-    def build(temporary: Path) -> None:
-        tools = temporary.with_suffix(".tools")
-        cache.remove(tools)
-        try:
-            apt.unpack(debs, tools)
-            with step(f"making a guest image of {linux.name}"):
-                _ukify(tools, linux, initrd, cmdline, temporary)
-        finally:
-            cache.remove(tools)
-
-    return cache.entry(_directory() / f"guest-{linux.name.split('-', 1)[1]}-{key}.img", build)
-
-
 def _directory() -> Path:
     return cache.root() / "guests"
 
@@ -170,6 +153,7 @@ def _pack(to: Path, init: bytes, busybox: bytes) -> None:
         archive.file("init", init, 0o755)
         archive.file("etc/fstab", _FSTAB.encode())
         archive.file("etc/profile", _PROFILE.encode())
+        archive.file("etc/udhcpc.script", _UDHCPC.encode(), 0o755)
         archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
         archive.file("etc/group", b"root:x:0:\n")
         archive.file("bin/busybox", busybox, 0o755)
@@ -183,22 +167,3 @@ def _applets() -> list[str]:
     """Return the names busybox answers to, asked of the same version for this machine."""
     tools = foreign.prefix("busybox", [_BUSYBOX[1]], _BUSYBOX[0])
     return command.run([str(tools.root / "usr/bin/busybox"), "--list"]).split()
-
-
-def _ukify(tools: Path, linux: Path, initrd: Path, cmdline: str, to: Path) -> None:
-    command.run(
-        [
-            sys.executable,
-            str(tools / "usr/bin/ukify"),
-            "build",
-            f"--linux={linux}",
-            f"--initrd={initrd}",
-            f"--cmdline={cmdline}",
-            f"--stub={tools / 'usr/lib/systemd/boot/efi/linuxaa64.efi.stub'}",
-            "--efi-arch=aa64",
-            "--uname=unknown",
-            "--os-release=",
-            f"--output={to}",
-        ],
-        env={"PYTHONPATH": str(tools / "usr/lib/python3/dist-packages")},
-    )

@@ -25,7 +25,20 @@ modules=/usr/lib/modules/$release
 if [ -e "$modules/pyvmm.load" ]; then
     echo /bin/modprobe >/proc/sys/kernel/modprobe
     read -r load <"$modules/pyvmm.load"
-    [ -z "$load" ] || modprobe -a $load
+    case $load in
+    '') ;;
+    as-found)
+        # What devices ask for. Those on virtio's and PCI's buses show once these have drivers.
+        for _ in 1 2; do
+            modprobe -qa $(cat /sys/bus/*/devices/*/modalias 2>/dev/null) 2>/dev/null
+        done
+        if [ -e /sys/class/net/eth0 ]; then
+            ip link set lo up; ip link set eth0 up
+            udhcpc -b -i eth0 -s /etc/udhcpc.script >/dev/null 2>&1 &
+        fi
+        ;;
+    *) modprobe -a $load ;;
+    esac
 fi
 
 next=shell

@@ -129,7 +129,7 @@ class Modules:
         """From modules.alias: ``alias PATTERN NAME``; of use here are those that are plain."""
         aliases: dict[str, list[str]] = {}
         for line in self._lines("alias"):
-            _, alias, module = line.split()
+            alias, _, module = line.removeprefix("alias ").rpartition(" ")  # some have blanks
             aliases.setdefault(alias.replace("-", "_"), []).append(module)
         return aliases
 
