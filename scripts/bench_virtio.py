@@ -1,8 +1,8 @@
-"""Disks (and networks) of guests in the emulated host, with pyvmm and with others, in turns.
+"""Disks and networks of guests in the emulated host, with pyvmm and with others, in turns.
 
-Same host, same guest, same disk image in the host's memory. Requests are made by a small program
-in the guest (bench_disk.c), not by fio, which on an emulated CPU takes longer for a request than
-a disk does.
+Same host, same guest, same disk image in the host's memory, same TAP interface. Requests are made
+by small programs in the guest (bench_disk.c, bench_net.c), not by fio and iperf3, which on an
+emulated CPU take longer for a request than a device does.
 
 Rates are those of an emulated machine: only ratios mean something, taken pair by pair.
 """
@@ -36,44 +36,74 @@ CMDLINE = "console=ttyAMA0 quiet panic=-1 pyvmm.then=poweroff"
 TIMEOUT = 3600.0
 
 PYVMM = (
-    "pyvmm run --host native --memory {memory}M --disk {disk} --initrd {initrd} "
+    "pyvmm run --host native --memory {memory}M --disk {disk} --net tap={tap} --initrd {initrd} "
     "--cmdline {cmdline} {kernel}"
 )
 QEMU = (
-    "/run/bench/qemu/start -accel kvm -cpu host -M virt,gic-version=host -nographic -nic none "
-    "-m {memory} -global virtio-mmio.force-legacy=false -drive file={disk},format=raw,if=none,id=d "
-    "-device virtio-blk-device,drive=d -kernel {kernel} -initrd {initrd} -append {cmdline}"
+    "/run/bench/qemu/start -accel kvm -cpu host -M virt,gic-version=host -nographic -nodefaults "
+    "-serial stdio -m {memory} -global virtio-mmio.force-legacy=false "
+    "-drive file={disk},format=raw,if=none,id=d -device virtio-blk-device,drive=d "
+    "-netdev tap,id=n,ifname={tap},script=no,downscript=no,vhost=on "
+    "-device virtio-net-device,netdev=n -kernel {kernel} -initrd {initrd} -append {cmdline}"
 )
 """The same transport as pyvmm's, and QEMU's own idea of a cache and of threads."""
 
 
 class Load(NamedTuple):
-    """What is done to the disk: *depth* requests of *size* bytes under way."""
+    """What a guest does for a while."""
 
     name: str
-    mode: str
-    pattern: str
-    size: int
-    depth: int
+    command: str
+    """What it runs, but for how many seconds; the start of what that prints."""
+    device: str
+    """What it needs: a placeholder of the VMM's command line."""
+    unit: str
+    scale: float = 1.0
+    """How many of *unit* one of what it counts is."""
 
-    def command(self) -> str:
-        """Return what the guest runs."""
-        return (
-            f"bench-disk /dev/vda {self.mode} {self.pattern} {self.size} {self.depth} {SECONDS}\n"
-        )
+
+def _disk(name: str, mode: str, pattern: str, size: int, depth: int) -> Load:
+    """Return a load of a disk: *depth* requests of *size* bytes under way."""
+    large = size >= 1 << 20
+    scale, unit = (size / 1e6, "MB/s") if large else (1.0, "requests/s")
+    return Load(name, f"bench-disk {mode} {pattern} {size} {depth}", "disk", unit, scale)
 
 
 LOADS = (
-    Load("4k random read, 32 at a time", "read", "random", 4096, 32),
-    Load("4k random write, 32 at a time", "write", "random", 4096, 32),
-    Load("4k random read, one at a time", "read", "random", 4096, 1),
-    Load("1M sequential read", "read", "sequential", 1 << 20, 4),
-    Load("1M sequential write", "write", "sequential", 1 << 20, 4),
+    _disk("4k random read, 32 at a time", "read", "random", 4096, 32),
+    _disk("4k random write, 32 at a time", "write", "random", 4096, 32),
+    _disk("4k random read, one at a time", "read", "random", 4096, 1),
+    _disk("1M sequential read", "read", "sequential", 1 << 20, 4),
+    _disk("1M sequential write", "write", "sequential", 1 << 20, 4),
+    Load("TCP from the guest", "bench-net send", "tap", "MB/s", 1e-6),
+    Load("TCP to the guest", "bench-net receive", "tap", "MB/s", 1e-6),
+    Load("TCP, a byte there and back", "bench-net ping", "tap", "1/s"),
 )
+
+HOST, GUEST, PORT = "192.0.2.1", "192.0.2.2", 9000
+"""Addresses for documentation (RFC 5737): nobody's."""
+
+SCRIPT = f"""\
+run() {{
+    program=$1
+    shift
+    case $program in
+    bench-disk) bench-disk /dev/vda "$@" {SECONDS} ;;
+    bench-net) bench-net {HOST} {PORT} "$@" {SECONDS} ;;
+    esac
+}}
+[ ! -e /sys/class/net/eth0 ] || ifconfig eth0 {GUEST} netmask 255.255.255.0
+"""
+
+
+def script() -> str:
+    """Return what the guest does: all loads for which it has the device."""
+    there = {"disk": "-e /dev/vda", "tap": "-e /sys/class/net/eth0"}
+    return SCRIPT + "".join(f"[ ! {there[load.device]} ] || run {load.command}\n" for load in LOADS)
 
 
 def measure(report: Report, options: argparse.Namespace) -> None:
-    """Add figures for disks to *report*."""
+    """Add figures for disks and networks to *report*."""
     vmms = {"pyvmm": shlex.split(PYVMM)}
     programs = []
     for peer in options.peer or ["qemu"]:
@@ -84,9 +114,9 @@ def measure(report: Report, options: argparse.Namespace) -> None:
             programs.append(inside(qemu()))
     guest = fixture.guest(
         "6.12",
-        modules=["virtio_mmio", "virtio_pci", "virtio_blk"],
-        files={"bin/bench-disk": program("bench_disk")},
-        script="".join(load.command() for load in LOADS),
+        modules=["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net"],
+        files={f"bin/{name.replace('_', '-')}": program(name) for name in PROGRAMS},
+        script=script(),
     )
     kernel = options.kernel[0] if options.kernel else guest.kernel
     with Host.start(profiles.profile(options.profile)) as host:
@@ -94,12 +124,21 @@ def measure(report: Report, options: argparse.Namespace) -> None:
             "files": {"kernel": inside(kernel), "initrd": inside(guest.initrd)},
             "values": {"cmdline": CMDLINE, "memory": str(MEMORY)},
             "disk": DISK << 20,
+            "address": f"{HOST}/24",
+            "server": [inside(program("bench_net")), "serve", str(PORT)],
             "rounds": options.rounds or ROUNDS,
             "programs": programs,
             "vmms": vmms,
         }
-        group = f"a disk of a guest in the emulated host ({options.profile})"
-        add(report, group, _run(host, task))
+        group = f"a guest's devices in the emulated host ({options.profile})"
+        devices = {
+            name: {device for device in ("disk", "tap") if f"{{{device}}}" in " ".join(words)}
+            for name, words in vmms.items()
+        }
+        add(report, group, _run(host, task), devices)
+
+
+PROGRAMS = ("bench_disk", "bench_net")
 
 
 def program(name: str) -> Path:
@@ -124,30 +163,36 @@ def _run(host: Host, task: dict[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def rates(said: str) -> dict[Load, float]:
-    """Return requests a second for each load, from what one guest said."""
+def rates(said: str, devices: set[str]) -> dict[Load, float]:
+    """Return how much of its unit each load got in a second, from what one guest said."""
     found = {}
     for load in LOADS:
-        label = f"{load.mode} {load.pattern} {load.size} {load.depth}"
-        match = re.search(rf"bench-disk {label}: (\d+) requests in ([\d.]+) seconds", said)
+        if load.device not in devices:
+            continue
+        match = re.search(rf"{load.command}: (\d+) (?:requests|bytes) in ([\d.]+) seconds", said)
         if match is None:
             raise HostError(f"a guest did not get to {load.name!r}: {said.strip()[-300:]}")
-        found[load] = int(match[1]) / float(match[2])
+        found[load] = int(match[1]) * load.scale / float(match[2])
     return found
 
 
-def add(report: Report, group: str, said: dict[str, list[str]]) -> None:
-    """Add rates, and ratios of each pair, to *report*; *said* is by VMM what its guests said."""
-    laps = {vmm: [rates(each) for each in guests] for vmm, guests in said.items()}
+def add(
+    report: Report, group: str, said: dict[str, list[str]], devices: dict[str, set[str]]
+) -> None:
+    """Add rates, and ratios of each pair, to *report*.
+
+    *said* is what each VMM's guests said, *devices* what they had.
+    """
+    laps = {vmm: [rates(each, devices[vmm]) for each in guests] for vmm, guests in said.items()}
     for load in LOADS:
-        large = load.size >= 1 << 20
-        scale, unit = (load.size / 1e6, "MB/s") if large else (1.0, "requests/s")
-        for vmm, rows in laps.items():
-            samples = [row[load] * scale for row in rows]
-            report.add(median(samples, group=group, name=f"{vmm}: {load.name}", unit=unit))
-        for peer in laps.keys() - {"pyvmm"}:
-            pairs = zip(laps["pyvmm"], laps[peer], strict=True)
-            ratios = [ours[load] / theirs[load] for ours, theirs in pairs]
-            name = f"{load.name}, pyvmm by {peer}"
-            target = 1.0 if peer == "QEMU" else None
-            report.add(median(ratios, group=group, name=name, unit="x", at_least=target))
+        rows = {vmm: [lap[load] for lap in each if load in lap] for vmm, each in laps.items()}
+        for vmm, samples in rows.items():
+            if samples:
+                name = f"{vmm}: {load.name}"
+                report.add(median(samples, group=group, name=name, unit=load.unit))
+        for peer in rows.keys() - {"pyvmm"}:
+            if rows[peer]:
+                ratios = [a / b for a, b in zip(rows["pyvmm"], rows[peer], strict=True)]
+                name = f"{load.name}, pyvmm by {peer}"
+                target = 1.0 if peer == "QEMU" else None
+                report.add(median(ratios, group=group, name=name, unit="x", at_least=target))

@@ -3,12 +3,13 @@
 Reads what to do from stdin, as JSON, and writes what came of it to stdout:
 
     {"files": {"kernel": ..., "initrd": ...}, "values": {"cmdline": ..., "memory": ...},
-     "disk": bytes, "rounds": N, "programs": [directory, ...],
+     "disk": bytes, "address": ..., "server": [...], "rounds": N, "programs": [directory, ...],
      "vmms": {"pyvmm": ["pyvmm", "run", ..., "{kernel}"], ...}}
 
     {"pyvmm": [what the first round's guest said, ...], ...}
 
-All VMMs get their files, and the disk, from memory (tmpfs), and run in turns.
+All VMMs get their files, and the disk, from memory (tmpfs), and run in turns. A TAP interface is
+there for them, with the address, and a server that guests can talk to.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ sys.path.insert(1, str(Path(__file__).parent))
 
 from bench_inside import HERE, PATIENCE, touch
 
+TAP = "bench0"
+
 
 def main() -> None:
     """Do what stdin asks for."""
@@ -36,14 +39,30 @@ def main() -> None:
     for directory in task["programs"]:
         subprocess.run([f"{directory}/install", HERE], check=True)
     touch()
+    values["tap"] = TAP
+    interface(task["address"])
     said: dict[str, list[str]] = {name: [] for name in task["vmms"]}
-    for turn in range(task["rounds"] + 1):
-        for name, command in task["vmms"].items():
-            words = [word.format_map(values) for word in command]
-            text = run(words)
-            if turn:  # the first only warms up
-                said[name].append(text)
+    with subprocess.Popen(task["server"]) as server:
+        try:
+            for turn in range(task["rounds"] + 1):
+                for name, command in task["vmms"].items():
+                    text = run([word.format_map(values) for word in command])
+                    if turn:  # the first only warms up
+                        said[name].append(text)
+        finally:
+            server.kill()
+            subprocess.run(["ip", "link", "delete", TAP], check=True)
     json.dump(said, sys.stdout)
+
+
+def interface(address: str) -> None:
+    """Make the interface that guests are at."""
+    for command in (
+        f"ip tuntap add {TAP} mode tap vnet_hdr",
+        f"ip address add {address} dev {TAP}",
+        f"ip link set {TAP} up",
+    ):
+        subprocess.run(command.split(), check=True)
 
 
 def image(path: Path, size: int) -> Path:
