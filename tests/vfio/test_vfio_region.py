@@ -241,3 +241,21 @@ def test_a_device_that_does_not_answer_reads_as_ones_and_is_told_of_once(
     (event,) = log.seen
     assert event["event"] == "vfio-no-answer"
     assert (event["device"], event["region"]) == (BDF, 4)
+
+
+def test_what_a_trapped_region_says_has_an_end(file: VfioFd, region: Region) -> None:
+    """A guest that switches memory off and on again must not fill the host's disk with it."""
+    seen: list[str] = []
+
+    class Log(Events):
+        def emit(self, event: str, **fields: object) -> None:
+            del fields
+            seen.append(event)
+
+    trap = TrappedRegion(region, 0, SIZE, Log())
+    for _ in range(1000):
+        os.ftruncate(file.fileno(), OFFSET)
+        assert trap.read(0, 4) == 0xFFFF_FFFF
+        os.ftruncate(file.fileno(), OFFSET + SIZE)
+        assert trap.read(0, 4) == 0
+    assert seen == ["vfio-no-answer"] * 100

@@ -72,6 +72,7 @@ class Passthrough(Closing):
         self._cycle = ExitStack()
         self._owned = ExitStack()
         self._looks: dict[DeviceMemory, int] = {}
+        self._no_dump = False
         self.functions: list[PassthroughFunction] = []
         _check(configs)
         with ExitStack() as undo:
@@ -163,6 +164,8 @@ class Passthrough(Closing):
 
         Raises `HostError`: KVM, the limit on locked memory.
         """
+        if all(function.lost for function in self.functions):
+            return
         with ExitStack() as cycle:
             self._vm, self._slots = vm, slots
             cycle.callback(self._forget)
@@ -193,13 +196,17 @@ class Passthrough(Closing):
         Asked each time the guest hides it until something is found, but not for ever.
         """
         looks = self._looks.get(memory, 0)
-        if self._vm is None or looks >= LOOKS:
+        entries = [entry for entry in memory.entries if entry.slot is not None]
+        if self._vm is None or looks >= LOOKS or not entries or self._no_dump:
             return
         self._looks[memory] = looks + 1
-        entries = [entry for entry in memory.entries if entry.slot is not None]
-        spans = dump.read(self._vm) if entries else None
+        spans = dump.read(self._vm)
+        if spans is None:
+            self._no_dump = True
+            self._events.emit("stage2-blocks", what="all", mapped=UNKNOWN)
+            return
         for entry in entries:
-            found = dump.blocks(spans or (), entry.base, entry.end)
+            found = dump.blocks(spans, entry.base, entry.end)
             if not (found or last):
                 continue
             self._looks[memory] = LOOKS
@@ -208,7 +215,7 @@ class Passthrough(Closing):
                 what=entry.name,
                 base=entry.base,
                 size=entry.size,
-                mapped={str(size): found[size] for size in found} if spans is not None else UNKNOWN,
+                mapped={str(size): found[size] for size in found},
             )
 
     def close(self) -> None:

@@ -262,6 +262,8 @@ class PassthroughFunction(PciFunction):
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         """Take 1, 2 or 4 aligned bytes, and have the device follow."""
+        if self.lost:
+            return
         before = self._wants()
         if self._express_at and self._asks_for_reset(offset, size, value):
             self.reset()  # and what else was written has no time to take effect
@@ -276,7 +278,9 @@ class PassthroughFunction(PciFunction):
         )
 
     def read_config(self, offset: int, size: int) -> int:
-        """Return 1, 2 or 4 aligned bytes."""
+        """Return 1, 2 or 4 aligned bytes; ones where the device has gone."""
+        if self.lost:
+            return (1 << 8 * size) - 1
         if self._msi is not None:
             self._msi.refresh()
         return super().read_config(offset, size)

@@ -39,13 +39,18 @@ class GuestDma(Closing):
             undo.callback(self.close)
             for region in regions:
                 iommu.dma_map(region.base, region.host_address, region.size)
-                self._owned.callback(iommu.dma_unmap, region.base, region.size)
+                self._owned.callback(_unmap, iommu, region.base, region.size)
                 self.size += region.size
             undo.pop_all()
 
     def close(self) -> None:
         """Unmap it. Idempotent."""
         self._owned.close()
+
+
+def _unmap(iommu: Iommu, iova: int, size: int) -> None:
+    if iommu.maps(iova):  # else it went with the last device, which the host has taken back
+        iommu.dma_unmap(iova, size)
 
 
 def _check(iommu: Iommu, regions: Iterable[Region]) -> None:

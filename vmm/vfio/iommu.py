@@ -81,6 +81,10 @@ class Iommu(Closing, ABC):
         """How many bytes are mapped, and so kept in memory."""
         return sum(self._mapped.values())
 
+    def maps(self, iova: int) -> bool:
+        """Tell whether a mapping begins at *iova*."""
+        return iova in self._mapped
+
     def dma_map(self, iova: int, host_address: int, size: int, *, writable: bool = True) -> None:
         """Let the devices reach *size* bytes at *host_address* of ours, at *iova*.
 

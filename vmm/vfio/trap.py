@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmm.vfio.fd import VfioError
 
@@ -11,12 +11,16 @@ if TYPE_CHECKING:
     from vmm.vfio.region import Region
 
 
+NOTES: Final = 100
+"""How many events a region can cause: a guest that switches memory off must not fill a disk."""
+
+
 class TrappedRegion:
     """Bytes [offset, offset + size) of a region, read and written through VFIO, one by one.
 
     When the device does not answer, because its memory is off or it has been unplugged, reads
     are all ones and writes are lost, as on a PCI bus where nobody claims the access; the first
-    time is an event.
+    time is an event, and again after it has answered.
     """
 
     def __init__(self, region: Region, offset: int, size: int, events: Events) -> None:
@@ -25,6 +29,7 @@ class TrappedRegion:
         self._offset = offset
         self._events = events
         self._silent = False
+        self._notes = 0
 
     def read(self, offset: int, size: int) -> int:
         """Read as the guest does."""
@@ -44,8 +49,9 @@ class TrappedRegion:
             self._note(error)
 
     def _note(self, error: VfioError) -> None:
-        if not self._silent:
+        if not self._silent and self._notes < NOTES:
             self._silent = True
+            self._notes += 1
             self._events.emit(
                 "vfio-no-answer",
                 device=self._region.bdf,
