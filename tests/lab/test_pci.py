@@ -65,7 +65,14 @@ def md5(data: bytes) -> str:
 TWICE = """
 echo BEFORE; cat /proc/interrupts; echo; md5sum /dev/vda
 if [ "$(dd if=/dev/vda bs=5 count=1 2>/dev/null)" = again ]; then
-    grep MSI /proc/interrupts
+    D=/sys/bus/pci/devices/0000:00:01.0 V=/sys/bus/pci/drivers/virtio-pci
+    echo 0000:00:01.0 > $V/unbind
+    echo flr > $D/reset_method; echo 1 > $D/reset && echo RESET
+    setpci -s 00:01.0 CAP_PM+4.W=3; lspci -s 00:01.0 -vv | grep "Status: D"
+    setpci -s 00:01.0 CAP_PM+4.W=0
+    echo 0000:00:01.0 > $V/bind; md5sum /dev/vda
+    echo 1 > $D/remove
+    echo 1 > /sys/bus/pci/rescan; md5sum /dev/vda
 else
     lspci -vv
     for part in 0 1 2 3; do
@@ -93,6 +100,9 @@ def test_a_debian_guest_uses_disk_and_rng_by_msix_and_again_after_a_reboot(
     for expected in (data, copied, b"again" + copied[5:]):
         assert md5(expected) in text
     assert image.read_bytes() == b"again" + copied[5:]
+    assert text.count(md5(b"again" + copied[5:])) == 3, "after reset and sleep, and a rescan"
+    assert "RESET" in text
+    assert "Status: D3 NoSoftRst+" in text
 
     before, after = text.split("AFTER")[0].split("BEFORE")[1], text.split("AFTER")[1]
     for what in ("virtio0-req", "virtio1-input"):
