@@ -60,7 +60,7 @@ def guest(  # noqa: PLR0913  (all independent)
               No device in a virtio-mmio slot is seen without "virtio_mmio". What the kernel asks
               for by itself (an algorithm, a file system) it finds if it is named here
     packages  Debian trixie's, whose programs are wanted: see `programs.archive`. busybox is there
-              always; where both have a command, it is the package's
+              always, and its shell prefers its own applets: "/usr/sbin/ip" is the package's
     files     more of them: which file of ours is at which place there, executable like ours
     script    is sourced by init's shell, after pyvmm.run
     flavour   Debian's; by default the cloud one, which boots faster, if it has the modules
