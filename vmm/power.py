@@ -89,6 +89,7 @@ class PowerCycle(Closing):
                 kaslr_seed=os.urandom(8),
                 rng_seed=os.urandom(32),
                 extra=[*self._space.nodes(), *nodes],
+                numa_nodes=self._space.numa_nodes,
             )
         )
         memory.write(plan.kernel.base, payload.kernel.payload)

@@ -65,7 +65,13 @@ class RootComplex(Closing):
 
     def nodes(self, *, has_its: bool) -> list[Node]:
         """Describe the host bridge for the device tree."""
-        return [pcie.node(self.host.windows, self.host.functions, has_its=has_its)]
+        functions = self.host.functions
+        numa = {
+            slot: function.numa_node
+            for slot, function in functions.items()
+            if function.numa_node is not None
+        }
+        return [pcie.node(self.host.windows, functions, has_its=has_its, numa=numa)]
 
     def reset(self) -> None:
         """Put all functions back to power-on. No VM may have them."""

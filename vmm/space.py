@@ -72,6 +72,7 @@ class GuestSpace(Closing):
             self._slots: MemorySlots | None = None
             self._reserved = 0
             self._bars: list[DeviceMemory] = []
+            self.numa_nodes = 1
             self._devices = self._open_devices()
             undo.pop_all()
 
@@ -179,9 +180,17 @@ class GuestSpace(Closing):
         """What devices may access: RAM. Files' pages cannot be pinned for long."""
         return [region for region in self.memory if region.backing is not Backing.FILE]
 
-    def follow(self, memories: Iterable[DeviceMemory]) -> None:
-        """Know of device memory that the guest puts where it wants: PCI BARs."""
-        self._bars.extend(memories)
+    def follow(self, memories: Iterable[DeviceMemory]) -> int | None:
+        """Know of a device's memory that the guest puts where it wants: its BARs.
+
+        Return the NUMA node for what of it is as cacheable as RAM; None if nothing is.
+        """
+        bars = list(memories)
+        self._bars.extend(bars)
+        if not any(bar.coherent for bar in bars):
+            return None
+        self.numa_nodes += 1
+        return self.numa_nodes - 1
 
     def reserve(self, end: int) -> None:
         """Have the VM's guest physical space reach *end*, for what comes and goes as it runs."""

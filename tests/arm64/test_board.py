@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 from itertools import pairwise
 
 import pytest
 from dt_validate import validate
 
-from vmm.arm64 import gic, layout
+from vmm.arm64 import gic, layout, pcie
 from vmm.arm64.board import Board, coherent_memory, device_tree, virtio_mmio
 from vmm.arm64.boot import Extent
 from vmm.fdt import Node, cells, dumps, loads, phandles, strings
@@ -31,6 +32,7 @@ def board(
     has_pmu: bool = True,
     initrd: Extent | None = None,
     extra: list[Node] | None = None,
+    numa_nodes: int = 1,
 ) -> Node:
     return device_tree(
         Board(
@@ -44,6 +46,7 @@ def board(
             kaslr_seed=bytes(range(8)),
             rng_seed=bytes(range(32)),
             extra=extra or [],
+            numa_nodes=numa_nodes,
         )
     )
 
@@ -59,6 +62,11 @@ KINDS = {
         extra=coherent_memory([Extent(0x1_0000_0000, 512 * MIB), Extent(0x2_0000_0000, MIB)])
     ),
     "with virtio devices": board(extra=virtio_mmio(3)),
+    "with devices that bring memory": board(
+        cpus=2,
+        extra=[pcie.node(pcie.FIXED, [1, 2, 31], has_its=True, numa={1: 1, 31: 2})],
+        numa_nodes=3,
+    ),
 }
 
 
@@ -155,3 +163,17 @@ def test_no_two_nodes_share_a_phandle_or_an_address(kind: str) -> None:
 def test_the_address_map_has_room_for_all_redistributors() -> None:
     last = layout.GICV3_REDISTRIBUTORS_MAX * layout.GICV3_REDISTRIBUTOR_SIZE
     assert layout.GICV3_REDISTRIBUTORS + last <= layout.UART
+
+
+def test_memory_that_devices_bring_has_numa_nodes_of_its_own() -> None:
+    """Linux knows nodes without memory from the distances only (drivers/of/of_numa.c)."""
+    tree = KINDS["with devices that bring memory"]
+    by_name = {node.name.partition("@")[0]: node for node in tree.children}
+    assert by_name["memory"].properties["numa-node-id"] == bytes(4)
+    matrix = by_name["distance-map"].properties["distance-matrix"]
+    assert isinstance(matrix, bytes)
+    cells = struct.unpack(">27I", matrix)
+    assert set(cells[0::3]) == {0, 1, 2}
+    assert {row[2] for row in zip(*[iter(cells)] * 3, strict=True) if row[0] == row[1]} == {10}
+    near = {node.name: node.properties["numa-node-id"] for node in by_name["pcie"].children}
+    assert near == {"device@1,0": bytes([0, 0, 0, 1]), "device@1f,0": bytes([0, 0, 0, 2])}

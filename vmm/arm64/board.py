@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.arm64 import gic, layout
-from vmm.fdt import Node, Value, reg, u64
+from vmm.fdt import Node, Value, reg, u32, u64
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from vmm.arm64.boot import Extent
 
 CLOCK_PHANDLE = 3
+LOCAL_DISTANCE = 10
+REMOTE_DISTANCE = 20
+"""Between NUMA nodes, in the units of ACPI's SLIT, as Linux assumes them where nobody says."""
+
 CLOCK_HZ = 24_000_000
 """What the peripherals' clock is said to be; nothing here divides it."""
 
@@ -23,6 +27,7 @@ class Board(NamedTuple):
     mpidrs      the affinity of each CPU, in the order of their numbers
     interrupts  the GIC's node
     kaslr_seed  8 random bytes; rng_seed: any number of them. Linux wipes both once read
+    numa_nodes  0 has the CPUs and RAM; each other is for memory that a device's driver brings
     """
 
     ram: Extent
@@ -35,6 +40,7 @@ class Board(NamedTuple):
     kaslr_seed: bytes
     rng_seed: bytes
     extra: Sequence[Node] = ()
+    numa_nodes: int = 1
 
 
 def device_tree(board: Board) -> Node:
@@ -53,9 +59,14 @@ def device_tree(board: Board) -> Node:
             _chosen(board),
             Node(
                 f"memory@{board.ram.base:x}",
-                {"device_type": "memory", "reg": reg((board.ram.base, board.ram.size))},
+                {
+                    "device_type": "memory",
+                    "reg": reg((board.ram.base, board.ram.size)),
+                    **_home(board),
+                },
             ),
             _cpus(board),
+            *([_distances(board.numa_nodes)] if board.numa_nodes > 1 else []),
             Node("psci", {"compatible": ["arm,psci-1.0", "arm,psci-0.2"], "method": "hvc"}),
             _timer(board),
             *([_pmu(board)] if board.has_pmu else []),
@@ -150,11 +161,27 @@ def _cpus(board: Board) -> Node:
                     "compatible": "arm,armv8",
                     "enable-method": "psci",
                     "reg": mpidr.to_bytes(4 * cells, "big"),
+                    **_home(board),
                 },
             )
             for mpidr in board.mpidrs
         ],
     )
+
+
+def _home(board: Board) -> dict[str, Value]:
+    """Return what says that something is in the first NUMA node, if there are others."""
+    return {"numa-node-id": u32(0)} if board.numa_nodes > 1 else {}
+
+
+def _distances(nodes: int) -> Node:
+    """Describe how far NUMA nodes are from each other; nodes without memory are known by it."""
+    matrix = b"".join(
+        u32(one, other, LOCAL_DISTANCE if one == other else REMOTE_DISTANCE)
+        for one in range(nodes)
+        for other in range(nodes)
+    )
+    return Node("distance-map", {"compatible": "numa-distance-map-v1", "distance-matrix": matrix})
 
 
 def _cpu_mask(board: Board) -> int:

@@ -5,6 +5,7 @@ Source: devicetree bindings pci/host-generic-pci.yaml; IEEE 1275 PCI bus binding
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from vmm.arm64 import gic, layout
@@ -14,7 +15,7 @@ from vmm.pci.function import INTA
 from vmm.pci.window import PciWindow, memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 SPACE_CODE: Final = {Space.IO: 1 << 24, Space.MEMORY32: 2 << 24, Space.MEMORY64: 3 << 24}
 """The first of a PCI address's three cells."""
@@ -39,8 +40,17 @@ def spi(slot: int) -> int:
     return layout.SPI_PCI + slot
 
 
-def node(windows: Sequence[PciWindow], slots: Iterable[int], *, has_its: bool) -> Node:
-    """Describe the host bridge with *windows*, and devices in *slots*."""
+def node(
+    windows: Sequence[PciWindow],
+    slots: Iterable[int],
+    *,
+    has_its: bool,
+    numa: Mapping[int, int] = MappingProxyType({}),
+) -> Node:
+    """Describe the host bridge with *windows*, and devices in *slots*.
+
+    *numa* maps slots of devices that bring memory to the NUMA nodes that it is for.
+    """
     ranges = (
         u32(SPACE_CODE[window.space]) + u64(window.bus_base, window.base, window.size)
         for window in windows
@@ -65,4 +75,8 @@ def node(windows: Sequence[PciWindow], slots: Iterable[int], *, has_its: bool) -
         properties["interrupt-map-mask"] = u32(DEVICE_MASK, 0, 0, 7)
     if has_its:
         properties["msi-map"] = u32(0, gic.ITS_PHANDLE, 0, REQUESTERS)
-    return Node(f"pcie@{layout.PCI_ECAM:x}", properties)
+    devices = [
+        Node(f"device@{slot:x},0", {"reg": u32(slot << 11, 0, 0, 0, 0), "numa-node-id": u32(near)})
+        for slot, near in numa.items()
+    ]
+    return Node(f"pcie@{layout.PCI_ECAM:x}", properties, devices)

@@ -55,6 +55,8 @@ class PciFunction(Closing):
         """Its device number on the root bus, once it is attached; requester id is that times 8."""
         self.line: InterruptLine | None = None
         """Where INTx goes, once it is attached."""
+        self.numa_node: int | None = None
+        """The NUMA node for memory that it brings, and the guest uses as such."""
         self.msix: Msix | None = None
         self._msix_at = self._express_at = self._power_at = 0
         self._intx = False
