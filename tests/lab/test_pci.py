@@ -21,6 +21,7 @@ from vmm.pci.host import COMPLAINTS
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 EVENTS = "/run/tmp/pci-events"
+MSI_DELIVERY = Path(__file__).with_name("msi_delivery.py")
 SPARSE_BAR = Path(__file__).with_name("sparse_bar.py")
 MODULES = ("virtio_pci", "virtio_blk", "virtio_rng")
 BOOT = 300.0
@@ -146,6 +147,21 @@ def test_without_an_its_devices_interrupt_by_intx(
         assert interrupts(text, f"Level     {device}") > 0
     assert "MSI" not in text
     assert "nobody cared" not in text
+
+
+def test_kvm_takes_our_routes_and_leaves_what_is_masked_pending(
+    lab_host: Callable[[str], Host],
+) -> None:
+    done = lab_host("fwb").run(["python3", "-"], stdin=MSI_DELIVERY.read_bytes(), timeout=120)
+    assert done.status == 0, done.stderr.decode()
+    assert json.loads(done.stdout) == {
+        "limit": ["ok", "EINVAL"],
+        "stays": [True, False, True, False, True],
+        "pending": [False, None, False, None, False],
+        "pin": False,
+        "shared": False,
+        "detached": True,
+    }
 
 
 # --- a guest that means harm --------------------------------------------------------------------
