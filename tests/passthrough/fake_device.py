@@ -19,7 +19,7 @@ from vmm.vfio.region import Region
 from vmm.vfio.region_info import Area, RegionInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 BDF = "0000:01:00.0"
 BAR0, BAR0_SIZE = 0, 0x4000
@@ -40,6 +40,7 @@ class FakeConfig:
         self.bytes = bytearray(4096)
         self.diary = diary
         self.gone = False
+        self.on_write: Callable[[], None] = lambda: None
         put = self.put
         put(0x00, 4, 0x5678_1234)
         put(lib.PCI_STATUS, 2, lib.PCI_STATUS_CAP_LIST)
@@ -83,6 +84,13 @@ class FakeConfig:
             raise VfioError(BDF, "pwrite", errno.ENODEV, {"offset": offset})
         self.diary.append(("config", offset, size, value))
         self.put(offset, size, value)
+        self.on_write()
+
+    @property
+    def answers(self) -> bool:
+        """Whether the device's memory does: KVM cannot resolve accesses to it otherwise."""
+        asleep = self.bytes[PM + int(lib.PCI_PM_CTRL)] & int(lib.PCI_PM_CTRL_STATE_MASK)
+        return bool(self.bytes[COMMAND] & COMMAND_MEMORY) and not asleep
 
 
 class FakeIrqs:

@@ -18,7 +18,7 @@ from vmm.passthrough.function import PassthroughFunction
 from vmm.rootcomplex import RootComplex
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from vmm.irq import InterruptLine
     from vmm.kvm.system import System
@@ -46,8 +46,9 @@ class Diary(Events):
 class FakeVm:
     """Keeps memory slots, routes and irqfds. Refuses slots that overlap, as KVM does."""
 
-    def __init__(self, diary: list[Any]) -> None:
+    def __init__(self, diary: list[Any], answers: Callable[[], bool]) -> None:
         self.diary = diary
+        self.answers = answers
         self.slots: dict[int, tuple[int, int, int]] = {}
         self.routes: list[MsiRoute | PinRoute] = []
         self.irqfds: dict[int, int] = {}
@@ -62,6 +63,7 @@ class FakeVm:
         if not size:
             self.diary.append(("slot gone", self.slots.pop(slot)[0]))
             return
+        assert self.answers(), "a slot of memory that does not answer"
         for other, length, _ in self.slots.values():
             assert base >= other + length or other >= base + size, "slots overlap"
         self.slots[slot] = (base, size, address)
@@ -91,7 +93,8 @@ class Parts:
         self.device = FakeDevice(self.owned, **device)
         self.diary = self.device.diary
         self.bus = MmioBus()
-        self.vm = FakeVm(self.diary)
+        self.vm = FakeVm(self.diary, lambda: self.device.config.answers)
+        self.device.config.on_write = self._check_slots
         self.slots: MemorySlots | None = MemorySlots(cast("Vm", self.vm))
         self.root = RootComplex(self.bus, self._line, self.events)
         self.owned.callback(self.root.close)
@@ -109,6 +112,14 @@ class Parts:
         self.function.settle = self.root.host.settle
         self.root.place(layout.RAM + (1 << 30), END)
         self.connect()
+
+    def restart(self) -> None:
+        """Give it a VM again, after a stop."""
+        self.slots = MemorySlots(cast("Vm", self.vm))
+        self.connect()
+
+    def _check_slots(self) -> None:
+        assert self.device.config.answers or not self.vm.slots, "memory off under a slot"
 
     @staticmethod
     def _line(_spi: int) -> InterruptLine:

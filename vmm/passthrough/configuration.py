@@ -126,14 +126,17 @@ class PassthroughConfig(ConfigSpace):
         else:
             self.write_device(offset, size, value)
 
-    def write_device(self, offset: int, size: int, value: int) -> None:
-        """Have the device take it, whosever it is for the guest."""
+    def write_device(self, offset: int, size: int, value: int) -> bool:
+        """Have the device take it, whosever it is for the guest; tell whether it did."""
         device = self._device
-        if device is not None:
-            try:
-                device.write(offset, size, value)
-            except VmmError as error:
-                self._lost(error)
+        if device is None:
+            return False
+        try:
+            device.write(offset, size, value)
+        except VmmError as error:
+            self._lost(error)
+            return False
+        return True
 
     def detach(self) -> None:
         """Let go of the device: it has gone, and what was its reads as ones."""

@@ -71,6 +71,8 @@ class PassthroughFunction(PciFunction):
         self.settle: Callable[[PciFunction], None] = lambda _function: None
         self.before_hiding: Callable[[DeviceMemory], None] = lambda _memory: None
         """Called before memory of it leaves the guest, with the host bridge's lock."""
+        self._dead = False
+        """Whether it took not even its command register: then its memory is no better."""
         self.lost = False
         """Whether the host has taken the device back."""
         self.memories: list[DeviceMemory] = []
@@ -300,13 +302,14 @@ class PassthroughFunction(PciFunction):
         if _answers(*before) and not _answers(*now):
             self.settle(self)
         command, power = now
+        done = True
         if power != before[1]:
-            self.config.write_device(self._power_at + lib.PCI_PM_CTRL, 2, power)
-        self.config.write_device(COMMAND, 2, command)
+            done = self.config.write_device(self._power_at + lib.PCI_PM_CTRL, 2, power)
+        self._dead = not (self.config.write_device(COMMAND, 2, command) and done)
 
     def decoded(self, bar: Bar) -> int | None:
         """Return the bus address where the guest has *bar* decoded; None: nowhere."""
-        if self.lost:
+        if self.lost or self._dead:
             return None
         if isinstance(bar, bars.RomBar):
             enabled = self.config.read(lib.PCI_ROM_ADDRESS, 4) & lib.PCI_ROM_ADDRESS_ENABLE
@@ -327,6 +330,8 @@ class PassthroughFunction(PciFunction):
         """Have the device be quiet, and as after a reset: the guest has stopped."""
         if self._connected and not self.lost:
             self.interrupts.disconnect()
+            for memory in self.memories:
+                memory.hide(self._slots(), "the guest has stopped")
             self.quiesce()
             self.reset_device()
         self._connected = False
