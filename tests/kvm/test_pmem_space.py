@@ -1,0 +1,71 @@
+"""Files that are memory, in a machine's guest physical space: their slots, and the ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmm.arm64 import layout
+from vmm.config import MachineConfig
+from vmm.config.pmem import PmemConfig
+from vmm.errors import UserError
+from vmm.kvm.slots import MemorySlots
+from vmm.kvm.system import System
+from vmm.kvm.vm import MemFlag, Vm
+from vmm.memory import Backing
+from vmm.space import PMEM_ALIGNMENT, GuestSpace
+
+pytestmark = pytest.mark.kvm
+
+MEMORY, SIZE = 64 << 20, 4 << 20
+
+
+def config(*pmems: PmemConfig) -> MachineConfig:
+    return MachineConfig(image=Path("Image"), memory=MEMORY, pmems=pmems)
+
+
+def test_files_lie_above_ram_and_have_slots_of_their_own(
+    system: System, vm: Vm, tmp_path: Path
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    other.write_bytes(bytes(SIZE))
+    pmems = PmemConfig(one, size=SIZE), PmemConfig(other, read_only=True)
+    with GuestSpace(config(*pmems), system) as space:
+        slots = MemorySlots(vm)
+        space.plug(slots)
+        ram, first, second = slots
+        assert (ram.guest_phys_addr, ram.memory_size) == (layout.RAM, MEMORY)
+        assert [each.guest_phys_addr % PMEM_ALIGNMENT for each in (first, second)] == [0, 0]
+        assert first.end <= second.guest_phys_addr
+        assert space.end == second.end
+        assert [each.flags & MemFlag.READONLY for each in (first, second)] == [0, MemFlag.READONLY]
+        assert [region.backing for region in space.dma] == [Backing.ANONYMOUS]
+        assert [region.base for region in space.memory] == [each.guest_phys_addr for each in slots]
+        space.memory.write(first.guest_phys_addr + 10, b"there")
+        assert one.read_bytes()[10:15] == b"there"
+        space.discard()
+        assert one.read_bytes()[10:15] == b"there", "a reset is no reason to lose it"
+        space.unplug()
+        for slot in list(slots):
+            slots.remove(slot)
+
+
+def test_the_ledger_has_them(system: System, vm: Vm, tmp_path: Path) -> None:
+    with GuestSpace(config(PmemConfig(tmp_path / "file", size=SIZE)), system) as space:
+        slots = MemorySlots(vm)
+        space.plug(slots)
+        ram, pmem = space.ledger()
+        assert (ram.name, ram.backing) == ("RAM", Backing.ANONYMOUS)
+        assert (pmem.name, pmem.backing, pmem.size) == ("pmem", Backing.FILE, SIZE)
+        assert pmem.promise == ram.promise
+        assert pmem.maintenance is ram.maintenance
+        space.unplug()
+        for slot in list(slots):
+            slots.remove(slot)
+
+
+def test_a_file_that_the_host_cannot_reach_is_refused(system: System, tmp_path: Path) -> None:
+    size = 1 << system.ipa_bits()
+    with pytest.raises(UserError, match=r"--pmem .*(end beyond|cannot make it)"):
+        GuestSpace(config(PmemConfig(tmp_path / "file", size=size)), system)
