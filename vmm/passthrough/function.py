@@ -339,8 +339,10 @@ class PassthroughFunction(PciFunction):
     # --- life ---------------------------------------------------------------------------------
 
     def quiesce(self) -> None:
-        """Have the device do nothing: no DMA, no interrupts, no memory."""
+        """Have the device do nothing: no DMA, no interrupts, no memory. But have it awake."""
         self.config.write_device(COMMAND, 2, 0)
+        if self._power_at:
+            self.config.write_device(self._power_at + lib.PCI_PM_CTRL, 2, 0)
 
     def reset(self) -> None:
         """Be as after power-on. A guest that asks for it gets the device reset as well."""
