@@ -108,12 +108,13 @@ void pyvmm_inflight_run(struct pyvmm_inflight *inflight)
  * The process is gone. Let the entries of the available ring from the used ring's index on be the
  * chains that it had and did not use, in the order they came: there are as many of both, a driver
  * never reads these entries, and it writes them again only when as many more chains were used.
- * heads is room for all. Returns the index that another process is to begin with; -1 if it is
- * not known.
+ * And have the driver notify again, should the process have told it not to. heads is room for all.
+ * Returns the index that another process is to begin with; -1 if it is not known.
  */
 int32_t pyvmm_inflight_requeue(struct pyvmm_inflight *inflight, uint16_t *heads)
 {
 	struct vring_avail *avail = (void *)inflight->driver;
+	struct vring_used *used = (void *)inflight->device;
 	uint16_t mask = inflight->size - 1, found = 0;
 
 	pyvmm_inflight_look(inflight);
@@ -136,5 +137,6 @@ int32_t pyvmm_inflight_requeue(struct pyvmm_inflight *inflight, uint16_t *heads)
 	for (uint16_t index = 0; index < found; index++)
 		__atomic_store_n(&avail->ring[(uint16_t)(inflight->used + index) & mask],
 				 heads[index], __ATOMIC_RELEASE);
+	__atomic_store_n(&used->flags, 0, __ATOMIC_SEQ_CST);
 	return inflight->used;
 }

@@ -109,6 +109,7 @@ class Daemon(Closing):
             finally:
                 os.close(theirs)
                 self._started.set()
+            self._events.emit("daemon-started", daemon=self.name, pid=self.pid)
             self._listen(ours)
         finally:
             os.close(ours)

@@ -315,6 +315,23 @@ def test_no_request_is_lost_or_done_twice_when_daemons_die(
     assert check.returncode in (0, LEAKS), check
 
 
+def test_a_daemon_that_dies_while_it_takes_over_is_replaced_too(
+    disk: Served, events: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that kills itself as soon as it is connected to, twice, stands before it."""
+    real = (Path(os.environ["PATH"].partition(":")[0]) / "qemu-storage-daemon").read_text()
+    counter = tmp_path / "counter"
+    program = Path(os.environ["PATH"].partition(":")[0]) / "qemu-storage-daemon"
+    program.write_text(
+        f'#!/bin/sh\necho >>{counter}\n[ "$(wc -l <{counter})" -gt 2 ] || kill -9 $$\n{real}'
+    )
+    assert disk.write(8, b"x" * 512) == OK
+    os.kill(disk.pid, signal.SIGKILL)
+    listen(disk, lambda: "vhost-user-restarted" in events.names())
+    assert counter.read_text().count("\n") == 3
+    assert disk.read(8, 512) == b"x" * 512
+
+
 def test_a_daemon_that_hangs_is_an_error_in_time(
     disk: Served, events: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:

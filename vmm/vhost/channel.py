@@ -24,6 +24,10 @@ class ChannelError(HostError):
     """The back end went away, does not answer, or does not speak vhost-user. Nothing mends it."""
 
 
+class GoneError(ChannelError):
+    """The back end closed the connection."""
+
+
 class Channel(Closing):
     """Speaks with whoever is at the other end of *connection*, and owns that. Not thread-safe.
 
@@ -75,7 +79,7 @@ class Channel(Closing):
         except TimeoutError:
             raise ChannelError(f"does not take {request.name}") from None
         except OSError as error:
-            raise ChannelError(f"is gone at {request.name}: {error.strerror}") from None
+            raise GoneError(f"is gone at {request.name}: {error.strerror}") from None
 
     def _receive(self, request: Request) -> bytes:
         deadline = time.monotonic() + self._patience
@@ -101,11 +105,11 @@ class Channel(Closing):
             except TimeoutError:
                 raise ChannelError(f"does not answer {request.name}") from None
             except OSError as error:
-                raise ChannelError(f"is gone at {request.name}: {error.strerror}") from None
+                raise GoneError(f"is gone at {request.name}: {error.strerror}") from None
             for fd in fds:  # nothing that we ask for is answered with any
                 os.close(fd)
             if not part:
-                raise ChannelError(f"is gone at {request.name}")
+                raise GoneError(f"is gone at {request.name}")
             data += part
         return bytes(data)
 

@@ -92,7 +92,8 @@ class Service(Closing):
     @property
     def refused(self) -> bool:
         """Whether it ended by itself, as programs do that cannot do what they are asked."""
-        return self._daemon is not None and self._daemon.ended and bool(self._daemon.status)
+        daemon = self._daemon
+        return daemon is not None and daemon.ended and (daemon.status or 0) > 0
 
     def kill(self) -> None:
         """End the process at once, if it runs."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from vmm.closing import Closing
 from vmm.errors import HostError, UserError, VmmError
 from vmm.vhost import message
-from vmm.vhost.channel import Channel, ChannelError
+from vmm.vhost.channel import Channel, ChannelError, GoneError
 from vmm.vhost.inflight import Inflight
 from vmm.vhost.message import F_PROTOCOL_FEATURES, STATE, U64, Protocol, Request
 from vmm.virtio.device import F_EVENT_IDX, F_RING_PACKED
@@ -53,6 +53,10 @@ if TYPE_CHECKING:
 NOTHING: Final = Protocol(0)
 UNWANTED: Final = F_EVENT_IDX | F_RING_PACKED
 """Ring features with which we could not tell what a daemon had when it died (`Inflight`)."""
+
+
+class DaemonLostError(HostError):
+    """The daemon ended, and it did not say why: another one may not."""
 
 
 class VhostUser(Closing):
@@ -96,6 +100,8 @@ class VhostUser(Closing):
             text = f"{self._server.what}: {self._server.explain(error.message)}"
             if self._server.refused:
                 raise UserError(text) from error
+            if isinstance(error, GoneError):
+                raise DaemonLostError(text) from error
             raise HostError(text, "a newer version of it may help") from error
 
     def _open(self) -> int:
@@ -176,9 +182,11 @@ class VhostUser(Closing):
 
     def stop_ring(self, index: int) -> int:
         """End all that touches ring *index*, and return its base."""
-        if self._rings.pop(index, None) is None:
+        inflight = self._inflight.pop(index, None)
+        self._rings.pop(index, None)
+        if inflight is None:
             return 0  # no daemon has it: a restart failed
-        with self._inflight.pop(index) as inflight:
+        with inflight:
             inflight.stop()
             try:
                 with self._talking() as channel:
@@ -210,26 +218,28 @@ class VhostUser(Closing):
         What the daemon, which is no more, had and did not use, is available again. Raises
         `HostError` if it is not known what that was.
         """
-        return {index: inflight.requeue() for index, inflight in self._inflight.items()}
+        while self._inflight:
+            index, inflight = self._inflight.popitem()
+            with inflight:
+                self._rings[index] = self._rings[index]._replace(base=inflight.requeue())
+        return {index: ring.base for index, ring in self._rings.items()}
 
     def restart(self, memory: GuestMemory) -> None:
-        """Have another process go on where the last one, which is no more, left off."""
-        bases = self.requeue()
-        rings = self._forget_rings()
-        self.start(self._accepted, memory)
-        for index, ring in rings.items():
-            self.start_ring(index, ring._replace(base=bases[index]))
+        """Have another process go on where the last one, which is no more, left off.
 
-    def _forget_rings(self) -> dict[int, Ring]:
-        rings, self._rings = self._rings, {}
-        while self._inflight:
-            self._inflight.popitem()[1].close()
-        return rings
+        Raises `DaemonLostError` if that one ended, too: then it may be tried again.
+        """
+        self.requeue()
+        self.start(self._accepted, memory)
+        for index, ring in list(self._rings.items()):
+            self.start_ring(index, ring)
 
     def stop(self) -> None:
         """End the daemon; when this returns, nothing of it touches guest memory."""
         self._hang_up()
-        self._forget_rings()
+        self._rings.clear()
+        while self._inflight:
+            self._inflight.popitem()[1].close()
         self._server.close()
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmm.errors import HostError, VmmError
 from vmm.vhost.device import VhostDevice
+from vmm.vhost.user import DaemonLostError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,11 +73,16 @@ class VhostUserDevice(VhostDevice):
             reason = self.backend.explain()
             self.backend.kill()
             self._complain("vhost-user-lost", error=reason)
-            try:
-                self._count()
-                self.revive()
-            except VmmError as error:
-                self._break(HostError(f"{reason}; {error.message}"), 0)
+            again = True
+            while again:
+                again = False
+                try:
+                    self._count()
+                    self.revive()
+                except DaemonLostError:
+                    again = True
+                except VmmError as error:
+                    self._break(HostError(f"{reason}; {error.message}"), 0)
 
     def _count(self) -> None:
         """Raise `HostError` if the daemon has died too often."""
