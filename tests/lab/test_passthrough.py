@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -206,8 +207,12 @@ def test_a_bar_of_128_gib_is_placed_and_used(work: str, host: Host) -> None:
     assert end - start + 1 == HUGE_SIZE
     assert start % HUGE_SIZE == 0
     assert f"bar-memory: {HUGE_SIZE >> 20} MiB, 0 errors" in said
-    (event,) = (event for event in events(host, "vfio-device") if event["device"] == HUGE)
+    opened = events(host, "vfio-device")
+    before, event = opened[-2:]
+    assert event["device"] == HUGE
     assert event["mapped"] == [2]
+    moments = [datetime.fromisoformat(one["timestamp"]) for one in (before, event)]
+    assert moments[1] - moments[0] < timedelta(seconds=2), "in a time that its size has no part in"
 
 
 def test_events_say_which_interface_and_how_much_memory(work: str, host: Host) -> None:
