@@ -19,6 +19,7 @@ from vmm.escape import CTRL_A, Command, EscapeKeys, help_lines, key_name, parse_
         (b"\x01r", [Command.RESET]),
         (b"\x01h", [Command.HELP]),
         (b"\x01b", [Command.BREAK]),
+        (b"\x01-\x01+", [Command.INFLATE, Command.DEFLATE]),
         (b"\x01st", [Command.BREAK, b"t"]),
         (b"\x01s\x01", [Command.BREAK, b"\x01"]),
         (b"\x01\x01", [b"\x01"]),

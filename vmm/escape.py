@@ -3,6 +3,7 @@
     C-a h    help                      C-a s KEY  Magic SysRq: a break, then KEY
     C-a x    quit                      C-a b      a break
     C-a r    reset the machine         C-a C-a    one Ctrl-A for the guest
+    C-a -    a larger balloon          C-a +      a smaller balloon: more memory for the guest
 
 As in QEMU, kvmtool and screen.
 """
@@ -24,6 +25,8 @@ class Command(Enum):
     QUIT = auto()
     RESET = auto()
     BREAK = auto()
+    INFLATE = auto()
+    DEFLATE = auto()
 
 
 KEYS = {
@@ -32,6 +35,8 @@ KEYS = {
     ord("x"): Command.QUIT,
     ord("r"): Command.RESET,
     ord("b"): Command.BREAK,
+    ord("-"): Command.INFLATE,
+    ord("+"): Command.DEFLATE,
 }
 SYSRQ = ord("s")
 
@@ -65,6 +70,8 @@ def help_lines(prefix: int) -> list[str]:
         f"{name} r      reset the machine",
         f"{name} s KEY  Magic SysRq: a break, then KEY (h shows the guest's own list)",
         f"{name} b      a break",
+        f"{name} -      take memory from the guest, by its balloon (--balloon)",
+        f"{name} +      give it back",
         f"{name} {name}    send {name} itself",
     ]
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 SWITCH_INTERVAL: Final = 1e-4
 """Seconds that a Python thread may keep another, such as a vCPU's, from running."""
 
+BALLOON_STEP: Final = 64 << 20
+"""Bytes by which C-a - and C-a + change the balloon, and what a guest keeps at least."""
+
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it can't
@@ -261,6 +264,16 @@ def _join_consoles(
     return [console, serial]
 
 
+def _squeeze(machine: Machine, config: MachineConfig, direction: int) -> str:
+    """Make the balloon larger, or smaller; return what to tell the user."""
+    if machine.balloon is None:
+        return "there is no balloon: that takes --balloon"
+    size = machine.balloon.target + direction * BALLOON_STEP
+    size = max(0, min(size, config.memory - BALLOON_STEP))
+    machine.balloon.resize(size)
+    return f"the balloon shall have {size >> 20} MiB; it has {machine.balloon.actual >> 20} MiB"
+
+
 def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | None) -> int:
     """Run a machine with this process's stdin and stdout as its console; return the status."""
     from vmm.events import Events  # noqa: PLC0415
@@ -290,6 +303,7 @@ def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | N
         machine.say = console.say
         console.on_quit = lambda: quit_for(signal.SIGINT)
         console.on_reset = lambda: machine.end(Ending.RESET)
+        console.on_balloon = lambda direction: console.say(_squeeze(machine, config, direction))
         for number in SIGNALS:
             loop.add_signal(number, lambda number=number: quit_for(number))  # type: ignore[misc]
         ending = machine.run()
