@@ -18,6 +18,7 @@ from vmm.chardev.file import FileChardev
 from vmm.chardev.pipes import PipeChardev
 from vmm.chardev.pty import PtyChardev
 from vmm.chardev.unix import UnixChardev
+from vmm.config import MachineConfig
 from vmm.config.console import ConsoleConfig, check_consoles, parse_console
 from vmm.errors import UserError
 from vmm.loop import Loop
@@ -82,6 +83,18 @@ def test_what_cannot_be_together_is_refused(texts: tuple[str, ...]) -> None:
     check_consoles((parse_console("pty"), parse_console("pty")))
 
 
+def test_the_user_s_terminal_is_the_guest_s_console() -> None:
+    """Unless it is told another, or the terminal is a port that has a name."""
+    image = Path("Image")
+    serial = MachineConfig(image=image).default_cmdline
+    assert "console=ttyAMA0" in serial
+    virtio = MachineConfig(image=image, consoles=(parse_console("stdio"),)).default_cmdline
+    assert virtio == f"{serial} console=hvc0", "the last is /dev/console"
+    for other in ("stdio,name=x", "pty"):
+        config = MachineConfig(image=image, consoles=(parse_console(other),))
+        assert config.default_cmdline == serial
+
+
 def test_ends_are_opened_together_or_not_at_all(loop: Loop, tmp_path: Path) -> None:
     before = files()
     good = [ConsoleConfig("pty"), ConsoleConfig("stdio"), ConsoleConfig("file", tmp_path / "out")]
@@ -142,7 +155,7 @@ def connect(path: Path) -> socket.socket:
 def test_clients_come_one_after_another(loop: Loop, unix: UnixChardev, tmp_path: Path) -> None:
     changes: list[bool] = []
     unix.on_change = lambda _error: changes.append(unix.connected)
-    unix.on_input = lambda: None if os.read(unix.input_fd, 10) else unix.hang_up()
+    unix.on_input = lambda: None if os.read(unix.input_fd, 10) else unix.input_ended()
     first, second = connect(tmp_path / "s"), connect(tmp_path / "s")
     turn(loop, lambda: changes == [True])
     os.write(unix.output_fd, b"one")
@@ -175,6 +188,22 @@ def test_a_client_that_went_unnoticed_makes_room(
 
     turn(loop, ask)
     second.close()
+
+
+def test_who_sends_no_more_may_still_read(loop: Loop, unix: UnixChardev, tmp_path: Path) -> None:
+    """As ``echo question | socat - UNIX-CONNECT:...`` does."""
+    client = connect(tmp_path / "s")
+    turn(loop, lambda: unix.connected)
+    client.shutdown(socket.SHUT_WR)
+    assert os.read(unix.input_fd, 10) == b""
+    unix.input_ended()
+    unix.want_room()
+    assert unix.connected
+    os.write(unix.output_fd, b"answer")
+    assert client.recv(10) == b"answer"
+    client.close()
+    turn(loop, lambda: not unix.connected)
+    assert not unix.input_over
 
 
 def test_room_is_told_of_once_a_full_socket_has_some(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.arm64 import boot, image
 from vmm.closing import Closing
-from vmm.config import DEFAULT_CMDLINE
 
 if TYPE_CHECKING:
     from vmm.arm64.boot import BootPlan, Extent
@@ -42,7 +41,7 @@ def load(
     initrd = kernel.initrd
     if config.initrd is not None:
         name, initrd = str(config.initrd), image.map_file(initrd_at or config.initrd)
-    choices = (config.cmdline, kernel.cmdline, DEFAULT_CMDLINE)
+    choices = (config.cmdline, kernel.cmdline, config.default_cmdline)
     return Payload(kernel, initrd, name, next(text for text in choices if text is not None))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import select
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmm.closing import Closing
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.loop import Loop
+
+
+LOOK_AGAIN: Final = 0.5
+"""Seconds between looks at whether somebody is still there of whom no event tells."""
 
 
 class Chardev(Closing):
@@ -33,6 +37,8 @@ class Chardev(Closing):
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self.input_fd = self.output_fd = -1
+        self.input_over = False
+        """Whether they will send nothing more."""
         self.leaving = False
         """Whether `on_change` has yet to tell that somebody has gone."""
         self.on_change: Callable[[OSError | None], object] = lambda _error: None
@@ -83,6 +89,19 @@ class Chardev(Closing):
             with suppress(OSError):
                 os.write(self.output_fd, data)
 
+    def input_ended(self) -> None:
+        """Say that no more input comes. Whoever sent it may still read, until they hang up."""
+        self.input_over = True
+        if self.output_fd < 0 or is_gone(self.output_fd):
+            self.hang_up()
+        else:
+            fd = self.output_fd
+            self._loop.call_later(LOOK_AGAIN, lambda: self._look_again(fd))
+
+    def _look_again(self, fd: int) -> None:
+        if self.output_fd == fd and self.input_over:
+            self.input_ended()
+
     def hang_up(self, error: OSError | None = None) -> None:
         """Let go of who is there, for they have gone, or broke. `on_change` comes later."""
         if self._let_go():
@@ -95,6 +114,7 @@ class Chardev(Closing):
 
     def _let_go(self) -> bool:
         found = {self.input_fd, self.output_fd} - {-1}
+        self.input_over = False
         self.input_fd = self.output_fd = -1
         for fd in found:
             self._loop.remove_reader(fd)
@@ -110,5 +130,5 @@ class Chardev(Closing):
 def is_gone(fd: int) -> bool:
     """Tell whether the other side of *fd* has hung up; what it wrote before may still wait."""
     poll = select.poll()
-    poll.register(fd, select.POLLRDHUP)
+    poll.register(fd, 0)  # POLLHUP and POLLERR are always told
     return bool(poll.poll(0))

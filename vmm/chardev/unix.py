@@ -8,7 +8,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from vmm.chardev.chardev import Chardev, is_gone
+from vmm.chardev.chardev import LOOK_AGAIN, Chardev, is_gone
 from vmm.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 BACKLOG: Final = 8
 """Clients that may wait for their turn."""
-
-LOOK_AGAIN: Final = 0.5
-"""Seconds between looks, while a client waits, at whether the one before is still there."""
 
 
 class UnixChardev(Chardev):

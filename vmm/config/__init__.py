@@ -28,7 +28,7 @@ class MachineConfig:
     """One machine.
 
     memory   bytes of RAM
-    cmdline  the kernel's command line; None: the image's own, or `DEFAULT_CMDLINE`
+    cmdline  the kernel's command line; None: the image's own, or `default_cmdline`
     write_back  ask for the proposed Write-Back flag on RAM's memory slot
     uapi     which generation of kernel to believe in: auto, mainline or rfc
     verify   prove, before the guest runs, what stage 2 gives each of the bars
@@ -64,6 +64,13 @@ class MachineConfig:
     consoles: tuple[ConsoleConfig, ...] = ()
     balloon: int | None = None
     pmems: tuple[PmemConfig, ...] = ()
+
+    @property
+    def default_cmdline(self) -> str:
+        """What a kernel gets that comes without a command line: the user's terminal is its own."""
+        if any(each.kind == "stdio" and not each.name for each in self.consoles):
+            return f"{DEFAULT_CMDLINE} console=hvc0"
+        return DEFAULT_CMDLINE
 
     def __post_init__(self) -> None:
         if self.cpus < 1:

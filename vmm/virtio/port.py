@@ -95,7 +95,7 @@ class Port:
         """Pass on what there is for the guest, if it listens. Raises `RingError`."""
         left = TURN
         while left > 0:
-            if not self.guest_open or self.chardev.input_fd < 0:
+            if not self.guest_open or self.chardev.input_fd < 0 or self.chardev.input_over:
                 return Waits.FOR_HOST
             if not self._receiving:
                 if queue.pop(self._in) is None:
@@ -116,6 +116,8 @@ class Port:
             return done
         if done == -errno.EAGAIN:
             self.chardev.want_input()
+        elif done:
+            self.chardev.hang_up(OSError(-done, os.strerror(-done)))
         else:
-            self.chardev.hang_up(OSError(-done, os.strerror(-done)) if done else None)
+            self.chardev.input_ended()
         return -1
