@@ -62,11 +62,6 @@ static int outside(const struct pyvmm_disk *disk, uint64_t sector, uint64_t sect
 	return sector > disk->sectors || sectors > disk->sectors - sector;
 }
 
-static int flush(const struct pyvmm_disk *disk)
-{
-	return fdatasync(disk->fd) ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK;
-}
-
 /* Write zeroes the slow way, for file systems that know no better. */
 static int write_zeroes(const struct pyvmm_disk *disk, off_t offset, uint64_t bytes)
 {
@@ -77,7 +72,7 @@ static int write_zeroes(const struct pyvmm_disk *disk, off_t offset, uint64_t by
 		if (done < 0 && errno == EINTR)
 			continue;
 		if (done <= 0)
-			return -1;
+			return done ? -errno : -EIO;
 		offset += done;
 		bytes -= (uint64_t)done;
 	}
@@ -91,53 +86,68 @@ static int allocate(const struct pyvmm_disk *disk, int mode, off_t offset, uint6
 	do
 		result = fallocate(disk->fd, mode | FALLOC_FL_KEEP_SIZE, offset, (off_t)bytes);
 	while (result && errno == EINTR);
-	return result;
+	return result ? -errno : 0;
+}
+
+/* Returns 0 or a negative errno. */
+static int clear(const struct pyvmm_disk *disk, uint32_t type, int unmap, off_t offset,
+		 uint64_t bytes)
+{
+	int error = -EOPNOTSUPP;
+
+	if (type == VIRTIO_BLK_T_DISCARD) {
+		/* A hint: what cannot be given back stays. */
+		error = allocate(disk, FALLOC_FL_PUNCH_HOLE, offset, bytes);
+		return error == -EOPNOTSUPP ? 0 : error;
+	}
+	if (unmap)
+		error = allocate(disk, FALLOC_FL_PUNCH_HOLE, offset, bytes);
+	if (error)
+		error = allocate(disk, FALLOC_FL_ZERO_RANGE, offset, bytes);
+	return error == -EOPNOTSUPP ? write_zeroes(disk, offset, bytes) : error;
 }
 
 /* One range of a discard or write-zeroes request. */
-static int clear(const struct pyvmm_disk *disk, uint32_t type,
-		 const struct virtio_blk_discard_write_zeroes *range)
+static void clear_range(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request,
+			const struct virtio_blk_discard_write_zeroes *range)
 {
-	uint64_t bytes = (uint64_t)range->num_sectors * SECTOR;
-	off_t offset = (off_t)(range->sector * SECTOR);
 	int unmap = range->flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 
 	if (range->flags & ~(uint32_t)VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP ||
-	    (unmap && type == VIRTIO_BLK_T_DISCARD))
-		return VIRTIO_BLK_S_UNSUPP;
-	if (range->num_sectors > PYVMM_BLK_MAX_SECTORS ||
-	    outside(disk, range->sector, range->num_sectors))
-		return VIRTIO_BLK_S_IOERR;
-	if (!bytes)
-		return VIRTIO_BLK_S_OK;
-	if (type == VIRTIO_BLK_T_DISCARD) {
-		/* A hint: what cannot be given back stays. */
-		if (allocate(disk, FALLOC_FL_PUNCH_HOLE, offset, bytes) && errno != EOPNOTSUPP)
-			return VIRTIO_BLK_S_IOERR;
-		return VIRTIO_BLK_S_OK;
+	    (unmap && request->type == VIRTIO_BLK_T_DISCARD)) {
+		request->result = VIRTIO_BLK_S_UNSUPP;
+		return;
 	}
-	if (unmap && !allocate(disk, FALLOC_FL_PUNCH_HOLE, offset, bytes))
-		return VIRTIO_BLK_S_OK;
-	if (allocate(disk, FALLOC_FL_ZERO_RANGE, offset, bytes) &&
-	    (errno != EOPNOTSUPP || write_zeroes(disk, offset, bytes)))
-		return VIRTIO_BLK_S_IOERR;
-	return VIRTIO_BLK_S_OK;
+	if (range->num_sectors > PYVMM_BLK_MAX_SECTORS ||
+	    outside(disk, range->sector, range->num_sectors)) {
+		request->result = VIRTIO_BLK_S_IOERR;
+		return;
+	}
+	request->offset = (int64_t)(range->sector * SECTOR);
+	if (range->num_sectors)
+		request->error = -clear(disk, request->type, unmap, request->offset,
+					(uint64_t)range->num_sectors * SECTOR);
+	if (request->error)
+		request->result = VIRTIO_BLK_S_IOERR;
 }
 
-static int clear_all(const struct pyvmm_disk *disk, const struct pyvmm_chain *chain, uint32_t type)
+static void clear_all(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request)
 {
 	struct virtio_blk_discard_write_zeroes ranges[PYVMM_BLK_MAX_RANGES];
-	uint64_t bytes = chain->readable_bytes - HEADER;
-	int status = VIRTIO_BLK_S_OK;
+	uint64_t bytes = request->chain.readable_bytes - HEADER;
 
-	if (disk->read_only || !bytes || bytes % sizeof(*ranges) || bytes > sizeof(ranges))
-		return VIRTIO_BLK_S_IOERR;
-	pyvmm_chain_read(chain, HEADER, ranges, bytes);
-	for (uint64_t i = 0; i < bytes / sizeof(*ranges) && status == VIRTIO_BLK_S_OK; i++)
-		status = clear(disk, type, &ranges[i]);
-	if (status == VIRTIO_BLK_S_OK && disk->write_through)
-		status = flush(disk);
-	return status;
+	if (disk->read_only || !bytes || bytes % sizeof(*ranges) || bytes > sizeof(ranges)) {
+		request->result = VIRTIO_BLK_S_IOERR;
+		return;
+	}
+	pyvmm_chain_read(&request->chain, HEADER, ranges, bytes);
+	for (uint64_t i = 0; i < bytes / sizeof(*ranges); i++) {
+		clear_range(disk, request, &ranges[i]);
+		if (request->result != VIRTIO_BLK_S_OK)
+			return;
+	}
+	if (disk->write_through)
+		request->operation = PYVMM_BLK_SYNC;
 }
 
 static void begin_transfer(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request,
@@ -166,8 +176,11 @@ void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *re
 	request->status = take_status(chain);
 	request->operation = PYVMM_BLK_NOTHING;
 	request->result = VIRTIO_BLK_S_OK;
+	request->error = 0;
+	request->offset = 0;
 	request->iov = chain->segments;
 	pyvmm_chain_read(chain, 0, &header, sizeof(header));
+	request->type = header.type;
 	if (header.type == VIRTIO_BLK_T_IN) {
 		request->iov += chain->readable;
 		request->count = chain->writable;
@@ -197,7 +210,7 @@ void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *re
 		break;
 	case VIRTIO_BLK_T_DISCARD:
 	case VIRTIO_BLK_T_WRITE_ZEROES:
-		request->result = (uint8_t)clear_all(disk, chain, header.type);
+		clear_all(disk, request);
 		break;
 	default:
 		request->result = VIRTIO_BLK_S_UNSUPP;
@@ -235,7 +248,8 @@ int pyvmm_blk_advance(struct pyvmm_blk_request *request, int64_t done)
 	if (done == -EINTR || done == -EAGAIN)
 		return 1;
 	if (request->operation == PYVMM_BLK_SYNC ? done < 0 : done <= 0) {
-		pyvmm_blk_fail(request); /* at 0, the file is shorter than it was */
+		request->error = done ? (int)-done : ENODATA; /* the file is shorter than it was */
+		pyvmm_blk_fail(request);
 		return 0;
 	}
 	if (request->operation != PYVMM_BLK_SYNC && (uint64_t)done < request->bytes) {

@@ -8,6 +8,12 @@
 #define VIRTIO_BLK_F_DISCARD ...
 #define VIRTIO_BLK_F_WRITE_ZEROES ...
 
+#define VIRTIO_BLK_T_IN ...
+#define VIRTIO_BLK_T_OUT ...
+#define VIRTIO_BLK_T_FLUSH ...
+#define VIRTIO_BLK_T_DISCARD ...
+#define VIRTIO_BLK_T_WRITE_ZEROES ...
+
 struct virtio_blk_config {
     uint64_t capacity;
     uint32_t seg_max;
@@ -45,6 +51,13 @@ struct pyvmm_blk_request {
     ...;
 };
 
+struct pyvmm_blk_failure {
+    uint32_t type;
+    int error;
+    int64_t offset;
+    ...;
+};
+
 struct pyvmm_blk_queue {
     struct pyvmm_disk *disk;
     struct pyvmm_queue *queue;
@@ -53,6 +66,7 @@ struct pyvmm_blk_queue {
     uint32_t bits;
     int doorbell;
     int stop;
+    int trouble;
     uint64_t requests;
     uint64_t errors;
     uint8_t uses_uring;
@@ -62,3 +76,4 @@ struct pyvmm_blk_queue {
 int pyvmm_blk_alignment(int fd, uint32_t *memory, uint32_t *offset);
 int pyvmm_blk_run(struct pyvmm_blk_queue *blk);
 void pyvmm_blk_stop(struct pyvmm_blk_queue *blk);
+int pyvmm_blk_take_failure(struct pyvmm_blk_queue *blk, struct pyvmm_blk_failure *failure);

@@ -42,6 +42,8 @@ enum pyvmm_blk_operation {
 struct pyvmm_blk_request {
 	struct pyvmm_chain chain;
 	uint8_t operation;
+	uint32_t type;           /* VIRTIO_BLK_T_* */
+	int error;               /* the errno of the host's, if it failed through no fault of the driver's */
 	uint8_t result;          /* VIRTIO_BLK_S_*, for the driver; */
 	uint8_t *status;         /* where that belongs */
 	uint32_t written;        /* bytes of the chain that are, or count as, written to */
@@ -58,6 +60,14 @@ void pyvmm_blk_finish(const struct pyvmm_disk *disk, struct pyvmm_blk_request *r
 void pyvmm_blk_fail(struct pyvmm_blk_request *request);
 int pyvmm_blk_alignment(int fd, uint32_t *memory, uint32_t *offset);
 
+/* What the host could not do. */
+struct pyvmm_blk_failure {
+	uint32_t pending;        /* nobody has taken it yet */
+	uint32_t type;           /* VIRTIO_BLK_T_* */
+	int error;               /* an errno */
+	int64_t offset;          /* in the file */
+};
+
 /* One queue and the thread that serves it. */
 struct pyvmm_blk_queue {
 	struct pyvmm_disk *disk;
@@ -67,13 +77,16 @@ struct pyvmm_blk_queue {
 	uint32_t bits;           /* what to raise */
 	int doorbell;            /* eventfds */
 	int stop;
+	int trouble;             /* there is a failure */
 	uint32_t stopping;
 	uint64_t requests;       /* how many were done */
 	uint64_t errors;         /* how many of them with VIRTIO_BLK_S_IOERR */
 	uint8_t uses_uring;      /* whether io_uring was to be had */
+	struct pyvmm_blk_failure failure;
 };
 
 int pyvmm_blk_run(struct pyvmm_blk_queue *blk);
 void pyvmm_blk_stop(struct pyvmm_blk_queue *blk);
+int pyvmm_blk_take_failure(struct pyvmm_blk_queue *blk, struct pyvmm_blk_failure *failure);
 
 #endif

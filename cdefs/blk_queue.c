@@ -41,6 +41,32 @@ struct work {
 	uint16_t idle[PYVMM_BLK_DEPTH]; /* the slots that have no request */
 };
 
+/* Let Python know, unless it has not yet heard of an earlier one. */
+static void report(struct pyvmm_blk_queue *blk, const struct pyvmm_blk_request *request)
+{
+	struct pyvmm_blk_failure *failure = &blk->failure;
+	uint64_t one = 1;
+
+	if (__atomic_load_n(&failure->pending, __ATOMIC_ACQUIRE))
+		return;
+	failure->type = request->type;
+	failure->error = request->error;
+	failure->offset = request->offset;
+	__atomic_store_n(&failure->pending, 1, __ATOMIC_RELEASE);
+	if (write(blk->trouble, &one, sizeof(one)) < 0)
+		return; /* signalled often enough */
+}
+
+/* Take the failure that there is. Returns whether there was one. From any thread. */
+int pyvmm_blk_take_failure(struct pyvmm_blk_queue *blk, struct pyvmm_blk_failure *failure)
+{
+	if (!__atomic_load_n(&blk->failure.pending, __ATOMIC_ACQUIRE))
+		return 0;
+	*failure = blk->failure;
+	__atomic_store_n(&blk->failure.pending, 0, __ATOMIC_RELEASE);
+	return 1;
+}
+
 static void used(struct work *work, struct pyvmm_blk_request *request)
 {
 	struct pyvmm_blk_queue *blk = work->blk;
@@ -50,6 +76,8 @@ static void used(struct work *work, struct pyvmm_blk_request *request)
 	__atomic_store_n(&blk->requests, blk->requests + 1, __ATOMIC_RELAXED);
 	if (request->result == VIRTIO_BLK_S_IOERR)
 		__atomic_store_n(&blk->errors, blk->errors + 1, __ATOMIC_RELAXED);
+	if (request->error)
+		report(blk, request);
 	work->idle[work->idle_count++] = (uint16_t)(request - blk->slots);
 }
 

@@ -138,4 +138,5 @@ def test_errors_of_the_host_are_errors_in_the_guest_and_no_more(host: Host) -> N
         assert f"at {good}: read 0, write 0\n" in said.text, said.text
     for bad in (16, 31):
         assert f"at {bad}: read 1, write 1\n" in said.text, said.text
+    assert "disk-error" in said.events
     assert "virtio-needs-reset" not in said.events

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
@@ -16,7 +17,7 @@ from vmm._native import lib
 from vmm.errors import UserError
 from vmm.virtio import blk, status
 from vmm.virtio.blk import Blk
-from vmm.virtio.device import F_EVENT_IDX
+from vmm.virtio.device import COMPLAINTS, F_EVENT_IDX
 from vmm.virtio.disk import Cache, RawDisk
 from vmm.virtio.queue import Format
 
@@ -258,3 +259,47 @@ def test_a_file_system_without_direct_input_and_output_is_named(
 def test_a_sync_that_fails_is_an_io_error(disk: Disk, pipe: tuple[int, int]) -> None:
     device(disk).disk.fd = pipe[0]  # which cannot be synced
     assert disk.request(FLUSH, 0) == IOERR
+
+
+# --- what the host cannot do --------------------------------------------------------------------
+
+
+def test_what_the_host_cannot_do_is_an_event(disk: Disk, events: Recorded, way: str) -> None:
+    os.truncate(disk.path, 512)
+    assert disk.request(IN, 4, Buffer(DATA, 512, writable=True)) == IOERR
+    ((fd, tell),) = device(disk).readers()
+    assert select.select([fd], [], [], 10)[0]
+    tell()
+    ((name, fields),) = events.seen
+    assert name == "disk-error"
+    assert fields == {
+        "device": "disk0",
+        "queue": 0,
+        "operation": "read",
+        "offset": 2048,
+        "error": "No data available",
+    }
+    assert not select.select([fd], [], [], 0)[0]
+
+
+def test_what_fails_as_a_disk_is_reset_is_an_event_all_the_same(
+    disk: Disk, events: Recorded
+) -> None:
+    os.truncate(disk.path, 512)
+    assert disk.request(IN, 4, Buffer(DATA, 512, writable=True)) == IOERR
+    disk.transport.reset()
+    assert events.names() == ["disk-error"]
+
+
+def test_failures_do_not_fill_the_hosts_disk(disk: Disk, events: Recorded) -> None:
+    os.truncate(disk.path, 512)
+    for _ in range(COMPLAINTS + 10):
+        assert disk.request(IN, 4, Buffer(DATA, 512, writable=True)) == IOERR
+        device(disk).tell_failures()
+    assert events.names() == ["disk-error"] * COMPLAINTS
+
+
+def test_a_drivers_own_mistakes_are_no_failures(disk: Disk, events: Recorded) -> None:
+    assert disk.request(IN, SECTORS, Buffer(DATA, 512, writable=True)) == IOERR
+    disk.transport.reset()
+    assert events.names() == []

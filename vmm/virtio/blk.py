@@ -7,16 +7,19 @@ Python starts the threads, and hears of them when they end: at a reset, or at a 
 
 from __future__ import annotations
 
+import os
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm._native import ffi, lib
 from vmm.closing import Closing
-from vmm.virtio.device import VirtioDevice
-from vmm.virtio.notify import USED, Doorbell
+from vmm.virtio.device import COMPLAINTS, VirtioDevice
+from vmm.virtio.notify import USED, Doorbell, EventFd
 from vmm.virtio.queue import RingError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmm.events import Events
     from vmm.virtio.disk import RawDisk
     from vmm.virtio.queue import MemoryMap, Queue
@@ -36,6 +39,15 @@ F_FLUSH: Final = 1 << lib.VIRTIO_BLK_F_FLUSH
 F_MQ: Final = 1 << lib.VIRTIO_BLK_F_MQ
 F_DISCARD: Final = 1 << lib.VIRTIO_BLK_F_DISCARD
 F_WRITE_ZEROES: Final = 1 << lib.VIRTIO_BLK_F_WRITE_ZEROES
+
+OPERATIONS: Final = {
+    lib.VIRTIO_BLK_T_IN: "read",
+    lib.VIRTIO_BLK_T_OUT: "write",
+    lib.VIRTIO_BLK_T_FLUSH: "flush",
+    lib.VIRTIO_BLK_T_DISCARD: "discard",
+    lib.VIRTIO_BLK_T_WRITE_ZEROES: "write-zeroes",
+}
+"""Types of requests (5.2.6), as events call them."""
 
 STOP_CHECK: Final = 0.05
 """Seconds between looks, by a thread that has bad news, at whether anybody still wants them."""
@@ -79,6 +91,7 @@ class Worker(Closing):
                 "bits": USED,
                 "doorbell": device.slots[index].doorbell.fileno(),
                 "stop": self._stop.fileno(),
+                "trouble": device.trouble.fileno(),
             },
         )
         self.stopping = False
@@ -88,6 +101,13 @@ class Worker(Closing):
     def _run(self) -> None:
         if wrong := lib.pyvmm_blk_run(self.c):
             self._device.worker_failed(self, self._index, wrong)
+
+    def failure(self) -> tuple[int, int, int] | None:
+        """Return the type, the errno and the offset of what failed, if something did."""
+        failure = ffi.new("struct pyvmm_blk_failure *")
+        if not lib.pyvmm_blk_take_failure(self.c, failure):
+            return None
+        return int(failure.type), int(failure.error), int(failure.offset)
 
     def stop(self) -> None:
         """End it. When this returns, no request is under way."""
@@ -124,6 +144,9 @@ class Blk(VirtioDevice):
         super().__init__(name, memory, events, [QUEUE_SIZE] * queues, features)
         self._backing = backing
         self._workers: dict[int, Worker] = {}
+        self.trouble = EventFd()
+        """Signalled when the host could not do something."""
+        self._failures = 0
         self.disk: Any = ffi.new(
             "struct pyvmm_disk *",
             {
@@ -152,9 +175,36 @@ class Blk(VirtioDevice):
 
     def queue_stopped(self, index: int) -> None:
         """End the queue's thread, after the requests that are under way."""
-        worker = self._workers.pop(index, None)
-        if worker is not None:
+        if worker := self._workers.get(index):
             worker.stop()
+            self._tell_failure(index)
+            del self._workers[index]
+
+    def readers(self) -> list[tuple[int, Callable[[], object]]]:
+        """Have the loop listen to what the host cannot do."""
+        return [(self.trouble.fileno(), self.tell_failures)]
+
+    def tell_failures(self) -> None:
+        """Emit events for what the host could not do; a guest has seen I/O errors. In the loop."""
+        self.trouble.drain()
+        with self._lock:
+            for index in list(self._workers):
+                self._tell_failure(index)
+
+    def _tell_failure(self, index: int) -> None:
+        found = self._workers[index].failure()
+        if found is None or self._failures == COMPLAINTS:
+            return
+        self._failures += 1
+        kind, error, offset = found
+        self._events.emit(
+            "disk-error",
+            device=self.name,
+            queue=index,
+            operation=OPERATIONS.get(kind, str(kind)),
+            offset=offset,
+            error=os.strerror(error),
+        )
 
     def worker_failed(self, worker: Worker, index: int, wrong: int) -> None:
         """Stand still, for *worker* has found a bad ring. In its thread."""
@@ -173,6 +223,7 @@ class Blk(VirtioDevice):
     def close(self) -> None:
         """End the threads and close the backing. Idempotent."""
         super().close()
+        self.trouble.close()
         self._backing.close()
 
 
