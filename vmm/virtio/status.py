@@ -5,6 +5,9 @@
 
 A driver adds bits, one after another or several at once, and takes none away but by writing 0,
 which resets. FAILED may come at any time. NEEDS_RESET is the device's.
+
+Who says DRIVER has acknowledged the device, whether he says so or not: U-Boot does not after its
+reset of the device (2025.01, virtio_uclass_child_pre_probe), and nothing hangs on it.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ def step(status: int, written: int, enter: Callable[[int], bool]) -> tuple[int, 
     *enter* is asked before each step, with its bit; False refuses it, which is no fault of the
     driver's: the bit then stays clear, for it to see (3.1.1, step 6).
     """
-    wanted = progress(written)
+    wanted = progress(written) | (ACKNOWLEDGE if written & DRIVER else 0)
     lawful = not progress(status) & ~wanted
     status |= written & FAILED
     while lawful and wanted & ~status:
