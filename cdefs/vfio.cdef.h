@@ -80,6 +80,29 @@ struct vfio_group_status {
 #define VFIO_DEVICE_ATTACH_IOMMUFD_PT ...
 #define VFIO_DEVICE_DETACH_IOMMUFD_PT ...
 
+#define VFIO_DEVICE_FEATURE ...
+#define VFIO_DEVICE_FEATURE_GET ...
+#define VFIO_DEVICE_FEATURE_DMA_BUF ...
+
+struct vfio_device_feature {
+    uint32_t argsz;
+    uint32_t flags;
+    uint8_t data[];
+};
+
+struct vfio_region_dma_range {
+    uint64_t offset;
+    uint64_t length;
+};
+
+struct vfio_device_feature_dma_buf {
+    uint32_t region_index;
+    uint32_t open_flags;
+    uint32_t flags;
+    uint32_t nr_ranges;
+    struct vfio_region_dma_range dma_ranges[];
+};
+
 #define VFIO_DEVICE_FLAGS_RESET ...
 #define VFIO_DEVICE_FLAGS_PCI ...
 
@@ -191,6 +214,7 @@ struct vfio_device_detach_iommufd_pt {
 #define IOMMU_IOAS_ALLOC ...
 #define IOMMU_IOAS_IOVA_RANGES ...
 #define IOMMU_IOAS_MAP ...
+#define IOMMU_IOAS_MAP_FILE ...
 #define IOMMU_IOAS_UNMAP ...
 #define IOMMU_IOAS_MAP_FIXED_IOVA ...
 #define IOMMU_IOAS_MAP_WRITEABLE ...
@@ -229,6 +253,16 @@ struct iommu_ioas_map {
     uint64_t length;
     uint64_t iova;
     ...;
+};
+
+struct iommu_ioas_map_file {
+    uint32_t size;
+    uint32_t flags;
+    uint32_t ioas_id;
+    int32_t fd;
+    uint64_t start;
+    uint64_t length;
+    uint64_t iova;
 };
 
 struct iommu_ioas_unmap {

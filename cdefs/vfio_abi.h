@@ -50,6 +50,23 @@ struct vfio_device_detach_iommufd_pt {
 #endif
 #define VFIO_DEVICE_DETACH_IOMMUFD_PT		_IO(VFIO_TYPE, VFIO_BASE + 20)
 
+/* --- Regions as dma-bufs (Linux 6.19) -------------------------------------------------------- */
+#ifndef VFIO_DEVICE_FEATURE_DMA_BUF
+struct vfio_region_dma_range {
+	__u64 offset;
+	__u64 length;
+};
+
+struct vfio_device_feature_dma_buf {
+	__u32 region_index;
+	__u32 open_flags;
+	__u32 flags;
+	__u32 nr_ranges;
+	struct vfio_region_dma_range dma_ranges[];
+};
+#endif
+#define VFIO_DEVICE_FEATURE_DMA_BUF 11
+
 /* --- iommufd (Linux 6.2) --------------------------------------------------------------------- */
 #define IOMMUFD_TYPE (';')
 
@@ -116,6 +133,24 @@ struct iommu_ioas_unmap {
 #define IOMMU_IOAS_MAP _IO(IOMMUFD_TYPE, IOMMUFD_CMD_IOAS_MAP)
 #define IOMMU_IOAS_UNMAP _IO(IOMMUFD_TYPE, IOMMUFD_CMD_IOAS_UNMAP)
 
+/* --- Mapping files (Linux 6.13), of which dma-bufs came later -------------------------------- */
+#ifndef IOMMU_IOAS_MAP_FILE
+enum {
+	IOMMUFD_CMD_IOAS_MAP_FILE = 0x8f,
+};
+
+struct iommu_ioas_map_file {
+	uint32_t size;
+	uint32_t flags;
+	uint32_t ioas_id;
+	int32_t fd;
+	__aligned_u64 start;
+	__aligned_u64 length;
+	__aligned_u64 iova;
+};
+#endif
+#define IOMMU_IOAS_MAP_FILE _IO(IOMMUFD_TYPE, IOMMUFD_CMD_IOAS_MAP_FILE)
+
 /* --- Checks: true of the kernel's structs and of ours ---------------------------------------- */
 #define PYVMM_AT(type, member, offset) \
 	_Static_assert(offsetof(struct type, member) == (offset), #type "." #member)
@@ -123,6 +158,12 @@ struct iommu_ioas_unmap {
 PYVMM_AT(vfio_device_bind_iommufd, iommufd, 8);
 PYVMM_AT(vfio_device_bind_iommufd, out_devid, 12);
 PYVMM_AT(vfio_device_attach_iommufd_pt, pt_id, 8);
+PYVMM_AT(vfio_region_dma_range, length, 8);
+PYVMM_AT(vfio_device_feature_dma_buf, nr_ranges, 12);
+PYVMM_AT(vfio_device_feature_dma_buf, dma_ranges, 16);
+PYVMM_AT(iommu_ioas_map_file, fd, 12);
+PYVMM_AT(iommu_ioas_map_file, start, 16);
+PYVMM_AT(iommu_ioas_map_file, iova, 32);
 PYVMM_AT(iommu_destroy, id, 4);
 PYVMM_AT(iommu_ioas_alloc, out_ioas_id, 8);
 PYVMM_AT(iommu_iova_range, last, 8);

@@ -82,8 +82,11 @@ class DeviceMemory(Closing):
     """One region of one device, at *base* in the guest. Use as a context manager.
 
     *holes* are parts that get no mapping: who needs to see each access has them trapped. *option*
-    is what errors call it by. Raises `HostError` if the policy refuses, `UserError` for what
-    cannot be, before anything is mapped.
+    is what errors call it by. *registers*: it may be some that mind how they are read, so that an
+    undecided verdict breaks no promise.
+
+    Raises `HostError` if the policy refuses, `UserError` for what cannot be, before anything is
+    mapped.
     """
 
     def __init__(  # noqa: PLR0913  (all but the first four have defaults)
@@ -95,11 +98,13 @@ class DeviceMemory(Closing):
         *,
         holes: Sequence[Area] = (),
         option: str = "--bar",
+        registers: bool = False,
     ) -> None:
         self.config = config
         self.name = f"{device.bdf} region {config.region}"
         self._option = f"{option} {self.name}"
         self._keep_out = holes
+        self._may_be_registers = registers
         self.base = 0
         self.device = device
         self._system = system
@@ -217,6 +222,9 @@ class DeviceMemory(Closing):
         if not isinstance(self.decision, Map):
             return
         promise = self.decision.promise
+        undecided = verdict.memory_type is MemoryType.UNDECIDABLE
+        if undecided and self._may_be_registers and promise.stage2 is Stage2.NON_CACHEABLE:
+            return
         if verdict.memory_type not in EXPECTED.get(promise.stage2, MemoryType):
             raise HostError(
                 f"--verify: {self.name}: stage 2 was to be {promise.stage2.value} "

@@ -49,8 +49,13 @@ HOST = replace(
 BUILT = replace(
     profiles.profile("gh200"),
     backends=(STOCK.backends[0],),
-    devices=(*profiles.profile("gh200").devices, "nvme,addr=0x11,serial=pyvmm,drive=disk"),
+    devices=(
+        *profiles.profile("gh200").devices,
+        "nvme,addr=0x11,serial=pyvmm,drive=disk",
+        "edu,addr=0x12,dma_mask=0xffffffffff",
+    ),
 )
+SECOND_EDU = "0000:00:12.0"
 
 DATA = "".join(f"{number}\n" for number in range(1, 200_000)).encode()[: 1 << 20]
 MAKE_DATA = "seq 1 199999 | head -c 1048576"
@@ -462,6 +467,10 @@ lspci -vv -s 1 2>/dev/null
 echo 1 >/sys/bus/pci/devices/0000:00:01.0/enable
 bar-memory /sys/bus/pci/devices/0000:00:01.0/resource4_wc 8 normal
 bar-memory /sys/bus/pci/devices/0000:00:01.0/resource2_wc 0x100000
+echo '-- peers'
+echo 1234 11e8 >/sys/bus/pci/drivers/uio_pci_generic/new_id
+read -r start rest </sys/bus/pci/devices/0000:00:01.0/resource
+edu /sys/bus/pci/devices/0000:00:03.0 /dev/uio0 /sys/bus/pci/devices/0000:00:01.0 $start
 echo '-- numa'
 cat /sys/devices/system/node/possible
 echo '-- disk'
@@ -490,16 +499,14 @@ with open_device({gh200.BDF!r}) as device:
 def test_a_gpu_whole_with_its_memory_write_back_and_a_disk_through_iommufd(
     tmp_path: Path,
 ) -> None:
-    guest = make(tmp_path, GPU_WORK, modules=("nvme",))
+    guest = make(tmp_path, GPU_WORK, modules=("nvme", "uio_pci_generic"))
     with Host.start(BUILT) as host:
         said = run(
             host,
             guest,
             "--verify",
-            "--vfio",
-            f"{gh200.BDF},cache=require",
-            "--vfio",
-            f"{DISK},bind",
+            *("--vfio", f"{gh200.BDF},cache=require"),
+            *("--vfio", f"{DISK},bind", "--vfio", f"{SECOND_EDU},bind"),
         )
         gpu = part(said, "gpu")
         for index, size, kind in ((0, "16M", 32), (2, "1G", 64), (4, "512M", 64)):
@@ -513,6 +520,10 @@ def test_a_gpu_whole_with_its_memory_write_back_and_a_disk_through_iommufd(
         assert verdicts.items() >= {**regions, f"{gh200.BDF} region 4": "WB"}.items()
         blocks = {event["what"]: event["mapped"] for event in events(host, "stage2-blocks")}
         assert blocks[f"{gh200.BDF} region 4"] == {str(2 << 20): 512 << 20}
+        assert "edu: what it got: good" in part(said, "peers"), "DMA from device to device"
+        assert "edu: 0 errors" in part(said, "peers")
+        peers = {event["what"]: event["mapped"] for event in events(host, "vfio-peer")}
+        assert peers[f"{gh200.BDF} region 0"] is True
         assert part(said, "numa").split() == ["0-1"], "a node for the GPU's memory"
         assert [event["backend"] for event in events(host, "vfio-backend")] == ["iommufd"]
         assert part(said, "disk").split()[0] == hashlib.md5(DATA).hexdigest()  # noqa: S324

@@ -20,6 +20,7 @@ from vmm.rootcomplex import RootComplex
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from vmm.device_memory import DeviceMemory
     from vmm.irq import InterruptLine
     from vmm.kvm.system import System
     from vmm.kvm.vm import MsiRoute, PinRoute, Vm
@@ -92,6 +93,8 @@ class Parts:
         self.events = Diary()
         self.device = FakeDevice(self.owned, **device)
         self.diary = self.device.diary
+        self.seen: list[tuple[str, int]] = []
+        """What it is told of its memory, as a watcher."""
         self.bus = MmioBus()
         self.vm = FakeVm(self.diary, lambda: self.device.config.answers)
         self.device.config.on_write = self._check_slots
@@ -106,12 +109,19 @@ class Parts:
             events=self.events,
             slots=lambda: self.slots,
             msis=self.root.msis,
+            watcher=self,
         )
         self.owned.callback(self.function.close)
         self.slot = self.root.attach(self.function, *self.function.deliveries)
         self.function.settle = self.root.host.settle
         self.root.place(layout.RAM + (1 << 30), END)
         self.connect()
+
+    def shown(self, memory: DeviceMemory) -> None:
+        self.seen.append(("shown", memory.config.region))
+
+    def hiding(self, memory: DeviceMemory) -> None:
+        self.seen.append(("hiding", memory.config.region))
 
     def restart(self) -> None:
         """Give it a VM again, after a stop."""

@@ -174,6 +174,18 @@ def test_memory_comes_after_the_devices_own_and_goes_before_it(parts: Parts) -> 
     assert parts.told("config") == [("config", COMMAND, 2, COMMAND_MASTER)]
 
 
+def test_who_watches_hears_of_memory_that_comes_and_goes(parts: Parts) -> None:
+    place(parts)
+    assert parts.seen == [("shown", 0), ("shown", 2)]
+    parts.seen.clear()
+    parts.write(COMMAND, 2, 0)
+    assert parts.seen == [("hiding", 0), ("hiding", 2)]
+    parts.write(COMMAND, 2, ON)
+    parts.seen.clear()
+    parts.function.disconnect()
+    assert parts.seen == [("hiding", 0), ("hiding", 2)]
+
+
 def test_bars_move(parts: Parts) -> None:
     place(parts)
     parts.diary.clear()

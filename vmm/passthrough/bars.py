@@ -9,7 +9,7 @@ All of a BAR is on the bus by the device that answers what has no slot; slots go
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from vmm._native import lib
 from vmm.pci.bar import Bar, Space
@@ -63,32 +63,43 @@ class BarDevice:
         return None
 
 
+class Watcher(Protocol):
+    """Who is told where device memory is. With the host bridge's lock. May not raise."""
+
+    def shown(self, memory: DeviceMemory) -> None:
+        """Hear that *memory* has slots now."""
+
+    def hiding(self, memory: DeviceMemory) -> None:
+        """Hear that *memory* is about to lose its slots, if it has any."""
+
+
 class Shown:
     """Device memory that is in the guest wherever the guest decodes its BAR.
 
-    *slots* returns those of the VM that runs now, if one does; *look* gets to see what stage 2
-    has before it goes.
+    *slots* returns those of the VM that runs now, if one does; *watcher* hears of it when it has
+    come, and before it goes.
     """
 
     def __init__(
         self,
         memory: DeviceMemory,
         slots: Callable[[], MemorySlots | None],
-        look: Callable[[DeviceMemory], None],
+        watcher: Watcher,
     ) -> None:
         self.memory = memory
         self._slots = slots
-        self._look = look
+        self._watcher = watcher
 
     def on_map(self, base: int) -> None:
         """Give it slots at *base*. Raises `HostError`; all is trapped then."""
         if (slots := self._slots()) is not None and not base % mmap.PAGESIZE:
             self.memory.base = base
             self.memory.plug(slots)
+            self._watcher.shown(self.memory)
 
     def on_unmap(self) -> None:
         """Take them away."""
-        self._look(self.memory)
+        self._watcher.hiding(self.memory)
         self.memory.hide(self._slots(), "the guest does not decode its BAR")
 
 

@@ -21,6 +21,7 @@ from vmm.closing import Closing
 from vmm.coherence import dump
 from vmm.errors import UserError
 from vmm.passthrough.function import PassthroughFunction
+from vmm.passthrough.peers import Peers
 from vmm.vfio.backend import Backend, open_iommu
 from vmm.vfio.binding import borrowed
 from vmm.vfio.device import open_device
@@ -72,6 +73,7 @@ class Passthrough(Closing):
         self._cycle = ExitStack()
         self._owned = ExitStack()
         self._looks: dict[DeviceMemory, int] = {}
+        self._peers: Peers | None = None
         self._no_dump = False
         self.functions: list[PassthroughFunction] = []
         _check(configs)
@@ -87,6 +89,8 @@ class Passthrough(Closing):
             self._iommu: Iommu = self._owned.enter_context(
                 open_iommu(functions[0], backend, events)
             )
+            if len(configs) > 1:
+                self._peers = self._owned.enter_context(Peers(self._iommu, events))
             for config in configs:
                 device = self._owned.enter_context(open_device(config.bdf, iommu=self._iommu))
                 self.functions.append(
@@ -98,9 +102,9 @@ class Passthrough(Closing):
                         events=events,
                         slots=lambda: self._slots,
                         msis=msis,
+                        watcher=self,
                     )
                 )
-                self.functions[-1].before_hiding = self._look
                 self._owned.callback(self.functions[-1].close)
                 self._describe(self.functions[-1])
             undo.pop_all()
@@ -147,6 +151,9 @@ class Passthrough(Closing):
         if (other := function.device.notice(IrqIndex.ERR)) is not None:
             loop.remove_reader(other)
         function.lose()
+        if (peers := self._peers) is not None:
+            for memory in function.memories:
+                peers.forget(memory)
         on_removal(function.device.bdf)
 
     def _tell_error(self, function: PassthroughFunction, fd: int) -> None:
@@ -184,11 +191,24 @@ class Passthrough(Closing):
         """Have the devices leave guest memory alone: its vCPUs have stopped. Idempotent."""
         for memory in self.memories:
             self._look(memory, last=True)
-        self._looks.clear()
         self._cycle.close()
+        self._looks.clear()
 
     def _forget(self) -> None:
         self._vm = self._slots = None
+
+    # --- what the guest shows and hides ---------------------------------------------------------
+
+    def shown(self, memory: DeviceMemory) -> None:
+        """Let the other devices reach *memory*."""
+        if self._peers is not None:
+            self._peers.add(memory)
+
+    def hiding(self, memory: DeviceMemory) -> None:
+        """Take *memory* from the other devices; see what stage 2 has of it."""
+        self._look(memory)
+        if self._peers is not None:
+            self._peers.remove(memory)
 
     def _look(self, memory: DeviceMemory, *, last: bool = False) -> None:
         """Say, once a power cycle, what blocks stage 2 has for what the guest used of *memory*.

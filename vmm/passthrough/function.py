@@ -66,11 +66,10 @@ class PassthroughFunction(PciFunction):
         events: Events,
         slots: Callable[[], MemorySlots | None],
         msis: MsiTable,
+        watcher: bars.Watcher,
     ) -> None:
         self.device = device
         self.settle: Callable[[PciFunction], None] = lambda _function: None
-        self.before_hiding: Callable[[DeviceMemory], None] = lambda _memory: None
-        """Called before memory of it leaves the guest, with the host bridge's lock."""
         self._dead = False
         """Whether it took not even its command register: then its memory is no better."""
         self.lost = False
@@ -82,6 +81,7 @@ class PassthroughFunction(PciFunction):
         self._system = system
         self._events = events
         self._slots = slots
+        self._watcher = watcher
         self._owned = ExitStack()
         self._said: set[str] = set()
         self._connected = False
@@ -170,15 +170,13 @@ class PassthroughFunction(PciFunction):
                     self._capability,
                     holes=list(ours),
                     option="--vfio",
+                    registers=True,
                 )
             )
             self.memories.append(memory)
-            shown = bars.Shown(memory, self._slots, self._hiding)
+            shown = bars.Shown(memory, self._slots, self._watcher)
             bar.on_map, bar.on_unmap = shown.on_map, shown.on_unmap
         return bar
-
-    def _hiding(self, memory: DeviceMemory) -> None:
-        self.before_hiding(memory)
 
     def _cache(self, region: Region) -> str:
         """Return what is asked of *region*: ``require`` is not about what is never cacheable."""
@@ -331,6 +329,7 @@ class PassthroughFunction(PciFunction):
         if self._connected and not self.lost:
             self.interrupts.disconnect()
             for memory in self.memories:
+                self._watcher.hiding(memory)
                 memory.hide(self._slots(), "the guest has stopped")
             self.quiesce()
             self.reset_device()

@@ -82,6 +82,11 @@ CAUSES: Final[dict[tuple[str, int], str]] = {
         "together, or no memory is left"
     ),
     ("IOMMU_IOAS_MAP", e.EFAULT): _UNPINNABLE,
+    ("IOMMU_IOAS_MAP_FILE", e.EINVAL): f"{_PAGE}, or {_RESERVED}",
+    ("IOMMU_IOAS_MAP_FILE", e.ENODEV): "the device's memory is off",
+    ("IOMMU_IOAS_MAP_FILE", e.EOPNOTSUPP): "this kernel maps no device memory for iommufd",
+    ("VFIO_DEVICE_FEATURE", e.ENOTTY): "this kernel does not know it (dma-buf: Linux 6.19)",
+    ("VFIO_DEVICE_FEATURE", e.EOPNOTSUPP): "the device's driver, or this host, does not have it",
     ("IOMMU_IOAS_UNMAP", e.ENOENT): "nothing is mapped there, or the range would split a mapping",
     ("mmap", e.EINVAL): "the driver does not map this part of the region",
     ("mmap", e.ENOMEM): "no room in our address space (ulimit -v), or too many mappings",

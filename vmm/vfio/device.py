@@ -15,7 +15,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from vmm._native import lib
+from vmm._native import ffi, lib
 from vmm.closing import Closing
 from vmm.errors import HostError, UserError
 from vmm.vfio.backend import Backend, open_iommu
@@ -134,6 +134,32 @@ class Device(Closing):
     def dma_unmap(self, iova: int, size: int) -> None:
         """See `Iommu.dma_unmap`."""
         self.iommu.dma_unmap(iova, size)
+
+    def export(self, region: int, offset: int, size: int) -> int:
+        """Return a dma-buf, ours to close, of bytes of a BAR: what `Iommu.dma_map_file` takes.
+
+        Raises `VfioError`: before Linux 6.19, or without CONFIG_VFIO_PCI_DMABUF, there is none.
+        """
+        head = ffi.sizeof("struct vfio_device_feature")
+        fixed = ffi.sizeof("struct vfio_device_feature_dma_buf")
+        whole = ffi.new(
+            "uint64_t[]", (head + fixed + ffi.sizeof("struct vfio_region_dma_range")) // 8
+        )
+        feature = ffi.cast("struct vfio_device_feature *", whole)
+        feature.argsz = ffi.sizeof(whole)
+        feature.flags = lib.VFIO_DEVICE_FEATURE_GET | lib.VFIO_DEVICE_FEATURE_DMA_BUF
+        wanted = ffi.cast("struct vfio_device_feature_dma_buf *", feature.data)
+        wanted.region_index, wanted.open_flags = region, os.O_RDWR | os.O_CLOEXEC
+        wanted.nr_ranges = 1
+        wanted.dma_ranges[0].offset, wanted.dma_ranges[0].length = offset, size
+        return self._open_fd.ioctl(
+            DeviceIoctl.VFIO_DEVICE_FEATURE,
+            int(ffi.cast("uintptr_t", whole)),
+            feature="DMA_BUF",
+            region=region,
+            offset=offset,
+            size=size,
+        )
 
     # --- the whole of it ----------------------------------------------------------------------
 

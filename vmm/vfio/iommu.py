@@ -100,6 +100,18 @@ class Iommu(Closing, ABC):
             raise
         self._mapped[iova] = size
 
+    def dma_map_file(self, iova: int, fd: int, size: int) -> None:
+        """Let the devices reach the dma-buf *fd* of a device's memory (`Device.export`), at *iova*.
+
+        It is out of reach by itself when that device's memory is off. `dma_unmap` undoes it.
+        Raises `HostError`.
+        """
+        raise HostError(
+            f"the {self.name} interface cannot map the {size:#x} bytes of device memory in "
+            f"dma-buf {fd} at {iova:#x}",
+            "use a host with iommufd",
+        )
+
     def check_limit(self, size: int) -> None:
         """Raise `HostError` if *size* more bytes are more than this process may lock.
 

@@ -113,6 +113,18 @@ class Iommufd(Iommu):
             length=size,
         )
 
+    def dma_map_file(self, iova: int, fd: int, size: int) -> None:
+        """See `Iommu.dma_map_file`."""
+        self._fd.ioctl_struct(
+            IommufdIoctl.IOMMU_IOAS_MAP_FILE,
+            "iommu_ioas_map_file",
+            ioas_id=self._ioas,
+            flags=_FIXED | lib.IOMMU_IOAS_MAP_WRITEABLE,
+            fd=fd,
+            iova=iova,
+            length=size,
+        )
+
     def _unmap(self, iova: int, size: int) -> None:
         self._fd.ioctl_struct(
             IommufdIoctl.IOMMU_IOAS_UNMAP,

@@ -122,8 +122,8 @@ int main(int argc, char **argv)
 {
 	uint8_t *memory;
 
-	if (argc != 3) {
-		fprintf(stderr, "usage: edu /sys/bus/pci/devices/BDF /dev/uioN\n");
+	if (argc != 3 && argc != 5) {
+		fprintf(stderr, "usage: edu /sys/bus/pci/devices/BDF /dev/uioN [PEER ADDRESS]\n");
 		return 1;
 	}
 	config = open_file(argv[1], "config");
@@ -162,6 +162,21 @@ int main(int argc, char **argv)
 	transfer(BUFFER, physical(memory + PAGE), DMA_TO_MEMORY);
 	check("interrupt after DMA to memory", interrupt() == 0x100);
 	check("what DMA copied", !memcmp(memory, memory + PAGE, PAGE));
+
+	/* Memory of another device: PEER is its directory in sysfs, ADDRESS where its BAR 0 is. */
+	if (argc == 5) {
+		uint8_t *peer = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED,
+				     open_file(argv[3], "resource0"), 0);
+
+		if (peer == MAP_FAILED) {
+			perror(argv[3]);
+			return 1;
+		}
+		memset(peer + 0x80000, 0, PAGE);
+		transfer(BUFFER, strtoull(argv[4], NULL, 0) + 0x80000, DMA_TO_MEMORY);
+		check("interrupt after DMA to another device", interrupt() == 0x100);
+		check("what it got", !memcmp(peer + 0x80000, memory, PAGE));
+	}
 
 	/* Where no memory is, DMA must reach nothing; the device does not tell. */
 	transfer(BUFFER, 0x9000000, DMA_TO_MEMORY);
