@@ -90,7 +90,7 @@ def test_memory_is_not_in_the_window_for_ports_nor_ports_in_memory() -> None:
         ("past the end of the window", MEMORY.end - 0x1000 + 0x2000),
         ("before its beginning", MEMORY_BASE - 0x1000),
         ("beyond the IPA space", 1 << 40),
-        ("the last there is", (1 << 64) - 0x2000),
+        ("far beyond", 1 << 63),
     ],
 )
 def test_a_bar_outside_the_windows_is_refused(name: str, address: int) -> None:
@@ -119,6 +119,19 @@ def test_finding_out_a_size_with_memory_enabled_is_no_fault() -> None:
     bus.command(MEMORY_ON)
     assert bus.size_of(0, width=4) == 0x1000
     assert bar.where == [MEMORY_BASE, None, MEMORY_BASE]
+    assert bus.events.names() == []
+
+
+def test_finding_out_a_size_half_by_half_is_none_either() -> None:
+    """As U-Boot does; an address that looks like it and is in a window is one."""
+    bus = Bus(function(bar := Mapped(0, 0x8000)), above=0x1_E000_0000)
+    base = bus.host.windows[-1].base
+    bus.place(base)
+    bus.command(MEMORY_ON)
+    assert bus.size_of(0) == 0x8000
+    assert bar.base == base
+    bus.place(0x1_FFFF_8000)
+    assert bar.base == 0x1_FFFF_8000
     assert bus.events.names() == []
 
 

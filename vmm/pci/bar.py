@@ -93,3 +93,12 @@ class Bar:
     def mask(self) -> int:
         """The bits of the register that hold an address."""
         return ((1 << 8 * self.width) - 1) & ~(self.size - 1)
+
+    def is_question(self, address: int) -> bool:
+        """Tell whether *address* may come of asking for the size, half by half (6.2.5.1).
+
+        Who does so ought to switch decoding off before, and not all do (U-Boot's ``pci bar``).
+        """
+        halves = range(0, 8 * self.width, 32)
+        ones = 0xFFFF_FFFF
+        return any(address >> half & ones == self.mask >> half & ones for half in halves)

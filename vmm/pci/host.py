@@ -192,7 +192,8 @@ class PciHost(Closing):
             return
         base = self._place_of(bar, wanted)
         if base is None:
-            self._refuse(function, bar, wanted, "it is in no window of the host bridge")
+            because = "it is in no window of the host bridge"
+            self._refuse(function, bar, wanted, "" if bar.is_question(wanted) else because)
             return
         try:
             self._bus.attach(base, bar.size, bar.device)
@@ -212,7 +213,7 @@ class PciHost(Closing):
             bar.base = None
 
     def _refuse(self, function: PciFunction, bar: Bar, address: int, because: str) -> None:
-        if bar.refused is None:
+        if bar.refused is None and because:
             self._complain("pci-bar-refused", function, bar, address, because)
         bar.refused = address
 
