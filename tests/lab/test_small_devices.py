@@ -104,14 +104,14 @@ def test_a_mebibyte_passes_each_way_through_ports_and_consoles(
 
 
 def test_the_terminal_can_be_the_virtio_console(lab_host: Callable[[str], Host]) -> None:
-    """And what the serial port says is shown, too."""
+    """And what the serial port says is shown, too. This time it is a PCI function."""
     script = (
         "until [ -c /dev/hvc0 ]; do :; done; echo from serial; "
         "exec <>/dev/hvc0 >&0 2>&0; echo from hvc; read -r x; echo got $x"
     )
-    guest = fixture.guest(modules=["virtio_mmio", "virtio_console"], script=script)
+    guest = fixture.guest(modules=["virtio_pci", "virtio_console"], script=script)
     host = lab_host("fwb")
-    command = ["pyvmm", "run", "--host", "native", "--console", "stdio"]
+    command = ["pyvmm", "run", "--host", "native", "--transport", "pci", "--console", "stdio"]
     command += ["--cmdline", "console=ttyAMA0 quiet pyvmm.then=poweroff"]
     command += ["--initrd", f"/host{guest.initrd}", f"/host{guest.kernel}"]
     done = host.run(["sh", "-c", 'echo typed | "$@"', "sh", *command], timeout=300)
