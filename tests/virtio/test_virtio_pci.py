@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from mmio_driver import FORMAT_FEATURES, Echo, Recorded
-from pci_bus import EXPRESS, MSIX, POWER
+from pci_bus import EXPRESS, INTX_OFF, MASTER, MEMORY_ON, MSIX, POWER
 from pci_driver import (
     ACCESS,
     COMMON,
@@ -388,6 +388,29 @@ def test_a_function_level_reset_resets_the_device(driver: PciDriver, memory: Mem
     driver.bus.store(at, 1 << 15, 2)
     assert driver.device.status == 0
     assert driver.device.calls[-1].startswith("stopped")
+
+
+def test_a_device_that_is_no_bus_master_any_more_leaves_memory_alone(
+    driver: PciDriver, memory: Memory
+) -> None:
+    ring = SplitDriver(memory)
+    start(driver, ring)
+    driver.bus.command(MEMORY_ON)
+    assert driver.device.status == 0
+    assert driver.device.calls[-1].startswith("stopped")
+    driver.bus.command(MEMORY_ON | MASTER)
+    ring = SplitDriver(memory)
+    start(driver, ring)
+    driver.bus.command(MEMORY_ON | MASTER | INTX_OFF)
+    echo_once(driver, ring)
+
+
+def test_a_device_that_never_was_one_works(driver: PciDriver, memory: Memory) -> None:
+    """No driver does without; but nothing is gained by refusing."""
+    driver.bus.command(MEMORY_ON)
+    ring = SplitDriver(memory)
+    start(driver, ring)
+    echo_once(driver, ring)
 
 
 def test_a_machines_reset_resets_the_device(driver: PciDriver, memory: Memory) -> None:

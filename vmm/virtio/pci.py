@@ -254,12 +254,20 @@ class PciTransport(PciFunction):
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         """Take what is written to configuration space, or through it to the BAR."""
+        master = self._is_master()
         super().write_config(offset, size, value)
+        if master and not self._is_master() and self.device.live:
+            # No DMA from now on: a kernel that starts another (kexec) does this to devices that
+            # it leaves as they are, and the other resets them.
+            self._set_status(0)
         at = self._access_at + 16
         if at <= offset < at + 4 and (access := self._access()):
             where, width = access
             self._bar.write(where, width, self.config.read(at, width))
         self._choose_interrupts()
+
+    def _is_master(self) -> bool:
+        return bool(self.config.read(lib.PCI_COMMAND, 2) & lib.PCI_COMMAND_MASTER)
 
     def _choose_interrupts(self) -> None:
         assert self.msix is not None
