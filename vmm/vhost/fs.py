@@ -19,6 +19,7 @@ from vmm._native import ffi, lib
 from vmm.errors import VmmError
 from vmm.vhost.user import VhostUser
 from vmm.vhost.user_device import VhostUserDevice
+from vmm.virtio.queue import RingError
 
 if TYPE_CHECKING:
     from vmm.events import Events
@@ -115,8 +116,7 @@ class Fs(VhostUserDevice):
             except VmmError as error:
                 self._complain("vhost-failed", error=str(error))
                 self.backend.stop()
-                for index in list(self._own):
-                    self._refuse_mount(index)
+                self._refuse_mounts()
                 return
             for index in self._own:
                 self.watch(self._errors[index].fileno(), partial(self._ring_failed, index))
@@ -125,8 +125,19 @@ class Fs(VhostUserDevice):
             self._listen()
             self._events.emit("vhost-user-restarted", device=self.name)
 
+    def _refuse_mounts(self) -> None:
+        for index in list(self._own):
+            try:
+                self._refuse_mount(index)
+            except RingError as error:  # the driver has changed the ring since
+                self._break(error, index)
+                return
+
     def _refuse_mount(self, index: int) -> None:
-        """Answer the request that a new mount begins with, for there is no daemon to be had."""
+        """Answer the request that a new mount begins with, for there is no daemon to be had.
+
+        Raises `RingError`.
+        """
         queue = self.slots[index].queue
         assert queue is not None, "it is served"
         chain = queue.pop()
