@@ -23,6 +23,7 @@ from vmm.memory import Mapping
 from vmm.vhost import user_device
 from vmm.vhost.blk import VhostUserBlk
 from vmm.vhost.storage import storage
+from vmm.vhost.user import DaemonRefusedError
 from vmm.virtio import status
 from vmm.virtio.image import image_format
 from vmm.virtio.mmio import MmioTransport
@@ -182,14 +183,18 @@ def test_an_image_with_its_data_elsewhere_must_be_named(
 
 def test_an_image_is_one_machine_s(make: Callable[..., Served], path: Path) -> None:
     make(path)
-    with pytest.raises(UserError, match=r'--disk .*qemu-storage-daemon ended.*"write" lock'):
+    with pytest.raises(
+        DaemonRefusedError, match=r'--disk .*qemu-storage-daemon ended.*"write" lock'
+    ):
         make(path)
 
 
 def test_what_is_no_image_is_one_clear_error(make: Callable[..., Served], tmp_path: Path) -> None:
     path = tmp_path / "broken"
     path.write_bytes(b"QFI\xfb" + bytes(1020))
-    with pytest.raises(UserError, match=r"--disk .*broken: qemu-storage-daemon ended.*version"):
+    with pytest.raises(
+        DaemonRefusedError, match=r"--disk .*broken: qemu-storage-daemon ended.*version"
+    ):
         make(path)
     with pytest.raises(UserError, match="No such file"):
         make(tmp_path / "missing")

@@ -22,6 +22,7 @@ from vmm.errors import HostError, UserError
 from vmm.memory import Mapping
 from vmm.vhost import files, user_device
 from vmm.vhost.fs import Fs
+from vmm.vhost.user import DaemonRefusedError
 from vmm.virtio.mmio import MmioTransport
 from vmm.virtio.queue import MemoryMap
 
@@ -226,7 +227,7 @@ def test_a_virtiofsd_that_is_none_is_one_clear_error(
     (tmp_path / "virtiofsd").write_text('#!/bin/sh\necho "no such option: $1" >&2\nexit 2\n')
     (tmp_path / "virtiofsd").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    with pytest.raises(UserError, match=r"--share .*status 2.*no such option: --fd=3"):
+    with pytest.raises(DaemonRefusedError, match=r"--share .*status 2.*no such option: --fd=3"):
         make(ShareConfig(directory))
 
 

@@ -16,7 +16,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm._native import ffi, lib
-from vmm.errors import VmmError
+from vmm.errors import HostError
 from vmm.vhost.user import VhostUser
 from vmm.vhost.user_device import VhostUserDevice
 from vmm.virtio.queue import RingError
@@ -113,7 +113,7 @@ class Fs(VhostUserDevice):
                     assert queue is not None, "it is served"
                     ring = self._ring(index, queue)._replace(base=queue.next_available)
                     self.backend.start_ring(index, ring)
-            except VmmError as error:
+            except HostError as error:
                 self._complain("vhost-failed", error=str(error))
                 self.backend.stop()
                 self._refuse_mounts()

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from vmm.closing import Closing
-from vmm.errors import HostError, UserError, VmmError
+from vmm.errors import EXIT_USER, HostError
 from vmm.vhost import message
 from vmm.vhost.channel import Channel, ChannelError, GoneError
 from vmm.vhost.inflight import Inflight
@@ -55,6 +55,12 @@ UNWANTED: Final = F_EVENT_IDX | F_RING_PACKED
 """Ring features with which we could not tell what a daemon had when it died (`Inflight`)."""
 
 
+class DaemonRefusedError(HostError):
+    """The daemon ended by itself: it cannot do what it was asked for by an option."""
+
+    exit_code = EXIT_USER
+
+
 class DaemonLostError(HostError):
     """The daemon ended, and it did not say why: another one may not."""
 
@@ -64,8 +70,8 @@ class VhostUser(Closing):
 
     wanted  protocol features that it must have; MQ, if it has that, is used in any case
 
-    Raises `UserError` if the daemon refuses what it is asked, `HostError` for all else. Both name
-    ``server.what``, the option.
+    Raises `HostError`, which names ``server.what``, the option; `DaemonRefusedError` if the daemon
+    cannot do what it is asked.
     """
 
     resets_rings = False
@@ -99,7 +105,7 @@ class VhostUser(Closing):
             self._hang_up()
             text = f"{self._server.what}: {self._server.explain(error.message)}"
             if self._server.refused:
-                raise UserError(text) from error
+                raise DaemonRefusedError(text) from error
             if isinstance(error, GoneError):
                 raise DaemonLostError(text) from error
             raise HostError(text, "a newer version of it may help") from error
@@ -193,9 +199,9 @@ class VhostUser(Closing):
                     answer = channel.ask(Request.GET_VRING_BASE, STATE.pack(index, 0))
                     if len(answer) != STATE.size:
                         raise ChannelError(f"answered GET_VRING_BASE with {len(answer)} bytes")
-            except VmmError as error:
+            except HostError:
                 self.kill()
-                raise HostError(error.message, error.hint) from error
+                raise
         (_, base) = STATE.unpack(answer)
         return int(base)
 

@@ -11,7 +11,7 @@ import time
 from threading import Thread
 from typing import TYPE_CHECKING, Final
 
-from vmm.errors import HostError, VmmError
+from vmm.errors import HostError
 from vmm.vhost.device import VhostDevice
 from vmm.vhost.user import DaemonLostError
 
@@ -81,7 +81,7 @@ class VhostUserDevice(VhostDevice):
                     self.revive()
                 except DaemonLostError:
                     again = True
-                except VmmError as error:
+                except HostError as error:
                     self._break(HostError(f"{reason}; {error.message}"), 0)
 
     def _count(self) -> None:
