@@ -22,8 +22,16 @@ def counts() -> list[int]:
     return [
         len(os.listdir("/proc/self/fd")),  # noqa: PTH208
         len(Path("/proc/self/maps").read_text().splitlines()),
-        sum(name.isdecimal() for name in os.listdir("/proc")),  # noqa: PTH208
+        sum(map(is_program, os.listdir("/proc"))),  # noqa: PTH208
     ]
+
+
+def is_program(name: str) -> bool:
+    """Tell whether what /proc calls *name* is a process, and no thread of the kernel's."""
+    try:
+        return name.isdecimal() and bool(Path(f"/proc/{name}/cmdline").read_bytes())
+    except OSError:  # it has ended
+        return False
 
 
 def main(image: str, bdf: str, rounds: int) -> None:
@@ -35,7 +43,7 @@ def main(image: str, bdf: str, rounds: int) -> None:
             endings.append(machine.run().value)
         drivers.append(Path(f"/sys/bus/pci/devices/{bdf}/driver").readlink().name)
         seen.append(counts())
-    # Kernel threads come and go; what grows with each round is what leaks.
+    # What grows with the rounds is what leaks.
     half = rounds // 2
     early = [min(column) for column in zip(*seen[:half], strict=True)]
     late = [min(column) for column in zip(*seen[half:], strict=True)]

@@ -81,6 +81,10 @@ class MachineConfig:
             raise UserError("--memory: a machine has some", "use --memory 512M")
         if self.cmdline is not None and "\0" in self.cmdline:
             raise UserError("--cmdline: it contains a NUL character", "remove it")
+        for bdf in {bar.bdf for bar in self.bars} & {device.bdf for device in self.vfio}:
+            raise UserError(
+                f"--bar {bdf}: --vfio has all of this device", "leave one of the two out"
+            )
         if self.consoles:
             from vmm.config.console import check_consoles  # noqa: PLC0415
 
