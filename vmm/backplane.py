@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from vmm.pmem import PmemFile
     from vmm.rootcomplex import RootComplex
     from vmm.vhost.fs import Fs
-    from vmm.vhost.net import Net
     from vmm.vhost.vsock import Vsock
     from vmm.virtio.balloon import Balloon
     from vmm.virtio.console import Console
@@ -83,10 +82,16 @@ def _blk(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> Vi
     return Blk(name, memory, events, backing, queues=config.queues, serial=config.serial)
 
 
-def _net(name: str, config: NetConfig, memory: MemoryMap, events: Events) -> Net:
+def _net(
+    name: str,
+    config: NetConfig,
+    memory: MemoryMap,
+    events: Events,
+    say: Callable[[str], object],
+) -> VirtioDevice:
     from vmm.network import open_net  # noqa: PLC0415
 
-    return open_net(name, config, memory, events)
+    return open_net(name, config, memory, events, say)
 
 
 def _fs(name: str, config: ShareConfig, memory: MemoryMap, events: Events) -> Fs:
@@ -151,7 +156,7 @@ class Backplane(Closing):
             if config.rng:
                 self._plug(Rng("rng", known, events))
             for number, net in enumerate(config.nets):
-                self._plug(_net(f"net{number}", net, known, events))
+                self._plug(_net(f"net{number}", net, known, events, self.notices.append))
             for number, share in enumerate(config.shares):
                 self._plug(_fs(f"share{number}", share, known, events))
             if config.vsock is not None:

@@ -7,14 +7,17 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 from vmm.config.net import NetKind
-from vmm.errors import UserError
-from vmm.vhost.net import PATH as VHOST_NET
-from vmm.vhost.net import Net, tap_backend
+from vmm.errors import HostError
+from vmm.vhost.net import KernelNetBackend, Net, thread_backend
 from vmm.virtio.net import Address
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmm.config.net import NetConfig
     from vmm.events import Events
+    from vmm.tap import Tap
+    from vmm.vhost.backend import VhostBackend
     from vmm.virtio.device import VirtioDevice
     from vmm.virtio.queue import MemoryMap
 
@@ -26,39 +29,66 @@ PREFIX: Final = b"\x52\x54\x00"
 """What made-up addresses begin with: local ones, in which VMMs have a habit of this."""
 
 
-def open_net(name: str, config: NetConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
-    """Return the network device that *config* asks for. Raises `HostError` and `UserError`."""
+def open_net(
+    name: str,
+    config: NetConfig,
+    memory: MemoryMap,
+    events: Events,
+    say: Callable[[str], object] = lambda _line: None,
+) -> VirtioDevice:
+    """Return the network device that *config* asks for; *say* tells the user which TAP was made.
+
+    Raises `HostError` and `UserError`.
+    """
     mac = config.mac or PREFIX + os.urandom(3)
     usual = PASST_MTU if config.kind is NetKind.USER else 0
     address = Address(mac, config.mtu or usual, config.queues)
-    opened = _open_tap if config.kind is NetKind.TAP else _open_user
-    return opened(name, config, address, memory, events)
+    if config.kind is NetKind.TAP:
+        return _open_tap(name, config, address, memory, events, say)
+    return _open_user(name, config, address, memory, events)
 
 
-def _open_tap(
-    name: str, config: NetConfig, address: Address, memory: MemoryMap, events: Events
+def _open_tap(  # noqa: PLR0913, PLR0917  (as open_net, and more)
+    name: str,
+    config: NetConfig,
+    address: Address,
+    memory: MemoryMap,
+    events: Events,
+    say: Callable[[str], object],
 ) -> Net:
     from vmm.tap import Tap  # noqa: PLC0415
 
     with ExitStack() as undo:
         tap = undo.enter_context(Tap(config.name, config.queues, config.option))
         tap.configure(mtu=config.mtu, bridge=config.bridge, address=config.address)
-        vhost = config.vhost
-        if vhost is None:
-            vhost = os.access(VHOST_NET, os.R_OK | os.W_OK)
-        backend = tap_backend(tap, config.option, vhost=vhost)
+        backend = _tap_backend(config, tap, events)
         undo.callback(backend.close)
         device = Net(name, memory, events, address, backend=backend, tap=tap)
         undo.pop_all()
+    vhost = isinstance(backend, KernelNetBackend)
     events.emit("net-up", device=name, tap=tap.name, vhost=vhost, mac=address.mac.hex(":"))
+    if not config.name:
+        say(f"{config.option}: the host's side is {tap.name}")
     return device
+
+
+def _tap_backend(config: NetConfig, tap: Tap, events: Events) -> VhostBackend:
+    """Return who moves packets: the kernel, unless it cannot and nobody insists."""
+    if config.vhost is not False:
+        try:
+            return KernelNetBackend(tap, config.option)
+        except HostError as error:
+            if config.vhost:
+                raise
+            events.emit("vhost-unavailable", error=str(error))
+    return thread_backend(tap)
 
 
 def _open_user(
     name: str, config: NetConfig, address: Address, memory: MemoryMap, events: Events
 ) -> VirtioDevice:
     from vmm.vhost.passt import Passt, StreamBackend  # noqa: PLC0415
-    from vmm.vhost.user import VhostUser  # noqa: PLC0415
+    from vmm.vhost.user import DaemonRefusedError, VhostUser  # noqa: PLC0415
     from vmm.vhost.user_net import VhostUserNet  # noqa: PLC0415
 
     def passt(*, vhost_user: bool) -> Passt:
@@ -73,7 +103,7 @@ def _open_user(
     mac = address.mac.hex(":")
     if all(region.fd >= 0 for region in memory.memory):
         # One that does not know vhost-user says so by not starting.
-        with suppress(UserError), ExitStack() as undo:
+        with suppress(DaemonRefusedError), ExitStack() as undo:
             server = VhostUser(passt(vhost_user=True))
             undo.callback(server.close)
             device = VhostUserNet(name, memory, events, address, backend=server)

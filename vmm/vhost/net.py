@@ -83,10 +83,8 @@ class KernelNetBackend(KernelBackend):
         return file.ring_base(number)
 
 
-def tap_backend(tap: Tap, option: str, *, vhost: bool) -> VhostBackend:
-    """Return who moves packets between rings and *tap*, which must outlive it."""
-    if vhost:
-        return KernelNetBackend(tap, option)
+def thread_backend(tap: Tap) -> ThreadBackend:
+    """Return threads of ours that move packets between rings and *tap*, which must outlive it."""
     files = [queue.fileno() for queue in tap.queues]
     return ThreadBackend(files, offers=net.GUEST_OFFLOADS | net.HOST_OFFLOADS)
 
