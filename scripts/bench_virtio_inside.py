@@ -63,6 +63,7 @@ def interface(address: str) -> None:
         f"ip link set {TAP} up",
     ):
         subprocess.run(command.split(), check=True)
+    Path("/sys/module/tcp_cubic/parameters/hystart").write_text("0")  # as in the guest
 
 
 def image(path: Path, size: int) -> Path:
