@@ -119,14 +119,14 @@ class Daemon(Elsewhere):
     """A daemon that dies now and then, and of which there is not always another to be had."""
 
     def __init__(self, random: Random) -> None:
-        self.random = random
+        self.random = Random(random.getrandbits(32))  # noqa: S311  (for a thread of its own)
         self.before_hang_up: Callable[[int], object] = lambda _fd: None
         self.quiet = EventFd()
         self.rings: dict[int, Ring] = {}
         self.died = False
 
     def features(self) -> int:
-        return super().features() & ~UNWANTED
+        return int(super().features() & ~UNWANTED)
 
     @property
     def connection(self) -> int:
