@@ -73,7 +73,7 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
     "--disk",
     "disks",
     multiple=True,
-    metavar="PATH[,ro][,format=F][,serial=S][,queues=N]",
+    metavar="PATH[,ro][,format=F][,cache=C][,serial=S][,queues=N]",
     help="Give the guest a disk: a raw or qcow2 image, or a block device, as virtio-blk.",
 )
 @click.option(
