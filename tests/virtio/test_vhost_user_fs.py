@@ -258,16 +258,33 @@ def test_each_share_has_a_tag_of_its_own() -> None:
         parse_shares(("a", "b"))
 
 
+INITIAL = "1 1 0:2 / / rw - rootfs none rw\n22 1 0:21 / /proc rw - proc proc rw\n"
+DISK = "28 1 254:0 / / rw,relatime - ext4 /dev/root rw,discard\n"
+
+
 @pytest.mark.parametrize(
-    ("mounts", "sandbox"),
+    ("mounts", "user", "limit", "sandbox"),
     [
-        ("1 1 0:2 / / rw - rootfs none rw\n22 1 0:21 / /proc rw - proc proc rw\n", "chroot"),
-        ("28 1 254:0 / / rw,relatime - ext4 /dev/root rw,discard\n", "namespace"),
+        (DISK, 0, "1000", "namespace"),
+        (DISK, 1000, "1000", "namespace"),
+        (DISK, 1000, "0", "none"),
+        (DISK, 0, "0", "namespace"),
+        (INITIAL, 0, "1000", "chroot"),
+        (INITIAL, 1000, "1000", "none"),
     ],
 )
-def test_an_initial_file_system_takes_another_sandbox(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounts: str, sandbox: str
+def test_the_sandbox_is_the_best_that_can_be_had(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    mounts: str,
+    user: int,
+    limit: str,
+    sandbox: str,
 ) -> None:
     (tmp_path / "mountinfo").write_text(mounts)
+    (tmp_path / "limit").write_text(f"{limit}\n")
     monkeypatch.setattr(files, "MOUNTS", tmp_path / "mountinfo")
+    monkeypatch.setattr(files, "USER_NAMESPACES", (tmp_path / "none", tmp_path / "limit"))
+    monkeypatch.setattr(os, "geteuid", lambda: user)
     assert files.sandbox() == sandbox

@@ -21,6 +21,11 @@ PLACES: Final = ("/usr/libexec", "/usr/lib")
 PACKAGE: Final = "virtiofsd (Debian 13 has it, 12 does not)"
 
 MOUNTS: Final = Path("/proc/self/mountinfo")
+USER_NAMESPACES: Final = (
+    Path("/proc/sys/kernel/unprivileged_userns_clone"),  # Debian's own
+    Path("/proc/sys/user/max_user_namespaces"),
+)
+"""Where "0" says that who is not root can have none."""
 
 
 def files(config: ShareConfig, events: Events) -> Service:
@@ -45,12 +50,14 @@ def command(program: str, config: ShareConfig, fd: int) -> list[str]:
 
 
 def sandbox() -> str:
-    """Return how virtiofsd can shut itself in: by namespaces, except on an initial file system.
+    """Return how virtiofsd can shut itself in: by namespaces, if these can be had.
 
-    pivot_root(2) refuses that one, which is what our lab hosts have for their root.
+    pivot_root(2) refuses an initial file system, which is what our lab hosts have for their root.
     """
+    root = os.geteuid() == 0
     for line in MOUNTS.read_text().splitlines():
         fields, _, rest = line.partition(" - ")
         if fields.split()[4] == "/" and rest.split()[0] == "rootfs":
-            return "chroot"
-    return "namespace"
+            return "chroot" if root else "none"
+    forbidden = any(path.exists() and path.read_text().strip() == "0" for path in USER_NAMESPACES)
+    return "none" if forbidden and not root else "namespace"

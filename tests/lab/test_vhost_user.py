@@ -1,0 +1,178 @@
+"""Devices that daemons serve, Debian's own in the lab host, for guests on a stock kernel."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conversation import Conversation
+from storage import EVENTS, KERNEL, MODULES, assert_survived, boot, command, reboot_guest
+
+from vmm.lab import fixture, packages
+from vmm.lab.host import Host
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+HERE = Path(__file__).parent
+LEAKS = 3
+"""Status of qemu-img check: nothing is wrong, but some space is used for nothing."""
+
+
+@pytest.fixture
+def host(lab_host: Callable[[str], Host]) -> Host:
+    host = lab_host("fwb")
+    packages.install(host, ["passt", "qemu-utils", "virtiofsd"])
+    shell(host, "mkdir -p /run/disks /run/tmp; rm -rf /run/disks/* /run/tmp/shared")
+    return host
+
+
+def shell(host: Host, script: str) -> str:
+    """Run *script* in the lab host; return what it says."""
+    done = host.run(["sh", "-ec", script], timeout=120)
+    assert done.status == 0, done
+    return done.stdout.decode()
+
+
+def events(host: Host) -> list[dict[str, object]]:
+    return [json.loads(line) for line in shell(host, f"cat {EVENTS}").splitlines()]
+
+
+def names(host: Host) -> list[object]:
+    return [event["event"] for event in events(host)]
+
+
+def kill_daemon(host: Host) -> None:
+    """Kill the daemon that was started last."""
+    (*_, pid) = (event["pid"] for event in events(host) if event["event"] == "daemon-started")
+    shell(host, f"kill -9 {pid}")
+
+
+def eventually(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def daemons(host: Host) -> str:
+    return shell(host, "ps | grep -e [v]irtiofsd -e [q]emu-storage || true")
+
+
+def test_a_file_system_on_qcow2_outlives_a_reboot(host: Host) -> None:
+    shell(host, "qemu-img create -q -f qcow2 /run/disks/disk 48M")
+    assert_survived(boot(host, reboot_guest(), "--disk", "/run/disks/disk,queues=4"))
+    assert "No errors were found" in shell(host, "qemu-img check /run/disks/disk")
+    assert daemons(host) == ""
+
+
+WRITING = """
+mkfs.ext4 -qF /dev/vda
+mount /dev/vda /mnt
+number=0
+until read -r -t 1 enough; do
+    for _ in 1 2 3 4 5 6; do
+        number=$((number + 1))
+        dd if=/dev/urandom of=/mnt/$number bs=64k count=4 conv=fsync 2>/dev/null
+        md5sum /mnt/$number >>/tmp/sums
+        echo "file $number"
+    done
+done
+sync
+echo 3 >/proc/sys/vm/drop_caches
+echo "$(md5sum -c /tmp/sums | grep -c OK) of $number"
+umount /mnt
+fsck.ext4 -fn /dev/vda >/dev/null 2>&1
+echo "fsck: $?"
+dmesg | grep -i -e error -e "I/O" | grep -v -e remount -e Serror
+"""
+
+
+def test_a_guest_goes_on_when_its_disks_daemon_is_killed(host: Host) -> None:
+    shell(host, "qemu-img create -q -f qcow2 /run/disks/disk 64M")
+    guest = fixture.guest(KERNEL, modules=MODULES, packages=["e2fsprogs"], script=WRITING)
+    with Conversation(host, command(guest, "--disk", "/run/disks/disk")) as talk:
+        for lap in range(3):
+            talk.expect(b"file ")
+            kill_daemon(host)
+            eventually(lambda lap=lap: names(host).count("vhost-user-restarted") > lap)  # type: ignore[misc]
+        talk.expect(b"file ")
+        talk.type(b"enough\r")
+        good, written = talk.expect(b"([0-9]+) of ([0-9]+)\r").groups()
+        assert good == written
+        talk.expect(b"fsck: 0\r")
+        assert talk.finish() == 0
+    assert names(host).count("vhost-user-restarted") == 3
+    assert "virtio-needs-reset" not in names(host)
+    assert b"rror" not in talk.output, talk.story()
+    check = host.run(["qemu-img", "check", "/run/disks/disk"])
+    assert check.status in (0, LEAKS), check
+    assert daemons(host) == ""
+
+
+SHARING = """
+mkdir /mnt2
+mount -t virtiofs files /mnt
+if [ ! -e /mnt/rebooted ]; then
+    shared_directory /mnt
+    echo "status $?"
+    dd if=/dev/urandom of=/mnt/large bs=1M count=24 2>/dev/null
+    (cd /mnt; find . -type f | sort | xargs md5sum | md5sum)
+    mount -t virtiofs tools /mnt2
+    touch /mnt2/new 2>/dev/null || echo "read-only"
+    md5sum /mnt2/hosts
+    umount /mnt2
+    echo up
+    exec 3>/mnt/open
+    while echo line >&3; do :; done 2>/dev/null
+    echo "gone: $(cat /mnt/log 2>&1)"
+    exec 3>&-
+    umount /mnt
+    mount -t virtiofs files /mnt
+    (cd /mnt; find . -type f ! -name open | sort | xargs md5sum | md5sum)
+    touch /mnt/rebooted
+    reboot
+fi
+(cd /mnt; find . -type f ! -name open ! -name rebooted | sort | xargs md5sum | md5sum)
+umount /mnt
+"""
+
+
+def test_a_shared_directory_is_a_file_system(host: Host, tmp_path: Path) -> None:
+    """Over a daemon that is killed, and a reboot."""
+    program = tmp_path / "shared_directory"
+    compiler = ["aarch64-linux-gnu-gcc", "-O2", "-Wall", "-Werror", "-static", "-o", str(program)]
+    subprocess.run([*compiler, str(HERE / "guest/shared_directory.c")], check=True)
+    shell(host, "mkdir /run/tmp/shared")
+    guest = fixture.guest(
+        KERNEL,
+        modules=["virtio_mmio", "virtiofs"],
+        files={"bin/shared_directory": program},
+        script=SHARING,
+    )
+    shares = ["--share", "/run/tmp/shared:files", "--share", "/etc:tools,ro"]
+    with Conversation(host, command(guest, *shares)) as talk:
+        talk.expect(b"status 0\r\n")
+        before = talk.expect(b"([0-9a-f]{32})  -\r")[1]
+        talk.expect(b"read-only\r")
+        hosts = talk.expect(b"([0-9a-f]{32})  /mnt2/hosts\r")[1]
+        assert hosts.decode() in shell(host, "md5sum /etc/hosts")
+        talk.expect(b"up\r")
+        there = shell(
+            host, "cd /run/tmp/shared; find . -type f ! -name open | sort | xargs md5sum | md5sum"
+        )
+        assert before.decode() in there
+        pids = [event["pid"] for event in events(host) if event["event"] == "daemon-started"]
+        shell(host, f"kill -9 {pids[0]}")
+        talk.expect(b"gone: .*not connected\r")
+        for _ in range(2):
+            assert talk.expect(b"([0-9a-f]{32})  -\r")[1] == before
+        assert talk.finish() == 0
+    assert "FAILED" not in talk.output.decode()
+    assert talk.output.count(b"ok ") == 7
+    assert names(host).count("vhost-user-restarted") == 1
+    assert "virtio-needs-reset" not in names(host)
+    assert daemons(host) == ""
