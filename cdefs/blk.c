@@ -178,6 +178,8 @@ void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *re
 	request->result = VIRTIO_BLK_S_OK;
 	request->error = 0;
 	request->offset = 0;
+	request->bytes = 0;
+	request->count = 0;
 	request->iov = chain->segments;
 	pyvmm_chain_read(chain, 0, &header, sizeof(header));
 	request->type = header.type;

@@ -31,11 +31,15 @@ def host(lab_host: Callable[[str], Host]) -> Host:
     return host
 
 
-@pytest.mark.parametrize("cache", ["writeback", "none"])
-def test_a_file_system_outlives_a_reboot(host: Host, cache: str) -> None:
+@pytest.mark.parametrize(("cache", "io_uring"), [("writeback", False), ("none", True)])
+def test_a_file_system_outlives_a_reboot(host: Host, cache: str, *, io_uring: bool) -> None:
+    """With io_uring, and where the host's administrator does not allow it."""
     shell(host, "truncate -s 48M /run/disks/raw")
-    disk = f"/run/disks/raw,cache={cache}"
-    assert_survived(boot(host, reboot_guest(), "--disk", disk))
+    shell(host, f"echo {0 if io_uring else 2} >/proc/sys/kernel/io_uring_disabled")
+    try:
+        assert_survived(boot(host, reboot_guest(), "--disk", f"/run/disks/raw,cache={cache}"))
+    finally:
+        shell(host, "echo 0 >/proc/sys/kernel/io_uring_disabled")
 
 
 VERIFY = """
