@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmm.events import Events
 
 PROGRAM: Final = "qemu-storage-daemon"
-PACKAGE: Final = "qemu-utils"
+PACKAGE: Final = "qemu-utils (in Debian 12: qemu-system-common)"
 
 DRIVERS: Final = {"qcow2": "qcow2", "vmdk": "vmdk", "vhdx": "vhdx", "vhd": "vpc"}
 """What QEMU calls the formats."""
