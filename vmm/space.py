@@ -111,9 +111,12 @@ class GuestSpace(Closing):
         found: list[PmemFile] = []
         base = self.ram.end
         for config in self._config.pmems:
+            base = -(-base // PMEM_ALIGNMENT) * PMEM_ALIGNMENT
+            check = partial(self._check_end, f"--pmem {config.path}", base)
+            check(config.size, "use less --memory")  # before a file is made
             file = self._owned.enter_context(PmemFile(config))
-            file.base = base = -(-base // PMEM_ALIGNMENT) * PMEM_ALIGNMENT
-            self._check_end(f"--pmem {config.path}", base, file.size, "use less --memory")
+            check(file.size, "use less --memory")
+            file.base = base
             base += file.size
             found.append(file)
         return found
