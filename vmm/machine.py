@@ -165,7 +165,7 @@ class Machine(Closing):
         )
         for function in found.functions:
             self._root.attach(function, *function.deliveries)
-            function.settle = self._root.host.settle
+            function.host = self._root.host
             function.numa_node = self.space.follow(function.memories)
         found.watch(self._loop, self._on_removal)
         return found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from fake_device import (
@@ -304,6 +306,43 @@ def test_msi_has_one_message_for_several_vectors(parts: Parts) -> None:
     assert parts.read(MSI + lib.PCI_MSI_PENDING_64) == 0b10
     parts.write(MSI + lib.PCI_MSI_FLAGS, 2, 0)
     assert parts.device.irqs.kind == "INTX"
+
+
+def test_the_table_and_its_switch_are_written_by_two_cpus(parts: Parts) -> None:
+    """Each has a lock of its own, and VFIO has one kind of interrupt at a time."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    place(parts)
+    failed: list[BaseException] = []
+    done = Event()
+
+    def write(step: Callable[[int], None]) -> None:
+        try:
+            turn = 0
+            while not done.is_set():
+                step(turn)
+                turn += 1
+        except BaseException as error:  # noqa: BLE001
+            failed.append(error)
+
+    steps = (
+        lambda turn: entry(parts, turn % VECTORS, turn, masked=bool(turn & 8)),
+        lambda turn: parts.write(CONTROL, 2, ENABLE if turn & 1 else 0),
+        lambda turn: parts.write(MSI + lib.PCI_MSI_FLAGS, 2, turn & 1),
+    )
+    threads = [Thread(target=write, args=(step,)) for step in steps]
+    for thread in threads:
+        thread.start()
+    done.wait(0.5)
+    done.set()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(before)
+    assert not failed
+    parts.write(MSI + lib.PCI_MSI_FLAGS, 2, 0)
+    parts.write(CONTROL, 2, 0)
+    assert parts.device.irqs.kind == "INTX"
+    assert not parts.vm.irqfds
 
 
 def test_messages_to_nowhere_are_refused_and_said(parts: Parts) -> None:

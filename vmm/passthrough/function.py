@@ -11,7 +11,7 @@ when the guest writes it:
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from vmm.kvm.system import System
     from vmm.kvm.vm import Vm
     from vmm.msi import FunctionMsis, MsiTable
+    from vmm.pci.host import PciHost
     from vmm.vfio.device import Device
     from vmm.vfio.region import Region
 
@@ -52,7 +53,7 @@ _POWER_STATE: int = lib.PCI_PM_CTRL_STATE_MASK
 class PassthroughFunction(PciFunction):
     """*device* as the guest sees it. Closing it leaves the device to its owner.
 
-    *slots* returns those of the VM that runs now. `settle` is to be set to the host bridge's.
+    *slots* returns those of the VM that runs now. `host` is to be set when it is attached.
     Raises `HostError` or `UserError` for what cannot be.
     """
 
@@ -69,7 +70,8 @@ class PassthroughFunction(PciFunction):
         watcher: bars.Watcher,
     ) -> None:
         self.device = device
-        self.settle: Callable[[PciFunction], None] = lambda _function: None
+        self.host: PciHost | None = None
+        """The host bridge that it is behind."""
         self._dead = False
         """Whether it took not even its command register: then its memory is no better."""
         self.lost = False
@@ -298,7 +300,7 @@ class PassthroughFunction(PciFunction):
         more the host bridge maps when the write is done.
         """
         if _answers(*before) and not _answers(*now):
-            self.settle(self)
+            self._settle()
         command, power = now
         done = True
         if power != before[1]:
@@ -347,7 +349,7 @@ class PassthroughFunction(PciFunction):
         """Be as after power-on. A guest that asks for it gets the device reset as well."""
         self.interrupts.silence()
         super().reset()
-        self.settle(self)
+        self._settle()
         if self._msi is not None:
             self._msi.update()
         if self._connected:  # else `disconnect` has done it
@@ -372,13 +374,19 @@ class PassthroughFunction(PciFunction):
 
     def lose(self) -> None:
         """Give the device back to the host; the guest reads ones from now on."""
-        self.interrupts.silence()
-        self.lost = True
-        self.config.detach()
-        self.settle(self)
-        for memory in self.memories:
-            memory.unplug(None, "the host took the device back")
-        self.device.close()
+        with self.host.alone() if self.host is not None else nullcontext():
+            self.interrupts.silence()
+            self.lost = True
+            self.config.detach()
+            self._settle()
+            for memory in self.memories:
+                memory.unplug(None, "the host took the device back")
+            self.device.close()
+
+    def _settle(self) -> None:
+        """Have its BARs where `decoded` says, now."""
+        if self.host is not None:
+            self.host.settle(self)
 
     def _lost(self, error: VmmError) -> None:
         self._say("vfio-no-answer", str(error))

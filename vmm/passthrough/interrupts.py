@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import select
 from contextlib import ExitStack
+from threading import RLock
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vmm.closing import Closing
@@ -58,14 +59,15 @@ class Vectors:
 
     def update(self, messages: Mapping[int, Message | None]) -> None:
         """Have vectors send these messages: see `MsiSink`."""
-        new = {vector for vector, message in messages.items() if message is not None}
-        new -= self._signalled
-        try:
-            if new:
-                self._signal(new)
-            self._delivery.update(messages)
-        except (OSError, VmmError) as error:
-            self._interrupts.complain(self._index, error)
+        with self._interrupts.lock:
+            new = {vector for vector, message in messages.items() if message is not None}
+            new -= self._signalled
+            try:
+                if new:
+                    self._signal(new)
+                self._delivery.update(messages)
+            except (OSError, VmmError) as error:
+                self._interrupts.complain(self._index, error)
 
     def pending(self, vector: int) -> bool:
         """Tell whether VFIO has signalled *vector*, and nobody was told."""
@@ -108,10 +110,15 @@ class Vectors:
 
 
 class Interrupts(Closing):
-    """All of one device's. Calls come one at a time. `with` closes the eventfds."""
+    """All of one device's. `with` closes the eventfds.
+
+    Thread-safe: the MSI-X table is no configuration space, and each has a lock of its own.
+    """
 
     def __init__(self, device: Device, events: Events, delivery: Callable[[], Delivery]) -> None:
         """*delivery* makes who sends messages, one for each kind."""
+        self.lock = RLock()
+        """Comes after the host bridge's and the MSI-X table's."""
         self._device = device
         self._events = events
         self._used: IrqIndex | None = None
@@ -150,20 +157,24 @@ class Interrupts(Closing):
 
     def follow(self, *, messages: bool) -> None:
         """Have INTx, or not, by whether the guest has *messages* switched on."""
-        if self._device.closed:
-            return
-        try:
-            if messages:
-                if self._used is IrqIndex.INTX:
-                    self.silence()
-            elif self._used is not IrqIndex.INTX:
-                self.silence()
-                if self._has_pin and self._connected:
-                    self._device.irqs.signal(IrqIndex.INTX, [self._trigger])
-                    self._used = IrqIndex.INTX
-                    self._device.irqs.unmask_by(IrqIndex.INTX, self._unmask)
-        except VmmError as error:
-            self.complain(IrqIndex.INTX, error)
+        with self.lock:
+            if self._device.closed:
+                return
+            try:
+                if messages:
+                    if self._used is IrqIndex.INTX:
+                        self.silence()
+                elif self._used is not IrqIndex.INTX:
+                    self._use_pin()
+            except VmmError as error:
+                self.complain(IrqIndex.INTX, error)
+
+    def _use_pin(self) -> None:
+        self.silence()
+        if self._has_pin and self._connected:
+            self._device.irqs.signal(IrqIndex.INTX, [self._trigger])
+            self._used = IrqIndex.INTX
+            self._device.irqs.unmask_by(IrqIndex.INTX, self._unmask)
 
     def take(self, index: IrqIndex) -> Irqs:
         """Have VFIO signal no other kind than *index*; return who to ask. Raises `VfioError`."""
@@ -178,15 +189,16 @@ class Interrupts(Closing):
 
     def silence(self) -> None:
         """Have VFIO signal nothing."""
-        used, self._used = self._used, None
-        if used is not None and not self._device.closed:
-            try:
-                self._device.irqs.disable(used)
-            except VmmError as error:
-                self.complain(used, error)
-        for vectors in self._vectors.values():
-            vectors.forget()
-        _drain(self._trigger)
+        with self.lock:
+            used, self._used = self._used, None
+            if used is not None and not self._device.closed:
+                try:
+                    self._device.irqs.disable(used)
+                except VmmError as error:
+                    self.complain(used, error)
+            for vectors in self._vectors.values():
+                vectors.forget()
+            _drain(self._trigger)
 
     def complain(self, index: IrqIndex, error: Exception) -> None:
         """Say that interrupts of *index* do not come."""

@@ -22,6 +22,7 @@ from vmm.pci.config import SIZE as FUNCTION_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from vmm.bus import MmioBus
     from vmm.events import Events
@@ -152,6 +153,10 @@ class PciHost(Closing):
         return self.functions.get(slot)
 
     # BARs
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Keep vCPUs out of configuration space, ``with`` this: for changes of several steps."""
+        return self._lock
 
     def settle(self, function: PciFunction) -> None:
         """Have *function*'s BARs where `decoded` says, after a change that no guest wrote."""
