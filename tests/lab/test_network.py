@@ -194,6 +194,12 @@ def test_networks_and_sockets_work_again_after_each_reset(host: Host) -> None:
     assert not {"virtio-needs-reset", "vhost-failed", "vhost-user-lost"} & outcome.names()
 
 
+def test_vhost_net_serves_rings_and_survives_bad_ones(host: Host) -> None:
+    done = host.run(["python3", f"/host{PEER.with_name('vhost_kernel.py')}"], timeout=300)
+    assert done.status == 0, done.stderr.decode()
+    assert done.stdout.splitlines()[-1] == b"leaves no interface"
+
+
 IN_USE = """\
 import socket, sys
 sys.argv[1:] = ["run", "--host", "native", "--vsock", "79", sys.argv[1]]
