@@ -255,6 +255,13 @@ def test_a_file_system_without_direct_input_and_output_is_named(
     assert "cache=none" in str(caught.value.hint)
 
 
+def test_an_unsafe_disk_is_not_synced(make: Callable[..., Disk], pipe: tuple[int, int]) -> None:
+    disk = make(cache=Cache(unsafe=True))
+    disk.start()
+    device(disk).disk.fd = pipe[0]  # which cannot be
+    assert disk.request(FLUSH, 0) == OK
+
+
 @io_uring
 def test_a_sync_that_fails_is_an_io_error(disk: Disk, pipe: tuple[int, int]) -> None:
     device(disk).disk.fd = pipe[0]  # which cannot be synced
