@@ -135,6 +135,10 @@ dd if=/tmp/data of=/dev/nvme0n1 bs=64k seek=64 conv=fsync 2>/dev/null
 dd if=/dev/nvme0n1 bs=64k skip=64 count=16 2>/dev/null | md5sum
 echo '-- before'
 cat /tmp/before
+echo '-- reset'
+cat /sys/bus/pci/devices/0000:00:01.0/reset_method
+echo 1 >/sys/bus/pci/devices/0000:00:01.0/reset
+dd if=/dev/nvme0n1 bs=64k skip=64 count=16 iflag=direct 2>/dev/null | md5sum
 echo '-- network'
 ifconfig eth0 10.9.0.2 up
 for second in 1 2 3 4 5 6 7 8 9 10; do
@@ -195,6 +199,12 @@ def test_its_nvme_driver_reads_and_writes_the_disk(work: str, host: Host) -> Non
         "dd if=/dev/nvme0n1 bs=64k skip=64 count=16 2>/dev/null | md5sum",
     )
     assert again.split()[0] == written
+
+
+def test_a_function_reset_by_the_guest_resets_the_device(work: str) -> None:
+    method, found = part(work, "reset").splitlines()
+    assert method == "flr"
+    assert found.split()[0] == hashlib.md5(DATA).hexdigest()  # noqa: S324
 
 
 def test_messages_arrive_by_msix_and_by_msi(work: str) -> None:
