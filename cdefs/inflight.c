@@ -27,32 +27,25 @@ static void start_over(struct pyvmm_inflight *inflight, const uint16_t *avail,
 	inflight->exact = 1;
 }
 
-/* Look at what is new in both rings. One thread at a time. */
-void pyvmm_inflight_look(struct pyvmm_inflight *inflight)
+/* Take what is new in both rings. Returns 0 if something was missed, or makes no sense. */
+static int follow(struct pyvmm_inflight *inflight)
 {
 	const struct vring_avail *avail = (void *)inflight->driver;
 	const struct vring_used *used = (void *)inflight->device;
 	uint16_t mask = inflight->size - 1, made, done;
 
-	if (!inflight->exact)
-		start_over(inflight, &avail->idx, &used->idx);
 	/* In this order, so that whatever is found used was found available. */
 	done = load(&used->idx);
 	made = load(&avail->idx);
 	if ((uint16_t)(made - inflight->avail) > inflight->size ||
 	    (uint16_t)(done - inflight->used) > inflight->size)
-		inflight->exact = 0;
-	if (!inflight->exact)
-		return;
+		return 0;
 	for (uint16_t at = inflight->avail; at != made; at++) {
 		uint16_t head = __atomic_load_n(&avail->ring[at & mask], __ATOMIC_RELAXED);
 
-		inflight->seen++;
-		if (head >= inflight->size || inflight->count[head] == UINT8_MAX) {
-			inflight->exact = 0; /* no ring that a driver makes */
-			return;
-		}
-		inflight->since[head] = inflight->seen;
+		if (head >= inflight->size || inflight->count[head] == UINT8_MAX)
+			return 0; /* no ring that a driver makes */
+		inflight->since[head] = ++inflight->seen;
 		inflight->count[head]++;
 	}
 	/*
@@ -62,25 +55,36 @@ void pyvmm_inflight_look(struct pyvmm_inflight *inflight)
 	__atomic_thread_fence(__ATOMIC_ACQUIRE);
 	if ((uint16_t)(load(&avail->idx) - inflight->avail) >= inflight->size &&
 	    (int16_t)(load(&used->idx) - inflight->avail) > 0)
-		inflight->exact = 0;
+		return 0;
 	for (uint16_t at = inflight->used; at != done; at++) {
 		uint32_t head = __atomic_load_n(&used->ring[at & mask].id, __ATOMIC_RELAXED);
 
-		if (head >= inflight->size || !inflight->count[head]) {
-			inflight->exact = 0;
-			return;
-		}
+		if (head >= inflight->size || !inflight->count[head])
+			return 0;
 		inflight->count[head]--;
 	}
 	__atomic_thread_fence(__ATOMIC_ACQUIRE);
 	if ((uint16_t)(load(&used->idx) - inflight->used) >= inflight->size &&
 	    done != inflight->used)
-		inflight->exact = 0;
+		return 0;
 	inflight->avail = made;
 	inflight->used = done;
+	return 1;
 }
 
-/* Pass doorbells on until `stop` is signalled. */
+/* Look at what is new in both rings. One thread at a time. */
+void pyvmm_inflight_look(struct pyvmm_inflight *inflight)
+{
+	const struct vring_avail *avail = (void *)inflight->driver;
+	const struct vring_used *used = (void *)inflight->device;
+
+	if (inflight->exact && follow(inflight))
+		return;
+	inflight->exact = 0;
+	start_over(inflight, &avail->idx, &used->idx);
+}
+
+/* Pass doorbells on until `stop` is signalled; what comes meanwhile waits. */
 void pyvmm_inflight_run(struct pyvmm_inflight *inflight)
 {
 	struct pollfd fds[] = {

@@ -135,11 +135,18 @@ def test_it_has_no_terminal_of_ours(events: Recorded) -> None:
         assert [int(str(line)) for line in events.lines()] == [program.pid]
 
 
-def test_a_child_of_its_own_does_not_keep_us_waiting(events: Recorded) -> None:
+def test_what_it_started_ends_with_it(events: Recorded) -> None:
     with shell("sleep 1000 & echo $! >&2", events) as program:
         assert program.wait(PATIENCE)
         (pid,) = (int(str(line)) for line in events.lines())
-        os.kill(pid, signal.SIGKILL)
+        assert not alive(pid)
+    script = "(trap '' TERM; echo up >&2; while :; do sleep 0.01; done) & echo $! >&2; wait"
+    with shell(script, events) as program:
+        eventually(lambda: len(events.lines()) == 3)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    (pid,) = (int(str(line)) for line in events.lines()[1:] if line != "up")
+    assert not alive(pid)
 
 
 def test_it_ends_when_we_are_killed() -> None:

@@ -2,7 +2,7 @@
 
 Daemon --spawn--> program          ends when its thread here ends, however that happens
   |   <--stderr-- lines --> events
-  '-- end: SIGTERM, and what does not heed that, SIGKILL
+  '-- end: SIGTERM, and what does not heed that, SIGKILL, which its children get anyway
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import select
 import shutil
 import signal
+import time
 from collections import deque
 from contextlib import suppress
 from threading import Event, Thread
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 GRACE: Final = 20.0
 """Seconds that a program gets to end by itself: it may have a disk's cache to write."""
+
+CHILDREN: Final = 2.0
+"""Seconds for its children to be gone once they are killed."""
 
 LINES: Final = 200
 """How many lines of one program's become events: one that babbles must not fill the disk."""
@@ -55,6 +59,23 @@ def find(program: str, places: Sequence[str], *, package: str, what_for: str) ->
     raise HostError(
         f"{what_for}: needs {program}, which is not installed", f"apt-get install {package}"
     )
+
+
+def _group_lives(group: int) -> bool:
+    """Tell whether a process of *group* runs; one that was not reaped yet does not."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    for name in os.listdir("/proc"):  # noqa: PTH208  (pathlib is dear in a lab host)
+        if name.isdigit():
+            with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
+                state, _, process_group = file.read().rpartition(b")")[2].split()[:3]
+                if int(process_group) == group and state not in (b"Z", b"X"):
+                    return True
+    return False
 
 
 class Daemon(Closing):
@@ -113,12 +134,29 @@ class Daemon(Closing):
             self._listen(ours)
         finally:
             os.close(ours)
+        self._end_children()
         _, status = os.waitpid(self.pid, 0)
         self.status = os.waitstatus_to_exitcode(status)
+        self._await_children()
         if not self._closing:
             self._events.emit("daemon-ended", daemon=self.name, pid=self.pid, status=self.status)
             if self._on_end is not None:
                 self._on_end()
+
+    def _end_children(self) -> None:
+        """End what it has started: as it was made a session's leader, that is its group.
+
+        It has ended, but still has its process id, so that this can be nobody else's.
+        """
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _await_children(self) -> None:
+        """Wait until they are gone, too: they may have had guest memory."""
+        deadline = time.monotonic() + CHILDREN
+        while _group_lives(self.pid) and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     def _spawn(self, stderr: int) -> int:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

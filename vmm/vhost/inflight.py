@@ -45,16 +45,23 @@ class Inflight(Closing):
                 "stop": self._stop.fileno(),
             },
         )
+        self._thread: Thread | None = None
+
+    def start(self) -> None:
+        """Pass doorbells on from now on."""
+        assert self._thread is None, "it was started"
+        self._stop.drain()
         self._thread = Thread(
             target=lib.pyvmm_inflight_run, args=(self.c,), name="inflight", daemon=True
         )
         self._thread.start()
 
     def stop(self) -> None:
-        """Pass no more doorbells on. Idempotent."""
-        if self._thread.is_alive():
+        """Pass no more doorbells on, until `start`. Idempotent."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
             self._stop.ring()
-            self._thread.join()
+            thread.join()
 
     def requeue(self) -> int:
         """Make what the process had available to another one; return the index to begin with.

@@ -173,7 +173,10 @@ class VhostUser(Closing):
     def start_ring(self, index: int, ring: Ring) -> None:
         """Serve ring number *index* from now on."""
         self._rings[index] = ring
-        self._inflight[index] = inflight = Inflight(ring)
+        if index not in self._inflight:
+            self._inflight[index] = Inflight(ring)
+        inflight = self._inflight[index]
+        inflight.start()
         with self._talking() as channel:
             channel.tell(Request.SET_VRING_NUM, STATE.pack(index, ring.size))
             channel.tell(Request.SET_VRING_BASE, STATE.pack(index, ring.base))
@@ -188,20 +191,21 @@ class VhostUser(Closing):
 
     def stop_ring(self, index: int) -> int:
         """End all that touches ring *index*, and return its base."""
-        inflight = self._inflight.pop(index, None)
         self._rings.pop(index, None)
-        if inflight is None:
-            return 0  # no daemon has it: a restart failed
-        with inflight:
-            inflight.stop()
-            try:
-                with self._talking() as channel:
-                    answer = channel.ask(Request.GET_VRING_BASE, STATE.pack(index, 0))
-                    if len(answer) != STATE.size:
-                        raise ChannelError(f"answered GET_VRING_BASE with {len(answer)} bytes")
-            except HostError:
-                self.kill()
-                raise
+        inflight = self._inflight.pop(index, None)
+        if inflight is not None:
+            inflight.close()
+        if self._channel is None:  # the daemon is at its end
+            self._server.kill()
+            return 0
+        try:
+            with self._talking() as channel:
+                answer = channel.ask(Request.GET_VRING_BASE, STATE.pack(index, 0))
+                if len(answer) != STATE.size:
+                    raise ChannelError(f"answered GET_VRING_BASE with {len(answer)} bytes")
+        except HostError:
+            self.kill()
+            raise
         (_, base) = STATE.unpack(answer)
         return int(base)
 
@@ -224,10 +228,8 @@ class VhostUser(Closing):
         What the daemon, which is no more, had and did not use, is available again. Raises
         `HostError` if it is not known what that was.
         """
-        while self._inflight:
-            index, inflight = self._inflight.popitem()
-            with inflight:
-                self._rings[index] = self._rings[index]._replace(base=inflight.requeue())
+        for index, inflight in self._inflight.items():
+            self._rings[index] = self._rings[index]._replace(base=inflight.requeue())
         return {index: ring.base for index, ring in self._rings.items()}
 
     def restart(self, memory: GuestMemory) -> None:
