@@ -134,6 +134,8 @@ def test_the_tap_sends_only_what_the_driver_takes(card: Card) -> None:
     assert card.tap.told[-1] == ("offload", lib.TUN_F_CSUM)
     card.start(CONTROL | net.F_GUEST_TSO4)
     assert card.tap.told[-1] == ("offload", 0), "TSO4 needs CSUM (5.1.3.1)"
+    card.start(CONTROL | net.F_GUEST_TSO4 | net.F_GUEST_ECN)
+    assert card.tap.told[-1] == ("offload", 0), "and ECN needs TSO4"
 
 
 def test_the_back_end_gets_the_pairs_and_not_the_control_queue(card: Card) -> None:

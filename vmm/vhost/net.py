@@ -137,7 +137,7 @@ class Net(VhostDevice):
     def prepare(self, features: int, memory: GuestMemory) -> None:
         """Begin with a driver: TAP gives it no packets that it cannot take."""
         if self._switch is not None:
-            self._switch.set_offloads(features & net.GUEST_OFFLOADS & ~net.unmet(features))
+            self._switch.set_offloads(net.without_unmet(features) & net.GUEST_OFFLOADS)
         super().prepare(features, memory)
 
     def awaits_host(self, index: int) -> bool:

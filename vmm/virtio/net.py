@@ -99,6 +99,13 @@ def unmet(accepted: int) -> int:
     )
 
 
+def without_unmet(features: int) -> int:
+    """Return *features* without those whose needs are not among them."""
+    while bad := unmet(features):
+        features &= ~bad
+    return features
+
+
 class Command(NamedTuple):
     """A command of the control queue: what it takes to be known, its data, what does it."""
 
