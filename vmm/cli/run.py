@@ -220,6 +220,11 @@ def _check_files(config: MachineConfig) -> None:
     from vmm.arm64.boot import Extent  # noqa: PLC0415
 
     payload.load(config).place(Extent(layout.RAM, config.memory))
+    if config.shares:
+        from vmm.vhost.files import check_directory  # noqa: PLC0415
+
+        for share in config.shares:
+            check_directory(share)
 
 
 def _open_events(path: Path | None, owned: ExitStack) -> TextIO | None:

@@ -33,13 +33,18 @@ def files(config: ShareConfig, events: Events) -> Service:
 
     Raises `UserError` if there is no such directory, `HostError` if there is no such program.
     """
+    check_directory(config)
     what = f"--share {config.path}"
+    program = find(PROGRAM, PLACES, package=PACKAGE, what_for=what)
+    return Service(partial(command, program, config), events, what=what)
+
+
+def check_directory(config: ShareConfig) -> None:
+    """Raise `UserError` if there is no directory to share."""
     try:
         os.close(os.open(config.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except OSError as error:
-        raise UserError(f"{what}: {error.strerror}", "name a directory") from error
-    program = find(PROGRAM, PLACES, package=PACKAGE, what_for=what)
-    return Service(partial(command, program, config), events, what=what)
+        raise UserError(f"--share {config.path}: {error.strerror}", "name a directory") from error
 
 
 def command(program: str, config: ShareConfig, fd: int) -> list[str]:
