@@ -262,6 +262,17 @@ def test_a_daemon_that_is_killed_is_replaced(disk: Served, events: Recorded) -> 
     assert disk.driver.load("Status") == 0xF
 
 
+def test_a_daemon_that_died_before_there_was_a_driver_is_replaced(
+    make: Callable[..., Served], path: Path, events: Recorded
+) -> None:
+    disk = make(path)
+    os.kill(disk.pid, signal.SIGKILL)
+    wait(lambda: "daemon-ended" in events.names())
+    disk.start()
+    assert disk.read(0, 512) == bytes(512)
+    assert "virtio-needs-reset" not in events.names()
+
+
 def listen(disk: Served, until: Callable[[], object]) -> None:
     """Do what the loop does, until something is so."""
 

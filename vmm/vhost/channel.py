@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 import time
 from typing import TYPE_CHECKING, Final
@@ -42,6 +43,13 @@ class Channel(Closing):
     def fileno(self) -> int:
         """Return the descriptor: it is readable, while nothing is asked, only at the end."""
         return self._connection.fileno()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the back end hung up, or spoke unasked; while nothing is asked."""
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        return bool(poll.poll(0))
 
     def tell(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
         """Send what has no answer but perhaps an acknowledgement. Raises `ChannelError`."""

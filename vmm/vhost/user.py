@@ -157,6 +157,8 @@ class VhostUser(Closing):
 
     def start(self, features: int, memory: GuestMemory) -> None:
         """Prepare to serve a driver that accepted *features*, over *memory*, which has a file."""
+        if self._channel is not None and self._channel.ended:
+            self.kill()  # it has died since it was asked for its features
         if self._channel is None and self._open() != self._features:
             raise HostError(f"{self._server.what}: the daemon has other features than before")
         # Not files that only may be read: the daemon maps all for writing, too.
