@@ -24,6 +24,7 @@ from vmm.errors import UserError
         ("--share=/usr/d:tag,ro", ["/usr/d"], "--share=/host/usr/d:tag,ro"),
         ("/usr/d:tag", ["/usr/d"], "/host/usr/d:tag"),
         ("--disk=/d", ["/d"], "--disk=/d"),
+        ("1:0.0,rom=/usr/r,bind", ["/usr/r"], "1:0.0,rom=/host/usr/r,bind"),
     ],
 )
 def test_a_file_gets_the_name_that_the_lab_host_has_for_it(

@@ -59,7 +59,7 @@ def _visible(argument: str, files: Sequence[Path]) -> str:
     """Return *argument*, be it ``FILE`` or ``--option=FILE``, as the lab host has that file.
 
     Options of the file's own may follow, and what it is for go before: ``FILE,ro``, ``DIR:TAG``,
-    ``file=FILE``.
+    ``file=FILE``, ``BDF,rom=FILE``.
     """
     from vmm.lab.session import inside  # noqa: PLC0415
 
@@ -80,6 +80,7 @@ def _around(argument: str, file: str) -> tuple[str | None, str]:
     while at >= 0:
         option, own = argument[:at], argument[at + len(file) :]
         names = option in ("", "file=", "unix=") or option.startswith("-")
+        names = names or option.endswith(",rom=")
         if names and own[:1] in ("", ",", ":"):
             return option, own
         at = argument.find(file, at + 1)

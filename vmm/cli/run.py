@@ -147,6 +147,7 @@ def run(**options: Any) -> None:
     files = [name for name in names if name] + [disk.path for disk in config.disks]
     files += [pmem.path for pmem in config.pmems]
     files += [share.path for share in config.shares]
+    files += [device.rom for device in config.vfio if isinstance(device.rom, Path)]
     files += [console.path for console in config.consoles if console.path is not None]
     sys.exit(run_there(options["host"], files, _packages(config)))
 
