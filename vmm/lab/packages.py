@@ -18,7 +18,7 @@ from vmm.lab.session import inside
 from vmm.progress import step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
     from vmm.lab.host import Host
@@ -27,38 +27,36 @@ _LEFT_OUT = ("usr/share/doc", "usr/share/locale", "usr/share/man", "usr/share/li
 
 _LINK = """\
 import os, sys
-name, directory = sys.argv[1:]
-mark = "/run/pyvmm/packages/" + name
-if os.path.exists(mark):
-    sys.exit()
-for part in ("named", "needed"):
-    for path in open(directory + "/" + part + ".files").read().split("\\n"):
-        here = "/" + path
-        if part == "named" and os.path.islink(here):
-            os.unlink(here)
-        if not os.path.lexists(here):
-            os.makedirs(os.path.dirname(here), exist_ok=True)
-            os.symlink(directory + "/" + part + here, here)
-os.makedirs(os.path.dirname(mark), exist_ok=True)
-open(mark, "w").close()
+marks = "/run/pyvmm/packages/"
+os.makedirs(marks, exist_ok=True)
+for directory in sys.argv[1:]:
+    mark = marks + os.path.basename(directory)
+    for part in ("named", "needed") if not os.path.exists(mark) else ():
+        for path in open(directory + "/" + part + ".files").read().split("\\n"):
+            here = "/" + path
+            if part == "named" and os.path.islink(here):
+                os.unlink(here)
+            if not os.path.lexists(here):
+                os.makedirs(os.path.dirname(here), exist_ok=True)
+                os.symlink(directory + "/" + part + here, here)
+    open(mark, "w").close()
 """
 """Runs in the host. A file that the host has stays, but a program of busybox's, which is a link,
 gives way to one that was asked for."""
 
 
-def unpacked(packages: Sequence[str]) -> Path:
-    """Return a directory with *packages* in ``named``, and all they depend on in ``needed``.
+def unpacked(package: str) -> Path:
+    """Return a directory with *package* in ``named``, and all it depends on in ``needed``.
 
     From the cache. Raises `HostError`: the mirror has none, can't be reached, disk full.
     """
-    debs = apt.fetch(packages, suite=SUITE, arch="arm64", closure=True)
-    named = [deb for deb in debs if deb.name.partition("_")[0] in packages]
+    debs = apt.fetch([package], suite=SUITE, arch="arm64", closure=True)
+    named = [deb for deb in debs if deb.name.partition("_")[0] == package]
     parts = {"named": named, "needed": [deb for deb in debs if deb not in named]}
-    key = cache.digest([deb.name for deb in debs], sorted(packages))
-    where = cache.root() / "tools" / f"host-{packages[0]}-{key}"
+    where = cache.root() / "tools" / f"host-{package}-{cache.digest([deb.name for deb in debs])}"
 
     def build(temporary: Path) -> None:
-        with step(f"unpacking {packages[0]} for lab hosts"):
+        with step(f"unpacking {package} for lab hosts"):
             for part, some in parts.items():
                 apt.unpack(some, temporary / part)
                 for path in _LEFT_OUT:
@@ -82,8 +80,7 @@ def install(host: Host, packages: Iterable[str]) -> None:
     names = sorted(set(packages))
     if not names:
         return
-    directory = unpacked(names)
-    argv = ["python3", "-I", "-S", "-c", _LINK, directory.name, inside(directory)]
+    argv = ["python3", "-I", "-S", "-c", _LINK, *(inside(unpacked(name)) for name in names)]
     done = host.run(argv, tree=False)
     if done.status:
         text = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
