@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mmio_driver import Recorded
+from mmio_driver import MmioDriver, Recorded
+from net_driver import wait
+from ring_driver import BASE, BUFFERS, Buffer, Memory, SplitDriver
 
 from vmm.config.net import parse_net
 from vmm.errors import HostError, KernelError
@@ -17,6 +21,8 @@ from vmm.tap import PATH
 from vmm.vhost import net
 from vmm.vhost.net import Net
 from vmm.vhost.threads import ThreadBackend
+from vmm.virtio import status
+from vmm.virtio.mmio import MmioTransport
 from vmm.virtio.queue import MemoryMap
 
 pytestmark = pytest.mark.skipif(
@@ -66,3 +72,30 @@ def test_the_mac_address_stays_as_it_was_asked_for(memory: MemoryMap) -> None:
         assert device.config()[:6] == bytes.fromhex("525400000007")
         assert Path("/sys/class/net/pyvmm7/mtu").read_text() == "1400\n"
     assert said == []
+
+
+def test_an_interface_that_is_deleted_is_a_dead_link_and_no_more() -> None:
+    """What is sent is dropped, and nothing turns in circles."""
+    memory, events = Memory(), Recorded()
+    config = parse_net("tap=pyvmm7,vhost=off")
+    device = open_net("net0", config, MemoryMap(memory.guest), events)
+    with MmioTransport(device) as transport:
+        driver = MmioDriver(transport)
+        driver.negotiate()
+        rx, tx = SplitDriver(memory, 64), SplitDriver(memory, 64, at=BASE + 0x1_0000)
+        for index, ring in enumerate((rx, tx)):
+            assert driver.set_queue(index, 64, ring.areas)
+        driver.add_status(status.DRIVER_OK)
+        rx.add(Buffer(BUFFERS, 2000, writable=True))
+        driver.store("QueueNotify", 0)
+        subprocess.run(["ip", "link", "del", "pyvmm7"], check=True)
+        tx.add(Buffer(BUFFERS + 2000, 100))
+        driver.store("QueueNotify", 1)
+        assert wait(lambda: bool(tx.used()))
+        before = time.process_time()
+        time.sleep(0.3)
+        assert time.process_time() - before < 0.1
+        driver.store("Status", 0)
+        assert driver.load("Status") == 0
+    assert "virtio-needs-reset" not in events.names()
+    memory.close()
