@@ -32,7 +32,7 @@ from vmm.progress import step
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_KEPT = 32
+_KEPT = 12
 """Archives kept in the cache: scripts change often."""
 
 
