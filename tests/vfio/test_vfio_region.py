@@ -259,3 +259,13 @@ def test_what_a_trapped_region_says_has_an_end(file: VfioFd, region: Region) -> 
         os.ftruncate(file.fileno(), OFFSET + SIZE)
         assert trap.read(0, 4) == 0
     assert seen == ["vfio-no-answer"] * 100
+
+
+def test_a_detached_region_touches_no_descriptor(file: VfioFd, region: Region) -> None:
+    """Whatever the number of the device's has become meanwhile."""
+    trap = TrappedRegion(region, 0, SIZE, Events())
+    trap.write(0, 4, 0x1234_5678)
+    trap.detach()
+    assert trap.read(0, 4) == 0xFFFF_FFFF
+    trap.write(0, 4, 0)
+    assert region.read(0, 4) == 0x1234_5678

@@ -86,6 +86,7 @@ class PassthroughFunction(PciFunction):
         self._watcher = watcher
         self._owned = ExitStack()
         self._said: set[str] = set()
+        self._traps: list[TrappedRegion] = []
         self._connected = False
         with ExitStack() as undo:
             undo.callback(self._owned.close)
@@ -155,6 +156,7 @@ class PassthroughFunction(PciFunction):
     def _bar(self, region: Region, ours: Mapping[Area, BusDevice]) -> Bar:
         space, prefetchable = bars.space(self.device, region.index)
         trap = TrappedRegion(region, 0, region.size, self._events)
+        self._traps.append(trap)
         least = LEAST_IO if space is Space.IO else LEAST_MEMORY
         bar = Bar(
             region.index,
@@ -381,6 +383,8 @@ class PassthroughFunction(PciFunction):
             self._settle()
             for memory in self.memories:
                 memory.unplug(None, "the host took the device back")
+            for trap in self._traps:
+                trap.detach()
             self.device.close()
 
     def _settle(self) -> None:

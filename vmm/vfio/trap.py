@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from vmm.vfio.fd import VfioError
@@ -28,25 +29,40 @@ class TrappedRegion:
         self._region = region
         self._offset = offset
         self._events = events
+        self._lock = Lock()
+        self._detached = False
         self._silent = False
         self._notes = 0
 
     def read(self, offset: int, size: int) -> int:
         """Read as the guest does."""
-        try:
-            value = self._region.read(self._offset + offset, size)
-        except VfioError as error:
-            self._note(error)
-            return (1 << 8 * size) - 1
-        self._silent = False
-        return value
+        with self._lock:
+            if not self._detached:
+                try:
+                    value = self._region.read(self._offset + offset, size)
+                except VfioError as error:
+                    self._note(error)
+                else:
+                    self._silent = False
+                    return value
+        return (1 << 8 * size) - 1
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Write as the guest does."""
-        try:
-            self._region.write(self._offset + offset, size, value)
-        except VfioError as error:
-            self._note(error)
+        with self._lock:
+            if not self._detached:
+                try:
+                    self._region.write(self._offset + offset, size, value)
+                except VfioError as error:
+                    self._note(error)
+
+    def detach(self) -> None:
+        """Have nobody answer from now on; when this returns, no access is under way.
+
+        Before the device is closed: its descriptor's number may be another file's the next moment.
+        """
+        with self._lock:
+            self._detached = True
 
     def _note(self, error: VfioError) -> None:
         if not self._silent and self._notes < NOTES:
