@@ -435,3 +435,10 @@ def test_a_device_that_does_not_answer_is_said_once(parts: Parts) -> None:
     parts.write(COMMAND, 2, 0)
     parts.write(COMMAND, 2, ON)
     assert len(parts.vm.slots) == 2
+
+
+def test_an_empty_rom_is_said(parts: Parts, tmp_path: Path) -> None:
+    path = tmp_path / "rom"
+    path.touch()
+    with pytest.raises(UserError, match=r"rom=.*: it is empty"):
+        Parts(VfioConfig(parts.device.bdf, rom=path))

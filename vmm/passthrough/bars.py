@@ -12,7 +12,7 @@ import mmap
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vmm._native import lib
-from vmm.pci.bar import Bar, Space
+from vmm.pci.bar import Space
 from vmm.vfio.region_info import Area
 
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 BARS: Final = range(lib.VFIO_PCI_BAR0_REGION_INDEX, lib.VFIO_PCI_BAR5_REGION_INDEX + 1)
 """Region indices that are BARs, and which."""
-
-ROM: Final[int] = lib.VFIO_PCI_ROM_REGION_INDEX
-LEAST_ROM: Final = 2048
-"""Bytes (PCI Local Bus Specification 3.0, 6.2.5.2)."""
 
 
 class BarDevice:
@@ -101,38 +97,6 @@ class Shown:
         """Take them away."""
         self._watcher.hiding(self.memory)
         self.memory.hide(self._slots(), "the guest does not decode its BAR")
-
-
-class RomBar(Bar):
-    """The expansion ROM: a BAR at 0x30, which has its own enable bit."""
-
-    def __init__(self, size: int, device: BusDevice) -> None:
-        super().__init__(0, size, device, space=Space.MEMORY32)
-        self.index = ROM
-
-    @property
-    def offset(self) -> int:
-        """Where it is in configuration space."""
-        return int(lib.PCI_ROM_ADDRESS)
-
-    @property
-    def mask(self) -> int:
-        """The bits that hold an address."""
-        return super().mask & 0xFFFF_F800
-
-
-class RomContents:
-    """Bytes that can only be read, as a bus device; what is beyond them is all ones."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def read(self, offset: int, size: int) -> int:
-        """Read them."""
-        return int.from_bytes(self._data[offset : offset + size].ljust(size, b"\xff"), "little")
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        """Drop it: it is read-only."""
 
 
 def space(device: Device, index: int) -> tuple[Space, bool]:

@@ -24,6 +24,7 @@ from vmm.passthrough import bars
 from vmm.passthrough.configuration import PassthroughConfig
 from vmm.passthrough.interrupts import Interrupts
 from vmm.passthrough.msi import Msi
+from vmm.passthrough.rom import RomBar, expansion_rom
 from vmm.pci.bar import LEAST_IO, LEAST_MEMORY, Bar, Space
 from vmm.pci.function import Identity, PciFunction
 from vmm.pci.msix import ENTRY, Msix
@@ -149,8 +150,8 @@ class PassthroughFunction(PciFunction):
                 if self._vectors is not None and region.index == pba[0]:
                     ours[pba[1]] = self._vectors.pba
                 found.append(self._bar(region, ours))
-        if rom := self._rom():
-            found.append(rom)
+        if choice := self._choice.rom:
+            found.append(expansion_rom(self.device, choice))
         return found
 
     def _bar(self, region: Region, ours: Mapping[Area, BusDevice]) -> Bar:
@@ -200,36 +201,12 @@ class PassthroughFunction(PciFunction):
                 "leave cache out",
             )
 
-    def _rom(self) -> Bar | None:
-        """Return the expansion ROM's BAR, if the guest is to see one. Raises `UserError`."""
-        choice = self._choice.rom
-        if choice is False:
-            return None
-        if choice is True:
-            region = next((one for one in self.device.regions if one.index == bars.ROM), None)
-            if region is None:
-                raise UserError(
-                    f"--vfio {self.device.bdf},rom=on: the device shows no expansion ROM",
-                    "use rom=FILE, or leave rom out",
-                )
-            self.device.enable_memory()
-            data = region.read_bytes(0, region.size)
-        else:
-            try:
-                data = choice.read_bytes()
-            except OSError as error:
-                raise UserError(
-                    f"--vfio {self.device.bdf},rom={choice}: {error.strerror}", "name a ROM image"
-                ) from error
-        size = max(bars.LEAST_ROM, 1 << (len(data) - 1).bit_length())
-        return bars.RomBar(size, bars.RomContents(data))
-
     def _compose(self, identity: Identity, pin: int) -> None:
         """Have our registers in configuration space, where the device has its own."""
         self._define_header(identity, pin)
         self._define_bars()
         for bar in self.bars:
-            if isinstance(bar, bars.RomBar):
+            if isinstance(bar, RomBar):
                 mask = bar.mask | int(lib.PCI_ROM_ADDRESS_ENABLE)
                 self.config.define(bar.offset, bytes(4), mask.to_bytes(4, "little"))
         capabilities = self.config.capabilities
@@ -313,7 +290,7 @@ class PassthroughFunction(PciFunction):
         """Return the bus address where the guest has *bar* decoded; None: nowhere."""
         if self.lost or self._dead:
             return None
-        if isinstance(bar, bars.RomBar):
+        if isinstance(bar, RomBar):
             enabled = self.config.read(lib.PCI_ROM_ADDRESS, 4) & lib.PCI_ROM_ADDRESS_ENABLE
             return super().decoded(bar) if enabled else None
         return super().decoded(bar)
