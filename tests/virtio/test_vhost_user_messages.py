@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mmio_driver import MmioDriver, Recorded
 from ring_driver import Memory, SplitDriver
 
-from vmm.errors import HostError
+from vmm.errors import HostError, UserError
 from vmm.memory import Mapping
 from vmm.vhost import channel
 from vmm.vhost.backend import Ring
@@ -225,6 +225,14 @@ def test_a_device_has_the_daemons_configuration_and_features(
         found = bytes(transport.read(0x100 + at, 1) for at in range(60))
         assert found == CONFIG
         assert driver.offered() == FEATURES & ~(1 << 30)
+
+
+def test_no_more_queues_are_shown_than_the_daemon_has(memory: Memory, events: Recorded) -> None:
+    known = MemoryMap(memory.guest)
+    with pytest.raises(UserError, match="--disk fake: the daemon has no more than 2 queues"):
+        VhostUserBlk("disk0", known, events, FakeService(), queues=3)  # type: ignore[arg-type]
+    with VhostUserBlk("disk0", known, events, FakeService(), queues=2) as device:  # type: ignore[arg-type]
+        assert len(device.slots) == 2
 
 
 @pytest.mark.parametrize("said", [b"\0", b"nonsense", framed(2, bytes(8), VERSION)])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from vmm._native import ffi, lib
-from vmm.errors import HostError
+from vmm.errors import HostError, UserError
 from vmm.vhost.message import Protocol
 from vmm.vhost.user import VhostUser
 from vmm.vhost.user_device import VhostUserDevice
@@ -54,13 +55,17 @@ class VhostUserBlk(VhostUserDevice):
     ) -> None:
         self._durable = durable
         backend = VhostUser(service, Protocol.CONFIG)
-        try:
+        with ExitStack() as undo:
+            undo.callback(backend.close)
+            if 0 < backend.queues < queues:
+                raise UserError(
+                    f"{service.what}: the daemon has no more than {backend.queues} queues",
+                    f"use queues={backend.queues} or fewer",
+                )
             features = backend.features() & FEATURES
             self._config = backend.read_config(CONFIG_SIZE)
             super().__init__(name, memory, events, [QUEUE_SIZE] * queues, features, backend=backend)
-        except BaseException:
-            backend.close()
-            raise
+            undo.pop_all()
 
     def revive(self) -> None:
         """Go on with another daemon, if nothing is lost. Raises `HostError`."""
