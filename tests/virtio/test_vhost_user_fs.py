@@ -285,6 +285,7 @@ def test_the_sandbox_is_the_best_that_can_be_had(
     (tmp_path / "mountinfo").write_text(mounts)
     (tmp_path / "limit").write_text(f"{limit}\n")
     monkeypatch.setattr(files, "MOUNTS", tmp_path / "mountinfo")
-    monkeypatch.setattr(files, "USER_NAMESPACES", (tmp_path / "none", tmp_path / "limit"))
+    limits = {tmp_path / "none": "0", tmp_path / "limit": "0"}
+    monkeypatch.setattr(files, "NO_USER_NAMESPACES", limits)
     monkeypatch.setattr(os, "geteuid", lambda: user)
     assert files.sandbox() == sandbox

@@ -21,11 +21,12 @@ PLACES: Final = ("/usr/libexec", "/usr/lib")
 PACKAGE: Final = "virtiofsd (Debian 13 has it, 12 does not)"
 
 MOUNTS: Final = Path("/proc/self/mountinfo")
-USER_NAMESPACES: Final = (
-    Path("/proc/sys/kernel/unprivileged_userns_clone"),  # Debian's own
-    Path("/proc/sys/user/max_user_namespaces"),
-)
-"""Where "0" says that who is not root can have none."""
+NO_USER_NAMESPACES: Final = {
+    Path("/proc/sys/kernel/unprivileged_userns_clone"): "0",  # Debian's own
+    Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"): "1",  # Ubuntu's
+    Path("/proc/sys/user/max_user_namespaces"): "0",
+}
+"""What says that who is not root can have none, or none that is of use."""
 
 
 def files(config: ShareConfig, events: Events) -> Service:
@@ -64,5 +65,7 @@ def sandbox() -> str:
         fields, _, rest = line.partition(" - ")
         if fields.split()[4] == "/" and rest.split()[0] == "rootfs":
             return "chroot" if root else "none"
-    forbidden = any(path.exists() and path.read_text().strip() == "0" for path in USER_NAMESPACES)
+    forbidden = any(
+        path.exists() and path.read_text().strip() == no for path, no in NO_USER_NAMESPACES.items()
+    )
     return "none" if forbidden and not root else "namespace"
