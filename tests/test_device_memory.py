@@ -241,6 +241,15 @@ def test_a_device_that_is_taken_back_stays_away_after_a_reset(owned: ExitStack) 
     assert made.suspects() == []
 
 
+def test_a_device_that_is_taken_back_is_not_asked_any_more(owned: ExitStack) -> None:
+    """Its descriptor's number may be another file's by then."""
+    made = memory(owned, fresh(MAINLINE), areas=SPARSE)
+    trapped = made.trap(cast("Any", SimpleNamespace(emit=lambda *_, **__: None)))
+    assert trapped.read(0, 4) == 0
+    made.unplug(None, "taken")
+    assert trapped.read(0, 4) == 0xFFFF_FFFF
+
+
 def test_a_silent_device_is_suspect_and_no_further_failure(owned: ExitStack) -> None:
     class Silent(SimpleNamespace):
         @property

@@ -111,6 +111,7 @@ class DeviceMemory(Closing):
         self._capability = capability
         self._mappings: list[RegionMapping] = []
         self.entries: list[Entry] = []
+        self._trapped: TrappedRegion | None = None
         self._owned = ExitStack()
         with ExitStack() as undo:
             undo.callback(self.close)
@@ -270,7 +271,8 @@ class DeviceMemory(Closing):
 
     def trap(self, events: Events) -> TrappedRegion:
         """Return the bus device that answers accesses to what has no slot."""
-        return TrappedRegion(self.region, 0, self.size, events)
+        self._trapped = TrappedRegion(self.region, 0, self.size, events)
+        return self._trapped
 
     def removal_fd(self) -> int | None:
         """Return an eventfd that tells when the host wants the device back."""
@@ -289,6 +291,8 @@ class DeviceMemory(Closing):
         """Hide it, and for good: nothing of it is mapped any more."""
         self.hide(slots, because)
         self.decision = Trap(because)
+        if self._trapped is not None:
+            self._trapped.detach()
         self.close()
 
     @staticmethod
