@@ -236,11 +236,12 @@ class VirtioDevice(Closing):
                 event_idx=bool(self._accepted & F_EVENT_IDX),
                 indirect=bool(self._accepted & F_INDIRECT_DESC),
             )
-            if slot.size > slot.size_max:
+            size = slot.size  # once: another vCPU may be writing the register
+            if size > slot.size_max:
                 self._break(RingError(lib.PYVMM_RING_SIZE), index)
                 return
             try:
-                slot.queue = Queue(self._memory, slot.size, slot.areas, form)
+                slot.queue = Queue(self._memory, size, slot.areas, form)
             except RingError as error:
                 self._break(error, index)
             else:

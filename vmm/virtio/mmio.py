@@ -136,8 +136,8 @@ class MmioTransport(Closing):
 
     def _slot(self) -> QueueSlot | None:
         """Return the selected queue, if there is one."""
-        slots = self.device.slots
-        return slots[self._selected] if self._selected < len(slots) else None
+        slots, selected = self.device.slots, self._selected
+        return slots[selected] if selected < len(slots) else None
 
     def _size_max(self) -> int:
         slot = self._slot()
@@ -169,9 +169,10 @@ class MmioTransport(Closing):
 
     def _reset_queue(self, value: int) -> None:
         # Done when the store is: so both QueueReset and QueueReady read 0 from then on.
+        selected = self._selected
         agreed = self.device.accepted & virtio.F_RING_RESET
-        if value & 1 and agreed and self._selected < len(self.device.slots):
-            self.device.reset_queue(self._selected)
+        if value & 1 and agreed and selected < len(self.device.slots):
+            self.device.reset_queue(selected)
 
     def _notify(self, index: int) -> None:
         """Do what KVM does for us, if it was asked to."""

@@ -227,12 +227,14 @@ class PciTransport(PciFunction):
             self.interrupts.assign(selected, NO_VECTOR)
 
     def _queue_vector(self) -> int:
-        known = self._selected < len(self.device.slots)
-        return self.interrupts.assigned[self._selected] if known else NO_VECTOR
+        selected = self._selected
+        known = selected < len(self.device.slots)
+        return self.interrupts.assigned[selected] if known else NO_VECTOR
 
     def _set_queue_vector(self, vector: int) -> None:
-        if self._selected < len(self.device.slots):
-            self.interrupts.assign(self._selected, vector)
+        selected = self._selected
+        if selected < len(self.device.slots):
+            self.interrupts.assign(selected, vector)
 
     def _set_config_vector(self, vector: int) -> None:
         self.interrupts.assign(self._config_source, vector)
