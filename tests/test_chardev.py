@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vmm.chardev.chardev import Chardev
+from vmm.chardev.chardev import URGENT, Chardev
 from vmm.chardev.ends import open_ends
 from vmm.chardev.file import FileChardev
 from vmm.chardev.pipes import PipeChardev
@@ -43,6 +43,19 @@ def turn(loop: Loop, until: Callable[[], object]) -> None:
 
 def files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_guest_that_writes_without_end_piles_nothing_up(loop: Loop) -> None:
+    """Emergency writes come from vCPU threads, which do not wait for the loop."""
+    with PipeChardev(loop) as end:
+        for number in range(10_000):
+            end.write(bytes([number % 256]))
+        assert len(loop._calls) <= URGENT
+        turn(loop, lambda: not loop._calls)
+        assert end.drain(1 << 16) == bytes(number % 256 for number in range(URGENT))
+        end.write(b"!")
+        turn(loop, lambda: not loop._calls)
+        assert end.drain(10) == b"!"
 
 
 # --- the option ---------------------------------------------------------------------------------

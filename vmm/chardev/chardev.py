@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 LOOK_AGAIN: Final = 0.5
 """Seconds between looks at whether somebody is still there of whom no event tells."""
+
+URGENT: Final = 256
+"""Writes of other threads that may wait for the loop: vCPUs can make more than it gets done."""
 
 
 class Chardev(Closing):
@@ -39,6 +43,7 @@ class Chardev(Closing):
         self.input_fd = self.output_fd = -1
         self.input_over = False
         """Whether they will send nothing more."""
+        self._urgent: deque[bytes] = deque()
         self.leaving = False
         """Whether `on_change` has yet to tell that somebody has gone."""
         self.on_change: Callable[[OSError | None], object] = lambda _error: None
@@ -81,10 +86,13 @@ class Chardev(Closing):
         self.on_room()
 
     def write(self, data: bytes) -> None:
-        """Write what there is room for now; from any thread."""
-        self._loop.call_soon_threadsafe(lambda: self._write(data))
+        """Write what there is room for now, if not too much waits already; from any thread."""
+        if len(self._urgent) < URGENT:
+            self._urgent.append(data)
+            self._loop.call_soon_threadsafe(self._write)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self) -> None:
+        data = self._urgent.popleft()
         if self.output_fd >= 0:
             with suppress(OSError):
                 os.write(self.output_fd, data)
