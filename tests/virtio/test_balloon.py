@@ -22,6 +22,7 @@ from vmm.virtio.balloon import (
     PAGE,
     Balloon,
 )
+from vmm.virtio.device import COMPLAINTS
 from vmm.virtio.mmio import MmioTransport
 from vmm.virtio.queue import MemoryMap
 
@@ -176,6 +177,19 @@ def test_the_host_says_how_large_it_shall_be(make: Callable[..., Driver], events
         driver.mmio.transport.write(ACTUAL, 4, 256)
     assert events.seen == [("balloon-reached", {"device": "balloon", "size": 1 << 20})]
     assert driver.mmio.transport.read(ACTUAL, 4) == 256
+
+
+def test_a_guest_cannot_fill_the_log_by_starting_over(
+    make: Callable[..., Driver], events: Recorded
+) -> None:
+    driver = make(size=1 << 20)
+    for _ in range(2 * COMPLAINTS):
+        driver.mmio.store("Status", 0)
+        driver.mmio.transport.write(ACTUAL, 4, 256)
+    assert events.names() == ["balloon-reached"] * COMPLAINTS
+    driver.balloon.resize(2 << 20)
+    driver.mmio.transport.write(ACTUAL, 4, 512)
+    assert len(events.seen) == COMPLAINTS + 1, "what the host wants it hears of"
 
 
 def test_a_reset_empties_it(make: Callable[..., Driver]) -> None:

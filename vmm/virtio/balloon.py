@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vmm._native import ffi, lib
 from vmm.memory import Backing
-from vmm.virtio.device import VirtioDevice
+from vmm.virtio.device import COMPLAINTS, VirtioDevice
 
 if TYPE_CHECKING:
     from vmm.events import Events
@@ -78,6 +78,7 @@ class Balloon(VirtioDevice):
         self._stats: int | None = None  # the chain that waits for us to be curious
         self._curious = True
         self._awaited = True  # nobody was told that it has what it shall have
+        self._told = 0  # events since the host last wanted something
 
     # The host's side
 
@@ -95,10 +96,15 @@ class Balloon(VirtioDevice):
         """Have *size* bytes in the balloon, sooner or later. Thread-safe."""
         self._target = size // PAGE
         self._awaited = True
+        self._told = 0
         self.config_changed()
 
     def ask(self) -> None:
         """Have the guest tell how much memory it has: the event ``balloon-stats``. Thread-safe."""
+        self._told = 0
+        self._ask()
+
+    def _ask(self) -> None:
         with self._lock:
             self._curious = True
             self._return_stats()
@@ -148,9 +154,13 @@ class Balloon(VirtioDevice):
             whole = len(text) - len(text) % STATISTIC.size
             found = dict(STATISTIC.iter_unpack(text[:whole]))
             named = {STATISTICS[tag]: found[tag] for tag in found if tag in STATISTICS}
-            self._events.emit(
-                "balloon-stats", device=self.name, target=self.target, actual=self.actual, **named
-            )
+            self._report("balloon-stats", target=self.target, actual=self.actual, **named)
+
+    def _report(self, event: str, **fields: object) -> None:
+        """Emit *event*, but not without end: a guest can start over as often as it likes."""
+        if self._told < COMPLAINTS:
+            self._told += 1
+            self._events.emit(event, device=self.name, **fields)
 
     def _return_stats(self) -> None:
         for index, slot in enumerate(self.slots):
@@ -184,8 +194,8 @@ class Balloon(VirtioDevice):
             self._actual = int.from_bytes(data, "little")
             if self._actual == self._target and self._awaited:
                 self._awaited = False
-                self._events.emit("balloon-reached", device=self.name, size=self.actual)
-                self.ask()
+                self._report("balloon-reached", size=self.actual)
+                self._ask()
         elif len(data) == 4 and offset == POISON and self.accepted & F_PAGE_POISON:
             self._poison = int.from_bytes(data, "little")
 
