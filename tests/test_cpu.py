@@ -10,7 +10,7 @@ from threading import Event
 import pytest
 
 from vmm.bus import MmioBus
-from vmm.cpu import Reason, VcpuThread
+from vmm.cpu import COMPLAINTS, Reason, VcpuThread
 from vmm.errors import GuestError, HostError
 from vmm.events import Events
 from vmm.kvm.exits import (
@@ -19,6 +19,7 @@ from vmm.kvm.exits import (
     MemoryFault,
     MmioRead,
     MmioWrite,
+    SynchronousExternalAbort,
     SystemEvent,
     SystemEventType,
     Undecodable,
@@ -154,6 +155,19 @@ def test_an_access_that_cannot_be_decoded_is_aborted(rig: Rig) -> None:
     rig.ends.get(timeout=5)
     assert rig.script.aborts == 1
     assert rig.events.names == ["undecodable-access"]
+
+
+def test_a_guest_cannot_fill_the_log(rig: Rig) -> None:
+    faults: list[Exit] = [
+        Undecodable(0, 0x9000),
+        SynchronousExternalAbort(0, 0, 0, 0x9000),
+        MmioRead(0x1004, 4),
+    ]
+    rig.script.exits = [*faults * COMPLAINTS, SHUTDOWN]
+    rig.thread.start()
+    rig.ends.get(timeout=5)
+    assert rig.script.aborts == 2 * COMPLAINTS, "each is answered"
+    assert len(rig.events.names) == COMPLAINTS
 
 
 @pytest.mark.parametrize("exit_", [MemoryFault(0, 0x8000, 4096), Unknown(99)])

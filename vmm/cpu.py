@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 STOP_TIMEOUT: Final = 10.0
 """Seconds that a vCPU may take to leave the guest; a second is much, even emulated."""
 
+COMPLAINTS: Final = 100
+"""How many events each vCPU's faults can cause: a hostile guest must not fill the host's disk."""
+
 
 class Runnable(Protocol):
     """What a thread asks of its vCPU. Tests pass a script of exits instead of KVM's."""
@@ -91,6 +94,7 @@ class VcpuThread:
         self._changed = Condition()
         self._request = Request.RUN
         self._paused = False
+        self._complaints = 0
         self._thread = Thread(target=self._main, name=f"vcpu{vcpu.id}", daemon=True)
 
     # --- from other threads -----------------------------------------------------------------
@@ -165,7 +169,7 @@ class VcpuThread:
                     case _:
                         self._answer_odd(exit_)
             except GuestError as error:
-                self._events.emit("guest-error", vcpu=vcpu.id, message=str(error))
+                self._complain("guest-error", message=str(error))
 
     def _obey(self) -> bool:
         """Do what was asked for; False to end."""
@@ -178,16 +182,19 @@ class VcpuThread:
                 self._paused = False
             return self._request is Request.RUN
 
+    def _complain(self, event: str, **fields: object) -> None:
+        if self._complaints < COMPLAINTS:
+            self._complaints += 1
+            self._events.emit(event, vcpu=self.vcpu.id, **fields)
+
     def _answer_odd(self, exit_: Exit) -> None:
         """Answer what no well-behaved guest causes. Raises `HostError` if it can't go on."""
         match exit_:
             case Undecodable(esr_iss, fault_ipa):
-                self._events.emit(
-                    "undecodable-access", vcpu=self.vcpu.id, ipa=fault_ipa, esr_iss=esr_iss
-                )
+                self._complain("undecodable-access", ipa=fault_ipa, esr_iss=esr_iss)
                 self.vcpu.inject_external_abort()
             case SynchronousExternalAbort(_, esr, gva, gpa):
-                self._events.emit("external-abort", vcpu=self.vcpu.id, esr=esr, gva=gva, ipa=gpa)
+                self._complain("external-abort", esr=esr, gva=gva, ipa=gpa)
                 self.vcpu.inject_external_abort()
             case MemoryFault(_, gpa, size):
                 raise HostError(
