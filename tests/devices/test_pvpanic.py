@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmm.devices.pvpanic import PanicEvent, PvPanic
+from vmm.devices.pvpanic import REPORTS, PanicEvent, PvPanic
 
 
 @pytest.fixture
@@ -34,6 +34,14 @@ def test_a_store_reports_its_event(
 ) -> None:
     panic.write(0, 1, event)
     assert events == [event]
+
+
+def test_a_guest_cannot_report_without_end(panic: PvPanic, events: list[PanicEvent]) -> None:
+    for _ in range(2 * REPORTS):
+        panic.write(0, 1, PanicEvent.CRASH_LOADED)
+    assert len(events) == REPORTS
+    panic.write(0, 1, PanicEvent.PANICKED)
+    assert events[-1] == PanicEvent.PANICKED, "which ends the guest"
 
 
 def test_unknown_events_are_ignored(panic: PvPanic, events: list[PanicEvent]) -> None:
