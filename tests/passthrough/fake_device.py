@@ -40,6 +40,8 @@ class FakeConfig:
         self.bytes = bytearray(4096)
         self.diary = diary
         self.gone = False
+        self.kept = 0
+        """The command register that it fell asleep with."""
         self.on_write: Callable[[], None] = lambda: None
         put = self.put
         put(0x00, 4, 0x5678_1234)
@@ -83,14 +85,22 @@ class FakeConfig:
         if self.gone:
             raise VfioError(BDF, "pwrite", errno.ENODEV, {"offset": offset})
         self.diary.append(("config", offset, size, value))
+        slept, command = self.asleep, self.read(COMMAND, 2)
         self.put(offset, size, value)
+        if self.asleep and not slept:
+            self.kept = command
+        elif slept and not self.asleep:  # as VFIO does after a soft reset, on the way to D0
+            self.put(COMMAND, 2, self.kept)
         self.on_write()
+
+    @property
+    def asleep(self) -> bool:
+        return bool(self.bytes[PM + int(lib.PCI_PM_CTRL)] & int(lib.PCI_PM_CTRL_STATE_MASK))
 
     @property
     def answers(self) -> bool:
         """Whether the device's memory does: KVM cannot resolve accesses to it otherwise."""
-        asleep = self.bytes[PM + int(lib.PCI_PM_CTRL)] & int(lib.PCI_PM_CTRL_STATE_MASK)
-        return bool(self.bytes[COMMAND] & COMMAND_MEMORY) and not asleep
+        return bool(self.bytes[COMMAND] & COMMAND_MEMORY) and not self.asleep
 
 
 class FakeIrqs:

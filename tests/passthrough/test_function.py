@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
@@ -379,7 +380,7 @@ def test_when_the_guest_stops_the_device_is_quiet_and_reset(parts: Parts) -> Non
     parts.diary.clear()
     parts.function.disconnect()
     kinds = [entry[0] for entry in parts.diary]
-    assert kinds == ["disable", "slot gone", "slot gone", "config", "config", "reset"]
+    assert kinds == ["disable", "slot gone", "slot gone", "config", "config", "config", "reset"]
     assert ("config", COMMAND, 2, 0) in parts.diary
     parts.slots = None
     parts.root.disconnect()
@@ -403,6 +404,17 @@ def test_a_device_left_asleep_is_woken_for_the_next_guest() -> None:
     parts.close()
 
 
+def test_a_device_left_asleep_may_do_no_dma_once_it_is_woken() -> None:
+    """VFIO gives it the command register back that it fell asleep with."""
+    parts = Parts(resettable=False)
+    place(parts)
+    parts.write(PMCSR, 2, 3)
+    parts.function.disconnect()
+    assert not parts.device.config.asleep
+    assert parts.device.config.read(COMMAND, 2) == 0
+    parts.close()
+
+
 def test_a_device_that_cannot_be_reset_is_said_once() -> None:
     parts = Parts(resettable=False)
     for _ in range(3):
@@ -423,6 +435,27 @@ def test_a_device_the_host_takes_back_reads_as_ones(parts: Parts) -> None:
     place(parts)
     assert not parts.vm.slots
     parts.function.disconnect()
+
+
+def test_a_device_that_is_being_given_back_is_asked_for_no_more_vectors(parts: Parts) -> None:
+    """Its descriptor's number may be another file's by the time that VFIO is asked."""
+    place(parts)
+    parts.write(CONTROL, 2, ENABLE)
+    parts.diary.clear()
+    assert parts.function.msix is not None
+    unmask = partial(parts.function.msix.table.write, int(lib.PCI_MSIX_ENTRY_VECTOR_CTRL), 4, 0)
+    vcpu, close = Thread(target=unmask), parts.device.close
+
+    def close_while_a_vcpu_unmasks() -> None:
+        vcpu.start()
+        vcpu.join(0.1)
+        close()
+
+    parts.device.close = close_while_a_vcpu_unmasks  # type: ignore[method-assign]
+    parts.function.lose()
+    vcpu.join()
+    assert not parts.told("signal")
+    assert not parts.events["vfio-interrupts-failed"]
 
 
 def test_a_device_that_does_not_answer_is_said_once(parts: Parts) -> None:

@@ -323,6 +323,9 @@ class PassthroughFunction(PciFunction):
         self.config.write_device(COMMAND, 2, 0)
         if self._power_at:
             self.config.write_device(self._power_at + lib.PCI_PM_CTRL, 2, 0)
+            # Waking it, VFIO gives back the command register that it fell asleep with
+            # (vfio_pci_set_power_state), and with it the leave to do DMA.
+            self.config.write_device(COMMAND, 2, 0)
 
     def reset(self) -> None:
         """Be as after power-on. A guest that asks for it gets the device reset as well."""
@@ -362,7 +365,8 @@ class PassthroughFunction(PciFunction):
                 memory.unplug(None, "the host took the device back")
             for trap in self._traps:
                 trap.detach()
-            self.device.close()
+            with self.interrupts.lock:  # a vCPU may be writing the MSI-X table, and asking VFIO
+                self.device.close()
 
     def _settle(self) -> None:
         """Have its BARs where `decoded` says, now."""

@@ -63,7 +63,7 @@ class Vectors:
             new = {vector for vector, message in messages.items() if message is not None}
             new -= self._signalled
             try:
-                if new:
+                if new and not self._interrupts.closed:
                     self._signal(new)
                 self._delivery.update(messages)
             except (OSError, VmmError) as error:
@@ -182,6 +182,11 @@ class Interrupts(Closing):
             self.silence()
             self._used = index
         return self._device.irqs
+
+    @property
+    def closed(self) -> bool:
+        """Whether the device has been given back: then there is nobody to ask."""
+        return self._device.closed
 
     def resizable(self, index: IrqIndex) -> bool:
         """Tell whether vectors of *index* can come one by one."""

@@ -57,8 +57,9 @@ class Peers(Closing):
     def forget(self, memory: DeviceMemory) -> None:
         """Close what is open of *memory*, whose device is about to go."""
         self.remove(memory)
-        for key in [key for key in self._fds if key[0] is memory]:
-            os.close(self._fds.pop(key))
+        for key in list(self._fds):  # of it all at once: vCPUs may be adding others' meanwhile
+            if key[0] is memory:
+                os.close(self._fds.pop(key))
 
     def _export(self, memory: DeviceMemory, offset: int, size: int) -> int:
         key = memory, offset, size
