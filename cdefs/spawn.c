@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "spawn.h"
@@ -65,6 +66,8 @@ int pyvmm_spawn(const struct pyvmm_program *program)
 	}
 	if (pid < 0)
 		error = errno;
+	else if (error)
+		waitpid(pid, NULL, 0); /* nobody else knows of it */
 	pthread_sigmask(SIG_SETMASK, &former, NULL);
 	return error ? -error : pid;
 }

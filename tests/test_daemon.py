@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -182,6 +183,36 @@ def test_what_cannot_be_started_is_one_clear_error(events: Recorded, tmp_path: P
     (tmp_path / "daemon").chmod(0o755)
     with pytest.raises(HostError, match="Exec format error"):
         Daemon([str(tmp_path / "daemon")], events)
+
+
+def children_that_ended() -> object:
+    """Return one that nobody has waited for; None if there is none."""
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+
+
+def test_what_cannot_be_started_leaves_no_process(events: Recorded) -> None:
+    assert children_that_ended() is None
+    with pytest.raises(HostError):
+        Daemon(["/nonexistent/daemon"], events)
+    assert children_that_ended() is None
+
+
+@pytest.mark.parametrize("call", ["pipe2", "pidfd_open"])
+def test_too_many_open_files_are_one_clear_error(
+    call: str, events: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(HostError, match="cannot start /bin/sh: Too many open files"):
+        shell("sleep 60", events)
+    assert children_that_ended() is None
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_program_is_found_on_path_or_where_debian_has_it(

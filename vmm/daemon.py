@@ -119,11 +119,16 @@ class Daemon(Closing):
             raise HostError(f"cannot start {argv[0]}: {os.strerror(self._error)}")
 
     def _run(self) -> None:
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        try:
+            ours, theirs = os.pipe2(os.O_CLOEXEC)
+        except OSError as error:  # else who started us would wait for ever
+            self._error = error.errno or 1
+            self._started.set()
+            return
         try:
             try:
                 self.pid = self._spawn(theirs)
-                self._pidfd = os.pidfd_open(self.pid)
+                self._pidfd = self._open_pid()
             except OSError as error:
                 self._error = error.errno or 1
                 return
@@ -142,6 +147,15 @@ class Daemon(Closing):
             self._events.emit("daemon-ended", daemon=self.name, pid=self.pid, status=self.status)
             if self._on_end is not None:
                 self._on_end()
+
+    def _open_pid(self) -> int:
+        """Return a descriptor of the process; end that if there is none to be had (OSError)."""
+        try:
+            return os.pidfd_open(self.pid)
+        except OSError:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            raise
 
     def _end_children(self) -> None:
         """End what it has started: as it was made a session's leader, that is its group.
