@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,6 +204,22 @@ def test_a_failing_back_end_breaks_the_device_and_is_told(board: Board, failing:
     bring_up(board)
     assert board.driver.load("Status") == status.LIVE
     assert set(board.backend.rings) == {0, 1}
+
+
+def test_descriptors_that_run_out_are_the_devices_end_and_no_more(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_index: int, _ring: Ring) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(board.backend, "start_ring", refuse)
+    bring_up(board)
+    assert board.driver.load("Status") & status.NEEDS_RESET
+    assert board.events.seen[0][1]["error"] == "served: Too many open files"
+    monkeypatch.undo()
+    board.driver.store("Status", 0)
+    bring_up(board)
+    assert not board.driver.load("Status") & status.NEEDS_RESET
 
 
 def test_a_back_end_that_fails_to_stop_is_an_event_and_no_more(board: Board) -> None:

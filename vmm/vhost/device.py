@@ -94,6 +94,8 @@ class VhostDevice(VirtioDevice):
             self.backend.start_ring(index, self._ring(index, queue))
         except HostError as error:
             self._break(error, index)
+        except OSError as error:  # no descriptors left: a guest may have many vectors use them
+            self._break(HostError(f"{self.name}: {error.strerror}"), index)
         else:
             self.watch(self._errors[index].fileno(), partial(self._ring_failed, index))
 

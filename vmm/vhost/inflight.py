@@ -7,6 +7,7 @@ each notification. Split rings only.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,17 @@ if TYPE_CHECKING:
 class Inflight(Closing):
     """Stands between the driver's doorbell and `kick`, which the process is to listen to.
 
-    *ring*'s memory, and its doorbell, must outlive it.
+    *ring*'s memory, and its doorbell, must outlive it. Raises `HostError`: no descriptors left.
     """
 
     def __init__(self, ring: Ring) -> None:
-        self.kick = Doorbell()
-        self._stop = Doorbell()
+        try:
+            with ExitStack() as undo:
+                self.kick = undo.enter_context(Doorbell())
+                self._stop = Doorbell()
+                undo.pop_all()
+        except OSError as error:
+            raise HostError(f"cannot make an eventfd: {error.strerror}") from error
         self._keep = ffi.new("uint64_t[]", ring.size), ffi.new("uint8_t[]", ring.size)
         self.c: Any = ffi.new(
             "struct pyvmm_inflight *",

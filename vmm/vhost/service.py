@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import tempfile
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from vmm.closing import Closing
@@ -49,9 +50,10 @@ class Service(Closing):
         self.close()
         # The daemons of the day listen. So that nobody else can connect, we do it before they
         # run, by a name in a directory of ours, which then goes.
-        ours = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        with ExitStack() as undo, ExitStack() as owned:
             try:
+                ours = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                listener = owned.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
                 directory = tempfile.mkdtemp(prefix="pyvmm-")
                 try:
                     listener.bind(f"{directory}/vhost-user")
@@ -63,15 +65,12 @@ class Service(Closing):
                     self._argv(FIRST_FD), self._events, fds=[listener.fileno(), *self._fds]
                 )
             except OSError as error:
-                ours.close()
                 where = error.filename or tempfile.gettempdir()
                 raise HostError(
                     f"{self.what}: cannot make a socket in {where}: {error.strerror}",
                     "TMPDIR chooses another place",
                 ) from error
-            except BaseException:
-                ours.close()
-                raise
+            undo.pop_all()
         return ours
 
     @property
