@@ -249,7 +249,8 @@ static int serve(struct work *work)
 		if (ends && work->idle_count == PYVMM_BLK_DEPTH)
 			return wrong;
 		if (begun == BATCH) {
-			if (work->has_uring && work->uring.queued)
+			/* What is under way completes in this call only (IORING_SETUP_DEFER_TASKRUN). */
+			if (work->has_uring && work->idle_count < PYVMM_BLK_DEPTH)
 				enter(work, 0);
 			continue;
 		}

@@ -11,13 +11,13 @@ from threading import Thread
 import pytest
 from blk_driver import DATA, FLUSH, GET_ID, IN, IOERR, OK, OUT, SECTORS, Disk, wait
 from mmio_driver import Recorded
-from ring_driver import BASE, KINDS, SECOND, Buffer, SplitDriver
+from ring_driver import BASE, INDIRECT, KINDS, SECOND, SIZE, Buffer, SplitDriver
 
 from vmm._native import lib
 from vmm.errors import UserError
 from vmm.virtio import blk, status
 from vmm.virtio.blk import Blk
-from vmm.virtio.device import COMPLAINTS, F_EVENT_IDX
+from vmm.virtio.device import COMPLAINTS, F_EVENT_IDX, F_INDIRECT_DESC
 from vmm.virtio.disk import Cache, RawDisk
 from vmm.virtio.queue import Format
 
@@ -260,6 +260,38 @@ def test_an_unsafe_disk_is_not_synced(make: Callable[..., Disk], pipe: tuple[int
     disk.start()
     device(disk).disk.fd = pipe[0]  # which cannot be
     assert disk.request(FLUSH, 0) == OK
+
+
+@io_uring
+def test_writes_without_end_keep_no_flush_from_its_end(
+    make: Callable[..., Disk], path: Path
+) -> None:
+    """Writes to the page cache are done at once, without a system call that takes completions."""
+    size = 1 << 19
+    os.truncate(path, 2 * size)
+    disk = make()
+    ring = disk.ring = SplitDriver(disk.memory, 256)
+    disk.driver.start(ring.size, ring.areas, blk.F_FLUSH | F_INDIRECT_DESC)
+    flush = disk.add(FLUSH, 0)
+    disk.memory.pack(DATA, "IIQ", OUT, 0, 0)
+    data = Buffer(BASE + SIZE - size, size)
+    table = ring.table(Buffer(DATA, 16), data, Buffer(DATA + 16, 1, writable=True))
+    for head in range(1, ring.size):
+        ring.describe(ring.areas.descriptors, head, table, INDIRECT)
+        ring.offer(head)
+    disk.notify()
+    writes = 0
+    while writes < 20 * ring.size:
+        (index,) = disk.memory.unpack(ring.areas.device + 2, "H")
+        while ring.seen != index:
+            place = ring.areas.device + 4 + 8 * (ring.seen % ring.size)
+            (head,) = disk.memory.unpack(place, "I")
+            if head == flush:
+                return
+            ring.offer(head)
+            ring.seen = (ring.seen + 1) & 0xFFFF
+            writes += 1
+    pytest.fail(f"{writes} writes later it is not done")
 
 
 @io_uring
