@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -33,6 +34,8 @@ from vmm.arm64 import layout
 from vmm.config.vfio import VfioConfig
 from vmm.errors import UserError
 from vmm.vfio.config import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
+from vmm.vfio.fd import VfioError
+from vmm.vfio.irq import IrqIndex
 
 BAR = [lib.PCI_BASE_ADDRESS_0 + 4 * index for index in range(6)]
 HIGH = 0x1_0000_0000
@@ -344,6 +347,28 @@ def test_the_table_and_its_switch_are_written_by_two_cpus(parts: Parts) -> None:
     parts.write(CONTROL, 2, 0)
     assert parts.device.irqs.kind == "INTX"
     assert not parts.vm.irqfds
+
+
+def test_vectors_that_the_host_lacks_leave_the_others_working(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal = parts.device.irqs.signal
+
+    def some(index: IrqIndex, fds: Sequence[int], start: int = 0) -> None:
+        if start > 1:
+            raise VfioError(parts.device.bdf, "VFIO_DEVICE_SET_IRQS", errno.ENOSPC, {})
+        signal(index, fds, start)
+
+    place(parts)
+    parts.write(CONTROL, 2, ENABLE | MASK_ALL)
+    for vector in range(3):
+        entry(parts, vector, vector)
+    monkeypatch.setattr(parts.device.irqs, "signal", some)
+    parts.write(CONTROL, 2, ENABLE)
+    signalled = parts.device.irqs.signalled
+    assert sorted(signalled) == [0, 1]
+    assert parts.vm.irqfds.keys() >= set(signalled.values())
+    assert len(parts.events["vfio-interrupts-failed"]) == 1
 
 
 def test_messages_to_nowhere_are_refused_and_said(parts: Parts) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import select
 from contextlib import ExitStack
+from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -62,12 +63,16 @@ class Vectors:
         with self._interrupts.lock:
             new = {vector for vector, message in messages.items() if message is not None}
             new -= self._signalled
-            try:
-                if new and not self._interrupts.closed:
-                    self._signal(new)
-                self._delivery.update(messages)
-            except (OSError, VmmError) as error:
-                self._interrupts.complain(self._index, error)
+            if new and not self._interrupts.closed:
+                self._try(partial(self._signal, new))
+            # Whatever came of that: vectors that are signalled work, masked ones send nothing.
+            self._try(partial(self._delivery.update, messages))
+
+    def _try(self, what: Callable[[], object]) -> None:
+        try:
+            what()
+        except (OSError, VmmError) as error:
+            self._interrupts.complain(self._index, error)
 
     def pending(self, vector: int) -> bool:
         """Tell whether VFIO has signalled *vector*, and nobody was told."""
@@ -76,14 +81,14 @@ class Vectors:
     def _signal(self, new: set[int]) -> None:
         """Have VFIO signal *new* vectors as well. Raises `VfioError`; OSError: too many files."""
         irqs = self._interrupts.take(self._index)
-        for vector in sorted(new - self._fds.keys()):
-            self._fds[vector] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._delivery.attach(vector, self._fds[vector])
         if self._interrupts.resizable(self._index):
             for vector in sorted(new):
+                self._open(vector)
                 irqs.signal(self._index, [self._fds[vector]], vector)
                 self._signalled.add(vector)
             return
+        for vector in sorted(new):
+            self._open(vector)
         # All of them again: VFIO wants to know how many there are, first.
         before = set(self._signalled)
         wanted = before | new
@@ -96,6 +101,12 @@ class Vectors:
         self._signalled = wanted
         for vector in before:  # what was sent in between is lost: one too many does no harm
             os.eventfd_write(self._fds[vector], 1)
+
+    def _open(self, vector: int) -> None:
+        """Have an eventfd for *vector*. Raises OSError."""
+        if vector not in self._fds:
+            self._fds[vector] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._delivery.attach(vector, self._fds[vector])
 
     def forget(self) -> None:
         """Take it that VFIO signals nothing any more; drop what was signalled."""
