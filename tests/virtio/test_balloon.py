@@ -20,6 +20,7 @@ from vmm.virtio.balloon import (
     F_REPORTING,
     F_STATS_VQ,
     PAGE,
+    TURN,
     Balloon,
 )
 from vmm.virtio.device import COMPLAINTS
@@ -190,6 +191,20 @@ def test_a_guest_cannot_fill_the_log_by_starting_over(
     driver.balloon.resize(2 << 20)
     driver.mmio.transport.write(ACTUAL, 4, 512)
     assert len(events.seen) == COMPLAINTS + 1, "what the host wants it hears of"
+
+
+def test_other_devices_get_their_turn(make: Callable[..., Driver]) -> None:
+    """A chain can name 256 MiB page by page: that takes a while."""
+    driver = make()
+    driver.start(0)
+    driver.memory.pack(BUFFERS, "I", DATA // PAGE)
+    ring = driver.rings[INFLATE]
+    for _ in range(TURN + 1):
+        ring.add(Buffer(BUFFERS, 4))
+    driver.mmio.notify(INFLATE)
+    assert len(ring.used()) == TURN
+    driver.mmio.turn()
+    assert len(ring.used()) == 1
 
 
 def test_a_reset_empties_it(make: Callable[..., Driver]) -> None:

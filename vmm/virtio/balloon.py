@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 QUEUE_SIZE: Final = 128
 
+TURN: Final = 4
+"""Chains before other devices get their turn: each may name 65536 pages, one by one."""
+
 F_STATS_VQ: Final = 1 << lib.VIRTIO_BALLOON_F_STATS_VQ
 F_DEFLATE_ON_OOM: Final = 1 << lib.VIRTIO_BALLOON_F_DEFLATE_ON_OOM
 F_PAGE_POISON: Final = 1 << lib.VIRTIO_BALLOON_F_PAGE_POISON
@@ -122,7 +125,7 @@ class Balloon(VirtioDevice):
     def serve(self, index: int, queue: Queue) -> None:
         """Take pages, let them go, or hear how many there are."""
         role = self._role(index)
-        for chain in queue.batch(queue.size):
+        for chain in queue.batch(TURN):
             if role == F_STATS_VQ:
                 self._hear(chain.read(STATISTIC.size * MOST_STATISTICS))
                 if self._stats is not None:  # one too many
