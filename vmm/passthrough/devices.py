@@ -12,7 +12,7 @@ what device and guest have of it are the same pages.
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -49,7 +49,31 @@ if TYPE_CHECKING:
 LOOKS: Final = 8
 """How often stage 2 is looked at for a region: a dump takes its time."""
 
+COMPLAINTS: Final = 100
+"""How many errors of a device are told: its guest can bring them about, and fill a disk so."""
+
 UNKNOWN: Final = "unknown: this kernel has no dump (CONFIG_PTDUMP_STAGE2_DEBUGFS)"
+
+
+class DeviceErrors:
+    """What the device at *bdf* reports of itself, as events; the first `COMPLAINTS` only."""
+
+    def __init__(self, bdf: str, events: Events) -> None:
+        self._bdf = bdf
+        self._events = events
+        self._told = 0
+
+    def tell(self, fd: int) -> None:
+        """Take what eventfd *fd*, which does not block, was signalled."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(fd)
+        self._told += 1
+        if self._told <= COMPLAINTS:
+            self._events.emit(
+                "vfio-device-error",
+                device=self._bdf,
+                because="the device has reported an uncorrectable error (PCIe AER)",
+            )
 
 
 class Passthrough(Closing):
@@ -134,7 +158,7 @@ class Passthrough(Closing):
         for function in self.functions:
             for index, action in (
                 (IrqIndex.REQ, partial(self._give_back, function, loop, on_removal)),
-                (IrqIndex.ERR, partial(self._tell_error, function)),
+                (IrqIndex.ERR, DeviceErrors(function.device.bdf, self._events).tell),
             ):
                 if (fd := function.device.notice(index)) is not None:
                     loop.add_reader(fd, partial(action, fd))
@@ -155,14 +179,6 @@ class Passthrough(Closing):
             for memory in function.memories:
                 peers.forget(memory)
         on_removal(function.device.bdf)
-
-    def _tell_error(self, function: PassthroughFunction, fd: int) -> None:
-        os.eventfd_read(fd)
-        self._events.emit(
-            "vfio-device-error",
-            device=function.device.bdf,
-            because="the device has reported an uncorrectable error (PCIe AER)",
-        )
 
     # --- power cycles -------------------------------------------------------------------------
 

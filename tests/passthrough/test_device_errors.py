@@ -1,0 +1,26 @@
+"""Errors that a device reports of itself."""
+
+from __future__ import annotations
+
+import os
+
+from machine_parts import Diary
+
+from vmm.passthrough.devices import COMPLAINTS, DeviceErrors
+
+
+def test_errors_are_told_but_not_for_ever() -> None:
+    """A guest that has its device err, over and over, does not fill the host's disk."""
+    events = Diary()
+    errors = DeviceErrors("0000:01:00.0", events)
+    fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    try:
+        for _ in range(2 * COMPLAINTS):
+            os.eventfd_write(fd, 1)
+            errors.tell(fd)
+        errors.tell(fd)  # somebody else has taken it
+    finally:
+        os.close(fd)
+    told = events["vfio-device-error"]
+    assert len(told) == COMPLAINTS
+    assert told[0]["device"] == "0000:01:00.0"
