@@ -185,6 +185,12 @@ def test_what_cannot_be_started_is_one_clear_error(events: Recorded, tmp_path: P
         Daemon([str(tmp_path / "daemon")], events)
 
 
+def test_the_end_by_a_signal_without_a_name_is_said_too(events: Recorded) -> None:
+    with shell("kill -s 37 $$", events) as program:
+        assert program.wait(PATIENCE)
+        assert program.last_words() == "sh ended (signal 37)"
+
+
 def children_that_ended() -> object:
     """Return one that nobody has waited for; None if there is none."""
     try:

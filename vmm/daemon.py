@@ -78,6 +78,14 @@ def _group_lives(group: int) -> bool:
     return False
 
 
+def _signal_name(number: int) -> str:
+    """Return its name, if it has one: most real-time signals have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 class Daemon(Closing):
     """A running program. Its standard input and output are /dev/null.
 
@@ -239,7 +247,7 @@ class Daemon(Closing):
     def last_words(self) -> str:
         """Return, on one line, what it said last, or how it ended."""
         if self.ended and self.status:
-            how = f"status {self.status}" if self.status > 0 else signal.Signals(-self.status).name
+            how = f"status {self.status}" if self.status > 0 else _signal_name(-self.status)
             said = " ".join(list(self._said)[-2:])
             if len(said) > LAST_WORDS:
                 said = f"...{said[-LAST_WORDS:]}"
