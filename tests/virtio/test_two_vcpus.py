@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import cycle
+from threading import Thread
 
 import pytest
 from mmio_driver import REGISTERS, Echo, MmioDriver, Recorded
@@ -14,6 +15,7 @@ from vmm.virtio import device as virtio
 from vmm.virtio.device import QueueSlot
 from vmm.virtio.mmio import MmioTransport
 from vmm.virtio.pci import PciTransport
+from vmm.virtio.queue import Queue
 
 GOOD, BAD = 0, 0xFFFF
 """A queue that is there, and one that is not."""
@@ -78,3 +80,85 @@ def test_a_size_written_meanwhile_is_not_beyond_the_maximum(
     queue = echo.slots[1].queue
     assert queue is not None
     assert queue.size == 8
+
+
+class Meeting:
+    """Lets another vCPU in right after somebody has looked whether a queue is ready."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, slot: QueueSlot) -> None:
+        self._others: list[Thread] = []
+        self._due: list[Callable[[], None]] = []
+        self._found = slot.queue
+        meeting = self
+
+        def look(_slot: QueueSlot) -> Queue | None:
+            found = meeting._found
+            while meeting._due:
+                other = Thread(target=meeting._due.pop())
+                meeting._others.append(other)
+                other.start()
+                other.join(0.2)  # it may have to wait for us
+            return found
+
+        def write(_slot: QueueSlot, queue: Queue | None) -> None:
+            meeting._found = queue
+
+        monkeypatch.setattr(QueueSlot, "queue", property(look, write), raising=False)
+
+    def arrange(self, other: Callable[[], None]) -> None:
+        self._due.append(other)
+
+    def end(self) -> None:
+        for each in self._others:
+            each.join()
+
+
+@pytest.mark.parametrize("register", ["QueueSize", "QueueDescLow"])
+def test_a_queue_that_becomes_ready_meanwhile_is_what_its_registers_say(
+    driver: MmioDriver,
+    echo: Echo,
+    memory: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+    register: str,
+) -> None:
+    """Others (vhost) are told what the registers say: it has to be what was checked."""
+    ring = SplitDriver(memory)
+    driver.negotiate()
+    driver.store("QueueSel", 1)
+    driver.store("QueueSize", 1)
+    for name, address in zip(("Desc", "Driver", "Device"), ring.areas, strict=True):
+        driver.store(f"Queue{name}Low", address)
+    slot = echo.slots[1]
+    meeting = Meeting(monkeypatch, slot)
+    meeting.arrange(lambda: echo.enable_queue(1))
+    driver.store(register, {"QueueSize": 16, "QueueDescLow": BASE + 0x4000}[register])
+    meeting.end()
+    queue = slot.queue
+    assert queue is not None
+    assert queue.size == slot.size
+    host, guest = queue.host_areas, slot.areas
+    assert host.driver - host.descriptors == guest.driver - guest.descriptors
+
+
+@pytest.mark.parametrize("register", ["queue_size", "queue_desc_lo"])
+def test_a_queue_that_becomes_ready_meanwhile_is_what_its_registers_say_over_pci(
+    memory: Memory, events: Recorded, monkeypatch: pytest.MonkeyPatch, register: str
+) -> None:
+    ring = SplitDriver(memory)
+    echo = Echo(memory, events)
+    driver = PciDriver(echo)
+    driver.negotiate()
+    driver.store("queue_size", 1)
+    for name, address in zip(("desc", "driver", "device"), ring.areas, strict=True):
+        driver.store(f"queue_{name}_lo", address)
+    slot = echo.slots[0]
+    meeting = Meeting(monkeypatch, slot)
+    meeting.arrange(lambda: echo.enable_queue(0))
+    driver.store(register, {"queue_size": 8, "queue_desc_lo": BASE + 0x4000}[register])
+    meeting.end()
+    queue = slot.queue
+    assert queue is not None
+    assert queue.size == slot.size
+    host, guest = queue.host_areas, slot.areas
+    assert host.driver - host.descriptors == guest.driver - guest.descriptors
+    driver.transport.close()

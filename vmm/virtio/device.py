@@ -221,6 +221,21 @@ class VirtioDevice(Closing):
             return False
         return True
 
+    def set_size(self, index: int, size: int) -> None:
+        """Take how many descriptors queue *index* shall have; too late once it is ready."""
+        with self._lock:
+            slot = self.slots[index]
+            if slot.queue is None:
+                slot.size = size
+
+    def set_address(self, index: int, area: str, shift: int, value: int) -> None:
+        """Take 32 bits of an area's address, from bit *shift* on; too late once it is ready."""
+        with self._lock:
+            slot = self.slots[index]
+            if slot.queue is None:
+                other = getattr(slot.areas, area) & ~(0xFFFF_FFFF << shift)
+                slot.areas = slot.areas._replace(**{area: other | value << shift})
+
     def enable_queue(self, index: int) -> None:
         """Make queue *index* ready, as its slot says; before DRIVER_OK, or after `reset_queue`.
 
@@ -236,7 +251,7 @@ class VirtioDevice(Closing):
                 event_idx=bool(self._accepted & F_EVENT_IDX),
                 indirect=bool(self._accepted & F_INDIRECT_DESC),
             )
-            size = slot.size  # once: another vCPU may be writing the register
+            size = slot.size
             if size > slot.size_max:
                 self._break(RingError(lib.PYVMM_RING_SIZE), index)
                 return

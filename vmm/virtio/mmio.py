@@ -12,7 +12,6 @@ to acknowledge that bit is to do nothing. InterruptStatus remembers a change of 
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm._native import lib
@@ -70,7 +69,6 @@ class MmioTransport(Closing):
         self._unheard = EventFd()
         """What KVM signals instead of an exit for what needs nothing done."""
         device.interrupts = self
-        self._lock = Lock()
         self._device_word = self._driver_word = 0
         self._selected = 0
         constant = {
@@ -148,16 +146,14 @@ class MmioTransport(Closing):
         return 0 if slot is None or slot.queue is None else 1
 
     def _set_size(self, size: int) -> None:
-        with self._lock:
-            if (slot := self._slot()) is not None and slot.queue is None:
-                slot.size = size
+        selected = self._selected
+        if selected < len(self.device.slots):
+            self.device.set_size(selected, size)
 
     def _set_address(self, offset: int, value: int) -> None:
-        name, shift = ADDRESSES[offset]
-        with self._lock:
-            if (slot := self._slot()) is not None and slot.queue is None:
-                other = getattr(slot.areas, name) & ~(0xFFFF_FFFF << shift)
-                slot.areas = slot.areas._replace(**{name: other | value << shift})
+        selected = self._selected
+        if selected < len(self.device.slots):
+            self.device.set_address(selected, *ADDRESSES[offset], value)
 
     def _set_ready(self, ready: int) -> None:
         index = self._selected

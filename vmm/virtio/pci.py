@@ -13,7 +13,6 @@ Notifications have eventfds that KVM can take over (`doorbells`), as have the in
 from __future__ import annotations
 
 from functools import partial
-from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm._native import lib
@@ -90,8 +89,6 @@ class PciTransport(PciFunction):
             DEVICE_BASE + device.device_id,
         )
         super().__init__(device.name, identity, [Bar(0, SIZE, self._bar)], pin=INTA)
-        self._lock = Lock()
-        """For the slots' registers; never held while the device is called, which calls back."""
         self._device_word = self._driver_word = self._selected = 0
         queues = len(device.slots)
         count = min(queues + 1, VECTORS_MAX)
@@ -197,9 +194,9 @@ class PciTransport(PciFunction):
         return 0 if slot is None else getattr(slot, name)
 
     def _set_size(self, size: int) -> None:
-        with self._lock:
-            if (slot := self._slot()) is not None and slot.queue is None:
-                slot.size = size
+        selected = self._selected
+        if selected < len(self.device.slots):
+            self.device.set_size(selected, size)
 
     def _address(self, field: int) -> int:
         name, shift = ADDRESSES[field]
@@ -207,11 +204,9 @@ class PciTransport(PciFunction):
         return 0 if slot is None else getattr(slot.areas, name) >> shift & 0xFFFF_FFFF
 
     def _set_address(self, field: int, value: int) -> None:
-        name, shift = ADDRESSES[field]
-        with self._lock:
-            if (slot := self._slot()) is not None and slot.queue is None:
-                other = getattr(slot.areas, name) & ~(0xFFFF_FFFF << shift)
-                slot.areas = slot.areas._replace(**{name: other | value << shift})
+        selected = self._selected
+        if selected < len(self.device.slots):
+            self.device.set_address(selected, *ADDRESSES[field], value)
 
     def _enable(self, value: int) -> None:
         selected = self._selected
