@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from vmm.virtio import blk, status
 from vmm.virtio.blk import Blk
 from vmm.virtio.disk import RawDisk
 from vmm.virtio.mmio import MmioTransport
+from vmm.virtio.notify import Doorbell
 from vmm.virtio.queue import MemoryMap
 
 
@@ -255,6 +257,24 @@ def test_a_request_has_a_header_and_a_status(
     disk.driver.store("QueueNotify", 0)
     wait(lambda: events.seen)
     assert "too short" in str(events.seen[0][1]["error"])
+
+
+def test_a_host_that_is_out_of_descriptors_breaks_a_disk_and_no_more(
+    make: Callable[..., Disk], events: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Doorbell:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    disk = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(blk, "Doorbell", fail)
+        disk.start()
+    assert disk.driver.load("Status") & status.NEEDS_RESET
+    ((name, fields),) = events.seen
+    assert name == "virtio-needs-reset"
+    assert fields["error"] == "disk0: Too many open files"
+    disk.start()
+    assert disk.read(1, 512) == b"\1" * 512
 
 
 def test_a_reset_while_a_ring_goes_bad_does_not_hang(disk: Disk) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vmm._native import ffi, lib
 from vmm.closing import Closing
+from vmm.errors import HostError
 from vmm.virtio.device import COMPLAINTS, VirtioDevice
 from vmm.virtio.notify import USED, Doorbell, EventFd
 from vmm.virtio.queue import RingError
@@ -171,7 +172,10 @@ class Blk(VirtioDevice):
         # Without FLUSH a driver cannot ask for durability, so it gets it always (5.2.6.2).
         unsafe = self._backing.cache.unsafe
         self.disk.write_through = not unsafe and not self.accepted & F_FLUSH
-        self._workers[index] = Worker(self, index, queue)
+        try:
+            self._workers[index] = Worker(self, index, queue)
+        except OSError as error:  # no descriptors left
+            self._break(HostError(f"{self.name}: {error.strerror}"), index)
 
     def queue_stopped(self, index: int) -> None:
         """End the queue's thread, after the requests that are under way."""
