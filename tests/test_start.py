@@ -51,3 +51,19 @@ def test_a_machine_is_imported_before_its_image_is_looked_at(imported: set[str])
 )
 def test_what_a_plain_guest_does_not_need_is_not_imported(module: str, imported: set[str]) -> None:
     assert module not in imported
+
+
+def test_a_machine_may_have_as_many_descriptors_as_the_host_lets_it() -> None:
+    """The soft limit is for programs that use select(2); 64 queues of eight disks are beyond it."""
+    script = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 4096))
+import atexit
+atexit.register(lambda: print(*resource.getrlimit(resource.RLIMIT_NOFILE)))
+sys.argv = ["pyvmm", "run", "--host", "native", "--memory", "64M", "/no/such/image"]
+from vmm.cli import main
+main()
+"""
+    command = [sys.executable, "-I", "-c", script]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.stdout.split() == ["4096", "4096"], done.stderr

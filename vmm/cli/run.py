@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import resource
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 SWITCH_INTERVAL: Final = 1e-4
 """Seconds that a Python thread may keep another, such as a vCPU's, from running."""
+
+DESCRIPTORS: Final = 1 << 16
+"""Open files that a machine may want: an eventfd for each of its queues and interrupts."""
 
 BALLOON_STEP: Final = 64 << 20
 """Bytes by which C-a - and C-a + change the balloon, and what a guest keeps at least."""
@@ -141,6 +145,7 @@ def run(**options: Any) -> None:
         events = _open_events(options["events"], owned)
         if native:
             sys.setswitchinterval(SWITCH_INTERVAL)
+            _raise_descriptor_limit()
             sys.exit(run_machine(config, escape, events))
     _check_files(config)
     names = (options["image"], options["initrd"], options["events"])
@@ -213,6 +218,15 @@ def _packages(config: MachineConfig) -> list[str]:
         "qemu-utils": any(image_format(disk) != "raw" for disk in config.disks),
     }
     return [name for name, needed in wanted.items() if needed]
+
+
+def _raise_descriptor_limit() -> None:
+    """Have as many descriptors as we may: the usual soft limit of 1024 is select(2)'s, not ours."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # beyond the kernel's own limit: then as it is
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _check_files(config: MachineConfig) -> None:
