@@ -36,17 +36,21 @@ CMDLINE = "console=ttyAMA0 quiet panic=-1 pyvmm.then=poweroff"
 TIMEOUT = 3600.0
 
 PYVMM = (
-    "pyvmm run --host native --memory {memory}M --disk {disk} --net tap={tap} --initrd {initrd} "
-    "--cmdline {cmdline} {kernel}"
+    "pyvmm run --host native --memory {memory}M --transport {transport} --disk {disk} "
+    "--net tap={tap} --initrd {initrd} --cmdline {cmdline} {kernel}"
 )
 QEMU = (
     "/run/bench/qemu/start -accel kvm -cpu host -M virt,gic-version=host -nographic -nodefaults "
     "-serial stdio -m {memory} -global virtio-mmio.force-legacy=false "
-    "-drive file={disk},format=raw,if=none,id=d -device virtio-blk-device,drive=d "
+    "-global virtio-net-pci.romfile= "
+    "-drive file={disk},format=raw,if=none,id=d -device virtio-blk-{suffix},drive=d "
     "-netdev tap,id=n,ifname={tap},script=no,downscript=no,vhost=on "
-    "-device virtio-net-device,netdev=n -kernel {kernel} -initrd {initrd} -append {cmdline}"
+    "-device virtio-net-{suffix},netdev=n -kernel {kernel} -initrd {initrd} -append {cmdline}"
 )
 """The same transport as pyvmm's, and QEMU's own idea of a cache and of threads."""
+
+TRANSPORTS = {"mmio": "device", "pci": "pci"}
+"""How pyvmm calls them, and what the names of QEMU's devices for them end in."""
 
 
 class Load(NamedTuple):
@@ -128,7 +132,12 @@ def measure(report: Report, options: argparse.Namespace) -> None:
     with Host.start(profiles.profile(options.profile)) as host:
         task = {
             "files": {"kernel": inside(kernel), "initrd": inside(guest.initrd)},
-            "values": {"cmdline": CMDLINE, "memory": str(MEMORY)},
+            "values": {
+                "cmdline": CMDLINE,
+                "memory": str(MEMORY),
+                "transport": options.transport,
+                "suffix": TRANSPORTS[options.transport],
+            },
             "disk": DISK << 20,
             "address": f"{HOST}/24",
             "server": [inside(program("bench_net")), "serve", str(PORT)],
@@ -136,7 +145,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
             "programs": programs,
             "vmms": vmms,
         }
-        group = f"a guest's devices in the emulated host ({options.profile})"
+        group = f"a guest's devices in the emulated host ({options.profile}, {options.transport})"
         devices = {
             name: {device for device in ("disk", "tap") if f"{{{device}}}" in " ".join(words)}
             for name, words in vmms.items()
