@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -102,10 +103,14 @@ class PmemFile(Closing):
                 self._fd, self.size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE
             )
         except (OSError, OverflowError, ValueError) as error:
+            hint = "raise the limit on address space (ulimit -v)"
+            if isinstance(error, OSError) and error.errno in {errno.EINVAL, errno.ENODEV}:
+                hint = (
+                    "its file system, like the lab's view of yours, has no shared mappings: use "
+                    ",ro or a file elsewhere; `pyvmm lab exec` reaches a lab host's own /run/tmp"
+                )
             raise HostError(
-                f"{self._option}: cannot map its {self.size >> 20} MiB: {error}",
-                "use a file of a local file system, or raise the limit on address space "
-                "(ulimit -v)",
+                f"{self._option}: cannot map its {self.size >> 20} MiB: {error}", hint
             ) from error
         self._view = memoryview(self._mapping)
 
