@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import termios
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from vmm.chardev import pty
+from vmm.chardev import unix as chardev_unix
 from vmm.chardev.chardev import URGENT, Chardev
 from vmm.chardev.ends import open_ends
 from vmm.chardev.file import FileChardev
@@ -20,7 +23,7 @@ from vmm.chardev.pty import PtyChardev
 from vmm.chardev.unix import UnixChardev
 from vmm.config import MachineConfig
 from vmm.config.console import ConsoleConfig, check_consoles, parse_console
-from vmm.errors import UserError
+from vmm.errors import HostError, UserError
 from vmm.loop import Loop
 
 PATIENCE = 10.0
@@ -282,6 +285,66 @@ def test_a_pseudo_terminal_is_opened_and_closed_by_others(loop: Loop) -> None:
                 os.read(end.input_fd, 10)
             end.hang_up()
             turn(loop, lambda: changes == [True, False])
+    assert files() == before
+
+
+def refuse(*_: object) -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_a_pseudo_terminal_waits_for_descriptors(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is another's end that was opened: no reason for the machine to end."""
+    monkeypatch.setattr(pty, "LOOK_AGAIN", 0.01)
+    with PtyChardev(loop, "--console pty") as end:
+        user = os.open(end.path, os.O_RDWR | os.O_NOCTTY)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "dup", refuse)
+            end.start()
+            assert not end.connected
+        turn(loop, lambda: end.connected)
+        os.close(user)
+
+
+def test_a_socket_waits_for_descriptors(
+    loop: Loop, unix: UnixChardev, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And does not ask for them without end."""
+    asked: list[int] = []
+
+    def accept() -> None:
+        asked.append(1)
+        refuse()
+
+    monkeypatch.setattr(chardev_unix, "LOOK_AGAIN", 0.1)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "s"))
+        listener = unix._listener
+        with monkeypatch.context() as patch:
+            patch.setattr(unix, "_listener", Knocked(listener, accept))
+            began = time.monotonic()
+            turn(loop, lambda: time.monotonic() > began + 0.25)
+        assert 1 <= len(asked) <= 4
+        turn(loop, lambda: unix.connected)
+
+
+class Knocked:
+    """A listening socket whose clients cannot be let in."""
+
+    def __init__(self, real: socket.socket, accept: Callable[[], None]) -> None:
+        self.fileno, self.accept = real.fileno, accept
+
+
+@pytest.mark.parametrize("call", ["openpty", "ttyname", "pipe2"])
+def test_descriptors_that_run_out_are_one_clear_error(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    kind = "stdio" if call == "pipe2" else "pty"
+    before = files()
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(HostError, match=rf"--console {kind}: .*Too many open files"):
+        open_ends(loop, [ConsoleConfig(kind)])
     assert files() == before
 
 

@@ -8,6 +8,11 @@ table of exit codes.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 EXIT_POWERED_OFF = 0
 EXIT_BUG = 1
@@ -69,3 +74,12 @@ class KernelError(HostError):
         super().__init__(f"{call}: {os.strerror(errno)}", hint)
         self.call = call
         self.errno = errno
+
+
+@contextmanager
+def host_errors(what: str) -> Iterator[None]:
+    """Have an OSError be a `HostError` of *what*: descriptors, memory or the like ran out."""
+    try:
+        yield
+    except OSError as error:
+        raise HostError(f"{what}: {error.strerror or error}") from error

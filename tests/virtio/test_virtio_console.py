@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 from mmio_driver import CONFIG, FORMAT_FEATURES, MmioDriver, Recorded
@@ -464,3 +465,40 @@ def test_the_device_is_a_console(make: Callable[..., Driver], end: PipeChardev) 
     assert driver.mmio.offered() & F_MULTIPORT
     assert not driver.mmio.offered() & F_SIZE
     assert lib.VIRTIO_CONSOLE_PORT_NAME == NAME
+
+
+@pytest.mark.parametrize("queue", [0, 1])
+def test_memory_that_has_gone_is_the_rings_fault_and_not_the_terminals(
+    make: Callable[..., Driver], end: PipeChardev, memory: Memory, events: Recorded, queue: int
+) -> None:
+    """As that of a --pmem file that was cut short: system calls find it gone (EFAULT)."""
+    driver = make((end, ""))
+    driver.start()
+    driver.open(0)
+    with memory_gone(memory, SECOND):
+        if queue:
+            driver.rings[1].add(Buffer(SECOND, 10))
+        else:
+            driver.rings[0].add(Buffer(SECOND, 10, writable=True))
+            assert end.receive(b"input") == 5
+        driver.mmio.store("QueueNotify", queue)
+        driver.turn(lambda: driver.mmio.load("Status") & status.NEEDS_RESET)
+    assert events.names()[-1] == "virtio-needs-reset"
+    assert end.connected
+    driver.start()
+    driver.open(0)
+    driver.send(1, b"hello")
+    driver.turn(lambda: end.drain(10) == b"hello")
+
+
+@contextmanager
+def memory_gone(memory: Memory, address: int) -> Iterator[None]:
+    """Have no access to the page at *address*."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    (region,) = (each for each in memory.guest if each.base <= address < each.base + each.size)
+    place = ctypes.c_void_p(region.host_address + address - region.base)
+    assert libc.mprotect(place, 4096, 0) == 0
+    try:
+        yield
+    finally:
+        assert libc.mprotect(place, 4096, 3) == 0

@@ -6,6 +6,8 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from vmm.errors import host_errors
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -24,6 +26,11 @@ def open_ends(loop: Loop, consoles: Sequence[ConsoleConfig]) -> list[tuple[Chard
 
 def _open(loop: Loop, config: ConsoleConfig) -> Chardev:
     option = f"--console {config.kind}"
+    with host_errors(option):  # no descriptors left
+        return _open_kind(loop, config, option)
+
+
+def _open_kind(loop: Loop, config: ConsoleConfig, option: str) -> Chardev:
     if config.kind == "file" and config.path is not None:
         from vmm.chardev.file import FileChardev  # noqa: PLC0415
 

@@ -30,8 +30,13 @@ class PipeChardev(Chardev):
         self.on_space: Callable[[], object] = lambda: None
         """Called when `receive` has room again."""
         flags = os.O_NONBLOCK | os.O_CLOEXEC
-        self._source, self.output_fd = os.pipe2(flags)
-        self.input_fd, self._sink = os.pipe2(flags)
+        self._source = self._sink = -1
+        try:
+            self._source, self.output_fd = os.pipe2(flags)
+            self.input_fd, self._sink = os.pipe2(flags)
+        except OSError:
+            self.close()
+            raise
 
     def fileno(self) -> int:
         """Return what is readable while the guest's bytes wait."""

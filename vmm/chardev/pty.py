@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import select
 import termios
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from vmm.chardev.chardev import Chardev
+from vmm.chardev.chardev import Chardev, is_gone
 from vmm.errors import HostError
 from vmm.terminal import raw_modes
 
@@ -24,32 +24,37 @@ class PtyChardev(Chardev):
     def __init__(self, loop: Loop, option: str) -> None:
         super().__init__(loop)
         self._timer: Cancellable | None = None
+        self._master = -1
         try:
             self._master, slave = os.openpty()
+            try:
+                os.set_blocking(self._master, False)
+                self.path = os.ttyname(slave)
+                """What to open."""
+                # Nothing is echoed back to the guest. The modes stay; the hang-up tells that
+                # nobody is there.
+                termios.tcsetattr(slave, termios.TCSANOW, raw_modes(termios.tcgetattr(slave)))
+            finally:
+                os.close(slave)
         except OSError as error:
+            self.close()
             raise HostError(
                 f"{option}: no pseudo-terminal: {error.strerror}", "is /dev/pts mounted?"
             ) from error
-        os.set_blocking(self._master, False)
-        self.path = os.ttyname(slave)
-        """What to open."""
-        # Nothing is echoed back to the guest. The modes stay; the hang-up tells nobody is there.
-        termios.tcsetattr(slave, termios.TCSANOW, raw_modes(termios.tcgetattr(slave)))
-        os.close(slave)
 
     def start(self) -> None:
         """Begin to look."""
         self._timer = None
         if self._master < 0 or self.connected:
             return
-        poll = select.poll()
-        poll.register(self._master, 0)
-        if poll.poll(0):  # hung up
-            self._timer = self._loop.call_later(LOOK_AGAIN, self.start)
-        else:
-            # Numbers of their own, so that hanging up may close them.
-            self.input_fd = self.output_fd = os.dup(self._master)
+        if not is_gone(self._master):
+            with suppress(OSError):  # no descriptors left now
+                # Numbers of their own, so that hanging up may close them.
+                self.input_fd = self.output_fd = os.dup(self._master)
+        if self.connected:
             self.on_change(None)
+        else:
+            self._timer = self._loop.call_later(LOOK_AGAIN, self.start)
 
     def hang_up(self, error: OSError | None = None) -> None:  # noqa: ARG002  (EIO: it is closed)
         """Go back to looking."""

@@ -74,16 +74,21 @@ class UnixChardev(Chardev):
         if self.leaving:
             return  # one thing after another
         if self.connected:
-            self._loop.remove_reader(self._listener.fileno())
-            self._loop.call_later(LOOK_AGAIN, self._listen_again)
+            self._rest()
             return
         try:
             client, _ = self._listener.accept()
-        except OSError:  # it has gone again
+        except OSError:  # it has gone again, or there are no descriptors left
+            self._rest()
             return
         self.input_fd = self.output_fd = client.detach()
         os.set_blocking(self.input_fd, False)
         self.on_change(None)
+
+    def _rest(self) -> None:
+        """Let who knocks wait."""
+        self._loop.remove_reader(self._listener.fileno())
+        self._loop.call_later(LOOK_AGAIN, self._listen_again)
 
     def _listen_again(self) -> None:
         if (listener := self._socket()) is not None:

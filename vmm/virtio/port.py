@@ -15,7 +15,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
 from vmm._native import lib
-from vmm.virtio.queue import Chain
+from vmm.virtio.queue import Chain, RingError
 
 if TYPE_CHECKING:
     from vmm.chardev.chardev import Chardev
@@ -88,7 +88,7 @@ class Port:
         if done == -errno.EAGAIN:
             self.chardev.want_room()
             return -1 if self.chardev.output_fd >= 0 else 0
-        self.chardev.hang_up(OSError(-done, os.strerror(-done)))
+        self._hang_up(-done)
         return 0
 
     def receive(self, queue: Queue) -> Waits:
@@ -117,7 +117,13 @@ class Port:
         if done == -errno.EAGAIN:
             self.chardev.want_input()
         elif done:
-            self.chardev.hang_up(OSError(-done, os.strerror(-done)))
+            self._hang_up(-done)
         else:
             self.chardev.input_ended()
         return -1
+
+    def _hang_up(self, error: int) -> None:
+        """Let go of an end that is broken. Raises `RingError` if it is the chain that is."""
+        if error == errno.EFAULT:  # guest memory that has gone: a file's that was cut short
+            raise RingError(lib.PYVMM_RING_ADDRESS)
+        self.chardev.hang_up(OSError(error, os.strerror(error)))
