@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "vmm"
 
 LAYERS = [  # lowest first
-    {"errors", "closing", "config", "events", "_native"},
+    {"errors", "closing", "config", "events", "_native", "thread"},
     {"kvm", "memory", "bus", "irq", "fdt", "loop", "progress", "daemon"}
     | {"device_file", "netlink", "tap"}
     | {"console", "terminal", "escape", "outlet", "chardev"},
@@ -38,6 +38,7 @@ LAYERS = [  # lowest first
 BESIDE = {
     "config": {"errors"},
     "chardev": {"terminal"},
+    "thread": {"errors"},
     "console": {"terminal", "escape", "outlet"},
     "coherence": {"arm64"},
     "virtio": {"pci"},

@@ -330,6 +330,17 @@ def test_what_fails_as_a_disk_is_reset_is_an_event_all_the_same(
     assert events.names() == ["disk-error"]
 
 
+def test_what_fails_as_a_ring_goes_bad_is_an_event_all_the_same(
+    disk: Disk, events: Recorded
+) -> None:
+    os.truncate(disk.path, 512)
+    assert disk.request(IN, 4, Buffer(DATA, 512, writable=True)) == IOERR
+    disk.ring.add(Buffer(0, 16))
+    disk.notify()
+    wait(lambda: len(events.seen) == 2)
+    assert events.names() == ["disk-error", "virtio-needs-reset"]
+
+
 def test_failures_do_not_fill_the_hosts_disk(disk: Disk, events: Recorded) -> None:
     os.truncate(disk.path, 512)
     for _ in range(COMPLAINTS + 10):

@@ -8,15 +8,17 @@ each notification. Split rings only.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from vmm import thread
 from vmm._native import ffi, lib
 from vmm.closing import Closing
-from vmm.errors import HostError
+from vmm.errors import HostError, host_errors
 from vmm.virtio.notify import Doorbell
 
 if TYPE_CHECKING:
+    from threading import Thread
+
     from vmm.vhost.backend import Ring
 
 
@@ -27,13 +29,10 @@ class Inflight(Closing):
     """
 
     def __init__(self, ring: Ring) -> None:
-        try:
-            with ExitStack() as undo:
-                self.kick = undo.enter_context(Doorbell())
-                self._stop = Doorbell()
-                undo.pop_all()
-        except OSError as error:
-            raise HostError(f"cannot make an eventfd: {error.strerror}") from error
+        with host_errors("cannot make an eventfd"), ExitStack() as undo:
+            self.kick = undo.enter_context(Doorbell())
+            self._stop = Doorbell()
+            undo.pop_all()
         self._keep = ffi.new("uint64_t[]", ring.size), ffi.new("uint8_t[]", ring.size)
         self.c: Any = ffi.new(
             "struct pyvmm_inflight *",
@@ -54,20 +53,17 @@ class Inflight(Closing):
         self._thread: Thread | None = None
 
     def start(self) -> None:
-        """Pass doorbells on from now on."""
+        """Pass doorbells on from now on. Raises `HostError`: no more threads."""
         assert self._thread is None, "it was started"
         self._stop.drain()
-        self._thread = Thread(
-            target=lib.pyvmm_inflight_run, args=(self.c,), name="inflight", daemon=True
-        )
-        self._thread.start()
+        self._thread = thread.start("inflight", lib.pyvmm_inflight_run, self.c)
 
     def stop(self) -> None:
         """Pass no more doorbells on, until `start`. Idempotent."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
+        runs, self._thread = self._thread, None
+        if runs is not None:
             self._stop.ring()
-            thread.join()
+            runs.join()
 
     def requeue(self) -> int:
         """Make what the process had available to another one; return the index to begin with.

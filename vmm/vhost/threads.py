@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
 
+from vmm import thread
 from vmm._native import ffi, lib
 from vmm.closing import Closing
 from vmm.virtio import net
@@ -16,6 +16,7 @@ from vmm.virtio.queue import Chain, Format, MemoryMap, Queue, RingError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from threading import Thread
 
     from vmm.memory import GuestMemory
     from vmm.vhost.backend import Ring
@@ -49,12 +50,12 @@ class RingThread(Closing):
                 "stop": self._stop.fileno(),
             },
         )
-        self._thread = Thread(target=self._run, name=f"net-{index}", daemon=True)
+        self._thread: Thread | None = None
 
     def start(self, *, mergeable: bool) -> None:
-        """Begin."""
+        """Begin. Raises `HostError`: no more threads."""
         self.c.mergeable = mergeable
-        self._thread.start()
+        self._thread = thread.start(f"net-{self._index}", self._run)
 
     def _run(self) -> None:
         serve = lib.pyvmm_net_receive if self._receives else lib.pyvmm_net_transmit
@@ -65,7 +66,7 @@ class RingThread(Closing):
 
     def close(self) -> None:
         """End it. When this returns, nothing touches the ring. Idempotent."""
-        if self._thread.is_alive():
+        if self._thread is not None:
             lib.pyvmm_net_stop(self.c)
             self._thread.join()
         self._stop.close()
@@ -116,20 +117,18 @@ class ThreadBackend(Closing):
         )
         queue = Queue(self._memory, ring.size, ring.guest, form)
         file = self._files[index // 2]
-        thread = self._threads[index] = RingThread(index, ring, queue, file, self._frames[index])
-        thread.start(mergeable=bool(self._features & net.F_MRG_RXBUF))
+        serving = self._threads[index] = RingThread(index, ring, queue, file, self._frames[index])
+        serving.start(mergeable=bool(self._features & net.F_MRG_RXBUF))
 
-    def stop_ring(self, index: int) -> int:
+    def stop_ring(self, index: int) -> None:
         """End the ring's thread. What it had not used it forgets: the ring begins anew, at 0."""
-        thread = self._threads.pop(index, None)
-        if thread is not None:
-            thread.close()
-        return 0
+        if (serving := self._threads.pop(index, None)) is not None:
+            serving.close()
 
     def ring_error(self, index: int) -> str:
         """Say why the ring's thread has ended."""
-        thread = self._threads.get(index)
-        result = thread.result if thread is not None else 0
+        serving = self._threads.get(index)
+        result = serving.result if serving is not None else 0
         if result < 0:
             return RingError(result).message
         return f"the other end of the network is gone: {os.strerror(result)}"

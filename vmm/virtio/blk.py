@@ -8,12 +8,12 @@ Python starts the threads, and hears of them when they end: at a reset, or at a 
 from __future__ import annotations
 
 import os
-from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
 
+from vmm import thread
 from vmm._native import ffi, lib
 from vmm.closing import Closing
-from vmm.errors import HostError
+from vmm.errors import HostError, host_errors
 from vmm.virtio.device import COMPLAINTS, VirtioDevice
 from vmm.virtio.notify import USED, Doorbell, EventFd
 from vmm.virtio.queue import RingError
@@ -73,7 +73,10 @@ class _Slots:
 
 
 class Worker(Closing):
-    """The thread that serves one queue, from its start to its stop."""
+    """The thread that serves one queue, from its start to its stop.
+
+    Raises `HostError` and OSError: no threads, or descriptors, left.
+    """
 
     def __init__(self, device: Blk, index: int, queue: Queue) -> None:
         interrupts = device.interrupts
@@ -96,8 +99,11 @@ class Worker(Closing):
             },
         )
         self.stopping = False
-        self._thread = Thread(target=self._run, name=f"{device.name}-{index}", daemon=True)
-        self._thread.start()
+        try:
+            self._thread = thread.start(f"{device.name}-{index}", self._run)
+        except BaseException:
+            self.close()
+            raise
 
     def _run(self) -> None:
         if wrong := lib.pyvmm_blk_run(self.c):
@@ -173,9 +179,10 @@ class Blk(VirtioDevice):
         unsafe = self._backing.cache.unsafe
         self.disk.write_through = not unsafe and not self.accepted & F_FLUSH
         try:
-            self._workers[index] = Worker(self, index, queue)
-        except OSError as error:  # no descriptors left
-            self._break(HostError(f"{self.name}: {error.strerror}"), index)
+            with host_errors(self.name):  # no descriptors left
+                self._workers[index] = Worker(self, index, queue)
+        except HostError as error:
+            self._break(error, index)
 
     def queue_stopped(self, index: int) -> None:
         """End the queue's thread, after the requests that are under way."""
@@ -217,6 +224,7 @@ class Blk(VirtioDevice):
             if self._lock.acquire(timeout=STOP_CHECK):
                 try:
                     if self._workers.get(index) is worker:
+                        self._tell_failure(index)
                         del self._workers[index]  # it ends by itself
                         worker.close()
                         self._break(RingError(wrong), index)

@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import os
 import struct
-from threading import Condition, Thread
+from threading import Condition
 from typing import TYPE_CHECKING, Final, Protocol
 
+from vmm import thread
 from vmm._native import ffi, lib
+from vmm.errors import HostError
 from vmm.virtio.device import VirtioDevice
 from vmm.virtio.queue import Chain, RingError
 
 if TYPE_CHECKING:
+    from threading import Thread
+
     from vmm.events import Events
     from vmm.virtio.queue import MemoryMap, Queue
 
@@ -86,12 +90,14 @@ class Pmem(VirtioDevice):
         if self._waiting:
             self._work.notify()
 
-    def queue_started(self, index: int, queue: Queue) -> None:  # noqa: ARG002
+    def queue_started(self, index: int, queue: Queue) -> None:
         """Have a thread, from the first time on."""
         self._queue = queue
         if self._thread is None:
-            self._thread = Thread(target=self._run, name=self.name, daemon=True)
-            self._thread.start()
+            try:
+                self._thread = thread.start(self.name, self._run)
+            except HostError as error:
+                self._break(error, index)
 
     def queue_stopped(self, index: int) -> None:  # noqa: ARG002
         """Forget requests: nobody waits for them any more."""
