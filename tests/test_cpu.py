@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import queue
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from threading import Event
 
 import pytest
 
+from vmm import cpu
 from vmm.bus import MmioBus
 from vmm.cpu import COMPLAINTS, Reason, VcpuThread
 from vmm.errors import GuestError, HostError
@@ -103,7 +106,7 @@ def rig() -> Iterator[Rig]:
     thread = VcpuThread(script, bus, lambda *end: ends.put(end), events)
     yield Rig(script, thread, ends, events)
     thread.stop()
-    thread.join()
+    assert thread.join(5)
 
 
 def test_loads_and_stores_reach_the_bus(rig: Rig) -> None:
@@ -117,7 +120,7 @@ def test_a_stop_gets_a_busy_vcpu_out_and_is_no_end_of_its_own(rig: Rig) -> None:
     rig.thread.start()
     rig.script.entered.wait(5)
     rig.thread.stop()
-    rig.thread.join()
+    assert rig.thread.join(5)
     assert rig.ends.empty()
 
 
@@ -138,7 +141,7 @@ def test_a_paused_vcpu_can_be_stopped(rig: Rig) -> None:
     rig.thread.wait_paused()
     rig.thread.stop()
     rig.thread.resume()  # too late: a stop is for good
-    rig.thread.join()
+    assert rig.thread.join(5)
 
 
 def test_a_guests_fault_is_an_event_and_the_guest_goes_on(rig: Rig) -> None:
@@ -187,3 +190,65 @@ def test_a_bug_in_a_device_ends_the_vcpu_and_is_told(rig: Rig) -> None:
     rig.thread.start()
     _, reason = rig.ends.get(timeout=5)
     assert isinstance(reason, ZeroDivisionError)
+
+
+class Waiting(MmioBus):
+    """A device in front of something that hangs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.go = Event(), Event()
+
+    def write(self, address: int, size: int, value: int) -> None:
+        self.entered.set()
+        assert self.go.wait(30)
+
+
+@pytest.fixture
+def waiting() -> Iterator[tuple[Waiting, list[VcpuThread]]]:
+    """Two vCPUs, the first of which is in an exit and stays there."""
+    bus = Waiting()
+    scripts = [Script([MmioWrite(0x1000, 4, 1)]), Script([], id=1)]
+    threads = [VcpuThread(script, bus, lambda *_end: None, Events()) for script in scripts]
+    for thread in threads:
+        thread.start()
+    assert bus.entered.wait(5)
+    yield bus, threads
+    bus.go.set()
+    assert all(thread.join(5) for thread in threads)
+
+
+def test_a_vcpu_that_waits_for_others_is_helped_out(
+    waiting: tuple[Waiting, list[VcpuThread]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus, threads = waiting
+    monkeypatch.setattr(cpu, "HURRY", 0.1)
+    began = time.monotonic()
+    cpu.stop(threads, bus.go.set)
+    assert time.monotonic() - began < 2
+
+
+def test_one_that_cannot_be_helped_keeps_no_other_from_stopping(
+    waiting: tuple[Waiting, list[VcpuThread]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, threads = waiting
+    monkeypatch.setattr(cpu, "HURRY", 0.05)
+    monkeypatch.setattr(cpu, "STOP_TIMEOUT", 0.3)
+    asked: list[int] = []
+    with pytest.raises(HostError, match=r"vCPU 0 did not leave the guest; .*may hang"):
+        cpu.stop(threads, lambda: asked.append(1))
+    assert len(asked) > 1
+    assert threads[1].join(0)
+
+
+def test_a_host_without_threads_is_one_clear_error(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(HostError, match=r"cannot start thread vcpu0: .*; raise the limit"):
+            rig.thread.start()
+    cpu.stop([rig.thread], lambda: None)

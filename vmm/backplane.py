@@ -135,6 +135,7 @@ class Backplane(Closing):
         self._bus = bus
         self._loop = loop
         self._root = root if config.transport == "pci" else None
+        self._devices: list[VirtioDevice] = []
         self._transports: list[MmioTransport] = []
         self._owned = ExitStack()
         self.terminal: PipeChardev | None = None
@@ -189,6 +190,7 @@ class Backplane(Closing):
         return self.balloon
 
     def _plug(self, device: VirtioDevice) -> None:
+        self._devices.append(device)
         if self._root is not None:
             readers = self._plug_into_pci(device, self._root)
         else:
@@ -246,6 +248,11 @@ class Backplane(Closing):
     def nodes(self) -> list[Node]:
         """Describe the devices for the device tree."""
         return board.virtio_mmio(len(self._transports))
+
+    def hurry(self) -> None:
+        """Have no vCPU wait for others' programs any longer: it has to stop. Never waits."""
+        for device in self._devices:
+            device.hurry()
 
     def reset(self) -> None:
         """Put all devices back to power-on. When this returns, none touches guest memory."""

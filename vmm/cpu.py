@@ -12,10 +12,12 @@ A request takes effect at the next exit; the kick makes that be now.
 
 from __future__ import annotations
 
+import time
 from enum import Enum
-from threading import Condition, Thread
+from threading import Condition
 from typing import TYPE_CHECKING, Final, Protocol
 
+from vmm import thread
 from vmm.errors import GuestError, HostError
 from vmm.kvm.exits import (
     Exit,
@@ -29,13 +31,17 @@ from vmm.kvm.exits import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from threading import Thread
 
     from vmm.bus import MmioBus
     from vmm.events import Events
 
 STOP_TIMEOUT: Final = 10.0
 """Seconds that a vCPU may take to leave the guest; a second is much, even emulated."""
+
+HURRY: Final = 1.0
+"""Seconds after which, and again, a vCPU that is late is helped out of what it waits for."""
 
 COMPLAINTS: Final = 100
 """How many events each vCPU's faults can cause: a hostile guest must not fill the host's disk."""
@@ -95,13 +101,13 @@ class VcpuThread:
         self._request = Request.RUN
         self._paused = False
         self._complaints = 0
-        self._thread = Thread(target=self._main, name=f"vcpu{vcpu.id}", daemon=True)
+        self._thread: Thread | None = None
 
     # --- from other threads -----------------------------------------------------------------
 
     def start(self) -> None:
-        """Start running. Once."""
-        self._thread.start()
+        """Start running. Once. Raises `HostError`: no more threads."""
+        self._thread = thread.start(f"vcpu{self.vcpu.id}", self._main)
 
     def pause(self) -> None:
         """Ask the vCPU to leave the guest and stay out; `wait_paused` tells when it is out."""
@@ -121,12 +127,11 @@ class VcpuThread:
         """Ask the thread to end; `join` waits for it."""
         self._ask(Request.STOP)
 
-    def join(self) -> None:
-        """Wait for the thread's end. Raises `HostError` if it does not come."""
-        if self._thread.ident is not None:
-            self._thread.join(STOP_TIMEOUT)
-            if self._thread.is_alive():
-                raise HostError(f"vCPU {self.vcpu.id} did not leave the guest")
+    def join(self, seconds: float = STOP_TIMEOUT) -> bool:
+        """Wait for the thread's end; tell whether it has come, or the thread never began."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+        return not self._runs()
 
     def _ask(self, request: Request) -> None:
         with self._changed:
@@ -136,7 +141,10 @@ class VcpuThread:
         self.vcpu.kick()
 
     def _is_out(self) -> bool:
-        return self._paused or not self._thread.is_alive()
+        return self._paused or not self._runs()
+
+    def _runs(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     # --- the thread -------------------------------------------------------------------------
 
@@ -207,3 +215,25 @@ class VcpuThread:
                     f"vCPU {self.vcpu.id}: KVM gave up with {exit_}",
                     "the host's kernel log may say more",
                 )
+
+
+def stop(threads: Sequence[VcpuThread], hurry: Callable[[], object]) -> None:
+    """Have all *threads* end. Raises `HostError`, which names those that do not.
+
+    hurry  lets a vCPU out of an exit in which it waits for something; called while one is late
+    """
+    for each in threads:
+        each.stop()
+    deadline = time.monotonic() + STOP_TIMEOUT
+    late = threads
+    while late and time.monotonic() < deadline:
+        limit = time.monotonic() + HURRY
+        late = [each for each in late if not each.join(max(0.0, limit - time.monotonic()))]
+        if late:
+            hurry()
+    if late:
+        numbers = ", ".join(str(each.vcpu.id) for each in late)
+        raise HostError(
+            f"vCPU {numbers} did not leave the guest",
+            "it waits for the host: its storage or a device may hang",
+        )

@@ -14,9 +14,10 @@ import signal
 import time
 from collections import deque
 from contextlib import suppress
-from threading import Event, Thread
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Final
 
+from vmm import thread
 from vmm._native import ffi, lib
 from vmm.closing import Closing
 from vmm.errors import HostError
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
     from vmm.events import Events
 
-GRACE: Final = 20.0
-"""Seconds that a program gets to end by itself: it may have a disk's cache to write."""
+GRACE: Final = 5.0
+"""Seconds that a program gets to end by itself: it may have a disk's tables to write. What has not
+been flushed by then may be lost, as it is when a machine loses its power."""
 
 CHILDREN: Final = 2.0
 """Seconds for its children to be gone once they are killed."""
@@ -114,13 +116,15 @@ class Daemon(Closing):
         self._error = 0
         self.pid = 0
         self._pidfd = -1
+        self._lock = Lock()
+        """For the pidfd's number, and who kills: from any thread."""
+        self._killed = False
         self.status: int | None = None
         """How it ended: an exit status, or minus a signal's number."""
         self._started = Event()
         # A program that is to end with us ends with the thread that started it
         # (PR_SET_PDEATHSIG, prctl(2)): so that has to last as long.
-        self._thread = Thread(target=self._run, name=self.name, daemon=True)
-        self._thread.start()
+        self._thread = thread.start(self.name, self._run)
         self._started.wait()
         if self._error:
             self._thread.join()
@@ -259,23 +263,35 @@ class Daemon(Closing):
         self._thread.join(seconds)
         return self.ended
 
+    def abandon(self) -> None:
+        """Have it killed, for somebody waits for it who cannot. From any thread; never waits."""
+        with self._lock:
+            if self._killed or self.ended:
+                return
+            self._killed = True
+            self._signal(signal.SIGKILL)
+        self._events.emit("daemon-killed", daemon=self.name, pid=self.pid)
+
     def kill(self) -> None:
         """End it at once. When this returns, it is no more."""
-        self._signal(signal.SIGKILL)
+        with self._lock:
+            self._signal(signal.SIGKILL)
         self._thread.join()
 
     def _signal(self, number: int) -> None:
-        if not self.ended:
+        if self._pidfd >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def close(self) -> None:
         """Ask it to end, then make it. When this returns, it is no more. Idempotent."""
         self._closing = True
-        self._signal(signal.SIGTERM)
+        with self._lock:
+            self._signal(signal.SIGTERM)
         if not self.wait(GRACE):
-            self._events.emit("daemon-killed", daemon=self.name, pid=self.pid)
-            self.kill()
-        fd, self._pidfd = self._pidfd, -1
+            self.abandon()
+            self._thread.join()
+        with self._lock:
+            fd, self._pidfd = self._pidfd, -1
         if fd >= 0:
             os.close(fd)

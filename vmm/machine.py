@@ -245,6 +245,7 @@ class Machine(Closing):
         if isinstance(ending, Exception):
             raise ending
         return ending or Ending.QUIT
+                cycle.hurry = self._backplane.hurry
 
     def _load(self, cycle: PowerCycle) -> None:
         config, payload = self._config, self._files.read()

@@ -10,7 +10,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from vmm import fdt
+from vmm import cpu, fdt
 from vmm.arm64 import board, layout, processor, registers
 from vmm.arm64.gic import Gic
 from vmm.closing import Closing
@@ -42,6 +42,8 @@ class PowerCycle(Closing):
         self._owned = ExitStack()
         self.threads: list[VcpuThread] = []
         self.vcpus: list[Vcpu] = []
+        self.hurry: Callable[[], object] = lambda: None
+        """What lets a vCPU out of an exit in which it waits for others, so that it can stop."""
         with ExitStack() as undo:
             undo.callback(self.close)
             self.vm = self._owned.enter_context(system.create_vm(space.end))
@@ -126,10 +128,7 @@ class PowerCycle(Closing):
             thread.start()
 
     def _stop_threads(self) -> None:
-        for thread in self.threads:
-            thread.stop()
-        for thread in self.threads:
-            thread.join()
+        cpu.stop(self.threads, self.hurry)
 
     def close(self) -> None:
         """Stop the vCPUs and take the VM apart. Idempotent."""

@@ -75,8 +75,6 @@ class FakeDaemon:
         }
         if request in numbers:
             return framed(request, struct.pack("=Q", numbers[Request(request)]))
-        if request == Request.GET_VRING_BASE:
-            return framed(request, payload)
         if request == Request.GET_CONFIG:
             return framed(request, payload[:12] + CONFIG)
         return framed(request, bytes(8)) if needed else None
@@ -85,10 +83,14 @@ class FakeDaemon:
         """Speak unasked."""
         self._theirs.sendall(data)
 
-    def close(self) -> None:
-        """End it."""
+    def hang_up(self) -> None:
+        """Have it end soon."""
         with suppress(OSError):
             self._theirs.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End it."""
+        self.hang_up()
         self._thread.join()
 
 
@@ -117,6 +119,9 @@ class FakeService:
 
     def kill(self) -> None:
         self.close()
+
+    def abandon(self) -> None:
+        self.daemons[-1].hang_up()
 
     def close(self) -> None:
         for daemon in self.daemons:

@@ -102,8 +102,8 @@ class Elsewhere:
         for area in ring.guest:
             self.memory.view(area, 4).release()
 
-    def stop_ring(self, index: int) -> int:
-        return index
+    def stop_ring(self, index: int) -> None:
+        pass
 
     def ring_error(self, index: int) -> str:
         return f"ring {index}"
@@ -142,9 +142,11 @@ class Daemon(Elsewhere):
         super().start_ring(index, ring)
         self.rings[index] = ring
 
-    def stop_ring(self, index: int) -> int:
-        ring = self.rings.pop(index, None)
-        return ring.base if ring is not None else 0
+    def stop_ring(self, index: int) -> None:
+        self.rings.pop(index, None)
+
+    def abandon(self) -> None:
+        pass
 
     def requeue(self) -> dict[int, int]:
         self.died = True

@@ -55,10 +55,9 @@ class Recorder:
         self.rings[index] = ring
         self._tell(f"start {index}")
 
-    def stop_ring(self, index: int) -> int:
+    def stop_ring(self, index: int) -> None:
         self.rings.pop(index, None)
         self._tell(f"stop {index}")
-        return 0
 
     def ring_error(self, index: int) -> str:
         return f"ring {index} is broken"

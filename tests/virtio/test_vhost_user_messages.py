@@ -7,6 +7,8 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
+from typing import NamedTuple
 
 import pytest
 from blk_driver import wait
@@ -81,7 +83,7 @@ def test_all_goes_well_with_one_that_does_as_it_should(memory: Memory) -> None:
     assert first[6:] == second[5:]
     ringing = second[5:]
     assert ringing[:2] == [Request.SET_FEATURES, Request.SET_MEM_TABLE]
-    assert ringing[-2:] == [Request.SET_VRING_ENABLE, Request.GET_VRING_BASE]
+    assert ringing[-1] == Request.SET_VRING_ENABLE, "then it is ended, and asked nothing"
     assert ringing.index(Request.SET_VRING_KICK) > ringing.index(Request.SET_VRING_ADDR)
 
 
@@ -275,3 +277,73 @@ def test_a_driver_whose_daemon_will_not_start_sees_a_broken_device(
 def test_one_that_is_lost_while_it_takes_over_can_be_told_from_one_that_refuses() -> None:
     with pytest.raises(DaemonLostError):
         VhostUser(FakeService([right, lambda _request, _answer: None]))
+
+
+# --- one that hangs -----------------------------------------------------------------------------
+
+
+def silence(_request: int, _answer: bytes) -> bytes:
+    """Say nothing."""
+    return b""
+
+
+class Hung(NamedTuple):
+    """A device whose driver a vCPU has just made ready, and which waits for a daemon."""
+
+    device: VhostUserBlk
+    driver: MmioDriver
+    vcpu: Thread
+
+
+@pytest.fixture
+def hung(memory: Memory, events: Recorded, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hung]:
+    monkeypatch.setattr(channel, "PATIENCE", 60.0)
+    service = FakeService([], [silence])
+    with MmioTransport(device_of(service, memory, events)) as transport:
+        service.daemons[0].hang_up()  # so that the first driver gets the second
+        driver = MmioDriver(transport)
+        vcpu = Thread(target=begin, args=(driver, memory))
+        vcpu.start()
+        wait(lambda: len(service.daemons) == 2)
+        assert isinstance(transport.device, VhostUserBlk)
+        yield Hung(transport.device, driver, vcpu)
+        transport.device.hurry()
+        vcpu.join(10)
+
+
+def test_the_loop_does_not_wait_with_a_vcpu(hung: Hung) -> None:
+    began = time.monotonic()
+    hung.device.attend()
+    assert time.monotonic() - began < 1
+    assert hung.vcpu.is_alive()
+
+
+def test_a_vcpu_is_helped_out_of_making_a_driver_ready(hung: Hung) -> None:
+    hung.device.hurry()
+    hung.vcpu.join(10)
+    assert not hung.vcpu.is_alive()
+    assert hung.driver.load("Status") & status.NEEDS_RESET
+
+
+def test_a_reset_does_not_wait_for_a_daemon_that_takes_over(
+    memory: Memory, events: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "PATIENCE", 60.0)
+    service = FakeService([], [silence])
+    with MmioTransport(device_of(service, memory, events)) as transport:
+        driver = MmioDriver(transport)
+        begin(driver, memory)
+        service.daemons[0].hang_up()
+
+        def taking_over() -> bool:
+            transport.device.attend()  # type: ignore[attr-defined]
+            return len(service.daemons) == 2
+
+        wait(taking_over)
+        began = time.monotonic()
+        transport.device.attend()  # type: ignore[attr-defined]
+        driver.store("Status", 0)
+        assert time.monotonic() - began < 5
+        begin(driver, memory)
+        assert driver.load("Status") == status.LIVE
+    assert "virtio-needs-reset" not in events.names()

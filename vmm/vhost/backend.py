@@ -59,10 +59,11 @@ class VhostBackend(Protocol):
     def start_ring(self, index: int, ring: Ring) -> None:
         """Serve ring number *index* from now on; after `start`."""
 
-    def stop_ring(self, index: int) -> int:
-        """End all that touches ring *index*, and return its base. Raises nothing but `HostError`.
+    def stop_ring(self, index: int) -> None:
+        """End all that touches ring *index*. Raises nothing but `HostError`.
 
-        When it returns or raises, the ring is not touched any more.
+        When it returns or raises, the ring is not touched any more. Without `resets_rings` the
+        others are not served any more, either: `stop_ring` is to follow for each, and `stop`.
         """
 
     def ring_error(self, index: int) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import select
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from vmm.errors import HostError
+from vmm.errors import HostError, host_errors
 from vmm.vhost.backend import PACKED_BASE, Ring
 from vmm.virtio.device import F_RING_PACKED, F_RING_RESET, F_VERSION_1, RING_FEATURES, VirtioDevice
 from vmm.virtio.notify import EventFd
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from vmm.memory import GuestMemory
     from vmm.vhost.backend import VhostBackend
     from vmm.virtio.queue import MemoryMap, Queue
+
+
+TURN: Final = 0.05
+"""Seconds that the loop gives who has the lock: others are to be served, too."""
 
 
 class RingBrokenError(HostError):
@@ -87,17 +91,15 @@ class VhostDevice(VirtioDevice):
             self.watch(self.slots[index].doorbell.fileno(), partial(self._process, index))
             return
         try:
-            if not self._prepared:
-                self._prepared = True  # whatever comes of it is to be undone
-                self.prepare(self.accepted, self._guest_memory)
-            self._serving.add(index)
-            self.backend.start_ring(index, self._ring(index, queue))
+            with host_errors(self.name):  # no descriptors left: many vectors may use them
+                if not self._prepared:
+                    self._prepared = True  # whatever comes of it is to be undone
+                    self.prepare(self.accepted, self._guest_memory)
+                self._serving.add(index)
+                self.backend.start_ring(index, self._ring(index, queue))
+                self.watch(self._errors[index].fileno(), partial(self._ring_failed, index))
         except HostError as error:
             self._break(error, index)
-        except OSError as error:  # no descriptors left: a guest may have many vectors use them
-            self._break(HostError(f"{self.name}: {error.strerror}"), index)
-        else:
-            self.watch(self._errors[index].fileno(), partial(self._ring_failed, index))
 
     def _ring(self, index: int, queue: Queue) -> Ring:
         assert self.interrupts is not None, "a transport comes first"
@@ -149,9 +151,12 @@ class VhostDevice(VirtioDevice):
     # What the loop does
 
     def watch(self, fd: int, on_readable: Callable[[], object]) -> None:
-        """Have the loop call *on_readable*, while *fd* is readable; both with the lock."""
-        self._handlers[fd] = on_readable
+        """Have the loop call *on_readable*, while *fd* is readable; both with the lock.
+
+        Raises OSError: no memory, too many watches.
+        """
         self._watch.register(fd, select.EPOLLIN)
+        self._handlers[fd] = on_readable
 
     def unwatch(self, fd: int) -> None:
         """End that; harmless if it was not watched. With the lock."""
@@ -163,12 +168,19 @@ class VhostDevice(VirtioDevice):
         return [(self._watch.fileno(), self.attend)]
 
     def attend(self) -> None:
-        """Do what is due. In the loop's thread."""
-        with self._lock:
+        """Do what is due. In the loop's thread.
+
+        Who has the lock may wait for the back end: then it is for the loop's next round.
+        """
+        if not self._lock.acquire(timeout=TURN):
+            return
+        try:
             for fd, _ in self._watch.poll(0) if not self._watch.closed else []:
                 handler = self._handlers.get(fd)  # an earlier one may have ended it
                 if handler is not None:
                     handler()
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """Stop, and close the back end. Idempotent."""

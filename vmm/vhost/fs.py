@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import errno
 from functools import partial
-from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm._native import ffi, lib
-from vmm.errors import HostError
+from vmm.errors import HostError, host_errors
 from vmm.vhost.user import VhostUser
 from vmm.vhost.user_device import VhostUserDevice
 from vmm.virtio.queue import RingError
@@ -72,7 +71,7 @@ class Fs(VhostUserDevice):
             queue.resume(bases[index])
             self.unwatch(self._errors[index].fileno())
             self._answer(index)
-        self._events.emit("fs-disconnected", device=self.name)
+        self._complain("fs-disconnected")
 
     def _answer(self, index: int) -> None:
         """Answer the requests in queue *index*, those that are there and those to come."""
@@ -98,32 +97,38 @@ class Fs(VhostUserDevice):
         self._adopting = True
         for index in self._own:
             self.unwatch(self.slots[index].doorbell.fileno())
-        name = f"{self.name}-adoption"
-        Thread(target=self._connect, args=(self._drivers,), name=name, daemon=True).start()
+        self._begin(self._connect, "adoption")
 
     def _connect(self, drivers: int) -> None:
-        with self._lock:
-            if drivers != self._drivers or not self.live or not self._own:
+        with self._succession(drivers) as wanted:
+            if not wanted or not self._own:
                 return
             self._adopting = False
             try:
-                self.backend.start(self.accepted, self._guest_memory)
-                for index in self._own:
-                    queue = self.slots[index].queue
-                    assert queue is not None, "it is served"
-                    ring = self._ring(index, queue)._replace(base=queue.next_available)
-                    self.backend.start_ring(index, ring)
+                with host_errors(self.name):
+                    self._have_served()
             except HostError as error:
                 self._complain("vhost-failed", error=str(error))
                 self.backend.stop()
+                for index in self._own:
+                    self.unwatch(self._errors[index].fileno())
                 self._refuse_mounts()
                 return
-            for index in self._own:
-                self.watch(self._errors[index].fileno(), partial(self._ring_failed, index))
-                self.slots[index].doorbell.ring()
             self._own.clear()
-            self._listen()
-            self._events.emit("vhost-user-restarted", device=self.name)
+            self._complain("vhost-user-restarted")
+
+    def _have_served(self) -> None:
+        """Have a daemon serve our queues from where we are. Raises `HostError`, OSError."""
+        self.backend.start(self.accepted, self._guest_memory)
+        for index in self._own:
+            queue = self.slots[index].queue
+            assert queue is not None, "it is served"
+            ring = self._ring(index, queue)._replace(base=queue.next_available)
+            self.backend.start_ring(index, ring)
+        for index in self._own:
+            self.watch(self._errors[index].fileno(), partial(self._ring_failed, index))
+            self.slots[index].doorbell.ring()
+        self._listen()
 
     def _refuse_mounts(self) -> None:
         for index in list(self._own):

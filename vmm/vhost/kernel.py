@@ -33,7 +33,6 @@ class VhostIoctl(IntEnum):
     VHOST_SET_VRING_NUM = lib.VHOST_SET_VRING_NUM
     VHOST_SET_VRING_ADDR = lib.VHOST_SET_VRING_ADDR
     VHOST_SET_VRING_BASE = lib.VHOST_SET_VRING_BASE
-    VHOST_GET_VRING_BASE = lib.VHOST_GET_VRING_BASE
     VHOST_SET_VRING_KICK = lib.VHOST_SET_VRING_KICK
     VHOST_SET_VRING_CALL = lib.VHOST_SET_VRING_CALL
     VHOST_SET_VRING_ERR = lib.VHOST_SET_VRING_ERR
@@ -108,13 +107,9 @@ class VhostFile(DeviceFile):
         self.set_file(VhostIoctl.VHOST_SET_VRING_ERR, index, ring.err)
         self.set_file(VhostIoctl.VHOST_SET_VRING_KICK, index, ring.kick)
 
-    def ring_base(self, index: int) -> int:
-        """Return how far ring *index*, which stands still, has got."""
-        return int(self._state(VhostIoctl.VHOST_GET_VRING_BASE, index, 0))
-
-    def _state(self, request: VhostIoctl, index: int, number: int) -> int:
+    def _state(self, request: VhostIoctl, index: int, number: int) -> None:
         state = {"index": index, "num": number}
-        return int(self.ioctl_struct(request, "struct vhost_vring_state", state, **state).num)
+        self.ioctl_struct(request, "struct vhost_vring_state", state, **state)
 
     def set_file(self, request: VhostIoctl, index: int, fd: int) -> None:
         """Give ring *index* a file for what *request* says; -1: none."""

@@ -76,11 +76,9 @@ class KernelNetBackend(KernelBackend):
         queue = self._tap.queues[index // 2].fileno()
         file.set_file(VhostIoctl.VHOST_NET_SET_BACKEND, number, queue)
 
-    def stop_ring(self, index: int) -> int:
+    def stop_ring(self, index: int) -> None:
         """Disconnect the ring from its TAP queue."""
-        file, number = self._files[index // 2], index % 2
-        file.set_file(VhostIoctl.VHOST_NET_SET_BACKEND, number, -1)
-        return file.ring_base(number)
+        self._files[index // 2].set_file(VhostIoctl.VHOST_NET_SET_BACKEND, index % 2, -1)
 
 
 def thread_backend(tap: Tap) -> ThreadBackend:

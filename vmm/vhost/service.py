@@ -99,8 +99,13 @@ class Service(Closing):
         if self._daemon is not None:
             self._daemon.kill()
 
+    def abandon(self) -> None:
+        """Have the process killed, whoever waits for it. From any thread; never waits."""
+        if (daemon := self._daemon) is not None:
+            daemon.abandon()
+
     def close(self) -> None:
         """End the process; it gets time to write what it has. Idempotent."""
-        daemon, self._daemon = self._daemon, None
-        if daemon is not None:
-            daemon.close()
+        if self._daemon is not None:
+            self._daemon.close()
+            self._daemon = None

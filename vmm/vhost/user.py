@@ -46,6 +46,9 @@ if TYPE_CHECKING:
         def kill(self) -> None:
             """End it at once."""
 
+        def abandon(self) -> None:
+            """Have it killed, whoever waits for it. From any thread; never waits."""
+
         def close(self) -> None:
             """End it."""
 
@@ -191,25 +194,9 @@ class VhostUser(Closing):
                 channel.tell(request, U64.pack(index), [fd])
             channel.tell(Request.SET_VRING_ENABLE, STATE.pack(index, 1))
 
-    def stop_ring(self, index: int) -> int:
-        """End all that touches ring *index*, and return its base."""
-        self._rings.pop(index, None)
-        inflight = self._inflight.pop(index, None)
-        if inflight is not None:
-            inflight.close()
-        if self._channel is None:  # the daemon is at its end
-            self._server.kill()
-            return 0
-        try:
-            with self._talking() as channel:
-                answer = channel.ask(Request.GET_VRING_BASE, STATE.pack(index, 0))
-                if len(answer) != STATE.size:
-                    raise ChannelError(f"answered GET_VRING_BASE with {len(answer)} bytes")
-        except HostError:
-            self.kill()
-            raise
-        (_, base) = STATE.unpack(answer)
-        return int(base)
+    def stop_ring(self, index: int) -> None:  # noqa: ARG002
+        """End the daemon: so nothing touches any ring, whatever it is up to, or hangs at."""
+        self.stop()
 
     def ring_error(self, index: int) -> str:
         """Say what is wrong with ring *index*."""
@@ -223,6 +210,10 @@ class VhostUser(Closing):
         """End the daemon at once: it is not to be trusted any more, or gone already."""
         self._hang_up()
         self._server.kill()
+
+    def abandon(self) -> None:
+        """Have whoever waits for the daemon wait no longer. From any thread; never waits."""
+        self._server.abandon()
 
     def requeue(self) -> dict[int, int]:
         """Return, for each ring that is served, the index that another process can begin with.

@@ -3,20 +3,24 @@
 live --the daemon is gone--> revived: another one goes on at the right places in the rings
                        |
                        '---> broken (NEEDS_RESET), if that cannot be
+
+Whoever has the device's lock may wait for a daemon. So nobody who must not wait takes it just so:
+the loop comes again, and who ends a driver or the machine has the daemon killed.
 """
 
 from __future__ import annotations
 
 import time
-from threading import Thread
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from vmm.errors import HostError
-from vmm.vhost.device import VhostDevice
+from vmm import thread
+from vmm.errors import HostError, host_errors
+from vmm.vhost.device import TURN, VhostDevice
 from vmm.vhost.user import DaemonLostError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vmm.events import Events
     from vmm.memory import GuestMemory
@@ -46,12 +50,13 @@ class VhostUserDevice(VhostDevice):
         super().__init__(name, memory, events, queue_sizes, features, backend=backend)
         backend.before_hang_up = self.unwatch
         self._drivers = 0
-        """How many drivers there were: what is done for one is not to be done to the next."""
+        """Changes with each driver: what is done for one is not to be done to the next."""
+        self._taking_over = False
+        """Whether who has the lock is about to have another daemon."""
         self._deaths: list[float] = []
 
     def prepare(self, features: int, memory: GuestMemory) -> None:
         """Begin with a driver, and listen for the daemon's end. With the lock."""
-        self._drivers += 1
         super().prepare(features, memory)
         self._listen()
 
@@ -61,28 +66,62 @@ class VhostUserDevice(VhostDevice):
     def _lost(self) -> None:
         """Begin to recover: whether it is at its end, or says what nobody asked. With the lock."""
         self.unwatch(self.backend.connection)
-        # In a thread of its own: a new daemon takes its time, and the loop has others to serve.
-        Thread(
-            target=self._recover, args=(self._drivers,), name=f"{self.name}-revival", daemon=True
-        ).start()
+        self._begin(self._recover, "revival")
+
+    def _begin(self, what: Callable[[int], None], name: str) -> None:
+        """Do *what* in a thread of its own: daemons take their time, and the loop has others."""
+        try:
+            thread.start(f"{self.name}-{name}", what, self._drivers)
+        except HostError as error:
+            self._break(error, 0)
+
+    @contextmanager
+    def _succession(self, drivers: int) -> Iterator[bool]:
+        """Have the lock while a daemon takes over; tell whether it still shall."""
+        with self._lock:
+            self._taking_over = True
+            try:
+                yield self._wanted(drivers)
+            finally:
+                self._taking_over = False
+
+    def _wanted(self, drivers: int) -> bool:
+        """Tell whether that driver is still there, and has use for a daemon."""
+        return drivers == self._drivers and self.live
 
     def _recover(self, drivers: int) -> None:
-        with self._lock:
-            if drivers != self._drivers or not self.live or not self._serving:
+        reason = self.backend.explain()  # which takes its time
+        with self._succession(drivers) as wanted:
+            if not wanted or not self._serving:
                 return
-            reason = self.backend.explain()
             self.backend.kill()
             self._complain("vhost-user-lost", error=reason)
-            again = True
-            while again:
-                again = False
+            while self._wanted(drivers):
                 try:
                     self._count()
-                    self.revive()
+                    with host_errors(self.name):
+                        self.revive()
                 except DaemonLostError:
-                    again = True
+                    continue
                 except HostError as error:
                     self._break(HostError(f"{reason}; {error.message}"), 0)
+                return
+
+    def hurry(self) -> None:
+        """Have the daemon killed that somebody waits for who has the lock."""
+        if self._lock.acquire(blocking=False):
+            self._lock.release()
+        else:
+            self.backend.abandon()
+
+    def reset(self) -> None:
+        """Be as after power-on. One that is about to take over has nothing to wait for."""
+        self._drivers += 1
+        while not self._lock.acquire(timeout=TURN):
+            if self._taking_over:
+                self.backend.abandon()
+        self._lock.release()
+        super().reset()
 
     def _count(self) -> None:
         """Raise `HostError` if the daemon has died too often."""
@@ -101,4 +140,4 @@ class VhostUserDevice(VhostDevice):
         for index in self._serving:
             self.slots[index].doorbell.ring()  # it may have swallowed the driver's
             self.interrupts.used(index)  # and not have told of what it used
-        self._events.emit("vhost-user-restarted", device=self.name)
+        self._complain("vhost-user-restarted")

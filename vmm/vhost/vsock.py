@@ -64,11 +64,10 @@ class VsockBackend(KernelBackend):
         self._set.add(index)
         self._run(on=len(self._set) == RINGS)
 
-    def stop_ring(self, index: int) -> int:
+    def stop_ring(self, index: int) -> None:
         """Stop both rings."""
         self._set.discard(index)
         self._run(on=False)
-        return self._file.ring_base(index)
 
 
 class Vsock(VhostDevice):

@@ -319,6 +319,12 @@ class VirtioDevice(Closing):
 
     # Life
 
+    def hurry(self) -> None:
+        """Have nobody wait for others' programs who holds the device up: a vCPU has to stop.
+
+        From any thread; never waits.
+        """
+
     def reset(self) -> None:
         """Be as after power-on. When this returns, nothing touches guest memory."""
         with self._lock:
