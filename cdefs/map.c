@@ -47,6 +47,18 @@ int pyvmm_map_aligned(int fd, uint64_t offset, uint64_t size, int writable, uint
 	return 0;
 }
 
+/*
+ * Put size bytes of the file at offset in place of what is mapped at address: ours to write, while
+ * the file stays as it is. All three are multiples of pages. Returns 0 or -errno.
+ */
+int pyvmm_map_private(uintptr_t address, int fd, uint64_t offset, uint64_t size)
+{
+	void *got = mmap((void *)address, size, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd, (off_t)offset);
+
+	return got == MAP_FAILED ? -errno : 0;
+}
+
 int pyvmm_madvise(uintptr_t address, uint64_t size, int advice)
 {
 	return madvise((void *)address, size, advice) ? -errno : 0;

@@ -2,5 +2,6 @@
 
 int pyvmm_map_aligned(int fd, uint64_t offset, uint64_t size, int writable, uint64_t alignment,
     uint64_t phase, uintptr_t *address);
+int pyvmm_map_private(uintptr_t address, int fd, uint64_t offset, uint64_t size);
 int pyvmm_madvise(uintptr_t address, uint64_t size, int advice);
 int pyvmm_unmap(uintptr_t address, uint64_t size);

@@ -31,19 +31,20 @@ LAYERS = [  # lowest first
         "state",
         "lab",
         "pmem",
+        "flash",
     }
     | {"rootcomplex", "msi", "doorbells", "passthrough", "network"},
     {"cli"},
 ]
 BESIDE = {
     "config": {"errors"},
-    "chardev": {"terminal"},
     "thread": {"errors"},
+    "chardev": {"terminal"},
     "console": {"terminal", "escape", "outlet"},
     "coherence": {"arm64"},
     "virtio": {"pci"},
     "vhost": {"virtio"},
-    "machine": {"power", "space", "backplane", "rootcomplex", "passthrough"},
+    "machine": {"power", "space", "backplane", "rootcomplex", "passthrough", "flash"},
     "backplane": {"doorbells", "network"},
     "tap": {"device_file", "netlink"},
     "rootcomplex": {"msi"},

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vmm.config import MachineConfig
     from vmm.cpu import Reason
     from vmm.events import Events
+    from vmm.flash import Flash
     from vmm.loop import Loop
     from vmm.passthrough.devices import Passthrough
     from vmm.rootcomplex import RootComplex
@@ -84,6 +85,7 @@ class Machine(Closing):
             )
             self._bus = MmioBus()
             self._wires: dict[int, Wire] = {}
+            self._flash = self._add_flash()
             self._add_uart()
             self._add_rtc()
             self._bus.attach(layout.PVPANIC, layout.DEVICE_SIZE, PvPanic(self._on_panic))
@@ -112,6 +114,14 @@ class Machine(Closing):
 
     def _wire(self, spi: int) -> Wire:
         return self._wires.setdefault(spi, Wire())
+
+    def _add_flash(self) -> Flash | None:
+        """Have flash, if there is something in it, or to be kept in it."""
+        if self._config.firmware is None and self._config.flash is None:
+            return None
+        from vmm.flash import Flash  # noqa: PLC0415
+
+        return self._owned.enter_context(Flash(self._config, self._bus, self._events))
 
     def _add_uart(self) -> None:
         self.output = sink = self._owned.enter_context(Sink(headroom=pl011.FIFO_DEPTH))
@@ -230,8 +240,12 @@ class Machine(Closing):
     def _run_cycle(self) -> Ending:
         with PowerCycle(self._system, self.space, self._config.cpus) as cycle:
             self._load(cycle)
+            if self._flash is not None:
+                cycle.at_end(self._flash.unplug)
+                self._flash.plug(cycle.slots)
             if self._backplane is not None:
                 self._backplane.connect(cycle.vm)
+                cycle.hurry = self._backplane.hurry
             if self._root is not None:
                 cycle.at_end(self._root.disconnect)
                 self._root.connect(cycle.vm, has_its=cycle.gic.has_its)
@@ -245,18 +259,19 @@ class Machine(Closing):
         if isinstance(ending, Exception):
             raise ending
         return ending or Ending.QUIT
-                cycle.hurry = self._backplane.hurry
 
     def _load(self, cycle: PowerCycle) -> None:
         config, payload = self._config, self._files.read()
         nodes = [] if self._backplane is None else self._backplane.nodes()
         if self._root is not None:
             nodes += self._root.nodes(has_its=cycle.gic.has_its)
+        if self._flash is not None:
+            nodes.append(self._flash.node())
         cycle.load(payload, nodes)
         self._events.emit(
             "power-on",
-            image=str(config.image),
-            format=str(payload.kernel),
+            image=str(config.image or config.firmware),
+            format=str(payload.kernel or "firmware"),
             cpus=config.cpus,
             memory=config.memory,
             gic=cycle.gic.version,
@@ -269,6 +284,8 @@ class Machine(Closing):
         if self._root is not None:
             self._root.reset()
         self.space.discard()
+        if self._flash is not None:
+            self._flash.reset()
         self.uart.reset()
         self._rtc.reset()
 

@@ -94,7 +94,8 @@ class PowerCycle(Closing):
                 numa_nodes=self._space.numa_nodes,
             )
         )
-        memory.write(plan.kernel.base, payload.kernel.payload)
+        if plan.kernel is not None and payload.kernel is not None:
+            memory.write(plan.kernel.base, payload.kernel.payload)
         memory.write(plan.dtb.base, fdt.dumps(tree))
         if plan.initrd is not None and payload.initrd is not None:
             memory.write(plan.initrd.base, payload.initrd)

@@ -38,6 +38,7 @@ def test_a_plan_follows_the_boot_protocol(
     plan = planned(ram, kernel, initrd_size, dtb_size)
     parts = [part for part in (plan.kernel, plan.dtb, plan.initrd) if part]
 
+    assert plan.kernel is not None
     # The image starts text_offset bytes from a 2 MiB boundary; image_size bytes are its own.
     assert (plan.kernel.base - kernel.text_offset) % BLOCK == 0
     assert plan.kernel.size >= kernel.image_size

@@ -26,6 +26,7 @@ class Board(NamedTuple):
 
     mpidrs      the affinity of each CPU, in the order of their numbers
     interrupts  the GIC's node
+    cmdline     None: firmware decides
     kaslr_seed  8 random bytes; rng_seed: any number of them. Linux wipes both once read
     numa_nodes  0 has the CPUs and RAM; each other is for memory that a device's driver brings
     """
@@ -35,7 +36,7 @@ class Board(NamedTuple):
     interrupts: Node
     gic_version: int
     has_pmu: bool
-    cmdline: str
+    cmdline: str | None
     initrd: Extent | None
     kaslr_seed: bytes
     rng_seed: bytes
@@ -116,6 +117,18 @@ def coherent_memory(ranges: Sequence[Extent]) -> list[Node]:
     ]
 
 
+def flash(banks: Sequence[Extent]) -> Node:
+    """Describe flash of two chips of 16 bits a bank (bindings mtd/mtd-physmap.yaml)."""
+    return Node(
+        f"flash@{banks[0].base:x}",
+        {
+            "compatible": "cfi-flash",
+            "reg": reg(*((bank.base, bank.size) for bank in banks)),
+            "bank-width": 4,
+        },
+    )
+
+
 def virtio_mmio(slots: int) -> list[Node]:
     """Describe virtio-mmio transports in the first *slots* slots (bindings virtio/mmio.yaml).
 
@@ -136,7 +149,7 @@ def virtio_mmio(slots: int) -> list[Node]:
 
 def _chosen(board: Board) -> Node:
     properties: dict[str, Value] = {
-        "bootargs": board.cmdline,
+        **({} if board.cmdline is None else {"bootargs": board.cmdline}),
         "stdout-path": f"/serial@{layout.UART:x}",
         "kaslr-seed": board.kaslr_seed,
         "rng-seed": board.rng_seed,

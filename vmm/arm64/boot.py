@@ -8,6 +8,8 @@ Linux's Documentation/arch/arm64/booting.rst asks for:
     64 KiB boundary ----------> | initrd      |  in the same 32 GiB window as the kernel
                                 +-------------+
 
+Firmware that is in flash has all RAM to itself, and looks for the device tree where RAM begins.
+
 The kernel goes as low as it can, because kernels before 4.6 lose the RAM below them, and the
 device tree near it, because those before 4.2 look no further than 512 MiB.
 """
@@ -31,6 +33,9 @@ WINDOW = 32 * GIB
 PAGE = 64 << 10
 """The largest page a guest may use. An initrd aligned to less shares its page with others."""
 
+FIRMWARE = 0
+"""Where firmware starts: at the beginning of flash."""
+
 PSTATE_EL1H = 0b0101
 PSTATE_DAIF = 0xF << 6
 PSTATE = PSTATE_DAIF | PSTATE_EL1H
@@ -52,12 +57,13 @@ class Extent(NamedTuple):
 class BootPlan(NamedTuple):
     """Where everything goes in guest physical memory.
 
-    kernel    from the first byte of the payload to the end of its uninitialised data
+    kernel    from the first byte of the payload to the end of its uninitialised data; None if
+              firmware is started, where it is
     dtb       room for the device tree: it may be smaller
     initrd    exactly the initrd, or None
     """
 
-    kernel: Extent
+    kernel: Extent | None
     dtb: Extent
     initrd: Extent | None = None
 
@@ -69,7 +75,7 @@ class BootPlan(NamedTuple):
             "x1": 0,
             "x2": 0,
             "x3": 0,
-            "pc": self.kernel.base,
+            "pc": FIRMWARE if self.kernel is None else self.kernel.base,
             "pstate": PSTATE,
         }
 
@@ -106,6 +112,11 @@ def plan(
             "use a smaller initrd and a disk",
         )
     return BootPlan(code, dtb, initrd)
+
+
+def firmware_plan(ram: Extent) -> BootPlan:
+    """Place a device tree for firmware in *ram*: both edk2 and U-Boot expect it there."""
+    return BootPlan(None, Extent(ram.base, min(DTB_LIMIT, ram.size)))
 
 
 def _does_not_fit(what: str, ram: Extent, needed_end: int) -> UserError:

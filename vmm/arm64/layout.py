@@ -17,6 +17,9 @@ from __future__ import annotations
 
 from typing import Final
 
+FLASH: Final = 0x0000_0000
+"""Two banks, one after the other. vCPUs that start firmware start here."""
+
 GIC_DISTRIBUTOR: Final = 0x0800_0000
 GIC_DISTRIBUTOR_SIZE: Final = 0x1_0000
 GICV2_CPU_INTERFACE: Final = 0x0801_0000

@@ -1,4 +1,7 @@
-"""What a machine boots, as its configuration asks for it: kernel, initrd and command line."""
+"""What a machine boots, as its configuration asks for it: kernel, initrd and command line.
+
+Or firmware, which is in flash already (`vmm.flash`): then there is only a command line, if any.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,15 @@ if TYPE_CHECKING:
 class Payload(NamedTuple):
     """The kernel and its companions; *initrd_name* is the file the initrd is from."""
 
-    kernel: Kernel
+    kernel: Kernel | None
     initrd: memoryview | None
     initrd_name: str
-    cmdline: str
+    cmdline: str | None
 
     def place(self, ram: Extent) -> BootPlan:
         """Say where in *ram* everything goes. Raises `UserError` if it does not fit."""
+        if self.kernel is None:
+            return boot.firmware_plan(ram)
         size = 0 if self.initrd is None else len(self.initrd)
         return boot.plan(ram, self.kernel, size, initrd_name=self.initrd_name)
 
@@ -36,6 +41,8 @@ def load(
 
     *kernel_at* and *initrd_at* are where they are to be found now, if not by their names.
     """
+    if config.image is None:
+        return Payload(None, None, "", config.cmdline)
     name = str(config.image)
     kernel = image.identify(image.map_file(kernel_at or config.image), name, config.memory)
     initrd = kernel.initrd
@@ -56,7 +63,7 @@ class Files(Closing):
         self._config = config
         self._owned = ExitStack()
         self._first: Payload | None = load(config)
-        self._kernel = self._open(config.image)
+        self._kernel = self._open(config.image) if config.image is not None else None
         self._initrd = self._open(config.initrd) if config.initrd is not None else None
 
     def _open(self, path: Path) -> Path:

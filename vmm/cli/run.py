@@ -39,13 +39,24 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
 
 
 @click.command()
-@click.argument("image", type=_PATH)
+@click.argument("image", type=_PATH, required=False)
 @click.option("--cpus", "-c", type=int, default=1, show_default=True, help="Number of vCPUs.")
 @click.option(
     "--memory", "-m", default="512M", show_default=True, help="Guest RAM: 512M, 2G; plain: MiB."
 )
 @click.option("--initrd", "-i", type=_PATH, help="Initial RAM disk; replaces the image's own.")
 @click.option("--cmdline", "-a", help="Kernel command line; replaces the image's own.")
+@click.option(
+    "--firmware",
+    type=_PATH,
+    metavar="FILE",
+    help="Boot firmware (UEFI, U-Boot) from flash instead of IMAGE.",
+)
+@click.option(
+    "--flash",
+    metavar="FILE[,ro]",
+    help="What firmware keeps, such as UEFI's variables; made if it does not exist.",
+)
 @click.option(
     "--bar",
     "bars",
@@ -134,7 +145,7 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
 )
 @host_option
 def run(**options: Any) -> None:
-    """Run the guest in IMAGE.
+    """Run the guest in IMAGE, or what firmware finds on the guest's disks.
 
     IMAGE is a Linux kernel for arm64: an Image, a gzip, xz or zstd of one, an EFI zboot image, a
     unified kernel image with its own initrd and command line, or a flat binary.
@@ -148,8 +159,9 @@ def run(**options: Any) -> None:
             _raise_descriptor_limit()
             sys.exit(run_machine(config, escape, events))
     _check_files(config)
-    names = (options["image"], options["initrd"], options["events"])
+    names = (options["image"], options["firmware"], options["initrd"], options["events"])
     files = [name for name in names if name] + [disk.path for disk in config.disks]
+    files += [config.flash.path] if config.flash is not None else []
     files += [pmem.path for pmem in config.pmems]
     files += [share.path for share in config.shares]
     files += [device.rom for device in config.vfio if isinstance(device.rom, Path)]
@@ -165,6 +177,8 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
 
     config = MachineConfig(
         image=options["image"],
+        firmware=options["firmware"],
+        flash=None if options["flash"] is None else _parse("flash", "firmware")(options["flash"]),
         initrd=options["initrd"],
         cmdline=options["cmdline"],
         cpus=options["cpus"],

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vmm.config.bar import BarConfig
     from vmm.config.console import ConsoleConfig
     from vmm.config.disk import DiskConfig
+    from vmm.config.firmware import FlashConfig
     from vmm.config.net import NetConfig
     from vmm.config.pmem import PmemConfig
     from vmm.config.share import ShareConfig
@@ -27,8 +28,12 @@ DEFAULT_CMDLINE: Final = "console=ttyAMA0 panic=-1"
 class MachineConfig:
     """One machine.
 
+    image    a kernel; None: firmware boots what it finds
+    firmware  what the first bank of flash has
+    flash    what the second one has; None, with firmware: nothing, and nothing is kept
     memory   bytes of RAM
-    cmdline  the kernel's command line; None: the image's own, or `default_cmdline`
+    cmdline  the kernel's command line; None: the image's own, or `default_cmdline`; with firmware
+             it is what the device tree has for it
     write_back  ask for the proposed Write-Back flag on RAM's memory slot
     uapi     which generation of kernel to believe in: auto, mainline or rfc
     verify   prove, before the guest runs, what stage 2 gives each of the bars
@@ -44,7 +49,9 @@ class MachineConfig:
     balloon  bytes that a virtio balloon shall take at first; None: there is none
     """
 
-    image: Path
+    image: Path | None = None
+    firmware: Path | None = None
+    flash: FlashConfig | None = None
     initrd: Path | None = None
     cmdline: str | None = None
     cpus: int = 1
@@ -85,6 +92,10 @@ class MachineConfig:
             raise UserError(
                 f"--bar {bdf}: --vfio has all of this device", "leave one of the two out"
             )
+        if self.firmware is not None or self.image is None:
+            from vmm.config.firmware import check_firmware  # noqa: PLC0415
+
+            check_firmware(self)
         if self.consoles:
             from vmm.config.console import check_consoles  # noqa: PLC0415
 

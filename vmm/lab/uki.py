@@ -17,6 +17,8 @@ from vmm.progress import step
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vmm.lab.fixture import Guest
+
 COMMAND_LINE = "console=ttyAMA0 quiet"
 
 MODULES = (
@@ -44,7 +46,12 @@ def guest_image(
     version: str = NEWEST, flavour: str = STANDARD, cmdline: str = COMMAND_LINE
 ) -> Path:
     """Return a UKI with kernel, initramfs and command line, from the cache. Raises HostError."""
-    linux, initrd = fixture.guest(version, modules=MODULES, flavour=flavour, as_found=True)
+    return unified(fixture.guest(version, modules=MODULES, flavour=flavour, as_found=True), cmdline)
+
+
+def unified(guest: Guest, cmdline: str) -> Path:
+    """Return *guest*, with a command line, as a UKI, from the cache. Raises HostError."""
+    linux, initrd = guest
     debs = apt.fetch(_UKIFY, suite="trixie", arch="arm64")
     key = cache.digest(linux.name, initrd.name, cmdline, [deb.name for deb in debs])
 

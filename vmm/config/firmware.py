@@ -1,0 +1,46 @@
+"""``--firmware`` and ``--flash``: what a machine boots from, if not a kernel; its variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm.errors import UserError
+
+if TYPE_CHECKING:
+    from vmm.config import MachineConfig
+
+SYNTAX = "FILE[,ro]"
+
+
+class FlashConfig(NamedTuple):
+    """The file that the second bank of flash is; made when it is first written, if need be."""
+
+    path: Path
+    read_only: bool = False
+
+
+def parse_flash(text: str) -> FlashConfig:
+    """Return what ``FILE[,ro]`` means. Raises `UserError`."""
+    path, *options = text.split(",")
+    if not path:
+        raise UserError(f"--flash: {text!r} names no file", f"write {SYNTAX}")
+    for option in options:
+        if option != "ro":
+            raise UserError(f"--flash {text}: cannot use {option!r}", "the only option is ro")
+    return FlashConfig(Path(path), bool(options))
+
+
+def check_firmware(config: MachineConfig) -> None:
+    """Check what a machine boots: a kernel or firmware. Raises `UserError`."""
+    if config.firmware is None:
+        if config.image is None:
+            raise UserError("there is nothing to boot", "name an IMAGE, or use --firmware FILE")
+        return
+    for option, given in (("IMAGE", config.image), ("--initrd", config.initrd)):
+        if given is not None:
+            raise UserError(
+                f"--firmware {config.firmware}: {option} {given} is for machines without: "
+                "firmware loads what it boots itself",
+                "leave one of the two out, or put the kernel on a --disk",
+            )
