@@ -20,7 +20,7 @@ import pytest
 from vmm import daemon
 from vmm.daemon import FIRST_FD, Daemon, find
 from vmm.errors import HostError
-from vmm.events import Events
+from vmm.events import COMPLAINTS, Bounded, Events
 
 PATIENCE = 30.0
 
@@ -68,9 +68,9 @@ def test_what_it_says_is_an_event(events: Recorded) -> None:
 
 def test_a_program_that_babbles_is_cut_short(events: Recorded) -> None:
     script = "yes | head -n 10000 >&2; head -c 3000 /dev/zero | tr '\\0' x >&2"
-    with shell(script, events) as program:
+    with shell(script, Bounded(events)) as program:
         assert program.wait(PATIENCE)
-    assert len(events.lines()) == daemon.LINES
+    assert len(events.lines()) == COMPLAINTS
     assert len(program._said[-1]) == daemon.LONGEST_LINE
 
 

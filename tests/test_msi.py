@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from pci_bus import Recorded
 
+from vmm.events import COMPLAINTS
 from vmm.kvm.vm import MsiRoute, PinRoute
-from vmm.msi import COMPLAINTS, GSIS, MsiTable
+from vmm.msi import GSIS, MsiTable
 from vmm.pci.msix import Message
 
 DOORBELL = 0x0809_0040

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from vmm import thread
 from vmm.errors import GuestError, HostError
+from vmm.events import Bounded
 from vmm.kvm.exits import (
     Exit,
     Interrupted,
@@ -42,9 +43,6 @@ STOP_TIMEOUT: Final = 10.0
 
 HURRY: Final = 1.0
 """Seconds after which, and again, a vCPU that is late is helped out of what it waits for."""
-
-COMPLAINTS: Final = 100
-"""How many events each vCPU's faults can cause: a hostile guest must not fill the host's disk."""
 
 
 class Runnable(Protocol):
@@ -96,11 +94,10 @@ class VcpuThread:
         self.vcpu = vcpu
         self._bus = bus
         self._on_end = on_end
-        self._events = events
+        self._events = Bounded(events)
         self._changed = Condition()
         self._request = Request.RUN
         self._paused = False
-        self._complaints = 0
         self._thread: Thread | None = None
 
     # --- from other threads -----------------------------------------------------------------
@@ -191,9 +188,7 @@ class VcpuThread:
             return self._request is Request.RUN
 
     def _complain(self, event: str, **fields: object) -> None:
-        if self._complaints < COMPLAINTS:
-            self._complaints += 1
-            self._events.emit(event, vcpu=self.vcpu.id, **fields)
+        self._events.emit(event, vcpu=self.vcpu.id, **fields)
 
     def _answer_odd(self, exit_: Exit) -> None:
         """Answer what no well-behaved guest causes. Raises `HostError` if it can't go on."""

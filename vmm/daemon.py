@@ -34,8 +34,6 @@ been flushed by then may be lost, as it is when a machine loses its power."""
 CHILDREN: Final = 2.0
 """Seconds for its children to be gone once they are killed."""
 
-LINES: Final = 200
-"""How many lines of one program's become events: one that babbles must not fill the disk."""
 REMEMBERED: Final = 8
 LAST_WORDS: Final = 300
 """Characters of what it said last that an error message repeats."""
@@ -91,6 +89,7 @@ def _signal_name(number: int) -> str:
 class Daemon(Closing):
     """A running program. Its standard input and output are /dev/null.
 
+    events  gets each line that it says, be they ever so many: see `vmm.events.Bounded`
     fds     descriptors that it gets; it has them as `FIRST_FD` and following
     on_end  is called, in a thread that is not the caller's, once it has ended, unless `close`
             ended it
@@ -217,7 +216,7 @@ class Daemon(Closing):
         poll.register(fd, select.POLLIN)
         poll.register(self._pidfd, select.POLLIN)
         os.set_blocking(fd, False)
-        rest, lines, ended, silent = b"", 0, False, False
+        rest, ended, silent = b"", False, False
         while not ended:
             ended = any(ready == self._pidfd for ready, _ in poll.poll())
             data = None if silent else self._read(fd)
@@ -232,9 +231,7 @@ class Daemon(Closing):
                 text = line[:LONGEST_LINE].decode(errors="backslashreplace").strip()
                 if text:
                     self._said.append(text)
-                    lines += 1
-                    if lines <= LINES:
-                        self._events.emit("daemon-said", daemon=self.name, line=text)
+                    self._events.emit("daemon-said", daemon=self.name, line=text)
 
     @staticmethod
     def _read(fd: int) -> bytes | None:

@@ -6,10 +6,13 @@ attribute test an event. Never emit per exit: an event costs tens of microsecond
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from typing import TextIO
+
+COMPLAINTS: Final = 100
+"""How many events of each kind a guest can cause at one place: they must not fill a disk."""
 
 
 class Events:
@@ -35,3 +38,22 @@ class Events:
         """Write one event. *fields* must be JSON values."""
         if self._logger is not None:
             self._logger.info(event, **fields)
+
+
+class Bounded(Events):
+    """What a guest may cause without end, at one place: of each kind of event the first few.
+
+    *events* gets the first `COMPLAINTS`, the rest is dropped.
+    """
+
+    def __init__(self, events: Events) -> None:
+        super().__init__()
+        self._events = events
+        self._told: dict[str, int] = {}
+
+    def emit(self, event: str, **fields: object) -> None:
+        """Write one event, if there were not too many of its kind."""
+        told = self._told.get(event, 0)
+        if told < COMPLAINTS:
+            self._told[event] = told + 1
+            self._events.emit(event, **fields)

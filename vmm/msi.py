@@ -14,6 +14,7 @@ import select
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
+from vmm.events import Bounded
 from vmm.kvm.vm import MsiRoute, PinRoute
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 GSIS: Final = 4096
 """How many routes KVM has (include/linux/kvm_host.h, KVM_MAX_IRQ_ROUTES)."""
-
-COMPLAINTS: Final = 100
-"""How many events each function can cause: a hostile guest must not fill the host's disk."""
 
 
 class MsiTable:
@@ -98,8 +96,7 @@ class FunctionMsis:
         self.requester = 0
         self._name = name
         self._table = table
-        self._events = events
-        self._complaints = 0
+        self._events = Bounded(events)
         self._fds: dict[int, list[int]] = {}
         self._gsis: dict[int, int] = {}
         self._armed: set[int] = set()
@@ -180,13 +177,11 @@ class FunctionMsis:
                 self._table.vm.irqfd(fd, self._gsis[vector], deassign=True)
 
     def _refuse(self, vector: int, message: Message, because: str) -> None:
-        if self._complaints < COMPLAINTS:
-            self._complaints += 1
-            self._events.emit(
-                "msi-refused",
-                device=self._name,
-                vector=vector,
-                address=message.address,
-                data=message.data,
-                because=because,
-            )
+        self._events.emit(
+            "msi-refused",
+            device=self._name,
+            vector=vector,
+            address=message.address,
+            data=message.data,
+            because=because,
+        )

@@ -6,7 +6,8 @@ import os
 
 from machine_parts import Diary
 
-from vmm.passthrough.devices import COMPLAINTS, DeviceErrors
+from vmm.events import COMPLAINTS
+from vmm.passthrough.devices import DeviceErrors
 
 
 def test_errors_are_told_but_not_for_ever() -> None:

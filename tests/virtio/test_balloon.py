@@ -12,6 +12,7 @@ from ring_driver import BASE, BUFFERS, HOLE, KINDS, SECOND, SIZE, Buffer, Memory
 
 from vmm.config.balloon import check_balloon, parse_balloon
 from vmm.errors import UserError
+from vmm.events import COMPLAINTS
 from vmm.memory import GuestMemory, Mapping
 from vmm.virtio import status
 from vmm.virtio.balloon import (
@@ -23,7 +24,6 @@ from vmm.virtio.balloon import (
     TURN,
     Balloon,
 )
-from vmm.virtio.device import COMPLAINTS
 from vmm.virtio.mmio import MmioTransport
 from vmm.virtio.queue import MemoryMap
 

@@ -15,9 +15,10 @@ from ring_driver import BASE, INDIRECT, KINDS, SECOND, SIZE, Buffer, SplitDriver
 
 from vmm._native import lib
 from vmm.errors import UserError
+from vmm.events import COMPLAINTS
 from vmm.virtio import blk, status
 from vmm.virtio.blk import Blk
-from vmm.virtio.device import COMPLAINTS, F_EVENT_IDX, F_INDIRECT_DESC
+from vmm.virtio.device import F_EVENT_IDX, F_INDIRECT_DESC
 from vmm.virtio.disk import Cache, RawDisk
 from vmm.virtio.queue import Format
 

@@ -33,6 +33,7 @@ from ring_driver import (
 )
 
 from vmm._native import lib
+from vmm.events import Bounded
 from vmm.virtio import device as virtio
 from vmm.virtio import status
 from vmm.virtio.blk import Blk
@@ -145,7 +146,7 @@ def attack(
         driver = MmioDriver(transport)
         for _ in range(rings):
             events.seen.clear()
-            device._complaints = 0
+            device._bounded = Bounded(events)
             memory.guest.write(AREAS.driver, bytes(4))
             features = sum(feature for feature in FEATURES if random.random() < 0.6)
             size, packed = random.choice(SIZES), features & virtio.F_RING_PACKED
@@ -187,7 +188,7 @@ def attack_disk(random: Random, rings: int) -> None:
         with MmioTransport(device) as transport:
             driver = MmioDriver(transport)
             for _ in range(rings):
-                device._complaints = 0
+                device._bounded = Bounded(events)
                 device.disk.one_by_one = random.random() < 0.5
                 memory.guest.write(AREAS.driver, bytes(4))
                 features = sum(feature for feature in FEATURES if random.random() < 0.6)

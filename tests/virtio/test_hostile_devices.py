@@ -28,6 +28,7 @@ from test_hostile import FEATURES, Hostile, still_works
 from vmm.chardev.chardev import Chardev
 from vmm.chardev.pipes import PipeChardev
 from vmm.errors import HostError
+from vmm.events import Bounded
 from vmm.loop import Loop
 from vmm.memory import GuestMemory
 from vmm.vhost.backend import Ring
@@ -369,7 +370,7 @@ class Attack:
         """Do one life of the device."""
         random, events = self.random, self.host.events
         events.seen.clear()
-        self.device._complaints = 0
+        self.device._bounded = Bounded(events)
         queues, size, packed = self.start()
         for _ in range(random.randrange(1, 6)):
             index = random.randrange(queues)

@@ -6,6 +6,7 @@ import pytest
 from mmio_driver import CONFIG, FORMAT_FEATURES, REGISTERS, USED, Echo, MmioDriver, Recorded
 from ring_driver import BASE, BUFFERS, KINDS, Buffer, Memory, PackedDriver, SplitDriver
 
+from vmm.events import COMPLAINTS
 from vmm.virtio import device as virtio
 from vmm.virtio import status
 from vmm.virtio.mmio import SIZE, Notification
@@ -179,7 +180,7 @@ def test_features_stay_once_they_are_agreed_upon(driver: MmioDriver, echo: Echo)
 def test_a_hostile_driver_cannot_fill_the_log(driver: MmioDriver, events: Recorded) -> None:
     for _ in range(1000):
         driver.store("Status", OK)
-    assert len(events.seen) == virtio.COMPLAINTS
+    assert len(events.seen) == COMPLAINTS
 
 
 # --- queues -------------------------------------------------------------------------------------

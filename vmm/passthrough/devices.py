@@ -20,6 +20,7 @@ from vmm.arm64 import pcie
 from vmm.closing import Closing
 from vmm.coherence import dump
 from vmm.errors import UserError
+from vmm.events import Bounded
 from vmm.passthrough.function import PassthroughFunction
 from vmm.passthrough.peers import Peers
 from vmm.vfio.backend import Backend, open_iommu
@@ -49,31 +50,25 @@ if TYPE_CHECKING:
 LOOKS: Final = 8
 """How often stage 2 is looked at for a region: a dump takes its time."""
 
-COMPLAINTS: Final = 100
-"""How many errors of a device are told: its guest can bring them about, and fill a disk so."""
-
 UNKNOWN: Final = "unknown: this kernel has no dump (CONFIG_PTDUMP_STAGE2_DEBUGFS)"
 
 
 class DeviceErrors:
-    """What the device at *bdf* reports of itself, as events; the first `COMPLAINTS` only."""
+    """What the device at *bdf* reports of itself, as events."""
 
     def __init__(self, bdf: str, events: Events) -> None:
         self._bdf = bdf
-        self._events = events
-        self._told = 0
+        self._events = Bounded(events)  # its guest can bring them about
 
     def tell(self, fd: int) -> None:
         """Take what eventfd *fd*, which does not block, was signalled."""
         with suppress(BlockingIOError):
             os.eventfd_read(fd)
-        self._told += 1
-        if self._told <= COMPLAINTS:
-            self._events.emit(
-                "vfio-device-error",
-                device=self._bdf,
-                because="the device has reported an uncorrectable error (PCIe AER)",
-            )
+        self._events.emit(
+            "vfio-device-error",
+            device=self._bdf,
+            because="the device has reported an uncorrectable error (PCIe AER)",
+        )
 
 
 class Passthrough(Closing):

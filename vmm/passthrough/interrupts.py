@@ -15,10 +15,11 @@ import select
 from contextlib import ExitStack
 from functools import partial
 from threading import RLock
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vmm.closing import Closing
 from vmm.errors import VmmError
+from vmm.events import Bounded
 from vmm.vfio.irq import NO_EVENTFD, IrqIndex
 
 if TYPE_CHECKING:
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
     from vmm.pci.msix import Message
     from vmm.vfio.device import Device
     from vmm.vfio.irq import Irqs
-
-
-COMPLAINTS: Final = 100
-"""How many events a device's guest can cause here: they must not fill the host's disk."""
 
 
 class Delivery(Protocol):
@@ -131,9 +128,8 @@ class Interrupts(Closing):
         self.lock = RLock()
         """Comes after the host bridge's and the MSI-X table's."""
         self._device = device
-        self._events = events
+        self._events = Bounded(events)
         self._used: IrqIndex | None = None
-        self._complaints = 0
         self._has_pin = bool(device.irq(IrqIndex.INTX).count)
         self._connected = False
         self._vectors = {
@@ -218,9 +214,6 @@ class Interrupts(Closing):
 
     def complain(self, index: IrqIndex, error: Exception) -> None:
         """Say that interrupts of *index* do not come."""
-        self._complaints += 1
-        if self._complaints > COMPLAINTS:
-            return
         self._events.emit(
             "vfio-interrupts-failed",
             device=self._device.bdf,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from vmm.closing import Closing
 from vmm.daemon import FIRST_FD, Daemon
 from vmm.errors import HostError
+from vmm.events import Bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ class Service(Closing):
     ) -> None:
         self.what = what
         self._argv = argv
-        self._events = events
+        self._events = Bounded(events)  # a guest's drivers start processes
         self._fds = fds
         self._daemon: Daemon | None = None
 

@@ -17,8 +17,9 @@ import struct
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm._native import ffi, lib
+from vmm.events import Bounded
 from vmm.memory import Backing
-from vmm.virtio.device import COMPLAINTS, VirtioDevice
+from vmm.virtio.device import VirtioDevice
 
 if TYPE_CHECKING:
     from vmm.events import Events
@@ -81,7 +82,7 @@ class Balloon(VirtioDevice):
         self._stats: int | None = None  # the chain that waits for us to be curious
         self._curious = True
         self._awaited = True  # nobody was told that it has what it shall have
-        self._told = 0  # events since the host last wanted something
+        self._reports = Bounded(events)  # since the host last wanted something
 
     # The host's side
 
@@ -99,12 +100,12 @@ class Balloon(VirtioDevice):
         """Have *size* bytes in the balloon, sooner or later. Thread-safe."""
         self._target = size // PAGE
         self._awaited = True
-        self._told = 0
+        self._reports = Bounded(self._events)
         self.config_changed()
 
     def ask(self) -> None:
         """Have the guest tell how much memory it has: the event ``balloon-stats``. Thread-safe."""
-        self._told = 0
+        self._reports = Bounded(self._events)
         self._ask()
 
     def _ask(self) -> None:
@@ -161,9 +162,7 @@ class Balloon(VirtioDevice):
 
     def _report(self, event: str, **fields: object) -> None:
         """Emit *event*, but not without end: a guest can start over as often as it likes."""
-        if self._told < COMPLAINTS:
-            self._told += 1
-            self._events.emit(event, device=self.name, **fields)
+        self._reports.emit(event, device=self.name, **fields)
 
     def _return_stats(self) -> None:
         for index, slot in enumerate(self.slots):

@@ -14,7 +14,7 @@ from vmm import thread
 from vmm._native import ffi, lib
 from vmm.closing import Closing
 from vmm.errors import HostError, host_errors
-from vmm.virtio.device import COMPLAINTS, VirtioDevice
+from vmm.virtio.device import VirtioDevice
 from vmm.virtio.notify import USED, Doorbell, EventFd
 from vmm.virtio.queue import RingError
 
@@ -153,7 +153,6 @@ class Blk(VirtioDevice):
         self._workers: dict[int, Worker] = {}
         self.trouble = EventFd()
         """Signalled when the host could not do something."""
-        self._failures = 0
         self.disk: Any = ffi.new(
             "struct pyvmm_disk *",
             {
@@ -204,13 +203,11 @@ class Blk(VirtioDevice):
 
     def _tell_failure(self, index: int) -> None:
         found = self._workers[index].failure()
-        if found is None or self._failures == COMPLAINTS:
+        if found is None:
             return
-        self._failures += 1
         kind, error, offset = found
-        self._events.emit(
+        self._complain(
             "disk-error",
-            device=self.name,
             queue=index,
             operation=OPERATIONS.get(kind, str(kind)),
             offset=offset,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from vmm._native import lib
 from vmm.closing import Closing
+from vmm.events import Bounded
 from vmm.virtio import status
 from vmm.virtio.notify import Doorbell
 from vmm.virtio.queue import Areas, Format, MemoryMap, Queue, RingError
@@ -36,9 +37,6 @@ F_RING_RESET: Final = 1 << lib.VIRTIO_F_RING_RESET
 RING_FEATURES: Final = F_INDIRECT_DESC | F_EVENT_IDX | F_RING_PACKED | F_RING_RESET
 FEATURE_WORDS: Final = 4
 """Words of 32 feature bits that a transport shows; 2.2 has allotted fewer."""
-
-COMPLAINTS: Final = 100
-"""How many events a device emits about its driver: a hostile one must not fill the host's disk."""
 
 
 class Interrupts(Protocol):
@@ -102,7 +100,7 @@ class VirtioDevice(Closing):
         self._lock = Lock()
         self._status = 0
         self._accepted = 0
-        self._complaints = 0
+        self._bounded = Bounded(events)
 
     # What a kind of device provides
 
@@ -309,9 +307,8 @@ class VirtioDevice(Closing):
         self._tell()
 
     def _complain(self, event: str, **fields: object) -> None:
-        if self._complaints < COMPLAINTS:
-            self._complaints += 1
-            self._events.emit(event, device=self.name, **fields)
+        """Emit what the driver may cause without end."""
+        self._bounded.emit(event, device=self.name, **fields)
 
     def _tell(self) -> None:
         if self._status & status.DRIVER_OK and self.interrupts is not None:
