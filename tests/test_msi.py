@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from pci_bus import Recorded
 
+from vmm.errors import KernelError
 from vmm.events import COMPLAINTS
 from vmm.kvm.vm import MsiRoute, PinRoute
 from vmm.msi import GSIS, MsiTable
@@ -26,6 +28,8 @@ class FakeVm:
         self.table: list[MsiRoute | PinRoute] = []
         self.irqfds: dict[int, int] = {}
         self.replaced = 0
+        self.refused: set[int] = set()
+        """Eventfds for which it has no memory."""
 
     def set_gsi_routing(self, routes: Sequence[MsiRoute | PinRoute]) -> None:
         assert len({route.gsi for route in routes}) == len(routes)
@@ -37,6 +41,8 @@ class FakeVm:
         if deassign:
             assert self.irqfds.pop(fd) == gsi
         else:
+            if fd in self.refused:
+                raise KernelError("KVM_IRQFD", errno.ENOMEM)
             assert fd not in self.irqfds
             assert any(route.gsi == gsi for route in self.table), "it would be lost"
             self.irqfds[fd] = gsi
@@ -218,3 +224,37 @@ def test_without_a_vm_nothing_happens(events: Recorded) -> None:
     function.update({0: Message(DOORBELL, 1)})
     function.detach(77)
     assert events.seen == []
+
+
+def test_what_kvm_refuses_is_tried_again_and_others_are_not_kept_from_it(
+    table: MsiTable, vm: FakeVm
+) -> None:
+    function = table.function("disk0")
+    for vector, fd in ((0, 70), (0, 71), (1, 72)):
+        function.attach(vector, fd)
+    vm.refused = {70}
+    messages = {0: Message(DOORBELL, 1), 1: Message(DOORBELL, 2)}
+    with pytest.raises(KernelError):
+        function.update(messages)
+    assert 72 in vm.irqfds
+    vm.refused = set()
+    function.update(messages)
+    assert vm.irqfds == {70: FIRST, 71: FIRST, 72: FIRST + 1}
+    vm.refused = {70}
+    function.update({0: None})
+    with pytest.raises(KernelError):
+        function.update({0: messages[0]})
+    function.update({0: None, 1: None})
+    assert vm.irqfds == {}, "what KVM does not have is not taken from it"
+
+
+def test_an_eventfd_that_kvm_refuses_is_not_attached(table: MsiTable, vm: FakeVm) -> None:
+    function = table.function("disk0")
+    function.update({0: Message(DOORBELL, 1)})
+    vm.refused = {70}
+    with pytest.raises(KernelError):
+        function.attach(0, 70)
+    function.update({0: None})
+    vm.refused = set()
+    function.update({0: Message(DOORBELL, 1)})
+    assert vm.irqfds == {}

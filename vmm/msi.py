@@ -11,6 +11,7 @@ its irqfd back. Its route stays in the table, where nothing takes it.
 from __future__ import annotations
 
 import select
+from contextlib import ExitStack
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
@@ -99,26 +100,27 @@ class FunctionMsis:
         self._events = Bounded(events)
         self._fds: dict[int, list[int]] = {}
         self._gsis: dict[int, int] = {}
-        self._armed: set[int] = set()
-        """Vectors whose eventfds have irqfds."""
+        self._sending: set[int] = set()
+        """Vectors whose eventfds are to have irqfds,"""
+        self._irqfds: dict[int, int] = {}
+        """and those that have one, with their interrupt numbers: KVM may have refused."""
 
     # What signals what
 
     def attach(self, vector: int, fd: int) -> None:
         """Have *vector* send its message whenever eventfd *fd* is signalled. Raises `KvmError`."""
         with self._table.lock:
+            if vector in self._sending:
+                self._assign(fd, self._gsis[vector])
             self._fds.setdefault(vector, []).append(fd)
-            if vector in self._armed and self._table.vm is not None:
-                self._table.vm.irqfd(fd, self._gsis[vector])
 
     def detach(self, fd: int) -> None:
         """Have *fd* mean nothing any more, if it did: before it is closed. Raises `KvmError`."""
         with self._table.lock:
-            for vector, fds in self._fds.items():
+            for fds in self._fds.values():
                 if fd in fds:
                     fds.remove(fd)
-                    if vector in self._armed and self._table.vm is not None:
-                        self._table.vm.irqfd(fd, self._gsis[vector], deassign=True)
+                    self._release(fd)
 
     # What vectors send
 
@@ -135,8 +137,9 @@ class FunctionMsis:
                 else:
                     routes[vector] = route
             self._table.set_routes(routes.values())
-            for vector in routes:
-                self._arm(vector)
+            with ExitStack() as each:  # is done whatever becomes of another
+                for vector in routes:
+                    each.callback(self._arm, vector)
 
     def pending(self, vector: int) -> bool:
         """Tell whether an eventfd of *vector* has been signalled and nobody took it."""
@@ -148,7 +151,8 @@ class FunctionMsis:
 
     def disconnected(self) -> None:
         """Forget irqfds and interrupt numbers. With the table's lock."""
-        self._armed.clear()
+        self._sending.clear()
+        self._irqfds.clear()
         self._gsis.clear()
 
     def _route(self, vector: int, message: Message) -> MsiRoute | None:
@@ -165,16 +169,25 @@ class FunctionMsis:
         return MsiRoute(gsi, message.address, message.data, self.requester)
 
     def _arm(self, vector: int) -> None:
-        if vector not in self._armed and self._table.vm is not None:
-            self._armed.add(vector)
-            for fd in self._fds.get(vector, ()):
-                self._table.vm.irqfd(fd, self._gsis[vector])
+        self._sending.add(vector)
+        for fd in self._fds.get(vector, ()):
+            if fd not in self._irqfds:
+                self._assign(fd, self._gsis[vector])
 
     def _disarm(self, vector: int) -> None:
-        if vector in self._armed and self._table.vm is not None:
-            self._armed.remove(vector)
-            for fd in self._fds.get(vector, ()):
-                self._table.vm.irqfd(fd, self._gsis[vector], deassign=True)
+        self._sending.discard(vector)
+        for fd in self._fds.get(vector, ()):
+            self._release(fd)
+
+    def _assign(self, fd: int, gsi: int) -> None:
+        if self._table.vm is not None:
+            self._table.vm.irqfd(fd, gsi)
+            self._irqfds[fd] = gsi
+
+    def _release(self, fd: int) -> None:
+        gsi = self._irqfds.pop(fd, None)
+        if gsi is not None and self._table.vm is not None:
+            self._table.vm.irqfd(fd, gsi, deassign=True)
 
     def _refuse(self, vector: int, message: Message, because: str) -> None:
         self._events.emit(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
+from pathlib import Path
 
 import pytest
 from pci_tree import GPU, Tree
@@ -15,8 +17,10 @@ from vmm.vfio.causes import CAUSES, likely_cause
 from vmm.vfio.device import open_device
 from vmm.vfio.fd import VfioError, VfioFd
 from vmm.vfio.function import Function
+from vmm.vfio.group import Container, _Group
 from vmm.vfio.ioctls import ContainerIoctl, DeviceIoctl, GroupIoctl, IommufdIoctl
 from vmm.vfio.iommu import Iommu, IovaRange
+from vmm.vfio.iommufd import Iommufd
 
 
 @pytest.fixture
@@ -165,3 +169,37 @@ def test_an_error_names_file_ioctl_arguments_and_cause() -> None:
         f"{GPU}: VFIO_DEVICE_GET_REGION_INFO(index=0xc): Bad file descriptor; "
         "the descriptor is closed"
     )
+
+
+# --- giving back ------------------------------------------------------------------------------
+
+
+class Stubborn:
+    """KVM, which lets go of no file."""
+
+    def remove(self, _fd: int) -> None:
+        raise KernelError("KVM_SET_DEVICE_ATTR", errno.ENOENT)
+
+
+def opened(name: str) -> VfioFd:
+    return VfioFd(os.open(os.devnull, os.O_RDWR), name)
+
+
+def test_a_device_is_closed_whatever_kvm_says() -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    iommufd = Iommufd.__new__(Iommufd)
+    Iommu.__init__(iommufd, Stubborn())  # type: ignore[arg-type]
+    iommufd._devices = [opened(GPU)]
+    with pytest.raises(KernelError):
+        iommufd.detach(iommufd._devices[0])
+    assert iommufd._devices == []
+    for undo in (lambda group: group.detach(group._groups[0].devices[0]), Container.close):
+        group = Container.__new__(Container)
+        Iommu.__init__(group, Stubborn())  # type: ignore[arg-type]
+        group._fd = opened("container")
+        group._groups = [_Group(opened("1"), 1, [opened(GPU)])]
+        with pytest.raises(KernelError):
+            undo(group)
+        assert group._groups == []
+        group.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -88,22 +88,37 @@ class Vectors:
             self._open(vector)
         # All of them again: VFIO wants to know how many there are, first.
         before = set(self._signalled)
-        wanted = before | new
         if before:
             self._signalled.clear()
             irqs.disable(self._index)
+        try:
+            self._signal_all(irqs, before | new)
+        except VmmError:
+            if before:  # those that worked go on
+                self._signal_all(irqs, before)
+            raise
+        finally:
+            for vector in before & self._signalled:
+                # What was sent in between is lost: one too many does no harm.
+                os.eventfd_write(self._fds[vector], 1)
+
+    def _signal_all(self, irqs: Irqs, wanted: set[int]) -> None:
+        """Have VFIO signal *wanted*, where it signals none. Raises `VfioError`."""
         count = max(wanted) + 1
         fds = [self._fds[one] if one in wanted else NO_EVENTFD for one in range(count)]
         irqs.signal(self._index, fds)
         self._signalled = wanted
-        for vector in before:  # what was sent in between is lost: one too many does no harm
-            os.eventfd_write(self._fds[vector], 1)
 
     def _open(self, vector: int) -> None:
         """Have an eventfd for *vector*. Raises OSError."""
         if vector not in self._fds:
-            self._fds[vector] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._delivery.attach(vector, self._fds[vector])
+            fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            try:
+                self._delivery.attach(vector, fd)
+            except BaseException:
+                os.close(fd)
+                raise
+            self._fds[vector] = fd
 
     def forget(self) -> None:
         """Take it that VFIO signals nothing any more; drop what was signalled."""

@@ -9,6 +9,7 @@ Source: Documentation/driver-api/vfio.rst.
 from __future__ import annotations
 
 import errno
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from vmm._native import ffi, lib
@@ -120,11 +121,13 @@ class Container(Iommu):
     def _drop(self, group: _Group) -> None:
         if group.devices:
             return
-        self._withdraw(group.fd)
-        group.fd.close()
         self._groups.remove(group)
-        if not self._groups:
-            self._mapped.clear()
+        try:
+            self._withdraw(group.fd)
+        finally:
+            group.fd.close()
+            if not self._groups:
+                self._mapped.clear()
 
     def iova_ranges(self) -> list[IovaRange]:
         """Return what can be mapped; before Linux 5.4 the kernel does not tell."""
@@ -161,10 +164,11 @@ class Container(Iommu):
         return [group.fd for group in self._groups]
 
     def _close(self) -> None:
-        for group in self._groups:
-            for device in group.devices:
-                device.close()
-            self._withdraw(group.fd)
-            group.fd.close()
-        self._groups.clear()
-        self._fd.close()
+        with ExitStack() as each:  # is done whatever another raises; last first
+            each.callback(self._fd.close)
+            for group in self._groups:
+                each.callback(group.fd.close)
+                each.callback(self._withdraw, group.fd)
+                for device in group.devices:
+                    each.callback(device.close)
+            self._groups.clear()

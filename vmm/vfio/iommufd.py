@@ -80,8 +80,10 @@ class Iommufd(Iommu):
         """Close the device, which detaches and unbinds it."""
         if device in self._devices:
             self._devices.remove(device)
-        self._withdraw(device)
-        device.close()
+        try:
+            self._withdraw(device)
+        finally:
+            device.close()
 
     def iova_ranges(self) -> list[IovaRange]:
         """Return what can be mapped (IOMMU_IOAS_IOVA_RANGES). Raises `VfioError`."""

@@ -67,10 +67,11 @@ class PciInterrupts(Closing):
         with self._lock:
             if vector != self.assigned[source]:
                 fd = self.sources[source].fileno()
+                self.assigned[source] = NO_VECTOR
                 self._vectors.detach(fd)
-                self.assigned[source] = vector
                 if vector != NO_VECTOR:
                     self._vectors.attach(vector, fd)
+                self.assigned[source] = vector
 
     def forget(self) -> None:
         """Assign no vectors."""
