@@ -1,35 +1,61 @@
 """A bank of NOR flash as boards have it: two chips of 16 bits side by side, 32 bits wide.
 
-    chip 1    chip 0         array mode      `on_array(True)`:  loads need no exit, stores do
-    31 .. 16  15 .. 0        else            `on_array(False)`: loads come here as well
+    COMMAND --40 10--> PROGRAM ------------------------------------.   each arrow is a store
+       ^    --E8-----> COUNT --> BUFFER, n times --> CONFIRM --D0--|
+       |    --20-----> ERASE --D0----------------------------------|
+       |    --60-----> LOCK --01 D0--------------------------------|
+       '-----------------------------------------------------------'
 
-That is what the device tree calls "cfi-flash" with a bank width of 4, and edk2 expects: it sends
-each command to both chips at once. Each chip is a state machine of its own here, as on a board,
-so that narrow accesses, such as those of who probes for the width, need no rules of their own.
+    loads see   FF: ARRAY, the contents   70, or any setup: STATUS   90: ID   98: QUERY
+
+In array mode, which is ARRAY and COMMAND, loads need no exit; stores, and all else, come here.
+Programming clears bits; erasing sets all those of a block. Either has happened when the store
+returns, so the chips are always ready, and there is nothing to suspend.
+
+It is what the device tree calls "cfi-flash" with a bank width of 4. The chips work in step: edk2
+and Linux send each command to both at once. So whatever the width of a store, its lowest byte is
+the command, and each chip says the same. U-Boot, which takes the bank for one chip of 16 bits
+with every other word left out, gets along with that, as it does in QEMU.
 """
 
 from __future__ import annotations
 
+import os
 from threading import Lock
 from typing import TYPE_CHECKING, Final, Protocol
 
-from vmm.devices.nor_chip import BLOCK_WORDS, BLOCKS, WORD, Cycle, NorChip, View
+from vmm.devices.cfi import (
+    BLOCK_WORDS,
+    BLOCKS,
+    BUFFER_WORDS,
+    CLEAR_LOCK,
+    CLEAR_STATUS,
+    COMMANDS,
+    CONFIRM,
+    IDENTIFIERS,
+    LOCK,
+    QUERY,
+    SET_LOCK,
+    WORD,
+    Cycle,
+    Status,
+    View,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from vmm.events import Events
 
-CHIPS: Final = 2
-WIDTH: Final = CHIPS * WORD
+WIDTH: Final = 2 * WORD
 """Bytes."""
-BLOCK: Final = CHIPS * BLOCK_WORDS * WORD
+BLOCK: Final = WIDTH * BLOCK_WORDS
 """Bytes that are erased at once: 256 KiB."""
 SIZE: Final = BLOCKS * BLOCK
 """Bytes of guest physical address space: 64 MiB."""
 
 COMPLAINTS: Final = 100
-"""How many events one bank can cause: a hostile guest must not fill the host's disk."""
+"""How many events a bank can cause: a hostile guest must not fill the host's disk."""
 
 
 class Store(Protocol):
@@ -42,94 +68,171 @@ class Store(Protocol):
         """Put it there, and where it lasts. Raises OSError, with nothing changed."""
 
 
-class Lane:
-    """The words of *store* that are chip *number*'s."""
-
-    def __init__(self, store: Store, number: int) -> None:
-        self._store = store
-        self._number = number
-
-    def _offset(self, address: int) -> int:
-        return address * WIDTH + self._number * WORD
-
-    def read(self, address: int) -> int:
-        """Return a word."""
-        return int.from_bytes(self._store.read(self._offset(address), WORD), "little")
-
-    def program(self, words: Mapping[int, int]) -> None:
-        """Clear the bits of words that are 0 in *words*. Raises OSError, with nothing changed."""
-        first, last = self._offset(min(words)), self._offset(max(words))
-        data = bytearray(self._store.read(first, last - first + WORD))
-        for address, value in words.items():
-            at = self._offset(address) - first
-            data[at] &= value & 0xFF
-            data[at + 1] &= value >> 8
-        self._store.write(first, bytes(data))
-
-    def erase(self, block: int) -> None:
-        """Set all bits of a block. Raises OSError, with nothing changed."""
-        data = bytearray(self._store.read(block * BLOCK, BLOCK))
-        for byte in range(WORD):
-            data[self._number * WORD + byte :: WIDTH] = b"\xff" * BLOCK_WORDS
-        self._store.write(block * BLOCK, bytes(data))
-
-
 class CfiFlash:
-    """A bank, as a bus device: *name* is what events call it.
+    """A bank, as a bus device; *name* is what events call it.
 
-    `on_array` is told when array mode begins and ends, with the device's lock held; it may read
-    what *store* has, and show it to the guest instead.
+    `on_array` is told when array mode begins and ends, with the device's lock held: it may then
+    show the guest what *store* has. Of a *read_only* bank all blocks are locked, for good.
     """
 
     def __init__(self, name: str, store: Store, events: Events, *, read_only: bool = False) -> None:
         self._name = name
         self._store = store
         self._events = events
+        self._read_only = read_only
         self._complaints = 0
         self._lock = Lock()
         self._array = True
         self.on_array: Callable[[bool], object] = lambda _array: None
-        self._chips = [
-            NorChip(Lane(store, number), self._report, read_only=read_only)
-            for number in range(CHIPS)
-        ]
+        self._steps: dict[Cycle, Callable[[int, int, int], None]] = {
+            Cycle.COMMAND: self._command,
+            Cycle.PROGRAM: self._program,
+            Cycle.COUNT: self._count,
+            Cycle.BUFFER: self._fill,
+            Cycle.CONFIRM: self._confirm,
+            Cycle.ERASE: self._erase,
+            Cycle.LOCK: self._change_lock,
+        }
+        self._power_on()
+
+    def _power_on(self) -> None:
+        self._view = View.ARRAY
+        self._cycle = Cycle.COMMAND
+        self._status = Status.READY
+        self._locked: set[int] = set()
+        self._block = 0  # what is being programmed
+        self._left = 0  # stores until the buffer is complete
+        self._buffer: dict[int, int] = {}  # bytes, by offset
 
     def reset(self) -> None:
-        """Do what the reset input does: show the array."""
+        """Do what the reset input does: the array shows, and all locks are open."""
         with self._lock:
-            for chip in self._chips:
-                chip.reset()
+            self._power_on()
             self._follow()
+
+    # What the guest does
 
     def read(self, offset: int, size: int) -> int:
         """Return what a load sees."""
         with self._lock:
-            if self._array:
+            if self._view is View.ARRAY:
                 return int.from_bytes(self._store.read(offset, size), "little")
-            value = 0
-            first = offset // WORD
-            for index in reversed(range(first, -(-(offset + size) // WORD))):
-                value = value << 16 | self._chips[index % CHIPS].read(index // CHIPS)
-        return value >> 8 * (offset % WORD) & (1 << 8 * size) - 1
+            answer = self._answer(offset // WIDTH).to_bytes(WORD, "little")
+        first = offset % WORD
+        return int.from_bytes((answer * (size // WORD + 1))[first : first + size], "little")
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Take a store: each chip gets its lanes of it, the lowest address first."""
-        odd = 8 * (offset % WORD)
-        enabled = ((1 << 8 * size) - 1) << odd
-        value = value << odd & enabled
-        index = offset // WORD
+        """Take a store: a command, or what belongs to one."""
         with self._lock:
-            while enabled:
-                chip = self._chips[index % CHIPS]
-                chip.write(index // CHIPS, value & 0xFFFF, enabled & 0xFFFF)
-                index, value, enabled = index + 1, value >> 16, enabled >> 16
+            self._steps[self._cycle](offset, size, value)
             self._follow()
 
     def _follow(self) -> None:
-        array = all(chip.view is View.ARRAY and chip.cycle is Cycle.COMMAND for chip in self._chips)
+        array = self._view is View.ARRAY and self._cycle is Cycle.COMMAND
         if array != self._array:
             self._array = array
             self.on_array(array)
+
+    def _answer(self, address: int) -> int:
+        """Return what each chip says at *address*, when it is not asked for the array."""
+        block, within = divmod(address, BLOCK_WORDS)
+        match self._view:
+            case View.QUERY:
+                return QUERY.get(within, 0)
+            case View.ID:
+                return int(self._is_locked(block)) if within == LOCK else IDENTIFIERS.get(within, 0)
+            case _:
+                return int(self._status)
+
+    # What its stores mean
+
+    def _command(self, offset: int, _size: int, value: int) -> None:
+        command = value & 0xFF
+        if command == CLEAR_STATUS:
+            self._status = Status.READY
+        elif command in COMMANDS:
+            self._view, self._cycle = COMMANDS[command]
+            self._block = offset // BLOCK
+        else:
+            self._report("flash-bad-command", offset=offset, command=command)
+
+    def _program(self, offset: int, size: int, value: int) -> None:
+        self._cycle = Cycle.COMMAND
+        self._change(offset // BLOCK, dict(enumerate(value.to_bytes(size, "little"), offset)))
+
+    def _count(self, _offset: int, _size: int, value: int) -> None:
+        count = (value & 0xFFFF) + 1
+        if count > BUFFER_WORDS:
+            self._disorder(f"{count} words for a buffer of {BUFFER_WORDS}")
+        else:
+            self._left, self._buffer, self._cycle = count, {}, Cycle.BUFFER
+
+    def _fill(self, offset: int, size: int, value: int) -> None:
+        self._buffer.update(enumerate(value.to_bytes(size, "little"), offset))
+        self._left -= 1
+        if not self._left:
+            self._cycle = Cycle.CONFIRM
+
+    def _confirm(self, _offset: int, _size: int, value: int) -> None:
+        # Anywhere: edk2 confirms at the bank's beginning.
+        buffer, self._buffer = self._buffer, {}
+        if value & 0xFF != CONFIRM:
+            self._disorder("a buffer that is not confirmed")
+        elif {min(buffer) // BLOCK, max(buffer) // BLOCK} != {self._block}:
+            self._disorder("a buffer for another block")
+        else:
+            self._cycle = Cycle.COMMAND
+            self._change(self._block, buffer)
+
+    def _change(self, block: int, wanted: dict[int, int]) -> None:
+        """Clear those bits of *block* that are 0 in *wanted*."""
+        if self._is_locked(block):
+            self._status |= Status.LOCKED | Status.PROGRAM_ERROR
+            return
+        start, end = min(wanted), max(wanted) + 1
+        data = bytearray(self._store.read(start, end - start))
+        for offset, byte in wanted.items():
+            data[offset - start] &= byte
+        self._save(start, bytes(data), Status.PROGRAM_ERROR)
+
+    def _erase(self, offset: int, _size: int, value: int) -> None:
+        block = offset // BLOCK
+        if value & 0xFF != CONFIRM:
+            self._disorder("an erasure that is not confirmed")
+            return
+        self._cycle = Cycle.COMMAND
+        if self._is_locked(block):
+            self._status |= Status.LOCKED | Status.ERASE_ERROR
+        else:
+            self._save(block * BLOCK, b"\xff" * BLOCK, Status.ERASE_ERROR)
+
+    def _change_lock(self, offset: int, _size: int, value: int) -> None:
+        wanted, block = value & 0xFF, offset // BLOCK
+        self._cycle = Cycle.COMMAND
+        if wanted == SET_LOCK:
+            self._locked.add(block)
+        elif wanted != CLEAR_LOCK:
+            self._disorder("neither lock nor unlock")
+        elif self._read_only:
+            self._status |= Status.LOCKED | Status.ERASE_ERROR
+        else:
+            self._locked.discard(block)
+
+    def _is_locked(self, block: int) -> bool:
+        return self._read_only or block in self._locked
+
+    def _save(self, offset: int, data: bytes, failure: Status) -> None:
+        try:
+            self._store.write(offset, data)
+        except OSError as error:
+            self._status |= failure
+            reason = os.strerror(error.errno or 0)
+            self._report("flash-write-failed", offset=offset, error=reason)
+
+    def _disorder(self, what: str) -> None:
+        self._cycle = Cycle.COMMAND
+        self._status |= Status.SEQUENCE_ERROR
+        self._report("flash-bad-sequence", what=what)
 
     def _report(self, event: str, **fields: object) -> None:
         if self._complaints < COMPLAINTS:
