@@ -155,3 +155,31 @@ def test_no_image_at_all(refusal: Refusal) -> None:
 
 def test_an_unknown_command(refusal: Refusal) -> None:
     assert "'rum'" in refusal(command="rum")
+
+
+def test_nothing_to_boot(refusal: Refusal) -> None:
+    line = refusal("--host", "lab")
+    assert line == "there is nothing to boot; name an IMAGE, or use --firmware FILE"
+
+
+def test_firmware_that_is_not_there(refusal: Refusal) -> None:
+    line = refusal("--host", "lab", "--firmware", "none.fd")
+    assert line.startswith("--firmware none.fd: No such file or directory; ")
+
+
+def test_firmware_that_is_a_kernel(refusal: Refusal) -> None:
+    line = refusal("--host", "lab", "--firmware", "guest.img")
+    assert line.startswith("--firmware guest.img: ")
+    assert line.endswith("name it as IMAGE")
+
+
+def test_firmware_and_a_kernel(refusal: Refusal) -> None:
+    line = refusal("--host", "lab", "--firmware", "code.fd", "guest.img")
+    assert line.startswith("--firmware code.fd: IMAGE guest.img is for machines without: ")
+
+
+def test_flash_that_is_too_large(refusal: Refusal, tmp_path: Path) -> None:
+    (tmp_path / "vars.fd").touch()
+    os.truncate(tmp_path / "vars.fd", (64 << 20) + 1)
+    line = refusal("--host", "lab", "--flash", "vars.fd", "guest.img")
+    assert line.startswith("--flash vars.fd: 67108865 bytes are more than the 64 MiB of a bank")

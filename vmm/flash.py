@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Final
 from vmm._native import ffi, lib
 from vmm.arm64 import board, layout
 from vmm.arm64.boot import Extent
+from vmm.bus import MmioBus
 from vmm.closing import Closing
 from vmm.devices.cfi_flash import SIZE, CfiFlash
 from vmm.errors import HostError, UserError
+from vmm.events import Events
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmm.bus import MmioBus
     from vmm.config import MachineConfig
-    from vmm.events import Events
     from vmm.fdt import Node
     from vmm.kvm.slots import MemorySlots
 
@@ -71,7 +71,7 @@ class FlashFile(Closing):
     def _open(self, path: Path, *, read_only: bool, make: bool) -> None:
         flags = os.O_RDONLY if read_only else os.O_RDWR | (os.O_CREAT if make else 0)
         try:
-            self._fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
+            self._fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
         except OSError as error:
             hint = "name a file that can be read"
             if make:
@@ -150,20 +150,20 @@ class FlashFile(Closing):
         self._view[offset : offset + len(data)] = data
 
     def _save(self, fd: int, offset: int, data: bytes) -> None:
-        end = offset + len(data)
-        if end > self._size:
-            data = data.rstrip(ERASED)  # as which everything after its end counts
-            end = offset + len(data)
-            if end <= self._size:
-                data = data.ljust(self._size - offset, ERASED)
-            elif offset > self._size:
-                data = ERASED * (offset - self._size) + data
-                offset = self._size
+        room = self._size - offset
+        if len(data) > room:  # what is after its end is erased without being in it
+            kept = len(data.rstrip(ERASED))
+            if room >= 0:
+                data = data[: max(kept, room)]
+            elif kept:
+                data, offset = ERASED * -room + data[:kept], self._size
+            else:
+                return
         view = memoryview(data)
         while view:
             done = os.pwrite(fd, view, offset)
             view, offset = view[done:], offset + done
-        self._size = max(self._size, end)
+        self._size = max(self._size, offset)
 
     def sync(self) -> None:
         """Return when all that was written is on the disk. Raises OSError."""
@@ -273,6 +273,12 @@ class Flash(Closing):
     def close(self) -> None:
         """Let go of the banks. No VM may have them. Idempotent."""
         self._owned.close()
+
+
+def check_files(config: MachineConfig) -> None:
+    """Raise `UserError` for files that cannot be flash; one that is to be made is made."""
+    with Flash(config, MmioBus(), Events()):
+        """They can."""
 
 
 def check_code(path: Path, file: FlashFile) -> None:

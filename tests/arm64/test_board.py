@@ -11,7 +11,7 @@ import pytest
 from dt_validate import validate
 
 from vmm.arm64 import gic, layout, pcie
-from vmm.arm64.board import Board, coherent_memory, device_tree, virtio_mmio
+from vmm.arm64.board import Board, coherent_memory, device_tree, flash, virtio_mmio
 from vmm.arm64.boot import Extent
 from vmm.fdt import Node, cells, dumps, loads, phandles, strings
 
@@ -61,6 +61,7 @@ KINDS = {
     "with coherent device memory": board(
         extra=coherent_memory([Extent(0x1_0000_0000, 512 * MIB), Extent(0x2_0000_0000, MIB)])
     ),
+    "with flash": board(extra=[flash([Extent(at * 64 * MIB, 64 * MIB) for at in range(2)])]),
     "with virtio devices": board(extra=virtio_mmio(3)),
     "with devices that bring memory": board(
         cpus=2,
@@ -102,6 +103,23 @@ def test_the_console_is_where_chosen_says() -> None:
     assert strings(uart.properties["compatible"]) == ["arm,pl011", "arm,primecell"]
     assert cells(uart.properties["reg"], 2) == (layout.UART, layout.DEVICE_SIZE)
     assert cells(uart.properties["interrupts"]) == (0, layout.SPI_UART, 4)  # SPI, level, high
+
+
+def test_without_a_command_line_firmware_decides() -> None:
+    tree = device_tree(
+        Board(
+            ram=Extent(layout.RAM, MIB),
+            mpidrs=[0],
+            interrupts=gic.node(3, 1, has_its=True),
+            gic_version=3,
+            has_pmu=False,
+            cmdline=None,
+            initrd=None,
+            kaslr_seed=bytes(8),
+            rng_seed=bytes(32),
+        )
+    )
+    assert "bootargs" not in tree.find("/chosen").properties
 
 
 def test_the_initrd_ends_at_its_last_byte() -> None:

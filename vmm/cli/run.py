@@ -249,6 +249,10 @@ def _check_files(config: MachineConfig) -> None:
     from vmm.arm64.boot import Extent  # noqa: PLC0415
 
     payload.load(config).place(Extent(layout.RAM, config.memory))
+    if config.firmware is not None or config.flash is not None:
+        from vmm.flash import check_files  # noqa: PLC0415
+
+        check_files(config)
     if config.shares:
         from vmm.vhost.files import check_directory  # noqa: PLC0415
 

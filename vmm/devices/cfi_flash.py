@@ -158,7 +158,7 @@ class CfiFlash:
 
     def _program(self, offset: int, size: int, value: int) -> None:
         self._cycle = Cycle.COMMAND
-        self._change(offset // BLOCK, dict(enumerate(value.to_bytes(size, "little"), offset)))
+        self._change(dict(enumerate(value.to_bytes(size, "little"), offset)))
 
     def _count(self, _offset: int, _size: int, value: int) -> None:
         count = (value & 0xFFFF) + 1
@@ -182,14 +182,15 @@ class CfiFlash:
             self._disorder("a buffer for another block")
         else:
             self._cycle = Cycle.COMMAND
-            self._change(self._block, buffer)
+            self._change(buffer)
 
-    def _change(self, block: int, wanted: dict[int, int]) -> None:
-        """Clear those bits of *block* that are 0 in *wanted*."""
-        if self._is_locked(block):
+    def _change(self, wanted: dict[int, int]) -> None:
+        """Clear those bits that are 0 in *wanted*: bytes by offset."""
+        start, end = min(wanted), max(wanted) + 1
+        # A store that is not aligned may be for two blocks.
+        if self._is_locked(start // BLOCK) or self._is_locked((end - 1) // BLOCK):
             self._status |= Status.LOCKED | Status.PROGRAM_ERROR
             return
-        start, end = min(wanted), max(wanted) + 1
         data = bytearray(self._store.read(start, end - start))
         for offset, byte in wanted.items():
             data[offset - start] &= byte
