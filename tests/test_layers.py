@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent / "vmm"
 LAYERS = [  # lowest first
     {"errors", "closing", "config", "events", "_native", "thread"},
     {"kvm", "memory", "bus", "irq", "fdt", "loop", "progress", "daemon"}
-    | {"device_file", "netlink", "tap"}
+    | {"device_file", "image_lock", "netlink", "tap"}
     | {"console", "terminal", "escape", "outlet", "chardev"},
     {"devices", "virtio", "vhost", "pci"},
     {"cpu", "arm64", "coherence", "vfio"},

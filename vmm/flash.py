@@ -11,7 +11,6 @@ their slots from here.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import stat
@@ -26,6 +25,7 @@ from vmm.closing import Closing
 from vmm.devices.cfi_flash import SIZE, CfiFlash
 from vmm.errors import HostError, UserError
 from vmm.events import Events
+from vmm.image_lock import lock_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,7 +81,7 @@ class FlashFile(Closing):
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):
             raise UserError(f"{self._option}: not a regular file", "name one")
         if not read_only:
-            self._lock(self._fd)
+            lock_image(self._fd, self._option, read_only=False)
         self._size = os.fstat(self._fd).st_size
         if self._size > SIZE:
             raise UserError(
@@ -89,16 +89,6 @@ class FlashFile(Closing):
                 "of flash",
                 "use a smaller file",
             )
-
-    def _lock(self, fd: int) -> None:
-        with suppress(OSError):  # some file systems have no locks
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{self._option}: another machine uses it",
-                    "end that one, or give each its own copy",
-                ) from error
 
     def _map(self) -> None:
         try:

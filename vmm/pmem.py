@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import stat
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from vmm.closing import Closing
 from vmm.errors import HostError, UserError
+from vmm.image_lock import lock_image
 from vmm.memory import Backing, Region
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class PmemFile(Closing):
                 "name a file, or say size=SIZE to have one made; add ,ro to read it only",
             ) from error
         try:
-            self._lock()
+            lock_image(self._fd, self._option, read_only=self.read_only)
             self.size = self._measure(config.size)
             self._map()
         except BaseException:
@@ -82,17 +81,6 @@ class PmemFile(Closing):
             raise UserError(
                 f"{self._option}: cannot make it {size} bytes: {error.strerror}", "use less"
             ) from error
-
-    def _lock(self) -> None:
-        kind = fcntl.LOCK_SH if self.read_only else fcntl.LOCK_EX
-        with suppress(OSError):  # some file systems have no locks
-            try:
-                fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{self._option}: another machine uses it",
-                    "end that one, or give both the file with ,ro",
-                ) from error
 
     def _map(self) -> None:
         # What the guest may not write, devices may be told to write all the same (DMA): that is

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.closing import Closing
 from vmm.errors import UserError
+from vmm.image_lock import lock_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +76,7 @@ class RawDisk(Closing):
             ) from error
         try:
             self.sectors = self._measure()
-            self._lock()
+            lock_image(self._fd, self._option, read_only=self.read_only)
             if cache.direct:
                 self._open_direct()
         except BaseException:
@@ -97,17 +96,6 @@ class RawDisk(Closing):
                 "make it so with truncate -s",
             )
         return size // SECTOR
-
-    def _lock(self) -> None:
-        kind = fcntl.LOCK_SH if self.read_only else fcntl.LOCK_EX
-        with suppress(OSError):  # some file systems have no locks
-            try:
-                fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{self._option}: another machine uses it",
-                    "end that one, or give both the disk with ,ro",
-                ) from error
 
     def _open_direct(self) -> None:
         """Open the same file once more, for what goes past the page cache."""
