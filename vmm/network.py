@@ -104,7 +104,7 @@ def _open_user(
     if all(region.fd >= 0 for region in memory.memory):
         # One that does not know vhost-user says so by not starting.
         with suppress(DaemonRefusedError), ExitStack() as undo:
-            server = VhostUser(passt(vhost_user=True))
+            server = VhostUser(passt(vhost_user=True), in_order=True)
             undo.callback(server.close)
             device = VhostUserNet(name, memory, events, address, backend=server)
             undo.pop_all()

@@ -34,6 +34,8 @@ class FakeDaemon:
         self._script = list(script)
         self._fds = list(fds)
         self.requests: list[int] = []
+        self.told: list[tuple[int, bytes]] = []
+        """Requests, and what came with them."""
         self._thread = Thread(target=self._serve)
         self._thread.start()
 
@@ -45,6 +47,7 @@ class FakeDaemon:
                 if payload is None:
                     break
                 self.requests.append(request)
+                self.told.append((request, payload))
                 answer = self._right(request, payload, needed=bool(flags & NEED_REPLY))
                 if answer is None:
                     continue

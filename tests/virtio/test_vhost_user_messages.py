@@ -6,8 +6,10 @@ import os
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Thread
+from threading import enumerate as enumerate_threads
 from typing import NamedTuple
 
 import pytest
@@ -95,6 +97,35 @@ def test_only_what_we_can_follow_is_offered() -> None:
 
     with VhostUser(FakeService([all_of_them])) as backend:
         assert backend.features() == (1 << 64) - 1 & ~(1 << 29 | 1 << 30 | 1 << 34)
+
+
+def test_of_one_that_uses_chains_in_order_more_is_offered() -> None:
+    """Where it got to the used ring says, if that is split."""
+
+    def all_of_them(_request: int, _answer: bytes) -> bytes:
+        return framed(Request.GET_FEATURES, b"\xff" * 8)
+
+    with VhostUser(FakeService([all_of_them]), in_order=True) as backend:
+        assert backend.features() == (1 << 64) - 1 & ~(1 << 30 | 1 << 34)
+
+
+def test_another_goes_on_where_one_that_uses_chains_in_order_got_to(memory: Memory) -> None:
+    service = FakeService()
+    bells = [Doorbell() for _ in range(3)]
+    with VhostUser(service, in_order=True) as backend, ExitStack() as owned:
+        for bell in bells:
+            owned.enter_context(bell)
+        backend.start(backend.features(), memory.guest)
+        given = ring(memory, bells)
+        backend.start_ring(0, given)
+        assert not [each for each in enumerate_threads() if each.name == "inflight"]
+        memory.pack(given.guest.driver, "HH", 0, 0x1003)
+        memory.pack(given.guest.device, "HH", 1, 0x1001)  # do not notify; so many are used
+        backend.kill()
+        backend.restart(memory.guest)
+        told = dict(service.daemons[-1].told)
+        assert told[Request.SET_VRING_BASE] == struct.pack("=II", 0, 0x1001)
+        assert memory.guest.read(given.guest.device, 4) == struct.pack("<HH", 0, 0x1001)
 
 
 def test_memory_goes_over_with_its_files(memory: Memory) -> None:

@@ -81,3 +81,14 @@ class Inflight(Closing):
         self.stop()
         self.kick.close()
         self._stop.close()
+
+
+def take_over(ring: Ring) -> int:
+    """Return where another process is to go on in *ring*: that was used in order, and a split one.
+
+    What was available and not used is what follows in the available ring (2.7.6, 2.7.8). The
+    driver is to notify again, should the process, which is gone, have told it not to.
+    """
+    used = ffi.cast("uint16_t *", ring.host.device)  # flags, and index
+    used[0] = 0
+    return int(used[1])

@@ -1,7 +1,7 @@
 """vhost-user: another process serves the rings (QEMU's manual, interop/vhost-user).
 
     guest --doorbell--> Inflight --kick--> daemon --call--> guest
-                                             |  maps guest memory: the memfd goes over the socket
+                  '-------- in order ------->|  maps guest memory: the memfd goes over the socket
 
 A daemon is begun with for each driver, and ended when that driver is: so what a daemon knows of a
 driver ends with it, and nothing touches guest memory any more, whatever the daemon is up to.
@@ -16,7 +16,7 @@ from vmm.closing import Closing
 from vmm.errors import EXIT_USER, HostError
 from vmm.vhost import message
 from vmm.vhost.channel import Channel, ChannelError, GoneError
-from vmm.vhost.inflight import Inflight
+from vmm.vhost.inflight import Inflight, take_over
 from vmm.vhost.message import F_PROTOCOL_FEATURES, STATE, U64, Protocol, Request
 from vmm.virtio.device import F_EVENT_IDX, F_RING_PACKED
 
@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 NOTHING: Final = Protocol(0)
 UNWANTED: Final = F_EVENT_IDX | F_RING_PACKED
 """Ring features with which we could not tell what a daemon had when it died (`Inflight`)."""
+UNWANTED_IN_ORDER: Final = F_RING_PACKED
+"""The same of one that uses chains in order: a packed ring does not say how far it got."""
 
 
 class DaemonRefusedError(HostError):
@@ -71,7 +73,9 @@ class DaemonLostError(HostError):
 class VhostUser(Closing):
     """A `vmm.vhost.backend.VhostBackend` that is a process. Owns *server*.
 
-    wanted  protocol features that it must have; MQ, if it has that, is used in any case
+    wanted    protocol features that it must have; MQ, if it has that, is used in any case
+    in_order  it uses chains in the order they came, and none comes to harm that is done twice: so
+              another one can go on where the used ring ends, and nobody need follow the ring
 
     Raises `HostError`, which names ``server.what``, the option; `DaemonRefusedError` if the daemon
     cannot do what it is asked.
@@ -79,9 +83,12 @@ class VhostUser(Closing):
 
     resets_rings = False
 
-    def __init__(self, server: Server, wanted: Protocol = NOTHING) -> None:
+    def __init__(
+        self, server: Server, wanted: Protocol = NOTHING, *, in_order: bool = False
+    ) -> None:
         self._server = server
         self._wanted = wanted
+        self._in_order = in_order
         self._channel: Channel | None = None
         self._rings: dict[int, Ring] = {}
         self._inflight: dict[int, Inflight] = {}
@@ -156,7 +163,8 @@ class VhostUser(Closing):
 
     def features(self) -> int:
         """Return the feature bits that it can do."""
-        return int(self._features & ~UNWANTED & ~F_PROTOCOL_FEATURES)
+        unwanted = UNWANTED_IN_ORDER if self._in_order else UNWANTED
+        return int(self._features & ~unwanted & ~F_PROTOCOL_FEATURES)
 
     def start(self, features: int, memory: GuestMemory) -> None:
         """Prepare to serve a driver that accepted *features*, over *memory*, which has a file."""
@@ -178,10 +186,7 @@ class VhostUser(Closing):
     def start_ring(self, index: int, ring: Ring) -> None:
         """Serve ring number *index* from now on."""
         self._rings[index] = ring
-        if index not in self._inflight:
-            self._inflight[index] = Inflight(ring)
-        inflight = self._inflight[index]
-        inflight.start()
+        kick = ring.kick if self._in_order else self._follow(index, ring)
         with self._talking() as channel:
             channel.tell(Request.SET_VRING_NUM, STATE.pack(index, ring.size))
             channel.tell(Request.SET_VRING_BASE, STATE.pack(index, ring.base))
@@ -189,10 +194,17 @@ class VhostUser(Closing):
             for request, fd in (
                 (Request.SET_VRING_ERR, ring.err),
                 (Request.SET_VRING_CALL, ring.call),
-                (Request.SET_VRING_KICK, inflight.kick.fileno()),
+                (Request.SET_VRING_KICK, kick),
             ):
                 channel.tell(request, U64.pack(index), [fd])
             channel.tell(Request.SET_VRING_ENABLE, STATE.pack(index, 1))
+
+    def _follow(self, index: int, ring: Ring) -> int:
+        """Know what of *ring* is with the daemon; return what that is to be kicked by."""
+        if index not in self._inflight:
+            self._inflight[index] = Inflight(ring)
+        self._inflight[index].start()
+        return self._inflight[index].kick.fileno()
 
     def stop_ring(self, index: int) -> None:  # noqa: ARG002
         """End the daemon: so nothing touches any ring, whatever it is up to, or hangs at."""
@@ -221,8 +233,9 @@ class VhostUser(Closing):
         What the daemon, which is no more, had and did not use, is available again. Raises
         `HostError` if it is not known what that was.
         """
-        for index, inflight in self._inflight.items():
-            self._rings[index] = self._rings[index]._replace(base=inflight.requeue())
+        for index, ring in self._rings.items():
+            base = take_over(ring) if self._in_order else self._inflight[index].requeue()
+            self._rings[index] = ring._replace(base=base)
         return {index: ring.base for index, ring in self._rings.items()}
 
     def restart(self, memory: GuestMemory) -> None:
