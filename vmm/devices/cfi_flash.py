@@ -41,6 +41,7 @@ from vmm.devices.cfi import (
     Status,
     View,
 )
+from vmm.events import Bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,9 +54,6 @@ BLOCK: Final = WIDTH * BLOCK_WORDS
 """Bytes that are erased at once: 256 KiB."""
 SIZE: Final = BLOCKS * BLOCK
 """Bytes of guest physical address space: 64 MiB."""
-
-COMPLAINTS: Final = 100
-"""How many events a bank can cause: a hostile guest must not fill the host's disk."""
 
 
 class Store(Protocol):
@@ -78,9 +76,8 @@ class CfiFlash:
     def __init__(self, name: str, store: Store, events: Events, *, read_only: bool = False) -> None:
         self._name = name
         self._store = store
-        self._events = events
+        self._events = Bounded(events)
         self._read_only = read_only
-        self._complaints = 0
         self._lock = Lock()
         self._array = True
         self.on_array: Callable[[bool], object] = lambda _array: None
@@ -236,6 +233,4 @@ class CfiFlash:
         self._report("flash-bad-sequence", what=what)
 
     def _report(self, event: str, **fields: object) -> None:
-        if self._complaints < COMPLAINTS:
-            self._complaints += 1
-            self._events.emit(event, flash=self._name, **fields)
+        self._events.emit(event, flash=self._name, **fields)
