@@ -169,6 +169,25 @@ def test_two_machines_cannot_have_the_same_file(path: Path) -> None:
         opened(path)
 
 
+def test_one_that_is_read_only_is_shared_and_kept_from_writers(path: Path) -> None:
+    path.touch()
+    with (
+        opened(path, read_only=True),
+        opened(path, read_only=True),
+        pytest.raises(UserError, match="another machine uses it"),
+    ):
+        opened(path)
+
+
+def test_firmware_cannot_keep_its_variables_in_itself(tmp_path: Path) -> None:
+    code, link = tmp_path / "code.fd", tmp_path / "vars.fd"
+    code.write_bytes(b"code")
+    link.symlink_to(code)
+    config = MachineConfig(firmware=code, flash=FlashConfig(link))
+    with pytest.raises(UserError, match=r"--flash \S+: it is what --firmware names; "):
+        Flash(config, MmioBus(), Recorded())
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -192,6 +211,7 @@ def test_what_cannot_be_flash(tmp_path: Path, name: str, message: str, *, read_o
     [
         (b"", "the file is empty"),
         (bytes(56) + b"ARM\x64", "like a Linux kernel; name it as IMAGE"),
+        (b"MZ", "an EFI program; have firmware load it"),
         (b"QFI\xfb", "qcow2 image; convert it"),
     ],
 )

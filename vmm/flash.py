@@ -41,14 +41,15 @@ ERASED: Final = b"\xff"
 
 KERNEL: Final = 56, b"ARM\x64"
 """Offset and magic number of a Linux kernel (Documentation/arch/arm64/booting.rst)."""
+EFI_PROGRAM: Final = 0, b"MZ"
 QCOW2: Final = 0, b"QFI\xfb"
 
 
 class FlashFile(Closing):
     """Owns a bank's contents, and the file at *path* that they are from; none: they are forgotten.
 
-    *option* is what errors call it by. With *make* it need not exist. One that can be written is
-    locked (flock), against a second machine. Nobody may make it shorter meanwhile: an access
+    *option* is what errors call it by. With *make* it need not exist. It is locked (flock), against
+    a second machine that writes it. Nobody may make it shorter meanwhile: an access
     beyond its end would kill us (SIGBUS). Raises `UserError`, `HostError`.
     """
 
@@ -80,8 +81,7 @@ class FlashFile(Closing):
         self._owned.callback(os.close, self._fd)
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):
             raise UserError(f"{self._option}: not a regular file", "name one")
-        if not read_only:
-            lock_image(self._fd, self._option, read_only=False)
+        lock_image(self._fd, self._option, read_only=read_only)
         self._size = os.fstat(self._fd).st_size
         if self._size > SIZE:
             raise UserError(
@@ -229,6 +229,7 @@ class Flash(Closing):
             if flash is None:
                 file = FlashFile(None)
             else:
+                check_separate(config.firmware, flash.path)
                 read_only = flash.read_only
                 file = FlashFile(
                     flash.path, option="--flash", read_only=read_only, make=not read_only
@@ -271,12 +272,20 @@ def check_files(config: MachineConfig) -> None:
         """They can."""
 
 
+def check_separate(firmware: Path | None, flash: Path) -> None:
+    """Raise `UserError` if one file is to be both: firmware would write over itself."""
+    with suppress(OSError):
+        if firmware is not None and flash.samefile(firmware):
+            raise UserError(f"--flash {flash}: it is what --firmware names", "name another file")
+
+
 def check_code(path: Path, file: FlashFile) -> None:
     """Raise `UserError` for what is known not to be firmware that begins at its first byte."""
     if file.is_empty:
         raise UserError(f"--firmware {path}: the file is empty", "name firmware")
     for (offset, magic), what, hint in (
         (KERNEL, "it is to be loaded into RAM like a Linux kernel", "name it as IMAGE"),
+        (EFI_PROGRAM, "it is an EFI program", "have firmware load it from a --disk"),
         (QCOW2, "it is a qcow2 image", "convert it: qemu-img convert -O raw"),
     ):
         if file.read(offset, len(magic)) == magic:
