@@ -316,9 +316,10 @@ def test_escape_keys_act_and_the_guest_does_not_see_them(
         console.on_quit = lambda: done.append("quit")
         console.on_reset = lambda: done.append("reset")
         console.on_balloon = lambda direction: done.append(f"balloon {direction:+}")
-        os.write(master, b"a\x01rb\x01bc\x01-\x01+\x01st\x01\x01d\x01x")
-        run_until(loop, lambda: len(done) == 4)
-    assert done == ["reset", "balloon +1", "balloon -1", "quit"]
+        console.on_map = lambda: done.append("map")
+        os.write(master, b"a\x01rb\x01bc\x01-\x01+\x01m\x01st\x01\x01d\x01x")
+        run_until(loop, lambda: len(done) == 5)
+    assert done == ["reset", "balloon +1", "balloon -1", "map", "quit"]
     assert guest.heard == [b"a", b"b", b"BREAK", b"c", b"BREAK", b"t\x01d"]
 
 

@@ -86,7 +86,8 @@ class Console(Closing):
 
     Use as a context manager, in the thread of *loop*. *escape* is the prefix of pyvmm's own
     keys, None for no such keys; they exist only on a terminal. Set ``on_quit`` and ``on_reset``
-    for C-a x and C-a r, ``on_balloon`` for C-a - (1: it shall be larger) and C-a + (-1).
+    for C-a x and C-a r, ``on_balloon`` for C-a - (1: it shall be larger) and C-a + (-1), ``on_map``
+    for C-a m.
     """
 
     def __init__(  # noqa: PLR0913  (two ends, each with two directions)
@@ -102,6 +103,7 @@ class Console(Closing):
         self.on_quit: Callable[[], None] = lambda: None
         self.on_reset: Callable[[], None] = lambda: None
         self.on_balloon: Callable[[int], None] = lambda _direction: None
+        self.on_map: Callable[[], None] = lambda: None
         self._loop = loop
         self._source = source
         self._sink = sink
@@ -276,6 +278,8 @@ class Console(Closing):
             self.on_reset()
         elif command in (Command.INFLATE, Command.DEFLATE):
             self.on_balloon(1 if command is Command.INFLATE else -1)
+        elif command is Command.MAP:
+            self.on_map()
         elif command is Command.HELP and self._escape is not None:
             self.say(*help_lines(self._escape))
 

@@ -4,6 +4,7 @@
     C-a x    quit                      C-a b      a break
     C-a r    reset the machine         C-a C-a    one Ctrl-A for the guest
     C-a -    a larger balloon          C-a +      a smaller balloon: more memory for the guest
+    C-a m    the map of guest memory
 
 As in QEMU, kvmtool and screen.
 """
@@ -27,6 +28,7 @@ class Command(Enum):
     BREAK = auto()
     INFLATE = auto()
     DEFLATE = auto()
+    MAP = auto()
 
 
 KEYS = {
@@ -37,6 +39,7 @@ KEYS = {
     ord("b"): Command.BREAK,
     ord("-"): Command.INFLATE,
     ord("+"): Command.DEFLATE,
+    ord("m"): Command.MAP,
 }
 SYSRQ = ord("s")
 
@@ -72,6 +75,7 @@ def help_lines(prefix: int) -> list[str]:
         f"{name} b      a break",
         f"{name} -      take memory from the guest, by its balloon (--balloon)",
         f"{name} +      give it back",
+        f"{name} m      what each range of the guest's memory is promised, and owed",
         f"{name} {name}    send {name} itself",
     ]
 

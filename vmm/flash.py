@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from vmm.config import MachineConfig
     from vmm.fdt import Node
-    from vmm.kvm.slots import MemorySlots
+    from vmm.kvm.slots import MemorySlot, MemorySlots
 
 PIECE: Final = 2 << 20
 """Bytes of erased flash that are in memory; mapped again and again."""
@@ -198,6 +198,10 @@ class FlashBank(Closing):
         elif slot := self._slots.find(self.base):
             self._slots.remove(slot)
 
+    def shown(self) -> MemorySlot | None:
+        """Return the memory slot that shows the array; None in other modes."""
+        return None if self._slots is None else self._slots.find(self.base)
+
     def unplug(self) -> None:
         """Forget the VM, whose vCPUs have stopped."""
         self._slots = None
@@ -246,6 +250,12 @@ class Flash(Closing):
         """Show the banks to a VM, which does not run yet. Raises `KvmError`."""
         for bank in self.banks:
             bank.plug(slots)
+
+    def shown(self) -> list[tuple[str, MemorySlot]]:
+        """Return the memory slots of the banks whose array shows, and what they are."""
+        return [
+            (f"flash: {bank.device.name}", slot) for bank in self.banks if (slot := bank.shown())
+        ]
 
     def unplug(self) -> None:
         """Forget the VM, whose vCPUs have stopped."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from vmm.backplane import Backplane
     from vmm.chardev.pipes import PipeChardev
+    from vmm.coherence.ledger import Ledger
     from vmm.config import MachineConfig
     from vmm.cpu import Reason
     from vmm.events import Events
@@ -213,6 +214,11 @@ class Machine(Closing):
         return None if self._backplane is None else self._backplane.balloon
 
     # --- life ---------------------------------------------------------------------------------
+
+    def ledger(self) -> Ledger:
+        """Return what each range of guest memory is promised now. Raises `KvmError`."""
+        flash = [] if self._flash is None else self._flash.shown()
+        return self.space.ledger(flash)
 
     def run(self) -> Ending:
         """Power on, and return how it ended; resets go round again.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vmm.events import Events
     from vmm.fdt import Node
     from vmm.kvm.fd import KvmError
-    from vmm.kvm.slots import MemorySlots
+    from vmm.kvm.slots import MemorySlot, MemorySlots
     from vmm.kvm.system import System
     from vmm.loop import Loop
     from vmm.memory import Region
@@ -264,8 +264,11 @@ class GuestSpace(Closing):
             ]
         )
 
-    def ledger(self) -> Ledger:
-        """Return what each range was promised when last plugged. Raises `KvmError`."""
+    def ledger(self, flash: Iterable[tuple[str, MemorySlot]] = ()) -> Ledger:
+        """Return what each range was promised when last plugged. Raises `KvmError`.
+
+        *flash* names slots of ordinary memory that are not from here.
+        """
         from vmm.coherence.ledger import Entry, Ledger
         from vmm.coherence.policy import Attribute, Map, Stage1, decide_ram
 
@@ -284,6 +287,21 @@ class GuestSpace(Closing):
                 self._flags(region),
             )
             for number, region in enumerate(self.memory)
+        ]
+        decision = decide_ram(self.capability, write_back=False)
+        assert isinstance(decision, Map)
+        ram += [
+            Entry(
+                name,
+                slot.guest_phys_addr,
+                slot.memory_size,
+                Backing.FILE,
+                attribute,
+                decision.promise,
+                slot.number,
+                slot.flags,
+            )
+            for name, slot in flash
         ]
         device = [entry for region in self._devices for entry in region.entries]
         shown = [

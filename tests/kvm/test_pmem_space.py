@@ -10,7 +10,7 @@ from vmm.arm64 import layout
 from vmm.config import MachineConfig
 from vmm.config.pmem import PmemConfig
 from vmm.errors import UserError
-from vmm.kvm.slots import MemorySlots
+from vmm.kvm.slots import MemorySlot, MemorySlots
 from vmm.kvm.system import System
 from vmm.kvm.vm import MemFlag, Vm
 from vmm.memory import Backing
@@ -55,7 +55,10 @@ def test_the_ledger_has_them(system: System, vm: Vm, tmp_path: Path) -> None:
     with GuestSpace(config(PmemConfig(tmp_path / "file", size=SIZE)), system) as space:
         slots = MemorySlots(vm)
         space.plug(slots)
-        ram, pmem = space.ledger()
+        shown = MemorySlot(9, MemFlag.READONLY, 0, SIZE, 1 << 21)
+        flash, ram, pmem = space.ledger([("flash", shown)])
+        assert (flash.name, flash.base, flash.slot, flash.flags) == ("flash", 0, 9, shown.flags)
+        assert flash.promise == ram.promise
         assert (ram.name, ram.backing) == ("RAM", Backing.ANONYMOUS)
         assert (pmem.name, pmem.backing, pmem.size) == ("pmem", Backing.FILE, SIZE)
         assert pmem.promise == ram.promise

@@ -312,6 +312,17 @@ def _squeeze(machine: Machine, config: MachineConfig, direction: int) -> str:
     return f"the balloon shall have {size >> 20} MiB; it has {machine.balloon.actual >> 20} MiB"
 
 
+def _map(machine: Machine) -> list[str]:
+    """Return what to tell a user who asks what the guest's memory is promised."""
+    from vmm.coherence import chart  # noqa: PLC0415
+    from vmm.errors import VmmError  # noqa: PLC0415
+
+    try:
+        return chart.table(machine.ledger())
+    except VmmError as error:
+        return [str(error)]
+
+
 def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | None) -> int:
     """Run a machine with this process's stdin and stdout as its console; return the status."""
     from vmm.events import Events  # noqa: PLC0415
@@ -342,6 +353,7 @@ def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | N
         console.on_quit = lambda: quit_for(signal.SIGINT)
         console.on_reset = lambda: machine.end(Ending.RESET)
         console.on_balloon = lambda direction: console.say(_squeeze(machine, config, direction))
+        console.on_map = lambda: console.say(*_map(machine))
         for number in SIGNALS:
             loop.add_signal(number, lambda number=number: quit_for(number))  # type: ignore[misc]
         ending = machine.run()

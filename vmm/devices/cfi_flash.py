@@ -36,6 +36,7 @@ from vmm.devices.cfi import (
     LOCK,
     QUERY,
     SET_LOCK,
+    UNLOCK,
     WORD,
     Cycle,
     Status,
@@ -74,7 +75,7 @@ class CfiFlash:
     """
 
     def __init__(self, name: str, store: Store, events: Events, *, read_only: bool = False) -> None:
-        self._name = name
+        self.name = name
         self._store = store
         self._events = Bounded(events)
         self._read_only = read_only
@@ -150,7 +151,7 @@ class CfiFlash:
         elif command in COMMANDS:
             self._view, self._cycle = COMMANDS[command]
             self._block = offset // BLOCK
-        else:
+        elif command not in UNLOCK:
             self._report("flash-bad-command", offset=offset, command=command)
 
     def _program(self, offset: int, size: int, value: int) -> None:
@@ -233,4 +234,4 @@ class CfiFlash:
         self._report("flash-bad-sequence", what=what)
 
     def _report(self, event: str, **fields: object) -> None:
-        self._events.emit(event, flash=self._name, **fields)
+        self._events.emit(event, flash=self.name, **fields)
