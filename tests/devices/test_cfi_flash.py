@@ -274,6 +274,13 @@ def test_a_broken_sequence_changes_nothing_but_the_status(
     assert driver.program(0, 0) == READY
 
 
+def test_linux_asks_for_identifiers_as_if_it_might_be_amds(driver: Driver) -> None:
+    for at, command in ((0, 0xF0), (0x555, 0xAA), (0x2AA, 0x55), (0x555, 0x90)):
+        driver.command(command, at * 4)
+    assert (driver.both(0), driver.both(1)) == (0x89, 0x1D)
+    assert not driver.events.seen
+
+
 def test_an_unknown_command_is_dropped_and_said(driver: Driver) -> None:
     driver.command(0x98)
     driver.command(0x42, 0x1000)

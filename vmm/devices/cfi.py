@@ -75,6 +75,9 @@ COMMANDS: Final[Mapping[int, tuple[View, Cycle]]] = {
 }
 """What they lead to. `CLEAR_STATUS` changes neither."""
 
+UNLOCK: Final = frozenset((0xAA, 0x55))
+"""AMD's, before a command. Linux's cfi_probe sends them to whatever it found; they do nothing."""
+
 MANUFACTURER, DEVICE, LOCK = 0, 1, 2
 """Addresses of identifiers, the last one in each block."""
 IDENTIFIERS: Final[Mapping[int, int]] = {MANUFACTURER: 0x0089, DEVICE: 0x001D}
