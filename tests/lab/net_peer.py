@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from threading import Thread
 from typing import Any
 
@@ -30,26 +31,32 @@ def serve(listener: socket.socket, data: bytes, results: list[dict[str, Any]]) -
     sending = True
     while True:
         connection, _ = listener.accept()
+        began = time.monotonic()
+        error = ""
+        digest, size = hashlib.md5(), 0  # noqa: S324
         with connection:
-            began = time.monotonic()
-            digest, size = hashlib.md5(), 0  # noqa: S324
-            if sending:
-                connection.sendall(data)
-                connection.shutdown(socket.SHUT_WR)
-                connection.recv(1)  # until it is over there
-                digest.update(data)
-                size = len(data)
-            else:
-                while part := connection.recv(PART):
-                    digest.update(part)
-                    size += len(part)
-            seconds = time.monotonic() - began
+            try:
+                if sending:
+                    connection.sendall(data)
+                    connection.shutdown(socket.SHUT_WR)
+                    digest.update(data)
+                    size = len(data)
+                    with suppress(ConnectionResetError):  # an end as good as any: all was sent
+                        connection.recv(1)  # until it is over there
+                else:
+                    while part := connection.recv(PART):
+                        digest.update(part)
+                        size += len(part)
+            except OSError as failed:  # the next one is to be served all the same
+                error = str(failed)
+        seconds = time.monotonic() - began
         results.append(
             {
                 "sent": sending,
                 "bytes": size,
                 "md5": digest.hexdigest(),
                 "MB/s": round(size / seconds / 1e6, 1),
+                "error": error,
             }
         )
         sending = not sending

@@ -54,6 +54,7 @@ class Outcome(NamedTuple):
 
     def check_transfers(self, megabytes: int) -> None:
         """Check that what came in and what went out is what there was."""
+        assert [transfer["error"] for transfer in self.transfers] == ["", ""], self.text
         sums = [transfer["md5"] for transfer in self.transfers]
         assert [transfer["bytes"] for transfer in self.transfers] == [megabytes << 20] * 2, (
             self.text
