@@ -3,9 +3,9 @@
     python3 net_peer.py MEGABYTES PORT [--vsock] [--echo [CID:]PORT]... -- COMMAND...
 
 It listens on PORT while COMMAND, a machine, runs: who connects first gets MEGABYTES of random
-bytes, who comes next sends some, and so on by turns. With --echo it connects to PORT, here or in
-the guest CID, until somebody takes it, and has some bytes echoed. In the end it prints a JSON
-line, and has COMMAND's exit status.
+bytes, who comes next sends some, and so on by turns; a turn that fails is had again. With --echo it
+connects to PORT, here or in the guest CID, until somebody takes it, and has some bytes echoed. In
+the end it prints a JSON line, and has COMMAND's exit status.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from typing import Any
 
 PART = 1 << 20
 TRIES = 600
+PATIENCE = 120.0
+"""Seconds that nothing may move."""
 GREETING = b"is there anybody there?"
 
 
@@ -31,6 +33,7 @@ def serve(listener: socket.socket, data: bytes, results: list[dict[str, Any]]) -
     sending = True
     while True:
         connection, _ = listener.accept()
+        connection.settimeout(PATIENCE)
         began = time.monotonic()
         error = ""
         digest, size = hashlib.md5(), 0  # noqa: S324
@@ -59,7 +62,7 @@ def serve(listener: socket.socket, data: bytes, results: list[dict[str, Any]]) -
                 "error": error,
             }
         )
-        sending = not sending
+        sending = sending if error else not sending
 
 
 def echo(where: str, echoes: list[str]) -> None:
