@@ -45,8 +45,9 @@ _PROFILE = """\
 export PATH=/usr/sbin:/usr/bin:/bin HOME=/root TERM=linux ENV=/etc/profile PS1='guest:\\w# '
 # There is no init to ask: ask the kernel.
 halt() { busybox halt -f; }
-poweroff() { busybox poweroff -f; }
-reboot() { busybox reboot -f; }
+drain() { timeout 5 stty echo 2>/dev/null; } # waits until the console has sent all
+poweroff() { drain; busybox poweroff -f; }
+reboot() { drain; busybox reboot -f; }
 """
 _UDHCPC = """\
 #!/bin/sh
