@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmm.arm64 import layout
 from vmm.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ DTB_LIMIT = 2 * MIB
 WINDOW = 32 * GIB
 PAGE = 64 << 10
 """The largest page a guest may use. An initrd aligned to less shares its page with others."""
-
-FIRMWARE = 0
-"""Where firmware starts: at the beginning of flash."""
 
 PSTATE_EL1H = 0b0101
 PSTATE_DAIF = 0xF << 6
@@ -75,7 +73,7 @@ class BootPlan(NamedTuple):
             "x1": 0,
             "x2": 0,
             "x3": 0,
-            "pc": FIRMWARE if self.kernel is None else self.kernel.base,
+            "pc": layout.FLASH if self.kernel is None else self.kernel.base,
             "pstate": PSTATE,
         }
 
