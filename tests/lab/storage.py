@@ -22,6 +22,13 @@ PATIENCE = 200.0
 """Seconds for a guest, or two of them."""
 
 
+def shell(host: Host, script: str) -> str:
+    """Run *script* in the lab host; return what it says."""
+    done = host.run(["sh", "-ec", script], timeout=120)
+    assert done.status == 0, done
+    return done.stdout.decode()
+
+
 class Said(NamedTuple):
     """What became of a guest."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 from conversation import Conversation
-from storage import EVENTS, KERNEL, MODULES, command
+from storage import EVENTS, KERNEL, MODULES, command, shell
 
 from vmm.lab import fixture, packages
 from vmm.lab.host import Host
@@ -33,13 +33,6 @@ def host(lab_host: Callable[[str], Host]) -> Host:
     packages.install(host, ["qemu-utils"])
     shell(host, "mkdir -p /run/disks /run/tmp; qemu-img create -q -f qcow2 /run/disks/hung 8M")
     return host
-
-
-def shell(host: Host, script: str) -> str:
-    """Run *script* in the lab host; return what it says."""
-    done = host.run(["sh", "-ec", script], timeout=120)
-    assert done.status == 0, done
-    return done.stdout.decode()
 
 
 def leftovers(host: Host) -> str:

@@ -6,7 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from storage import EVENTS, KERNEL, MODULES, assert_survived, boot, command, outcome, reboot_guest
+from storage import (
+    EVENTS,
+    KERNEL,
+    MODULES,
+    assert_survived,
+    boot,
+    command,
+    outcome,
+    reboot_guest,
+    shell,
+)
 
 from vmm.lab import fixture
 from vmm.lab.host import Host
@@ -15,13 +25,6 @@ from vmm.lab.session import inside
 pytestmark = pytest.mark.lab
 
 HERE = Path(__file__).parent
-
-
-def shell(host: Host, script: str) -> str:
-    """Run *script* in the lab host; return what it says."""
-    done = host.run(["sh", "-ec", script], timeout=120)
-    assert done.status == 0, done
-    return done.stdout.decode()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conversation import Conversation
-from storage import EVENTS, KERNEL, MODULES, assert_survived, boot, command, reboot_guest
+from storage import EVENTS, KERNEL, MODULES, assert_survived, boot, command, reboot_guest, shell
 
 from vmm.lab import fixture, packages
 from vmm.lab.host import Host
@@ -29,13 +29,6 @@ def host(lab_host: Callable[[str], Host]) -> Host:
     packages.install(host, ["passt", "qemu-utils", "virtiofsd"])
     shell(host, "mkdir -p /run/disks /run/tmp; rm -rf /run/disks/* /run/tmp/shared")
     return host
-
-
-def shell(host: Host, script: str) -> str:
-    """Run *script* in the lab host; return what it says."""
-    done = host.run(["sh", "-ec", script], timeout=120)
-    assert done.status == 0, done
-    return done.stdout.decode()
 
 
 def events(host: Host) -> list[dict[str, object]]:

@@ -113,6 +113,14 @@ class Meeting:
             each.join()
 
 
+def check_is_what_registers_say(slot: QueueSlot) -> None:
+    queue = slot.queue
+    assert queue is not None
+    assert queue.size == slot.size
+    host, guest = queue.host_areas, slot.areas
+    assert host.driver - host.descriptors == guest.driver - guest.descriptors
+
+
 @pytest.mark.parametrize("register", ["QueueSize", "QueueDescLow"])
 def test_a_queue_that_becomes_ready_meanwhile_is_what_its_registers_say(
     driver: MmioDriver,
@@ -133,11 +141,7 @@ def test_a_queue_that_becomes_ready_meanwhile_is_what_its_registers_say(
     meeting.arrange(lambda: echo.enable_queue(1))
     driver.store(register, {"QueueSize": 16, "QueueDescLow": BASE + 0x4000}[register])
     meeting.end()
-    queue = slot.queue
-    assert queue is not None
-    assert queue.size == slot.size
-    host, guest = queue.host_areas, slot.areas
-    assert host.driver - host.descriptors == guest.driver - guest.descriptors
+    check_is_what_registers_say(slot)
 
 
 @pytest.mark.parametrize("register", ["queue_size", "queue_desc_lo"])
@@ -156,9 +160,5 @@ def test_a_queue_that_becomes_ready_meanwhile_is_what_its_registers_say_over_pci
     meeting.arrange(lambda: echo.enable_queue(0))
     driver.store(register, {"queue_size": 8, "queue_desc_lo": BASE + 0x4000}[register])
     meeting.end()
-    queue = slot.queue
-    assert queue is not None
-    assert queue.size == slot.size
-    host, guest = queue.host_areas, slot.areas
-    assert host.driver - host.descriptors == guest.driver - guest.descriptors
+    check_is_what_registers_say(slot)
     driver.transport.close()
