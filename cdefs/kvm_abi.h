@@ -6,7 +6,7 @@
  * Include it after <linux/kvm.h>. Macros stand here with the very tokens of the kernel's, because
  * C lets a macro be defined twice if both definitions are the same: compiling this file with
  * -Werror on a machine whose headers know a name *is* the check that we have it right
- * (tests/test_abi.py does, for x86-64 and arm64). Structs are guarded by a macro that came with
+ * (tests/cdefs/test_abi.py does, for x86-64 and arm64). Structs are guarded by a macro that came with
  * them, and checked by the assertions at the end.
  */
 #ifndef PYVMM_KVM_ABI_H

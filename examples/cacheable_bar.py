@@ -35,7 +35,9 @@ def main(bdf: str, index: int) -> None:
             case Map(flags, promise):
                 print("promise:    ", promise.stage2.value, "|", promise.because)
             case Trap() | AskKernel():  # forbidden; or a driver that pyvmm does not know
-                raise SystemExit("nothing to map (vmm/device_memory.py asks the kernel)")
+                raise SystemExit(
+                    "nothing to map (vmm/passthrough/region_memory.py asks the kernel)"
+                )
 
         device.enable_memory()
         with device.region(index).map() as mapping:

@@ -31,11 +31,11 @@ from bench_report import Figure, Report, percentile, quartiles, undisturbed
 
 from vmm._native import ffi as native
 from vmm.bus import MmioBus
-from vmm.cpu import VcpuThread
 from vmm.events import Events
-from vmm.kvm.answers import Answers, Doorbell, Shadow, Sink, Store
 from vmm.kvm.exits import Interrupted
+from vmm.kvm.mmio_fastpath import Answers, Doorbell, Shadow, Sink, Store
 from vmm.kvm.system import System
+from vmm.machine.vcpu_thread import VcpuThread
 from vmm.memory import Mapping
 
 if TYPE_CHECKING:

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 from bench_report import Figure, Report, median
 
 from vmm.errors import HostError
-from vmm.lab import apt, cache, guest, profiles
-from vmm.lab.host import Host
-from vmm.lab.kernel import BuiltKernel
-from vmm.lab.session import inside
+from vmm.lab import cache
+from vmm.lab.debian import apt
+from vmm.lab.guest import stock_guest
+from vmm.lab.host import profiles
+from vmm.lab.host.host import Host
+from vmm.lab.host.session import inside
+from vmm.lab.kernel.flavour import BuiltKernel
 
 if TYPE_CHECKING:
     import argparse
@@ -70,7 +73,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
     with Host.start(profiles.profile(options.profile)) as host:
         for name, path in kernels.items():
             task = {
-                "files": {"kernel": inside(path), "initrd": inside(guest.initramfs())},
+                "files": {"kernel": inside(path), "initrd": inside(stock_guest.initramfs())},
                 "cmdline": CMDLINE,
                 "memory": MEMORY,
                 "rounds": options.rounds or ROUNDS,
@@ -84,7 +87,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
 
 def _kernels() -> dict[str, Path]:
     """Return the guest kernels to boot: Debian's, and the lab's own small one if it is built."""
-    kernels = {"Debian's Linux 6.1": guest.kernel("6.1")}
+    kernels = {"Debian's Linux 6.1": stock_guest.kernel("6.1")}
     small = BuiltKernel("mainline")
     if small.built():
         kernels["the lab's small kernel"] = small.image()

@@ -19,10 +19,12 @@ from bench_lab import qemu
 from bench_report import Report, median
 
 from vmm.errors import HostError
-from vmm.lab import cache, command, fixture, profiles
-from vmm.lab.host import Host
-from vmm.lab.session import inside
-from vmm.lab.wheel import COMPILER
+from vmm.lab import cache, command
+from vmm.lab.guest import fixture
+from vmm.lab.host import profiles
+from vmm.lab.host.host import Host
+from vmm.lab.host.session import inside
+from vmm.lab.host.wheel import COMPILER
 
 if TYPE_CHECKING:
     import argparse

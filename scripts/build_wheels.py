@@ -1,8 +1,8 @@
 """Build wheels for x86-64 and aarch64: one abi3 wheel of each serves every CPython from 3.11 on.
 
-setuptools builds the one for this machine. The one for arm64 is the same but for vmm._native,
-which is the very extension that lab hosts run: cross-built by vmm.lab.wheel. (On arm64 there is
-only that machine's own.) The platform tags are what auditwheel finds the extensions to need.
+setuptools builds the one for this machine. The one for arm64 differs in vmm._native only, which is
+the extension that lab hosts run, cross-built by vmm.lab.host.wheel. (On arm64 there is only that
+machine's own.) The platform tags are what auditwheel finds the extensions to need.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from vmm.errors import HostError, VmmError
-from vmm.lab.wheel import extension
+from vmm.lab.host.wheel import extension
 
 ROOT: Final = Path(__file__).parent.parent
 SOURCES: Final = ("LICENSE", "README.md", "pyproject.toml", "cdefs", "vmm")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from vmm.errors import VmmError
-from vmm.lab.uki import guest_image
+from vmm.lab.guest.uki import guest_image
 
 try:
     print(guest_image())

@@ -21,7 +21,7 @@ from contextlib import suppress
 from threading import Lock, get_ident
 from typing import NamedTuple, Protocol
 
-from vmm.closing import Closing
+from vmm.closeable import Closing
 
 Callback = Callable[[], object]
 """Its result is ignored."""

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
-from vmm.closing import Closing
+from vmm.closeable import Closing
 from vmm.errors import GuestAddressError, HostError
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import subprocess
 from itertools import pairwise
 
 import pytest
-from dt_validate import validate
 
+from tests.arm64.dt_validate import validate
 from vmm.arm64 import gic, layout, pcie
 from vmm.arm64.board import Board, coherent_memory, device_tree, flash, virtio_mmio
 from vmm.arm64.boot import Extent

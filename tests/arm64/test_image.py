@@ -15,8 +15,17 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_files import COMPRESSIONS, LOOP, NOP, arm64_image, efi_program, elf, uki, zboot
 
+from tests.arm64.kernel_files import (
+    COMPRESSIONS,
+    LOOP,
+    NOP,
+    arm64_image,
+    efi_program,
+    elf,
+    uki,
+    zboot,
+)
 from vmm.arm64 import a64, image
 from vmm.errors import UserError
 

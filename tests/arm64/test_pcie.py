@@ -6,9 +6,9 @@ import shutil
 import subprocess
 
 import pytest
-from dt_validate import validate
-from test_board import board
 
+from tests.arm64.dt_validate import validate
+from tests.arm64.test_board import board
 from vmm.arm64 import gic, layout, pcie
 from vmm.fdt import Node, cells, dumps
 from vmm.pci.bar import Space

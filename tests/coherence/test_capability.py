@@ -6,8 +6,8 @@ import json
 import os
 
 import pytest
-from hosts import HOSTS, NO, YES
 
+from tests.coherence.hosts import HOSTS, NO, YES
 from vmm.coherence.capability import Capability, FlagAnswer, Generation, Support, judge
 from vmm.kvm.system import DEVICE, System
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hosts import HOSTS
 
+from tests.coherence.hosts import HOSTS
 from vmm.coherence import vma
 from vmm.coherence.capability import Generation
 from vmm.coherence.explain import Slot, Suspect, refusal, run_causes, slot_causes

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hosts import HOSTS
 
+from tests.coherence.hosts import HOSTS
 from vmm.coherence.capability import Generation, Support
 from vmm.coherence.policy import (
     NVGRACE,

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pci_bus import Recorded
 
+from tests.pci.pci_bus import Recorded
 from vmm.devices.cfi import BUFFER_WORDS, COMMANDS, QUERY, Cycle, Status, View
 from vmm.devices.cfi_flash import BLOCK, SIZE, CfiFlash
 from vmm.events import COMPLAINTS

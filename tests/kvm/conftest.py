@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from tiny import Op, Tiny, build
 
+from tests.kvm.tiny import Op, Tiny, build
 from vmm.kvm.system import DEVICE, System
 from vmm.kvm.vm import Vm
 

@@ -7,16 +7,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from tiny import ARCH, CODE, DEVICE, Echo, Op, Spin, Store
 
+from tests.kvm.tiny import ARCH, CODE, DEVICE, Echo, Op, Spin, Store
 from vmm.devices.cfi_flash import SIZE
 from vmm.events import Events
-from vmm.flash import FlashBank, FlashFile
 from vmm.kvm.capability import Cap
 from vmm.kvm.exits import MmioRead, MmioWrite
 from vmm.kvm.slots import MemorySlots
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import MemFlag, Vm
+from vmm.machine.flash import FlashBank, FlashFile
 from vmm.memory import Mapping
 
 pytestmark = pytest.mark.kvm

@@ -8,20 +8,20 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from tiny import DEVICE, PAGE, Again, Spin, Store, Tiny
 
+from tests.kvm.tiny import DEVICE, PAGE, Again, Spin, Store, Tiny
 from vmm.bus import MmioBus
-from vmm.doorbells import Doorbells
 from vmm.events import Events
 from vmm.kvm.exits import Interrupted, MmioWrite
 from vmm.kvm.slots import MemorySlot
 from vmm.kvm.vm import Vm
+from vmm.machine.bar_ioeventfd import Doorbells
 from vmm.memory import Mapping, Region
 from vmm.pci.bar import Bar, Space
 from vmm.pci.function import Identity, PciFunction
 from vmm.pci.host import PciHost
 from vmm.pci.window import memory
-from vmm.virtio.pci import Notification
+from vmm.virtio.transport.pci import Notification
 
 pytestmark = pytest.mark.kvm
 Start = Callable[..., Tiny]

@@ -13,8 +13,8 @@ from vmm.errors import UserError
 from vmm.kvm.slots import MemorySlot, MemorySlots
 from vmm.kvm.system import System
 from vmm.kvm.vm import MemFlag, Vm
+from vmm.machine.address_space import PMEM_ALIGNMENT, GuestSpace
 from vmm.memory import Backing
-from vmm.space import PMEM_ALIGNMENT, GuestSpace
 
 pytestmark = pytest.mark.kvm
 

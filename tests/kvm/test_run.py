@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from tiny import DATA, DATA_PAGES, DEVICE, Again, Echo, Spin, Store, Tiny, Touch
 
+from tests.kvm.tiny import DATA, DATA_PAGES, DEVICE, Again, Echo, Spin, Store, Tiny, Touch
 from vmm._native import ffi
-from vmm.kvm.answers import (
+from vmm.kvm.capability import Cap, capabilities
+from vmm.kvm.exits import Interrupted, MmioRead, MmioWrite
+from vmm.kvm.fd import KvmError
+from vmm.kvm.mmio_fastpath import (
     Answers,
     Doorbell,
     InterruptAck,
@@ -20,10 +23,7 @@ from vmm.kvm.answers import (
     Sink,
     Unchanged,
 )
-from vmm.kvm.answers import Store as ToSink
-from vmm.kvm.capability import Cap, capabilities
-from vmm.kvm.exits import Interrupted, MmioRead, MmioWrite
-from vmm.kvm.fd import KvmError
+from vmm.kvm.mmio_fastpath import Store as ToSink
 from vmm.kvm.system import System
 from vmm.kvm.vm import MemFlag
 

@@ -9,7 +9,7 @@ from vmm.kvm.system import System
 
 
 class Host(System):
-    """Answers as a host does whose guests have so many bits of physical address; 0: no choice."""
+    """Answer as a host does whose guests have so many bits of physical address; 0: no choice."""
 
     def __init__(self, bits: int) -> None:
         super().__init__(-1)

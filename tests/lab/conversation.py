@@ -11,7 +11,8 @@ import signal
 import time
 from typing import TYPE_CHECKING, Self
 
-from vmm.lab import protocol, session
+from vmm.lab import protocol
+from vmm.lab.host import session
 from vmm.lab.protocol import frame
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from vmm.lab.host import Host
+    from vmm.lab.host.host import Host
 
 PATIENCE = 300.0
 """Seconds for any one thing to happen."""

@@ -10,9 +10,9 @@ import json
 import re
 from typing import NamedTuple
 
-from vmm.lab import fixture
-from vmm.lab.fixture import Guest
-from vmm.lab.host import Host
+from vmm.lab.guest import fixture
+from vmm.lab.guest.fixture import Guest
+from vmm.lab.host.host import Host
 
 KERNEL = "6.12"
 MODULES = ("virtio_mmio", "virtio_pci", "virtio_blk", "ext4")

@@ -1,6 +1,6 @@
 """What a host refuses, or lacks: one line that names it and says what to do, and a status.
 
-What is known without a host is in tests/test_run_errors.py.
+What is known without a host is in tests/cli/test_run_errors.py.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from flat_guest import POWER_OFF, assemble
 
-from vmm.lab import cache, qemu
-from vmm.lab.host import Completed, Host
+from tests.lab.guest.flat_guest import POWER_OFF, assemble
+from vmm.lab import cache
+from vmm.lab.host import qemu
+from vmm.lab.host.host import Completed, Host
 
 pytestmark = pytest.mark.lab
 

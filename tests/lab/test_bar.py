@@ -11,10 +11,10 @@ from threading import Thread
 import pytest
 
 from vmm.errors import EXIT_HOST, EXIT_USER
-from vmm.lab import guest
-from vmm.lab.gh200 import BDF
-from vmm.lab.host import Completed, Host
-from vmm.lab.kernel import BuiltKernel
+from vmm.lab.guest import stock_guest
+from vmm.lab.host.gh200 import BDF
+from vmm.lab.host.host import Completed, Host
+from vmm.lab.kernel.flavour import BuiltKernel
 
 pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]
 Hosts = Callable[[str], Host]
@@ -24,7 +24,7 @@ def run(host: Host, *arguments: str, then: str = "poweroff", timeout: float = 30
     return host.run(
         [
             *("pyvmm", "run", str(BuiltKernel("mainline").image()), "--host", "native"),
-            *("--initrd", str(guest.initramfs()), *arguments, "--cmdline"),
+            *("--initrd", str(stock_guest.initramfs()), *arguments, "--cmdline"),
             f"console=ttyAMA0 quiet panic=-1 {then}"
             if "=" in then
             else f"console=ttyAMA0 quiet panic=-1 pyvmm.then={then}",

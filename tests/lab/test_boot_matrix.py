@@ -9,24 +9,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from conversation import Conversation
 
-from vmm.lab import guest
+from tests.lab.conversation import Conversation
+from vmm.lab.guest import stock_guest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.lab.host import Host
+    from vmm.lab.host.host import Host
 
 pytestmark = pytest.mark.lab
 
 CMDLINE = "console=ttyAMA0 quiet panic=-1"
-OLD, MIDDLE, NEW = guest.VERSIONS
+OLD, MIDDLE, NEW = stock_guest.VERSIONS
 CELLS = [
     *(
         (profile, version, cpus)
         for profile in ("fwb", "nofwb")
-        for version in guest.VERSIONS
+        for version in stock_guest.VERSIONS
         for cpus in (1, 4)
     ),
     ("gicv2", MIDDLE, 1),
@@ -37,7 +37,7 @@ CELLS = [
 def machine(host: Host, version: str, cpus: int, *options: str) -> Conversation:
     command = ["pyvmm", "run", "--cpus", str(cpus), "--cmdline", CMDLINE, *options]
     return Conversation(
-        host, [*command, "--initrd", str(guest.initramfs()), str(guest.kernel(version))]
+        host, [*command, "--initrd", str(stock_guest.initramfs()), str(stock_guest.kernel(version))]
     )
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from vmm.errors import EXIT_HOST
-from vmm.lab.gh200 import BDF
-from vmm.lab.host import Host
-from vmm.lab.kernel import BuiltKernel
+from vmm.lab.host.gh200 import BDF
+from vmm.lab.host.host import Host
+from vmm.lab.kernel.flavour import BuiltKernel
 
 pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]
 Hosts = Callable[[str], Host]
-FACTS = Path(__file__).with_name("coherence_facts.py")
+FACTS = Path(__file__).parent / "inside" / "coherence_facts.py"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cacheable_bar.py"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "probe-cacheable-pfnmap"
 

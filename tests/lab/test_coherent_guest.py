@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from vmm.lab import guest
-from vmm.lab.cpio import CpioWriter
-from vmm.lab.gh200 import BDF
-from vmm.lab.host import Host
-from vmm.lab.kernel import BuiltKernel
+from vmm.lab.debian.cpio import CpioWriter
+from vmm.lab.guest import stock_guest
+from vmm.lab.host.gh200 import BDF
+from vmm.lab.host.host import Host
+from vmm.lab.kernel.flavour import BuiltKernel
 
 pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]
 SOURCE = Path(__file__).parent / "guest" / "coherent_memory.c"
@@ -41,7 +41,7 @@ def initramfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*command, "-o", str(program), str(SOURCE)], check=True)
     path = where / "initramfs.cpio"
     with path.open("wb") as out:
-        out.write(guest.initramfs().read_bytes())
+        out.write(stock_guest.initramfs().read_bytes())
         archive = CpioWriter(out)
         archive.file("coherent-memory", program.read_bytes(), 0o755)
         archive.close()

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from vmm.lab import state
-from vmm.lab.host import Host
+from vmm.lab.host import state
+from vmm.lab.host.host import Host
 
 pytestmark = pytest.mark.lab
 

@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import esp
 import pytest
-from conversation import Conversation
-from flat_guest import assemble
 
-from vmm.lab import apt, cache, fixture, uki
-from vmm.lab.host import Host
-from vmm.lab.session import inside
+from tests.lab.conversation import Conversation
+from tests.lab.guest import esp
+from tests.lab.guest.flat_guest import assemble
+from vmm.lab import cache
+from vmm.lab.debian import apt
+from vmm.lab.guest import fixture, uki
+from vmm.lab.host.host import Host
+from vmm.lab.host.session import inside
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
@@ -158,7 +160,7 @@ def test_edk2_boots_linux_from_a_disk_and_keeps_its_variables(host: Host, tmp_pa
         return text
 
     first = boot()
-    assert 'starting Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x1,0x0)' in first
+    assert 'starting Boot0001 "UEFI Misc Device" from RootComplex(0x0)/Pci(0x1,0x0)' in first
     assert "\nwritten\n" in first
     assert "flash is disabled" in first, "edk2 keeps it for itself"
     functions = re.split(r"(?m)^(?=00:\d\d\.\d )", first)[1:]

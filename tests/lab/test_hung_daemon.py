@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 
 import pytest
-from conversation import Conversation
-from storage import EVENTS, KERNEL, MODULES, command, shell
 
-from vmm.lab import fixture, packages
-from vmm.lab.host import Host
+from tests.lab.conversation import Conversation
+from tests.lab.storage import EVENTS, KERNEL, MODULES, command, shell
+from vmm.lab.guest import fixture
+from vmm.lab.host import packages
+from vmm.lab.host.host import Host
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 

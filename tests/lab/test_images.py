@@ -7,16 +7,16 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from conversation import Conversation
-from kernel_files import COMPRESSIONS, arm64_image, uki, zboot
 
-from vmm.lab.uki import guest_image
+from tests.arm64.kernel_files import COMPRESSIONS, arm64_image, uki, zboot
+from tests.lab.conversation import Conversation
+from vmm.lab.guest.uki import guest_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from vmm.lab.host import Host
+    from vmm.lab.host.host import Host
 
 pytestmark = pytest.mark.lab
 

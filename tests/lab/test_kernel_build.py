@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from kernel_package import PATCH, make_package
 
+from tests.lab.kernel_package import PATCH, make_package
 from vmm.errors import HostError, UserError
-from vmm.lab import apt, cache, kbuild, kernel
-from vmm.lab.kernel import BuiltKernel
-from vmm.lab.sourcetree import SourceTree
+from vmm.lab import cache
+from vmm.lab.debian import apt
+from vmm.lab.kernel import build, flavour
+from vmm.lab.kernel.flavour import BuiltKernel
+from vmm.lab.kernel.source_tree import SourceTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,10 +65,10 @@ def flavours(deb: Path, patch: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(apt, "newest", lambda _pattern, **_: "linux-source-7.3")
     monkeypatch.setattr(apt, "fetch", fetch)
-    monkeypatch.setattr(kernel, "_data", text)
-    mainline = kernel.FLAVOURS["mainline"]
-    monkeypatch.setitem(kernel.FLAVOURS, "mainline", replace(mainline, patches=()))
-    monkeypatch.setitem(kernel.FLAVOURS, "rfc", replace(mainline, patches=("uno.patch",)))
+    monkeypatch.setattr(flavour, "_data", text)
+    mainline = flavour.FLAVOURS["mainline"]
+    monkeypatch.setitem(flavour.FLAVOURS, "mainline", replace(mainline, patches=()))
+    monkeypatch.setitem(flavour.FLAVOURS, "rfc", replace(mainline, patches=("uno.patch",)))
     return log
 
 
@@ -106,7 +108,7 @@ def test_a_package_that_is_none_is_refused_and_leaves_nothing(deb: Path) -> None
 def test_too_little_room_is_said_before_anything_is_unpacked(
     deb: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vmm.lab.sourcetree._ROOM", 1 << 60)
+    monkeypatch.setattr("vmm.lab.kernel.source_tree._ROOM", 1 << 60)
     with pytest.raises(HostError, match=r"takes .* GiB in .* are free.*XDG_CACHE_HOME"):
         SourceTree(deb).unpack()
 
@@ -148,9 +150,9 @@ def test_a_patch_that_fits_no_more_is_named_and_changes_nothing(
 
 
 def test_a_configuration_line_without_effect_is_an_error(tree: SourceTree) -> None:
-    kbuild.configure(tree, ["# why\nCONFIG_SMP=y\n", "CONFIG_KVM=y\n"])
+    build.configure(tree, ["# why\nCONFIG_SMP=y\n", "CONFIG_KVM=y\n"])
     with pytest.raises(HostError, match="doesn't take CONFIG_NONSENSE=y; the option is unknown"):
-        kbuild.configure(tree, ["CONFIG_SMP=y\nCONFIG_NONSENSE=y\n"])
+        build.configure(tree, ["CONFIG_SMP=y\nCONFIG_NONSENSE=y\n"])
 
 
 def test_missing_tools_are_all_named_at_once_with_their_packages(
@@ -158,7 +160,7 @@ def test_missing_tools_are_all_named_at_once_with_their_packages(
 ) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(HostError, match=r"apt-get install bc bison .*xz-utils"):
-        kbuild.compiler()
+        build.compiler()
 
 
 def test_a_kernel_is_built_once_and_found_without_network_or_tools(
@@ -188,20 +190,20 @@ def test_another_flavour_rebuilds_what_its_patches_touch() -> None:
 @pytest.mark.usefixtures("flavours")
 def test_a_changed_configuration_is_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     first = BuiltKernel("mainline").image()
-    less = replace(kernel.FLAVOURS["mainline"], fragments=("lab.config",))
-    monkeypatch.setitem(kernel.FLAVOURS, "mainline", less)
+    less = replace(flavour.FLAVOURS["mainline"], fragments=("lab.config",))
+    monkeypatch.setitem(flavour.FLAVOURS, "mainline", less)
     assert not BuiltKernel("mainline").built()
     assert BuiltKernel("mainline").image() != first
 
 
 def test_a_build_that_fails_says_why_and_where_to_read_on(tree: SourceTree) -> None:
     breakage("echo 'one.c:1:1: error: expected declaration'; exit 1")
-    kbuild.configure(tree, ["CONFIG_SMP=y\n"])
+    build.configure(tree, ["CONFIG_SMP=y\n"])
     with (
         tree.alone() as lock,
         pytest.raises(HostError, match=r"doesn't build: one.c:1:1: error: .*build\.log"),
     ):
-        kbuild.compile_image(tree, "mainline", lock)
+        build.compile_image(tree, "mainline", lock)
 
 
 @pytest.mark.usefixtures("flavours")
@@ -219,7 +221,7 @@ _BUILD = """
 import sys
 from pathlib import Path
 from vmm.lab import kbuild
-from vmm.lab.sourcetree import SourceTree
+from vmm.lab.kernel.source_tree import SourceTree
 tree = SourceTree(Path(sys.argv[1]))
 with tree.alone() as lock:
     kbuild.configure(tree, ["CONFIG_SMP=y"])

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vmm.lab import gh200, guest
-from vmm.lab.host import Host
+from vmm.lab.guest import stock_guest
+from vmm.lab.host import gh200
+from vmm.lab.host.host import Host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,7 @@ def test_the_lab_kernel_boots_to_userland_as_a_guest_and_powers_off(host: Host, 
     done = host.run(
         [
             "pyvmm", "run", "--host", "native", "--cpus", str(cpus), "--memory", "256M",
-            "--initrd", there(guest.initramfs()), "--cmdline", command_line,
+            "--initrd", there(stock_guest.initramfs()), "--cmdline", command_line,
             there(profile.kernel.image()),
         ],
         timeout=120,

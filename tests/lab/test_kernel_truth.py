@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from vmm.lab import gh200
-from vmm.lab.host import Host
-from vmm.lab.kernel import BuiltKernel
+from vmm.lab.host import gh200
+from vmm.lab.host.host import Host
+from vmm.lab.kernel.flavour import BuiltKernel
 
 # The first test may build a kernel.
 pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]
 
-EDGES = Path(__file__).with_name("memslot_edges.py")
+EDGES = Path(__file__).parent / "inside" / "memslot_edges.py"
 MAINLINE_BY_VMA, RFC_ON_REQUEST = 1, 2
 
 # The legacy kernel is built on request only, so it is tested where somebody has.

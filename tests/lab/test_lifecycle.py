@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conversation import Conversation
-from flat_guest import (
+
+from tests.lab.conversation import Conversation
+from tests.lab.guest.flat_guest import (
     ALL_CPUS,
     CATCH,
     LOST,
@@ -21,12 +22,11 @@ from flat_guest import (
     UNCLAIMED,
     assemble,
 )
-
-from vmm.lab.host import Completed, Host
+from vmm.lab.host.host import Completed, Host
 
 pytestmark = pytest.mark.lab
 
-CYCLES = Path(__file__).with_name("cycles.py")
+CYCLES = Path(__file__).parent / "inside" / "cycles.py"
 PATIENCE = 300.0
 PREFETCH_ABORT, DATA_ABORT = 0x21, 0x25
 """Exception classes, as from the same exception level (Arm ARM, ESR_EL1)."""

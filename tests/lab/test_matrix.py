@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vmm.lab import matrix
-from vmm.lab.gh200 import profiles
-from vmm.lab.kernel import BuiltKernel
+from vmm.lab.host import matrix
+from vmm.lab.host.gh200 import profiles
+from vmm.lab.kernel.flavour import BuiltKernel
 
 EXPECTED = matrix.load_expected(Path(__file__).with_name("matrix.json"))
 KNOWN = {profile.name: profile for profile in profiles()}

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from vmm.lab import fixture, packages
-from vmm.lab.host import Host
+from vmm.lab.guest import fixture
+from vmm.lab.host import packages
+from vmm.lab.host.host import Host
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
-PEER = Path(__file__).with_name("net_peer.py")
+PEER = Path(__file__).parent / "inside" / "net_peer.py"
 EVENTS = "/run/tmp/network-events"
 MODULES = ("virtio_mmio", "virtio_pci", "virtio_net", "virtio_blk", "vmw_vsock_virtio_transport")
 PORT = 7000
@@ -210,7 +211,7 @@ def test_vhost_net_serves_rings_and_survives_bad_ones(host: Host) -> None:
 IN_USE = """\
 import socket, sys
 sys.argv[1:] = ["run", "--host", "native", "--vsock", "79", sys.argv[1]]
-from vmm.vhost.vsock import VsockBackend
+from vmm.virtio.vsock import VsockBackend
 from vmm.cli import main
 with VsockBackend(79):
     main()

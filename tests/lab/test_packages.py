@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from vmm.lab import packages
-from vmm.lab.host import Host
+from vmm.lab.host import packages
+from vmm.lab.host.host import Host
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 

@@ -13,13 +13,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import flat_guest
-import flat_pci_guest
 import pytest
 
-from vmm.lab import fixture, gh200, profiles
-from vmm.lab.fixture import Guest
-from vmm.lab.host import Completed, Host
+from tests.lab.guest import flat_guest, flat_pci_guest
+from vmm.lab.guest import fixture
+from vmm.lab.guest.fixture import Guest
+from vmm.lab.host import gh200, profiles
+from vmm.lab.host.host import Completed, Host
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
@@ -381,7 +381,7 @@ def test_a_disk_is_passed_twenty_times_and_nothing_leaks(
     host: Host, flat: Callable[[str, str], Path]
 ) -> None:
     image = flat("tiny", flat_guest.POWER_OFF)
-    source = (HERE / "vfio_rounds.py").read_bytes()
+    source = (HERE / "inside" / "vfio_rounds.py").read_bytes()
     began = time.monotonic()
     done = host.run(["python3", "-", f"/host{image}", DISK, "20"], stdin=source, timeout=300)
     assert done.status == 0, done.stderr.decode()

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flat_guest import assemble
 
-from vmm.lab import fixture
-from vmm.lab.host import Completed, Host
+from tests.lab.guest.flat_guest import assemble
+from vmm.lab.guest import fixture
+from vmm.lab.host.host import Completed, Host
 from vmm.pci.host import COMPLAINTS
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 EVENTS = "/run/tmp/pci-events"
-MSI_DELIVERY = Path(__file__).with_name("msi_delivery.py")
-SPARSE_BAR = Path(__file__).with_name("sparse_bar.py")
+MSI_DELIVERY = Path(__file__).parent / "inside" / "msi_delivery.py"
+SPARSE_BAR = Path(__file__).parent / "inside" / "sparse_bar.py"
 MODULES = ("virtio_pci", "virtio_blk", "virtio_rng")
 BOOT = 300.0
 

@@ -23,11 +23,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conversation import PATIENCE, Conversation
-from flat_guest import ECHO, FLOOD, POWER_OFF, assemble, flood
 
-from vmm.lab import guest
-from vmm.lab.host import Host
+from tests.lab.conversation import PATIENCE, Conversation
+from tests.lab.guest.flat_guest import ECHO, FLOOD, POWER_OFF, assemble, flood
+from vmm.lab.guest import stock_guest
+from vmm.lab.host.host import Host
 
 pytestmark = pytest.mark.lab
 
@@ -35,7 +35,7 @@ CLIENT = """
 import sys
 from pathlib import Path
 from vmm.lab import client, state
-from vmm.lab.host import Host
+from vmm.lab.host.host import Host
 directory = Path(sys.argv[1])
 sys.exit(client.execute(Host(directory, state.load(directory)), sys.argv[2:]))
 """
@@ -280,7 +280,13 @@ def test_a_slow_reader_loses_nothing(host: Host, tmp_path: Path) -> None:
 
 
 def test_a_session_with_linux(host: Host) -> None:
-    command = ["pyvmm", "run", "--initrd", str(guest.initramfs()), str(guest.kernel("6.12"))]
+    command = [
+        "pyvmm",
+        "run",
+        "--initrd",
+        str(stock_guest.initramfs()),
+        str(stock_guest.kernel("6.12")),
+    ]
     with Conversation(
         host, [*command, "--cmdline", "console=ttyAMA0 quiet"], terminal=True
     ) as console:

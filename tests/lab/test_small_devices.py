@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from vmm.lab import fixture
-from vmm.lab.host import Host
+from vmm.lab.guest import fixture
+from vmm.lab.host.host import Host
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from storage import (
+
+from tests.lab.storage import (
     EVENTS,
     KERNEL,
     MODULES,
@@ -17,10 +18,9 @@ from storage import (
     reboot_guest,
     shell,
 )
-
-from vmm.lab import fixture
-from vmm.lab.host import Host
-from vmm.lab.session import inside
+from vmm.lab.guest import fixture
+from vmm.lab.host.host import Host
+from vmm.lab.host.session import inside
 
 pytestmark = pytest.mark.lab
 
@@ -118,7 +118,7 @@ def test_errors_of_the_host_are_errors_in_the_guest_and_no_more(host: Host) -> N
         "truncate -s 64M /run/small/disk; dd if=/dev/zero of=/run/small/ballast bs=1M count=12; "
         "truncate -s 1M /run/disks/half",
     )
-    tool = inside(HERE / "failing_disk.py")
+    tool = inside(HERE / "inside" / "failing_disk.py")
     try:
         failing = shell(host, f"python3 {tool} make /run/disks/half 4096 2048").strip()
         guest = fixture.guest(KERNEL, modules=MODULES, packages=["e2fsprogs"], script=FAILURES)

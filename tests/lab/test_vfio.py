@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from vmm.lab import profiles
-from vmm.lab.host import Completed, Host
+from vmm.lab.host import profiles
+from vmm.lab.host.host import Completed, Host
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
-PROGRAMS = Path(__file__).parent
+PROGRAMS = Path(__file__).parent / "inside"
 EDU, DISK, DISPLAY = "0000:00:10.0", "0000:00:11.0", "0000:00:12.0"
 SHARED, NEIGHBOUR = "0000:00:13.0", "0000:00:13.1"
 GPU, SECOND_EDU, SECOND_DISK = "0000:00:10.0", "0000:00:11.0", "0000:00:12.0"

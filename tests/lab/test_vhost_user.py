@@ -10,11 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conversation import Conversation
-from storage import EVENTS, KERNEL, MODULES, assert_survived, boot, command, reboot_guest, shell
 
-from vmm.lab import fixture, packages
-from vmm.lab.host import Host
+from tests.lab.conversation import Conversation
+from tests.lab.storage import (
+    EVENTS,
+    KERNEL,
+    MODULES,
+    assert_survived,
+    boot,
+    command,
+    reboot_guest,
+    shell,
+)
+from vmm.lab.guest import fixture
+from vmm.lab.host import packages
+from vmm.lab.host.host import Host
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from vmm.lab import gh200, guest
-from vmm.lab.host import Host
+from vmm.lab.guest import stock_guest
+from vmm.lab.host import gh200
+from vmm.lab.host.host import Host
 
 # The guest is the lab's own kernel, which has the drivers built in.
 pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]
@@ -35,7 +36,7 @@ def run(host: Host, script: str, then: str, *options: str) -> tuple[int, str]:
     """Run *script* in a guest with *options*; return pyvmm's status and what the guest said."""
     cmdline = f'console=ttyAMA0 quiet panic=-1 pyvmm.run="{script}" pyvmm.then={then}'
     command = ["pyvmm", "run", "--host", "native", "--memory", "256M", "--events", EVENTS]
-    command += ["--initrd", there(guest.initramfs()), "--cmdline", cmdline, *options]
+    command += ["--initrd", there(stock_guest.initramfs()), "--cmdline", cmdline, *options]
     done = host.run([*command, there(PROFILE.kernel.image())], timeout=300)
     return done.status, done.stdout.decode(errors="replace")
 

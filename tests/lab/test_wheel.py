@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vmm.lab.session import inside
+from vmm.lab.host.session import inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.lab.host import Host
+    from vmm.lab.host.host import Host
 
 pytestmark = pytest.mark.lab
 

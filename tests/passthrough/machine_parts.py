@@ -6,24 +6,23 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-from fake_device import FakeDevice
-
+from tests.passthrough.fake_device import FakeDevice
 from vmm.arm64 import layout
 from vmm.bus import MmioBus
 from vmm.coherence.capability import Capability, FlagAnswer, judge
 from vmm.config.vfio import VfioConfig
 from vmm.events import Events
 from vmm.kvm.slots import MemorySlots
+from vmm.machine.pci_root import RootComplex
 from vmm.passthrough.function import PassthroughFunction
-from vmm.rootcomplex import RootComplex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from vmm.device_memory import DeviceMemory
     from vmm.irq import InterruptLine
     from vmm.kvm.system import System
     from vmm.kvm.vm import MsiRoute, PinRoute, Vm
+    from vmm.passthrough.region_memory import DeviceMemory
     from vmm.vfio.device import Device
 
 END = 1 << 40

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from machine_parts import Diary
-
+from tests.passthrough.machine_parts import Diary
 from vmm.events import COMPLAINTS
 from vmm.passthrough.devices import DeviceErrors
 

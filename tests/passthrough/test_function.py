@@ -11,7 +11,8 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
-from fake_device import (
+
+from tests.passthrough.fake_device import (
     ATS,
     BAR0_SIZE,
     BAR2_SIZE,
@@ -27,8 +28,7 @@ from fake_device import (
     TABLE,
     VECTORS,
 )
-from machine_parts import INTX, Parts
-
+from tests.passthrough.machine_parts import INTX, Parts
 from vmm._native import lib
 from vmm.arm64 import layout
 from vmm.config.vfio import VfioConfig

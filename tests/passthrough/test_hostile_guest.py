@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fake_device import BAR0_SIZE, BAR2_SIZE, EXPRESS, MSI, MSIX, PM, TABLE, VECTORS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machine_parts import Parts
 
+from tests.passthrough.fake_device import (
+    BAR0_SIZE,
+    BAR2_SIZE,
+    EXPRESS,
+    MSI,
+    MSIX,
+    PM,
+    TABLE,
+    VECTORS,
+)
+from tests.passthrough.machine_parts import Parts
 from vmm._native import lib
 from vmm.arm64 import layout
 from vmm.vfio.config import COMMAND

@@ -6,14 +6,13 @@ import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
-from machine_parts import Diary
-
+from tests.passthrough.machine_parts import Diary
 from vmm.errors import HostError
 from vmm.passthrough.peers import Peers
 from vmm.vfio.group import Container
 
 if TYPE_CHECKING:
-    from vmm.device_memory import DeviceMemory
+    from vmm.passthrough.region_memory import DeviceMemory
     from vmm.vfio.iommu import Iommu
 
 BASE = 0x1_0000_0000

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from machine_parts import Diary
 
+from tests.passthrough.machine_parts import Diary
 from vmm.errors import KernelError
 from vmm.passthrough.interrupts import Interrupts, Vectors
 from vmm.pci.msix import Message

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from pci_bus import (
+
+from tests.pci.pci_bus import (
     ECAM,
     IO_BASE,
     IO_ON,
@@ -17,7 +18,6 @@ from pci_bus import (
     Mapped,
     function,
 )
-
 from vmm.errors import HostError, UserError
 from vmm.pci.bar import Space
 from vmm.pci.host import COMPLAINTS

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from pci_bus import (
+
+from tests.pci.pci_bus import (
     BAR0,
     COMMAND,
     EXPRESS,
@@ -18,7 +19,6 @@ from pci_bus import (
     Sink,
     function,
 )
-
 from vmm.pci.bar import Bar, Space
 from vmm.pci.capability import Capability
 from vmm.pci.config import ConfigSpace

@@ -9,7 +9,8 @@ from threading import Event, Thread
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pci_bus import (
+
+from tests.pci.pci_bus import (
     BAR0,
     COMMAND,
     ECAM,
@@ -21,7 +22,6 @@ from pci_bus import (
     Sink,
     function,
 )
-
 from vmm.pci.bar import Bar, Space
 from vmm.pci.function import PciFunction
 from vmm.pci.host import COMPLAINTS

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pci_bus import INTX_OFF, MSIX, Bus, Mapped, Sink, function
-
+from tests.pci.pci_bus import INTX_OFF, MSIX, Bus, Mapped, Sink, function
 from vmm.pci.msix import Msix
 
 PENDING = 1 << 3

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pci_bus import MEMORY_ON, MSIX, Bus, Mapped, Sink, function
 
+from tests.pci.pci_bus import MEMORY_ON, MSIX, Bus, Mapped, Sink, function
 from vmm.pci.msix import VECTORS_MAX, Message, Msix
 
 ENABLE, MASK_ALL = 1 << 15, 1 << 14

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pci_tree import Tree
 
+from tests.vfio.pci_tree import Tree
 from vmm.vfio import binding
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmm.errors import HostError
-from vmm.vfio.places import Places
+from vmm.vfio.host_paths import Places
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from blk_driver import SECTORS, Disk
-from mmio_driver import Echo, MmioDriver, Recorded
-from ring_driver import Memory
 
-from vmm.virtio.blk import Blk
-from vmm.virtio.disk import WRITE_BACK, Cache, RawDisk
-from vmm.virtio.mmio import MmioTransport
+from tests.virtio.block.blk_driver import SECTORS, Disk
+from tests.virtio.mmio_driver import Echo, MmioDriver, Recorded
+from tests.virtio.ring_driver import Memory
+from vmm.virtio.block.device import Blk
+from vmm.virtio.block.raw_image import WRITE_BACK, Cache, RawDisk
 from vmm.virtio.queue import MemoryMap
+from vmm.virtio.transport.mmio import MmioTransport
 
 
 @pytest.fixture

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import select
 
-from ring_driver import Memory
-
+from tests.virtio.ring_driver import Memory
 from vmm._native import lib
 from vmm.events import Events
 from vmm.virtio import device as virtio
 from vmm.virtio import status
 from vmm.virtio.device import VirtioDevice
-from vmm.virtio.mmio import MmioTransport
 from vmm.virtio.queue import Areas, Format, MemoryMap, Queue
+from vmm.virtio.transport.mmio import MmioTransport
 
 REGISTERS = {
     "MagicValue": 0x000,

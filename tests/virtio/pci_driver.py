@@ -6,15 +6,14 @@ import os
 import select
 from collections.abc import Mapping
 
-from mmio_driver import Echo
-from pci_bus import MASTER, MEMORY_ON, MSIX, Bus
-
+from tests.pci.pci_bus import MASTER, MEMORY_ON, MSIX, Bus
+from tests.virtio.mmio_driver import Echo
 from vmm._native import lib
 from vmm.pci.msix import Message
 from vmm.virtio import device as virtio
 from vmm.virtio import status
-from vmm.virtio.pci import PciTransport
 from vmm.virtio.queue import Areas
+from vmm.virtio.transport.pci import PciTransport
 
 FIELDS = {
     "device_feature_select": (0x00, 4),

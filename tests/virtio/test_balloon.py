@@ -7,9 +7,19 @@ import struct
 from collections.abc import Callable, Iterator
 
 import pytest
-from mmio_driver import CONFIG, FORMAT_FEATURES, MmioDriver, Recorded
-from ring_driver import BASE, BUFFERS, HOLE, KINDS, SECOND, SIZE, Buffer, Memory, SplitDriver
 
+from tests.virtio.mmio_driver import CONFIG, FORMAT_FEATURES, MmioDriver, Recorded
+from tests.virtio.ring_driver import (
+    BASE,
+    BUFFERS,
+    HOLE,
+    KINDS,
+    SECOND,
+    SIZE,
+    Buffer,
+    Memory,
+    SplitDriver,
+)
 from vmm.config.balloon import check_balloon, parse_balloon
 from vmm.errors import UserError
 from vmm.events import COMPLAINTS
@@ -24,8 +34,8 @@ from vmm.virtio.balloon import (
     TURN,
     Balloon,
 )
-from vmm.virtio.mmio import MmioTransport
 from vmm.virtio.queue import MemoryMap
+from vmm.virtio.transport.mmio import MmioTransport
 
 INFLATE, DEFLATE, STATS, REPORTING = range(4)
 NUM_PAGES, ACTUAL, POISON = 0x100, 0x104, 0x10C

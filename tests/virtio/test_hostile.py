@@ -15,8 +15,9 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmio_driver import Echo, MmioDriver, Recorded
-from ring_driver import (
+
+from tests.virtio.mmio_driver import Echo, MmioDriver, Recorded
+from tests.virtio.ring_driver import (
     AVAIL,
     BASE,
     BUFFERS,
@@ -31,17 +32,16 @@ from ring_driver import (
     Memory,
     SplitDriver,
 )
-
 from vmm._native import lib
 from vmm.events import Bounded
 from vmm.virtio import device as virtio
 from vmm.virtio import status
-from vmm.virtio.blk import Blk
+from vmm.virtio.block.device import Blk
+from vmm.virtio.block.raw_image import RawDisk
 from vmm.virtio.device import VirtioDevice
-from vmm.virtio.disk import RawDisk
-from vmm.virtio.mmio import MmioTransport
 from vmm.virtio.queue import WRONG, Areas, MemoryMap, Queue
 from vmm.virtio.rng import Rng
+from vmm.virtio.transport.mmio import MmioTransport
 
 RINGS = 500
 """Rings a seed makes; 200 seeds are 100,000."""

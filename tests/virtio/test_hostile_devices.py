@@ -21,33 +21,34 @@ from unittest.mock import patch
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmio_driver import MmioDriver, Recorded
-from ring_driver import AVAIL, BASE, BUFFERS, NEXT, SECOND, SIZE, TABLES, WRITE, Memory
-from test_hostile import FEATURES, Hostile, still_works
 
-from vmm.chardev.chardev import Chardev
-from vmm.chardev.pipes import PipeChardev
+from tests.virtio.mmio_driver import MmioDriver, Recorded
+from tests.virtio.ring_driver import AVAIL, BASE, BUFFERS, NEXT, SECOND, SIZE, TABLES, WRITE, Memory
+from tests.virtio.test_hostile import FEATURES, Hostile, still_works
 from vmm.errors import HostError
 from vmm.events import Bounded
 from vmm.loop import Loop
 from vmm.memory import GuestMemory
-from vmm.vhost.backend import Ring
-from vmm.vhost.fs import Fs
-from vmm.vhost.net import Net
-from vmm.vhost.threads import ThreadBackend
-from vmm.vhost.user import UNWANTED
-from vmm.vhost.vsock import Vsock
 from vmm.virtio import device as virtio
-from vmm.virtio import net, status
+from vmm.virtio import status
 from vmm.virtio.balloon import Balloon
-from vmm.virtio.console import Console
+from vmm.virtio.console.chardev.chardev import Chardev
+from vmm.virtio.console.chardev.pipes import PipeChardev
+from vmm.virtio.console.device import Console
 from vmm.virtio.device import VirtioDevice
-from vmm.virtio.mmio import MmioTransport
-from vmm.virtio.net import Address
+from vmm.virtio.fs.device import Fs
+from vmm.virtio.net import registers
+from vmm.virtio.net.device import Net
+from vmm.virtio.net.registers import Address
+from vmm.virtio.net.threads import ThreadBackend
 from vmm.virtio.notify import EventFd
 from vmm.virtio.pmem import Pmem
 from vmm.virtio.queue import Areas, MemoryMap
 from vmm.virtio.rng import Rng
+from vmm.virtio.transport.mmio import MmioTransport
+from vmm.virtio.vhost.backend import Ring
+from vmm.virtio.vhost.user import UNWANTED
+from vmm.virtio.vsock import Vsock
 
 ROUNDS, WITH_THREADS = 40, 8
 """Times that a seed brings a device up; and one that then starts threads for its queues."""
@@ -146,7 +147,7 @@ class Daemon(Elsewhere):
     def stop_ring(self, index: int) -> None:
         self.rings.pop(index, None)
 
-    def abandon(self) -> None:
+    def cancel_waits(self) -> None:
         pass
 
     def requeue(self) -> dict[int, int]:
@@ -225,7 +226,7 @@ class Host:
 
         self.act = act
         files = [theirs.fileno() for _, theirs in pairs]
-        backend = ThreadBackend(files, offers=net.GUEST_OFFLOADS | net.HOST_OFFLOADS)
+        backend = ThreadBackend(files, offers=registers.GUEST_OFFLOADS | registers.HOST_OFFLOADS)
         address = Address(bytes(6), 1500, 2)
         return Net("net0", self.known, self.events, address, backend=backend, tap=Tap())  # type: ignore[arg-type]
 
@@ -234,7 +235,7 @@ class Host:
 
     def share(self) -> VirtioDevice:
         daemon = Daemon(self.random)
-        with patch("vmm.vhost.fs.VhostUser", lambda _service: daemon):
+        with patch("vmm.virtio.fs.device.VhostUser", lambda _service: daemon):
             fs = Fs("share0", self.known, self.events, None, "tag")  # type: ignore[arg-type]
 
         def act() -> None:

@@ -8,24 +8,24 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from blk_driver import OK, Disk, wait
-from fake_daemon import FakeService
-from fuse_driver import INIT, Client
-from mmio_driver import MmioDriver, Recorded
-from net_driver import Wired
-from ring_driver import BASE, Memory, SplitDriver
-from test_pmem import Disk as Durable
 
-from vmm.daemon import Daemon
+from tests.virtio.block.blk_driver import OK, Disk, wait
+from tests.virtio.fs.fuse_driver import INIT, Client
+from tests.virtio.mmio_driver import MmioDriver, Recorded
+from tests.virtio.net.net_driver import Wired
+from tests.virtio.ring_driver import BASE, Memory, SplitDriver
+from tests.virtio.test_pmem import Disk as Durable
+from tests.virtio.vhost.fake_daemon import FakeService
 from vmm.errors import HostError
 from vmm.memory import Mapping
-from vmm.vhost.blk import VhostUserBlk
-from vmm.vhost.device import VhostDevice
-from vmm.vhost.fs import Fs
 from vmm.virtio import status
-from vmm.virtio.mmio import MmioTransport
+from vmm.virtio.block.vhost_user import VhostUserBlk
+from vmm.virtio.fs.device import Fs
 from vmm.virtio.pmem import Pmem
 from vmm.virtio.queue import MemoryMap
+from vmm.virtio.transport.mmio import MmioTransport
+from vmm.virtio.vhost.daemon import Daemon
+from vmm.virtio.vhost.device import VhostDevice
 
 
 @contextmanager

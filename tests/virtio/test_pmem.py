@@ -10,17 +10,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mmio_driver import FORMAT_FEATURES, MmioDriver, Recorded
-from ring_driver import BASE, BUFFERS, KINDS, SECOND, Buffer, Memory, PackedDriver, SplitDriver
 
+from tests.virtio.mmio_driver import FORMAT_FEATURES, MmioDriver, Recorded
+from tests.virtio.ring_driver import (
+    BASE,
+    BUFFERS,
+    KINDS,
+    SECOND,
+    Buffer,
+    Memory,
+    PackedDriver,
+    SplitDriver,
+)
 from vmm.config.pmem import PmemConfig, parse_pmem
 from vmm.errors import UserError
 from vmm.memory import Backing
-from vmm.pmem import ALIGNMENT, PmemFile
 from vmm.virtio import status
-from vmm.virtio.mmio import MmioTransport
 from vmm.virtio.pmem import Pmem
+from vmm.virtio.pmem_file import ALIGNMENT, PmemFile
 from vmm.virtio.queue import MemoryMap
+from vmm.virtio.transport.mmio import MmioTransport
 
 FLUSH, PATIENCE = 0, 10.0
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from ring_driver import (
+
+from tests.virtio.ring_driver import (
     AVAIL,
     BASE,
     BUFFERS,
@@ -18,7 +19,6 @@ from ring_driver import (
     PackedDriver,
     SplitDriver,
 )
-
 from vmm._native import lib
 from vmm.virtio.queue import Areas, Chain, Format, MemoryMap, Queue, RingError, Segment
 

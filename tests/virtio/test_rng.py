@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from mmio_driver import FORMAT_FEATURES, MmioDriver, Recorded
-from ring_driver import BUFFERS, KINDS, SECOND, Buffer, Memory
 
-from vmm.virtio.mmio import MmioTransport
+from tests.virtio.mmio_driver import FORMAT_FEATURES, MmioDriver, Recorded
+from tests.virtio.ring_driver import BUFFERS, KINDS, SECOND, Buffer, Memory
 from vmm.virtio.queue import MemoryMap
 from vmm.virtio.rng import MOST, Rng
+from vmm.virtio.transport.mmio import MmioTransport
 
 
 @pytest.fixture

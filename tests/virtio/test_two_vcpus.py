@@ -7,15 +7,15 @@ from itertools import cycle
 from threading import Thread
 
 import pytest
-from mmio_driver import REGISTERS, Echo, MmioDriver, Recorded
-from pci_driver import FIELDS, PciDriver
-from ring_driver import BASE, Memory, SplitDriver
 
+from tests.virtio.mmio_driver import REGISTERS, Echo, MmioDriver, Recorded
+from tests.virtio.pci_driver import FIELDS, PciDriver
+from tests.virtio.ring_driver import BASE, Memory, SplitDriver
 from vmm.virtio import device as virtio
 from vmm.virtio.device import QueueSlot
-from vmm.virtio.mmio import MmioTransport
-from vmm.virtio.pci import PciTransport
 from vmm.virtio.queue import Queue
+from vmm.virtio.transport.mmio import MmioTransport
+from vmm.virtio.transport.pci import PciTransport
 
 GOOD, BAD = 0, 0xFFFF
 """A queue that is there, and one that is not."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmm._native import ffi, lib
 from vmm.arm64 import layout
-from vmm.closing import Closing
+from vmm.closeable import Closing
 from vmm.errors import HostError
 from vmm.fdt import Node, Value, reg, u32
 

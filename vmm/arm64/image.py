@@ -14,7 +14,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm.arm64 import a64, compression, foreign, pe
+from vmm.arm64 import a64, compression, pe, wrong_image
 from vmm.arm64.filemap import EAGER, map_file
 from vmm.errors import UserError
 
@@ -96,7 +96,7 @@ def identify(data: memoryview, name: str, limit: int, layers: tuple[str, ...] = 
             return _image(data, name, layers)
         if bytes(data[:4]) == b"\x7fELF":
             return _vmlinux(data, name, limit, layers)
-        if found := foreign.recognise(data):
+        if found := wrong_image.recognise(data):
             raise _refusal(name, layers, found.what, found.remedy)
         if program := pe.parse(data):
             return _efi(program, data, name, limit, layers)
@@ -106,7 +106,7 @@ def identify(data: memoryview, name: str, limit: int, layers: tuple[str, ...] = 
         ) from None
     if a64.plausible(data):
         return Kernel(name, "flat", (*layers, "flat"), data, TEXT_OFFSET, len(data))
-    found = foreign.guess(data) or foreign.Format("neither a known format nor A64 code")
+    found = wrong_image.guess(data) or wrong_image.Format("neither a known format nor A64 code")
     raise _refusal(name, layers, found.what, found.remedy)
 
 
@@ -197,7 +197,7 @@ def _vmlinux(data: memoryview, name: str, limit: int, layers: tuple[str, ...]) -
     header = _ELF.unpack_from(data)
     _, word, order, _, machine, *_ = header
     if machine != 183 or (word, order) != (2, 1):
-        raise _refusal(name, layers, f"an ELF file for {foreign.elf_machine(machine)}")
+        raise _refusal(name, layers, f"an ELF file for {wrong_image.elf_machine(machine)}")
     segments_at, segment_count = header[7], header[12]
     if segments_at + segment_count * _ELF_SEGMENT.size > len(data):
         raise pe.Truncated

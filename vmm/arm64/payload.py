@@ -1,6 +1,6 @@
 """What a machine boots, as its configuration asks for it: kernel, initrd and command line.
 
-Or firmware, which is in flash already (`vmm.flash`): then there is only a command line, if any.
+With firmware, which is in flash already (`vmm.machine.flash`), there is at most a command line.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.arm64 import boot, image
-from vmm.closing import Closing
+from vmm.closeable import Closing
 
 if TYPE_CHECKING:
     from vmm.arm64.boot import BootPlan, Extent

@@ -27,7 +27,7 @@ def lab() -> None:
 @lab.command()
 def profiles() -> None:
     """List the kinds of hosts there are."""
-    from vmm.lab.profiles import DEFAULT, PROFILES  # noqa: PLC0415
+    from vmm.lab.host.profiles import DEFAULT, PROFILES  # noqa: PLC0415
 
     for name, profile in PROFILES.items():
         note = " (default)" if name == DEFAULT else ""
@@ -40,7 +40,8 @@ def profiles() -> None:
 @click.option("--refresh", is_flag=True, help="Take what the mirror offers today.")
 def build(names: tuple[str, ...], *, everything: bool, refresh: bool) -> None:
     """Download and build all that hosts of PROFILE need (default: fwb), and start none."""
-    from vmm.lab import apt, profiles, qemu, rootfs, tree  # noqa: PLC0415
+    from vmm.lab.debian import apt, rootfs  # noqa: PLC0415
+    from vmm.lab.host import profiles, qemu, tree  # noqa: PLC0415
 
     chosen = [profiles.profile(name) for name in names or [profiles.DEFAULT]]
     if everything:
@@ -58,8 +59,8 @@ def build(names: tuple[str, ...], *, everything: bool, refresh: bool) -> None:
 @_PROFILE
 def up(profile: str) -> None:
     """Start a host and keep it up, for commands to come."""
-    from vmm.lab.host import Host  # noqa: PLC0415
-    from vmm.lab.session import install_tree  # noqa: PLC0415
+    from vmm.lab.host.host import Host  # noqa: PLC0415
+    from vmm.lab.host.session import install_tree  # noqa: PLC0415
 
     host = Host.start(profile, keep=True)
     install_tree(host)
@@ -74,8 +75,8 @@ def install(profile: str, names: tuple[str, ...]) -> None:
 
     `pyvmm run` does that by itself for what its options need, unless it is given --host native.
     """
-    from vmm.lab import packages, profiles  # noqa: PLC0415
-    from vmm.lab.host import Host  # noqa: PLC0415
+    from vmm.lab.host import packages, profiles  # noqa: PLC0415
+    from vmm.lab.host.host import Host  # noqa: PLC0415
 
     host = Host.find(profiles.profile(profile).name)
     if host is None:
@@ -88,7 +89,7 @@ def install(profile: str, names: tuple[str, ...]) -> None:
 @click.option("--all", "everything", is_flag=True, help="End all hosts, kept up or not.")
 def down(names: tuple[str, ...], *, everything: bool) -> None:
     """End hosts that are kept up."""
-    from vmm.lab import profiles, state  # noqa: PLC0415
+    from vmm.lab.host import profiles, state  # noqa: PLC0415
 
     if not names and not everything:
         raise UserError("pyvmm lab down: which host?", "name its profile, or say --all")
@@ -104,7 +105,7 @@ def down(names: tuple[str, ...], *, everything: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON array, for programs.")
 def status(*, as_json: bool) -> None:
     """List the hosts that run."""
-    from vmm.lab import state  # noqa: PLC0415
+    from vmm.lab.host import state  # noqa: PLC0415
 
     found = [
         {
@@ -140,8 +141,8 @@ def execute(profile: str, command: tuple[str, ...]) -> None:
     installed there. Files of this machine are at their own places if those are not the
     host's own (/usr, /etc, /var, ...), and all of them are in /host.
     """
-    from vmm.lab.client import run_in_lab  # noqa: PLC0415
-    from vmm.lab.profiles import profile as known  # noqa: PLC0415
+    from vmm.lab.host.client import run_in_lab  # noqa: PLC0415
+    from vmm.lab.host.profiles import profile as known  # noqa: PLC0415
 
     sys.exit(run_in_lab(known(profile).name, command))
 
@@ -150,8 +151,8 @@ def execute(profile: str, command: tuple[str, ...]) -> None:
 @_PROFILE
 def shell(profile: str) -> None:
     """Run an interactive shell in a host of PROFILE."""
-    from vmm.lab.client import run_in_lab  # noqa: PLC0415
-    from vmm.lab.profiles import profile as known  # noqa: PLC0415
+    from vmm.lab.host.client import run_in_lab  # noqa: PLC0415
+    from vmm.lab.host.profiles import profile as known  # noqa: PLC0415
 
     name = known(profile).name
     sys.exit(run_in_lab(name, ["sh"], {"PS1": f"{name}:\\w# "}))
@@ -178,7 +179,7 @@ def matrix(  # noqa: PLR0913  (one argument per option)
     Each kind of memory is registered with the Write-Back flag and without, and what stage 2 gives
     it is proved. Exits with 1 where a row is not as expected.
     """
-    from vmm.lab import matrix as table  # noqa: PLC0415
+    from vmm.lab.host import matrix as table  # noqa: PLC0415
 
     expected = table.load_expected(expect) if expect else None
     chosen = names or [

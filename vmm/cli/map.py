@@ -43,7 +43,7 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
     from vmm.config.size import parse_size  # noqa: PLC0415
     from vmm.kvm.slots import MemorySlots  # noqa: PLC0415
     from vmm.kvm.system import System  # noqa: PLC0415
-    from vmm.space import GuestSpace  # noqa: PLC0415
+    from vmm.machine.address_space import GuestSpace  # noqa: PLC0415
 
     config = MachineConfig(
         image=Path(),

@@ -18,7 +18,7 @@ def probe(*, as_json: bool, everything: bool, host: str) -> None:
     """Tell what this host's KVM can do: every capability, and the host's own facts."""
     if not is_native(host):
         sys.exit(run_there(host))
-    from vmm.probe import Probe  # noqa: PLC0415
+    from vmm.coherence.host_report import Probe  # noqa: PLC0415
 
     found = Probe.run()
     if as_json:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from vmm.config import MachineConfig
-    from vmm.console import Console
     from vmm.loop import Loop
-    from vmm.machine import Machine
+    from vmm.machine.machine import Machine
+    from vmm.terminal.console import Console
 
 SWITCH_INTERVAL: Final = 1e-4
 """Seconds that a Python thread may keep another, such as a vCPU's, from running."""
@@ -173,7 +173,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     """Return the machine and the console's escape prefix. Raises `UserError`."""
     from vmm.config import MachineConfig  # noqa: PLC0415
     from vmm.config.size import parse_size  # noqa: PLC0415
-    from vmm.escape import parse_prefix  # noqa: PLC0415
+    from vmm.terminal.escape import parse_prefix  # noqa: PLC0415
 
     config = MachineConfig(
         image=options["image"],
@@ -224,7 +224,7 @@ def _balloon(wanted: bool, size: str | None) -> int | None:  # noqa: FBT001  (a 
 
 def _packages(config: MachineConfig) -> list[str]:
     """Return Debian's packages with the programs that the machine needs. Raises `UserError`."""
-    from vmm.virtio.image import image_format  # noqa: PLC0415
+    from vmm.virtio.block.image_format import image_format  # noqa: PLC0415
 
     wanted = {
         "passt": any(net.kind.value == "user" for net in config.nets),
@@ -250,11 +250,11 @@ def _check_files(config: MachineConfig) -> None:
 
     payload.load(config).place(Extent(layout.RAM, config.memory))
     if config.firmware is not None or config.flash is not None:
-        from vmm.flash import check_files  # noqa: PLC0415
+        from vmm.machine.flash import check_files  # noqa: PLC0415
 
         check_files(config)
     if config.shares:
-        from vmm.vhost.files import check_directory  # noqa: PLC0415
+        from vmm.virtio.fs.virtiofsd import check_directory  # noqa: PLC0415
 
         for share in config.shares:
             check_directory(share)
@@ -279,7 +279,7 @@ def _join_consoles(
     That is the serial port, or, with ``--console stdio``, the virtio console; then the serial
     port's output is shown, too, for what comes before the guest has a driver.
     """
-    from vmm.console import Console, standard_input, standard_output  # noqa: PLC0415
+    from vmm.terminal.console import Console, standard_input, standard_output  # noqa: PLC0415
 
     stdin, stdout = standard_input(), standard_output()
     terminal, uart = machine.terminal, machine.uart
@@ -287,7 +287,7 @@ def _join_consoles(
         console = Console(loop, machine.output, uart, stdin=stdin, stdout=stdout, escape=escape)
         uart.on_space = console.input_ready
         return [owned.enter_context(console)]
-    from vmm.chardev.ends import terminal_size  # noqa: PLC0415
+    from vmm.virtio.console.chardev.ends import terminal_size  # noqa: PLC0415
 
     def resized() -> None:
         if size := terminal_size():
@@ -327,7 +327,7 @@ def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | N
     """Run a machine with this process's stdin and stdout as its console; return the status."""
     from vmm.events import Events  # noqa: PLC0415
     from vmm.loop import Loop  # noqa: PLC0415
-    from vmm.machine import Ending, Machine  # noqa: PLC0415
+    from vmm.machine.machine import Ending, Machine  # noqa: PLC0415
 
     status = {
         Ending.POWERED_OFF: EXIT_POWERED_OFF,

@@ -36,8 +36,8 @@ def verify(bars: tuple[str, ...], *, uapi: str, as_json: bool, host: str) -> Non
     from vmm.coherence.capability import Capability  # noqa: PLC0415
     from vmm.coherence.policy import with_uapi  # noqa: PLC0415
     from vmm.config.bar import parse_bar  # noqa: PLC0415
-    from vmm.device_memory import open_all  # noqa: PLC0415
     from vmm.kvm.system import System  # noqa: PLC0415
+    from vmm.passthrough.region_memory import open_all  # noqa: PLC0415
 
     configs = tuple(parse_bar(text) for text in bars)
     with ExitStack() as owned:

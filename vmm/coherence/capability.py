@@ -5,7 +5,7 @@ Three generations of kernels are told apart by what they answer, never by their 
                  243 on /dev/kvm   243 on a VM   bit 3 on a slot
     legacy       0                 0             EINVAL           before Linux 6.17
     mainline     EINVAL            0 or 1        EINVAL           6.17 and later
-    rfc          EINVAL            0 or 2        accepted, if 2   the proposal (vmm/lab/patches)
+    rfc          EINVAL            0 or 2        accepted, if 2   the proposal (see lab/kernel)
 
 A kernel that knows the capability answers EINVAL where there is no VM to answer for, one that
 does not answers 0 (arch/arm64/kvm/arm.c, kvm_vm_ioctl_check_extension). So 0 on a VM alone says

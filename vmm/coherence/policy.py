@@ -237,7 +237,8 @@ def with_uapi(capability: Capability, uapi: str) -> Capability:
     What the kernel has shown goes before what is said of it: none knows the capability because
     somebody says so, and one that has shown to have no flag has none. A flag bit 3 that was
     accepted, without a capability that claims it, is believed to be the proposal's; whoever
-    then maps device memory has the kernel prove it (`vmm.device_memory`). Raises `UserError`.
+    then maps device memory has the kernel prove it (`vmm.passthrough.region_memory`).
+    Raises `UserError`.
     """
     if uapi == "auto":
         return capability

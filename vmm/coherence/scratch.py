@@ -19,7 +19,7 @@ from threading import Event, Timer
 from typing import TYPE_CHECKING, Final
 
 from vmm.arm64 import registers
-from vmm.closing import Closing
+from vmm.closeable import Closing
 from vmm.kvm.exits import Interrupted, MmioWrite
 from vmm.kvm.fd import KvmError
 from vmm.memory import Mapping, Region

@@ -16,7 +16,7 @@ QUEUES_MAX: Final = 64
 FORMATS: Final = ("auto", "raw", "qcow2", "vmdk", "vhdx", "vhd")
 
 CACHES: Final = ("auto", "writeback", "writethrough", "none", "directsync", "unsafe")
-"""QEMU's names; `vmm.virtio.disk.CACHES` tells what they are for a raw disk."""
+"""QEMU's names; `vmm.virtio.block.raw_image.CACHES` tells what they are for a raw disk."""
 
 SYNTAX: Final = "PATH[,ro][,format=F][,cache=C][,serial=S][,queues=N]"
 

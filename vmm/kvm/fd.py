@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from vmm._native import ffi, lib
-from vmm.closing import Closing
+from vmm.closeable import Closing
 from vmm.errors import KernelError
 from vmm.kvm.causes import likely_cause
 from vmm.kvm.ioctls import Ioctl

@@ -13,7 +13,7 @@ from vmm.kvm.ioctls import Ioctl
 from vmm.kvm.run_page import RunPage
 
 if TYPE_CHECKING:
-    from vmm.kvm.answers import Answers
+    from vmm.kvm.mmio_fastpath import Answers
 
 INTERRUPTED: Final = Interrupted()
 EINTR: Final = -errno.EINTR

@@ -17,12 +17,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from vmm.arm64 import pcie
-from vmm.closing import Closing
+from vmm.closeable import Closing
 from vmm.coherence import dump
 from vmm.errors import UserError
 from vmm.events import Bounded
 from vmm.passthrough.function import PassthroughFunction
 from vmm.passthrough.peers import Peers
+from vmm.vfio.assignability import check_assignable
 from vmm.vfio.backend import Backend, open_iommu
 from vmm.vfio.binding import borrowed
 from vmm.vfio.device import open_device
@@ -30,21 +31,20 @@ from vmm.vfio.dma import GuestDma
 from vmm.vfio.function import Function
 from vmm.vfio.irq import IrqIndex
 from vmm.vfio.kvm_files import KvmFiles
-from vmm.vfio.obstacles import check_assignable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from vmm.coherence.capability import Capability
     from vmm.config.vfio import VfioConfig
-    from vmm.device_memory import DeviceMemory
     from vmm.events import Events
+    from vmm.kvm.irq_routing import MsiTable
     from vmm.kvm.slots import MemorySlots
     from vmm.kvm.system import System
     from vmm.kvm.vm import Vm
     from vmm.loop import Loop
     from vmm.memory import Region
-    from vmm.msi import MsiTable
+    from vmm.passthrough.region_memory import DeviceMemory
     from vmm.vfio.iommu import Iommu
 
 LOOKS: Final = 8

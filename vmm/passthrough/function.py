@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from vmm._native import lib
 from vmm.coherence.policy import Cache, Stage1, region_attribute
 from vmm.config.bar import BarConfig
-from vmm.device_memory import DeviceMemory
 from vmm.errors import HostError, UserError, VmmError
-from vmm.passthrough import bars
+from vmm.passthrough import bar as bars
 from vmm.passthrough.configuration import PassthroughConfig
 from vmm.passthrough.interrupts import Interrupts
 from vmm.passthrough.msi import Msi
+from vmm.passthrough.region_memory import DeviceMemory
 from vmm.passthrough.rom import RomBar, expansion_rom
 from vmm.pci.bar import LEAST_IO, LEAST_MEMORY, Bar, Space
 from vmm.pci.function import Identity, PciFunction
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from vmm.coherence.capability import Capability
     from vmm.config.vfio import VfioConfig
     from vmm.events import Events
+    from vmm.kvm.irq_routing import FunctionMsis, MsiTable
     from vmm.kvm.slots import MemorySlots
     from vmm.kvm.system import System
     from vmm.kvm.vm import Vm
-    from vmm.msi import FunctionMsis, MsiTable
     from vmm.pci.host import PciHost
     from vmm.vfio.device import Device
     from vmm.vfio.region import Region

@@ -17,7 +17,7 @@ from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Protocol
 
-from vmm.closing import Closing
+from vmm.closeable import Closing
 from vmm.errors import VmmError
 from vmm.events import Bounded
 from vmm.vfio.irq import NO_EVENTFD, IrqIndex
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Delivery(Protocol):
-    """Who sends the messages of a function into the VM that runs now: `vmm.msi.FunctionMsis`."""
+    """Send a function's messages into the VM of this power cycle (`FunctionMsis`)."""
 
     def attach(self, vector: int, fd: int) -> None:
         """Have *vector* send its message whenever eventfd *fd* is signalled."""

@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from vmm.closing import Closing
+from vmm.closeable import Closing
 from vmm.errors import VmmError
 
 if TYPE_CHECKING:
-    from vmm.device_memory import DeviceMemory
     from vmm.events import Events
+    from vmm.passthrough.region_memory import DeviceMemory
     from vmm.vfio.iommu import Iommu
 
 

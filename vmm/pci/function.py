@@ -11,7 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm._native import lib
-from vmm.closing import Closing
+from vmm.closeable import Closing
 from vmm.pci import capability
 from vmm.pci.bar import Space
 from vmm.pci.config import ConfigSpace

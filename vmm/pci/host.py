@@ -14,7 +14,7 @@ from __future__ import annotations
 from threading import RLock
 from typing import TYPE_CHECKING, Final
 
-from vmm.closing import Closing
+from vmm.closeable import Closing
 from vmm.errors import UserError, VmmError
 from vmm.pci import window
 from vmm.pci.bar import Space

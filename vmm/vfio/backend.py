@@ -7,9 +7,9 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from vmm.events import Events
+from vmm.vfio.assignability import check_assignable
 from vmm.vfio.group import Container
 from vmm.vfio.iommufd import Iommufd, device_node
-from vmm.vfio.obstacles import check_assignable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from vmm.errors import HostError, UserError
 from vmm.vfio import drivers
+from vmm.vfio.assignability import check_unused
 from vmm.vfio.function import Function, parse_bdf
-from vmm.vfio.obstacles import check_unused
-from vmm.vfio.places import HOST, Places
+from vmm.vfio.host_paths import HOST, Places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,16 +16,16 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from vmm._native import ffi, lib
-from vmm.closing import Closing
+from vmm.closeable import Closing
 from vmm.errors import HostError, UserError
+from vmm.vfio.assignability import check_assignable
 from vmm.vfio.backend import Backend, open_iommu
 from vmm.vfio.config import COMMAND, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace
 from vmm.vfio.fd import VfioError
 from vmm.vfio.function import Function
+from vmm.vfio.host_paths import HOST, Places
 from vmm.vfio.ioctls import DeviceIoctl
 from vmm.vfio.irq import IrqIndex, IrqInfo, Irqs
-from vmm.vfio.obstacles import check_assignable
-from vmm.vfio.places import HOST, Places
 from vmm.vfio.region import Region
 from vmm.vfio.region_info import CONFIG, RegionInfo, region_index
 

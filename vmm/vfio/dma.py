@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from vmm.closing import Closing
+from vmm.closeable import Closing
 from vmm.errors import HostError
 
 if TYPE_CHECKING:

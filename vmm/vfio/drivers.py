@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm.vfio.function import Function
-    from vmm.vfio.places import Places
+    from vmm.vfio.host_paths import Places
 
 PLAIN: Final = "vfio-pci"
 _PREFIX: Final = "vfio_pci:"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from vmm.errors import UserError
-from vmm.vfio.places import HOST, Places
+from vmm.vfio.host_paths import HOST, Places
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.errors import HostError
-from vmm.vfio.chain import capabilities
+from vmm.vfio.assignability import obstacle
 from vmm.vfio.fd import VfioError, VfioFd, open_node
+from vmm.vfio.host_paths import HOST, Places
+from vmm.vfio.info_caps import capabilities
 from vmm.vfio.ioctls import ContainerIoctl, GroupIoctl
 from vmm.vfio.iommu import Iommu, IovaRange
-from vmm.vfio.obstacles import obstacle
-from vmm.vfio.places import HOST, Places
 
 if TYPE_CHECKING:
     from vmm.vfio.function import Function

@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
-from vmm.closing import Closing
+from vmm.closeable import Closing
 from vmm.errors import HostError
+from vmm.vfio.assignability import obstacle
 from vmm.vfio.fd import VfioError
-from vmm.vfio.obstacles import obstacle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

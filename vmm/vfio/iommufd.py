@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from vmm._native import ffi, lib
 from vmm.vfio.fd import VfioError, VfioFd, open_node
+from vmm.vfio.host_paths import HOST, Places
 from vmm.vfio.ioctls import DeviceIoctl, IommufdIoctl
 from vmm.vfio.iommu import Iommu, IovaRange
-from vmm.vfio.places import HOST, Places
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm._native import ffi, lib
-from vmm.closing import Closing
+from vmm.closeable import Closing
 
 if TYPE_CHECKING:
     from vmm.kvm.vm import Vm

@@ -9,7 +9,7 @@ from vmm.errors import VmmError
 from vmm.vfio.binding import bound
 from vmm.vfio.device import open_device
 from vmm.vfio.function import Function
-from vmm.vfio.places import HOST, Places
+from vmm.vfio.host_paths import HOST, Places
 from vmm.vfio.region_info import NAMES
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from vmm._native import ffi, lib
-from vmm.closing import Closing
+from vmm.closeable import Closing
 from vmm.vfio.fd import VfioError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.errors import UserError
-from vmm.vfio.chain import capabilities
+from vmm.vfio.info_caps import capabilities
 from vmm.vfio.ioctls import DeviceIoctl
 
 if TYPE_CHECKING:

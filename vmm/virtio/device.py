@@ -15,7 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vmm._native import lib
-from vmm.closing import Closing
+from vmm.closeable import Closing
 from vmm.events import Bounded
 from vmm.virtio import status
 from vmm.virtio.notify import Doorbell
@@ -316,7 +316,7 @@ class VirtioDevice(Closing):
 
     # Life
 
-    def hurry(self) -> None:
+    def cancel_waits(self) -> None:
         """Have nobody wait for others' programs who holds the device up: a vCPU has to stop.
 
         From any thread; never waits.

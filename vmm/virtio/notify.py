@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from vmm._native import ffi, lib
-from vmm.closing import Closing
+from vmm.closeable import Closing
 
 USED: Final[int] = lib.VIRTIO_MMIO_INT_VRING
 """Interrupt status: the device used a chain. The ISR status of PCI has the same bits (4.1.4.5)."""

@@ -1,0 +1,117 @@
+"""Runs in a lab host with the GPU: what a verdict leaves behind, and faults explained; JSON.
+
+python3 - BDF FACT...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm.coherence.verdict import prove
+from vmm.config import MachineConfig
+from vmm.config.bar import BarConfig
+from vmm.errors import HostError
+from vmm.events import Events
+from vmm.kvm.system import System
+from vmm.kvm.vm import Vm
+from vmm.loop import Loop
+from vmm.machine.address_space import GuestSpace
+from vmm.machine.machine import Machine
+from vmm.passthrough.region_memory import RegionContents
+from vmm.vfio.config import COMMAND_MEMORY
+from vmm.vfio.device import open_device
+
+if TYPE_CHECKING:
+    from vmm.coherence.verdict import Verdict
+    from vmm.vfio.region import Region
+
+BDF = sys.argv[1]
+BAR_AT = 0x1_0000_0000
+READ_FOR_EVER = struct.pack("<3I", 0xD2C00020, 0xF9400001, 0x17FFFFFF)
+"""mov x0, #0x100000000; ldr x1, [x0]; b .-4"""
+
+
+def told(verdict: Verdict) -> list[str]:
+    return [verdict.memory_type.value, *verdict.evidence]
+
+
+def write_and_prove(system: System, region: Region) -> dict[str, object]:
+    """Prove a region with everything that writes, memory though it may not be for KVM."""
+    before = os.urandom(8192)
+    region.write_bytes(0, before)
+    with region.map() as mapping:
+        contents = RegionContents(region, 0)
+        verdict = prove(system, mapping.host_address, mapping.size, contents=contents)
+    return {"verdict": told(verdict), "kept": region.read_bytes(0, 8192) == before}
+
+
+def verdicts() -> dict[str, object]:
+    """Return what verdicts say, of memory that is on and off, and what they leave."""
+    with System.open() as system, open_device(BDF) as device:
+        device.enable_memory()
+        found: dict[str, object] = {
+            f"region {index}": write_and_prove(system, device.region(index)) for index in (2, 4)
+        }
+        with device.region(0).map() as mapping:
+            where = (system, mapping.host_address, mapping.size)
+            device.config.clear_command(COMMAND_MEMORY)
+            found["memory off"] = told(prove(*where))
+            device.enable_memory()
+            found["memory on"] = told(prove(*where))
+    left = Path("/sys/kernel/debug/kvm").glob(f"{os.getpid()}-*")
+    return {**found, "left": [path.name for path in left]}
+
+
+def switched_off() -> str:
+    """Return how a machine ends whose device's memory is switched off while the guest reads it."""
+    with tempfile.NamedTemporaryFile() as image:
+        Path(image.name).write_bytes(READ_FOR_EVER)
+        config = MachineConfig(image=Path(image.name), bars=(BarConfig(BDF, 0, BAR_AT),))
+        with Loop() as loop, Machine(config, loop, Events(None)) as machine:
+            (bar,) = machine.space._devices
+            loop.call_later(1.0, lambda: bar.device.config.clear_command(COMMAND_MEMORY))
+            try:
+                return str(machine.run())
+            except HostError as error:
+                return str(error)
+
+
+def slots_of_a_refusal() -> dict[str, object]:
+    """Return what memory slots there were when a machine with region 4 was refused."""
+    sizes = []
+    register = Vm.set_user_memory_region
+
+    def recorded(vm: Vm, *where: int) -> None:
+        sizes.append(where[3])
+        register(vm, *where)
+
+    Vm.set_user_memory_region = recorded  # type: ignore[assignment,method-assign]
+    config = MachineConfig(image=Path(), bars=(BarConfig(BDF, 4, cache="require"),))
+    said = ""
+    try:
+        with System.open() as system, GuestSpace(config, system):
+            pass
+    except HostError as error:
+        said = str(error)
+    finally:
+        Vm.set_user_memory_region = register  # type: ignore[method-assign]
+    return {"said": said, "largest": max(sizes)}
+
+
+def main() -> None:
+    """Print the facts that the arguments name."""
+    facts = {
+        "verdicts": verdicts,
+        "switched off": switched_off,
+        "refusal": slots_of_a_refusal,
+    }
+    json.dump({name: facts[name]() for name in sys.argv[2:]}, sys.stdout)
+
+
+main()

@@ -1,0 +1,145 @@
+"""Where virtio devices are plugged in: addresses, interrupts, KVM's part, and resets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.virtio.ring_driver import BASE, BUFFERS, SIZE, Buffer, Memory, SplitDriver
+from vmm.arm64 import layout
+from vmm.bus import MmioBus
+from vmm.config import MachineConfig
+from vmm.events import Events
+from vmm.fdt import cells
+from vmm.kvm.mmio_fastpath import InterruptAck, InterruptStatus
+from vmm.loop import Loop
+from vmm.machine.virtio_devices import Backplane
+
+SLOT = 0x0A00_0000
+STATUS, NOTIFY, INTERRUPT_STATUS, ACK = 0x70, 0x50, 0x60, 0x64
+
+
+class FakeVm:
+    """Writes down what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.doorbells: list[int] = []
+
+    def ioeventfd(self, address: int, length: int, fd: int, *, datamatch: int) -> None:
+        self.asked.append(("ioeventfd", address, length, datamatch))
+        self.doorbells.append(fd)
+
+    def irqfd(self, fd: int, gsi: int) -> None:
+        self.asked.append(("irqfd", gsi))
+        self.interrupt = fd
+
+
+@pytest.fixture
+def bus() -> MmioBus:
+    return MmioBus()
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    with Loop() as loop:
+        yield loop
+
+
+@pytest.fixture
+def ram() -> Iterator[Memory]:
+    memory = Memory()
+    yield memory
+    memory.close()
+
+
+@pytest.fixture
+def plane(bus: MmioBus, loop: Loop, ram: Memory) -> Iterator[Backplane]:
+    config = MachineConfig(image=Path("Image"), rng=True)
+    with Backplane(config, ram.guest, bus, loop, Events()) as plane:
+        yield plane
+
+
+def test_a_device_is_where_the_device_tree_says(plane: Backplane, bus: MmioBus) -> None:
+    (node,) = plane.nodes()
+    assert node.name == "virtio@a000000"
+    assert node.properties["compatible"] == "virtio,mmio"
+    assert cells(node.properties["reg"]) == (0, SLOT, 0, 0x200)
+    assert cells(node.properties["interrupts"]) == (0, 16, 1), "SPI 16, a rising edge"
+    assert bus.read(SLOT, 4).to_bytes(4, "little") == b"virt"
+    assert bus.read(SLOT + 8, 4) == 4
+
+
+def start(bus: MmioBus, ring: SplitDriver) -> None:
+    """Bring the device in slot 0 up, by registers."""
+    stores = [(STATUS, 0), (STATUS, 1), (STATUS, 3), (0x24, 1), (0x20, 1), (STATUS, 11)]
+    stores += [(0x30, 0), (0x38, ring.size)]
+    for offset, address in zip((0x80, 0x90, 0xA0), ring.areas, strict=True):
+        stores.append((offset, address))
+    stores += [(0x44, 1), (STATUS, 15)]
+    for offset, value in stores:
+        bus.write(SLOT + offset, 4, value)
+    assert bus.read(SLOT + STATUS, 4) == 15
+
+
+def test_kvm_does_notifications_and_interrupts_in_each_power_cycle(
+    plane: Backplane, bus: MmioBus, loop: Loop, ram: Memory
+) -> None:
+    ring = SplitDriver(ram)
+    used = partial(ram.unpack, ring.areas.device + 2, "H")
+    for _ in range(3):
+        vm: Any = FakeVm()
+        plane.connect(vm)
+        assert vm.asked == [
+            ("ioeventfd", SLOT + NOTIFY, 4, 0),
+            ("ioeventfd", SLOT + ACK, 4, 1),
+            ("irqfd", 16),
+        ]
+        ring = SplitDriver(ram)
+        start(bus, ring)
+        identity = ring.add(Buffer(BUFFERS, 64, writable=True))
+        os.eventfd_write(vm.doorbells[0], 1)
+        loop.run(until=lambda: used() == (1,))
+        assert ring.used() == [(identity, 64)]
+        assert os.eventfd_read(vm.interrupt) == 1
+        plane.reset()
+        assert bus.read(SLOT + STATUS, 4) == 0
+        ram.guest.write(BASE, bytes(SIZE // 4))
+
+
+def test_the_run_loop_answers_for_each_interrupt(plane: Backplane) -> None:
+    status, acknowledge = plane.answers()
+    assert isinstance(status, InterruptStatus)
+    assert isinstance(acknowledge, InterruptAck)
+    assert (status.address, acknowledge.address) == (SLOT + INTERRUPT_STATUS, SLOT + ACK)
+    assert status.interrupt == acknowledge.interrupt
+
+
+def open_files() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+
+def test_a_closed_backplane_leaves_nothing_in_the_loop(
+    bus: MmioBus, loop: Loop, ram: Memory
+) -> None:
+    before = open_files()
+    config = MachineConfig(image=Path("Image"), rng=True)
+    plane = Backplane(config, ram.guest, bus, loop, Events())
+    plane.close()
+    plane.close()
+    assert open_files() == before
+    loop.stop()
+    loop.run()
+
+
+def test_the_slots_are_beside_everything_else() -> None:
+    windows = sorted((base, base + size) for _, base, size in layout.WINDOWS)
+    ends = [end for _, end in windows]
+    assert all(end <= base for end, (base, _) in zip(ends, windows[1:], strict=False))
+    assert layout.virtio(layout.VIRTIO_SLOTS) <= layout.RAM
+    assert layout.SPI_VIRTIO + layout.VIRTIO_SLOTS <= layout.SPI_COUNT

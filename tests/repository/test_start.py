@@ -1,0 +1,68 @@
+"""What `pyvmm run` imports on its way to the guest: in an emulated host each module is dear."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+RUN = """
+import atexit, sys
+atexit.register(lambda: print(*sys.modules))
+sys.argv = ["pyvmm", "run", "--host", "native", "--memory", "64M", "/no/such/image"]
+from vmm.cli import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> set[str]:
+    command = [sys.executable, "-I", "-c", RUN]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode in {2, 3}, done.stderr
+    return set(done.stdout.split())
+
+
+def test_a_machine_is_imported_before_its_image_is_looked_at(imported: set[str]) -> None:
+    assert {"vmm.machine.machine", "vmm.loop", "vmm.machine.power_cycle"} <= imported
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "cffi",  # the extension needs _cffi_backend only
+        "socket",
+        "structlog",  # for --events
+        "subprocess",
+        "tempfile",
+        "vmm.coherence",  # for --bar and --memory-write-back
+        "vmm.machine.virtio_devices",
+        "vmm.config.disk",  # each option's is for who gives that option
+        "vmm.config.net",
+        "vmm.config.vfio",
+        "vmm.lab",
+        "vmm.passthrough",
+        "vmm.pci",
+        "vmm.vfio",
+        "vmm.virtio",
+    ],
+)
+def test_what_a_plain_guest_does_not_need_is_not_imported(module: str, imported: set[str]) -> None:
+    assert module not in imported
+
+
+def test_a_machine_may_have_as_many_descriptors_as_the_host_lets_it() -> None:
+    """The soft limit is for programs that use select(2); 64 queues of eight disks are beyond it."""
+    script = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 4096))
+import atexit
+atexit.register(lambda: print(*resource.getrlimit(resource.RLIMIT_NOFILE)))
+sys.argv = ["pyvmm", "run", "--host", "native", "--memory", "64M", "/no/such/image"]
+from vmm.cli import main
+main()
+"""
+    command = [sys.executable, "-I", "-c", script]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.stdout.split() == ["4096", "4096"], done.stderr

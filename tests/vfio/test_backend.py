@@ -1,0 +1,205 @@
+"""Which interface to VFIO is used, why, and what is said when neither can be."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from tests.vfio.pci_tree import GPU, Tree
+from vmm.errors import HostError, KernelError
+from vmm.vfio import backend
+from vmm.vfio.backend import Backend, open_iommu, why_not_iommufd
+from vmm.vfio.causes import CAUSES, likely_cause
+from vmm.vfio.device import open_device
+from vmm.vfio.fd import VfioError, VfioFd
+from vmm.vfio.function import Function
+from vmm.vfio.group import Container, _Group
+from vmm.vfio.ioctls import ContainerIoctl, DeviceIoctl, GroupIoctl, IommufdIoctl
+from vmm.vfio.iommu import Iommu, IovaRange
+from vmm.vfio.iommufd import Iommufd
+
+
+@pytest.fixture
+def gpu(tree: Tree) -> Function:
+    path = tree.function(GPU, group=1, driver="vfio-pci")
+    (path / "vfio-dev/vfio0").mkdir(parents=True)
+    (tree.places.dev / "vfio/1").touch()
+    return Function.find(GPU, tree.places)
+
+
+def with_iommufd(tree: Tree) -> None:
+    (tree.places.dev / "iommu").touch()
+    (tree.places.dev / "vfio/devices/vfio0").touch()
+
+
+def test_iommufd_is_used_where_all_of_it_is_there(tree: Tree, gpu: Function) -> None:
+    with_iommufd(tree)
+    assert why_not_iommufd(gpu) == ""
+
+
+def test_without_a_device_file_the_group_is_used(gpu: Function) -> None:
+    assert "CONFIG_VFIO_DEVICE_CDEV" in why_not_iommufd(gpu)
+
+
+def test_without_iommufd_the_group_is_used(tree: Tree, gpu: Function) -> None:
+    (tree.places.dev / "vfio/devices/vfio0").touch()
+    assert "iommufd" in why_not_iommufd(gpu)
+
+
+@pytest.mark.parametrize("forbidden", ["iommu", "vfio/devices/vfio0"])
+def test_where_only_the_group_was_given_to_us_it_is_used(
+    tree: Tree, gpu: Function, monkeypatch: pytest.MonkeyPatch, forbidden: str
+) -> None:
+    with_iommufd(tree)
+    monkeypatch.setattr(backend, "_usable", lambda path: path != tree.places.dev / forbidden)
+    assert why_not_iommufd(gpu) == f"{tree.places.dev / forbidden} is not ours to use"
+
+
+def test_where_nothing_was_given_to_us_iommufd_may_say_so(
+    tree: Tree, gpu: Function, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_iommufd(tree)
+    monkeypatch.setattr(backend, "_usable", lambda path: False)
+    assert why_not_iommufd(gpu) == ""
+
+
+@pytest.mark.parametrize(
+    ("chosen", "node"), [(Backend.GROUP, "vfio/vfio"), (Backend.IOMMUFD, "iommu")]
+)
+def test_a_missing_node_is_said_with_the_module(
+    tree: Tree, gpu: Function, chosen: Backend, node: str
+) -> None:
+    path = tree.places.dev / node
+    with pytest.raises(HostError, match=rf"cannot open {path}.*modprobe"):
+        open_iommu(gpu, chosen)
+    with pytest.raises(HostError, match=f"cannot open {path}"):
+        open_device(GPU, backend=chosen, places=tree.places)
+
+
+# --- locked memory ----------------------------------------------------------------------------
+
+
+class Full(Iommu):
+    """Takes one mapping, and then no more."""
+
+    def _attach(self, function: Function) -> VfioFd:
+        raise VfioError(function.bdf, GroupIoctl.VFIO_GROUP_SET_CONTAINER, errno.EPERM, {})
+
+    def detach(self, device: VfioFd) -> None: ...
+
+    def iova_ranges(self) -> list[IovaRange]:
+        return []
+
+    def _map(self, iova: int, host_address: int, size: int, *, writable: bool) -> None:
+        if self.mapped:
+            raise VfioError("iommu", IommufdIoctl.IOMMU_IOAS_MAP, errno.ENOMEM, {"iova": iova})
+
+    def _unmap(self, iova: int, size: int) -> None: ...
+
+    def _files(self) -> list[VfioFd]:
+        return []
+
+    def _close(self) -> None: ...
+
+
+def limit(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (size, size))
+
+
+def test_the_limit_on_locked_memory_is_said_with_the_number_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limit(monkeypatch, 8 << 20)
+    with Full() as iommu:
+        iommu.dma_map(0, 0x1000, 6 << 20)
+        with pytest.raises(HostError, match=r"needs 512 MiB.*limit is 8 MiB.*ulimit -l 524288"):
+            iommu.dma_map(6 << 20, 0x1000, 506 << 20)
+        assert iommu.mapped == 6 << 20
+
+
+@pytest.mark.parametrize("size", [resource.RLIM_INFINITY, 1 << 30])
+def test_no_memory_is_not_blamed_on_a_limit_that_is_not_reached(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    limit(monkeypatch, size)
+    with Full() as iommu:
+        iommu.dma_map(0, 0x1000, 4096)
+        with pytest.raises(VfioError, match="IOMMU_IOAS_MAP"):
+            iommu.dma_map(4096, 0x1000, 4096)
+
+
+def test_unmapping_covers_whole_mappings() -> None:
+    with Full() as iommu:
+        iommu.dma_map(0x4000, 0x1000, 0x2000)
+        iommu.dma_unmap(0, 1 << 40)
+        assert iommu.mapped == 0
+
+
+# --- why --------------------------------------------------------------------------------------
+
+
+def test_a_device_that_is_refused_names_its_groups_obstacles(tree: Tree, gpu: Function) -> None:
+    with Full() as iommu, pytest.raises(HostError, match="another device of the group"):
+        iommu.attach(gpu)
+    tree.function("0000:01:00.1", group=1, driver="snd_hda_intel")
+    with Full() as iommu, pytest.raises(HostError, match=r"01:00\.1 \(snd_hda_intel\)"):
+        iommu.attach(gpu)
+
+
+def test_each_cause_is_of_an_ioctl_there_is() -> None:
+    enums = (ContainerIoctl, GroupIoctl, DeviceIoctl, IommufdIoctl)
+    names = {member.name for enum in enums for member in enum} | {"mmap"}
+    assert {name for name, _ in CAUSES} <= names
+
+
+def test_ioctls_of_one_number_have_causes_of_their_own() -> None:
+    assert "allow_unsafe_interrupts" in likely_cause(ContainerIoctl.VFIO_SET_IOMMU, errno.EPERM)
+    assert "unsafe" not in likely_cause(GroupIoctl.VFIO_GROUP_SET_CONTAINER, errno.EPERM)
+    assert likely_cause(DeviceIoctl.VFIO_DEVICE_RESET, errno.EBADF) == "the descriptor is closed"
+
+
+def test_an_error_names_file_ioctl_arguments_and_cause() -> None:
+    with VfioFd(-1, GPU) as fd, pytest.raises(KernelError) as error:
+        fd.ioctl_struct(DeviceIoctl.VFIO_DEVICE_GET_REGION_INFO, "vfio_region_info", index=12)
+    assert str(error.value) == (
+        f"{GPU}: VFIO_DEVICE_GET_REGION_INFO(index=0xc): Bad file descriptor; "
+        "the descriptor is closed"
+    )
+
+
+# --- giving back ------------------------------------------------------------------------------
+
+
+class Stubborn:
+    """KVM, which lets go of no file."""
+
+    def remove(self, _fd: int) -> None:
+        raise KernelError("KVM_SET_DEVICE_ATTR", errno.ENOENT)
+
+
+def opened(name: str) -> VfioFd:
+    return VfioFd(os.open(os.devnull, os.O_RDWR), name)
+
+
+def test_a_device_is_closed_whatever_kvm_says() -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    iommufd = Iommufd.__new__(Iommufd)
+    Iommu.__init__(iommufd, Stubborn())  # type: ignore[arg-type]
+    iommufd._devices = [opened(GPU)]
+    with pytest.raises(KernelError):
+        iommufd.detach(iommufd._devices[0])
+    assert iommufd._devices == []
+    for undo in (lambda group: group.detach(group._groups[0].devices[0]), Container.close):
+        group = Container.__new__(Container)
+        Iommu.__init__(group, Stubborn())  # type: ignore[arg-type]
+        group._fd = opened("container")
+        group._groups = [_Group(opened("1"), 1, [opened(GPU)])]
+        with pytest.raises(KernelError):
+            undo(group)
+        assert group._groups == []
+        group.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

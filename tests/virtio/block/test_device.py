@@ -1,0 +1,337 @@
+"""The block device: requests from a ring to a file, in threads of its own."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.virtio.block.blk_driver import (
+    DATA,
+    DISCARD,
+    FLUSH,
+    GET_ID,
+    HEADER,
+    IN,
+    IOERR,
+    OK,
+    OUT,
+    SECTORS,
+    STATUS,
+    UNMAP,
+    UNSUPP,
+    WRITE_ZEROES,
+    Disk,
+    wait,
+)
+from tests.virtio.mmio_driver import Recorded
+from tests.virtio.ring_driver import BASE, KINDS, SECOND, Buffer, Memory, SplitDriver
+from vmm.errors import UserError
+from vmm.virtio import status
+from vmm.virtio.block import device as blk
+from vmm.virtio.block.device import Blk
+from vmm.virtio.block.raw_image import RawDisk
+from vmm.virtio.notify import Doorbell
+from vmm.virtio.queue import MemoryMap
+from vmm.virtio.transport.mmio import MmioTransport
+
+
+@pytest.fixture
+def disk(make: Callable[..., Disk]) -> Disk:
+    disk = make(serial="PYVMM-0001")
+    disk.start()
+    return disk
+
+
+# --- requests -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_is_read_and_on_the_file(make: Callable[..., Disk], kind: str) -> None:
+    disk = make()
+    disk.start(kind)
+    assert disk.driver.load("DeviceID") == 2
+    for sector in range(50):
+        assert disk.read(sector, 1024) == bytes([sector]) * 512 + bytes([sector + 1]) * 512
+        assert disk.write(sector, os.urandom(8) * 64) == OK
+    assert disk.request(FLUSH, 0) == OK
+    assert disk.read(0, 512 * 50) == disk.path.read_bytes()[: 512 * 50]
+    assert disk.driver.load("InterruptStatus") == 1
+
+
+def test_data_may_be_in_many_buffers_and_anyhow_beside_the_header(disk: Disk) -> None:
+    data = os.urandom(1024)
+    disk.memory.pack(DATA, "IIQ", OUT, 0, 7)
+    disk.memory.guest.write(DATA + 16, data[:100])
+    disk.memory.guest.write(SECOND, data[100:])
+    disk.send(
+        Buffer(DATA, 3),
+        Buffer(DATA + 3, 50),
+        Buffer(DATA + 53, 63),
+        Buffer(SECOND, 924),
+        Buffer(STATUS, 1, writable=True),
+    )
+    assert disk.path.read_bytes()[7 * 512 : 9 * 512] == data
+    disk.memory.pack(DATA, "IIQ", IN, 0, 7)
+    parts = [Buffer(SECOND, 1, writable=True), Buffer(SECOND + 10, 1024, writable=True)]
+    assert disk.send(Buffer(DATA, 16), *parts) == 1025
+    read = disk.memory.guest.read(SECOND, 1) + disk.memory.guest.read(SECOND + 10, 1024)
+    assert read == data + b"\0", "the last byte is the status"
+
+
+def test_a_disk_has_its_size_and_limits(disk: Disk) -> None:
+    load = disk.driver.transport.read
+    assert load(0x100, 8) == SECTORS
+    assert load(0x100 + 12, 4) == 254
+    assert load(0x100 + 20, 4) == 512
+    assert load(0x100 + 34, 2) == 1
+
+
+def test_a_disk_has_a_serial_number(disk: Disk) -> None:
+    assert disk.request(GET_ID, 0, Buffer(DATA, 20, writable=True)) == OK
+    assert disk.memory.guest.read(DATA, 20) == b"PYVMM-0001".ljust(20, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("sector", "size"),
+    [(SECTORS, 512), (SECTORS - 1, 1024), (1 << 63, 512), ((1 << 64) - 1, 1024), (0, 100)],
+)
+@pytest.mark.parametrize("kind", [IN, OUT])
+def test_what_is_not_on_the_disk_is_an_error(disk: Disk, kind: int, sector: int, size: int) -> None:
+    before = disk.path.read_bytes()
+    disk.memory.guest.write(DATA, b"\xee" * size)
+    assert disk.request(kind, sector, Buffer(DATA, size, writable=kind == IN)) == IOERR
+    assert disk.path.read_bytes() == before
+    assert disk.memory.guest.read(DATA, size) == (b"\0" if kind == IN else b"\xee") * size
+
+
+def test_a_file_that_shrinks_is_an_io_error_and_not_the_end(disk: Disk) -> None:
+    os.truncate(disk.path, 512)
+    assert disk.request(IN, 0, Buffer(DATA, 1024, writable=True)) == IOERR
+    assert disk.memory.guest.read(DATA, 1024) == bytes(1024)
+    assert disk.read(0, 512) == bytes(512)
+
+
+@pytest.mark.parametrize("kind", [2, 3, 5, 14, 0x8000_0000, 0xFFFF_FFFF])
+def test_what_is_not_known_is_not_supported(disk: Disk, kind: int) -> None:
+    assert disk.request(kind, 0, Buffer(DATA, 512, writable=True)) == UNSUPP
+
+
+def test_zeroes_and_holes_can_be_made(disk: Disk) -> None:
+    expected = bytearray(disk.path.read_bytes())
+    assert disk.ranges(WRITE_ZEROES, (10, 3, 0), (20, 100, UNMAP)) == OK
+    for first, count in ((10, 3), (20, 100)):
+        expected[first * 512 : (first + count) * 512] = bytes(count * 512)
+    assert disk.path.read_bytes() == expected
+    assert disk.ranges(DISCARD, (128, 64, 0)) == OK
+    assert len(disk.path.read_bytes()) == SECTORS * 512
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranges", "status"),
+    [
+        (DISCARD, [(0, 1, UNMAP)], UNSUPP),
+        (DISCARD, [(0, 1, 2)], UNSUPP),
+        (WRITE_ZEROES, [(0, 1, 0x8000_0000)], UNSUPP),
+        (WRITE_ZEROES, [(SECTORS, 1, 0)], IOERR),
+        (WRITE_ZEROES, [((1 << 64) - 1, 1, 0)], IOERR),
+        (DISCARD, [(0, 0xFFFF_FFFF, 0)], IOERR),
+        (DISCARD, [(0, 1, 0)] * 33, IOERR),
+        (DISCARD, [(0, 0, 0)], OK),
+    ],
+)
+def test_ranges_are_checked(
+    disk: Disk, kind: int, ranges: list[tuple[int, int, int]], status: int
+) -> None:
+    before = disk.path.read_bytes()
+    assert disk.ranges(kind, *ranges) == status
+    assert disk.path.read_bytes() == before
+
+
+def test_a_read_only_disk_stays_as_it_is(make: Callable[..., Disk]) -> None:
+    disk = make(read_only=True)
+    disk.start()
+    assert disk.driver.offered() & blk.F_RO
+    assert not disk.driver.offered() & (blk.F_DISCARD | blk.F_WRITE_ZEROES)
+    before = disk.path.read_bytes()
+    assert disk.write(0, bytes(512)) == IOERR
+    assert disk.ranges(WRITE_ZEROES, (0, 1, 0)) == IOERR
+    assert disk.ranges(DISCARD, (0, 1, 0)) == IOERR
+    assert disk.path.read_bytes() == before
+    assert disk.read(3, 512) == b"\3" * 512
+
+
+def test_without_flush_each_write_is_durable(make: Callable[..., Disk]) -> None:
+    disk = make()
+    disk.start(features=0)
+    device = disk.driver.transport.device
+    assert isinstance(device, Blk)
+    assert device.disk.write_through
+    assert disk.write(1, b"x" * 512) == OK
+    assert disk.ranges(WRITE_ZEROES, (2, 1, 0)) == OK
+
+
+# --- queues and their threads ---------------------------------------------------------------------
+
+
+def test_each_queue_is_served_by_itself(make: Callable[..., Disk], memory: Memory) -> None:
+    disk = make(queues=3)
+    driver = disk.driver
+    assert driver.transport.read(0x100 + 34, 2) == 3
+    rings = [SplitDriver(memory, at=BASE + 0x1_0000 * index) for index in (0, 1, 8)]
+    driver.negotiate(blk.F_MQ | blk.F_FLUSH)
+    for index, ring in enumerate(rings):
+        driver.set_queue(index, ring.size, ring.areas)
+    driver.add_status(status.DRIVER_OK)
+    memory.pack(HEADER, "IIQ", IN, 0, 5)
+    for index, ring in enumerate(rings):
+        at = DATA + 0x400 * index
+        ring.add(Buffer(HEADER, 16), Buffer(at, 513, writable=True))
+        driver.store("QueueNotify", index)
+    for index, ring in enumerate(rings):
+        wait(ring.used)
+        assert memory.guest.read(DATA + 0x400 * index, 513) == b"\5" * 512 + b"\0"
+
+
+def test_many_requests_at_once_are_all_done(disk: Disk) -> None:
+    ring = disk.ring
+    for turn in range(200):
+        for slot in range(4):
+            disk.memory.pack(HEADER + 32 * slot, "IIQ", IN, 0, slot + turn % 16)
+            ring.add(Buffer(HEADER + 32 * slot, 16), Buffer(DATA + 1024 * slot, 513, writable=True))
+        disk.driver.store("QueueNotify", 0)
+        remaining = 4
+
+        def all_done() -> bool:
+            nonlocal remaining
+            remaining -= len(ring.used())
+            return remaining == 0
+
+        wait(all_done)
+        for slot in range(4):
+            expected = bytes([slot + turn % 16]) * 512 + b"\0"
+            assert disk.memory.guest.read(DATA + 1024 * slot, 513) == expected
+
+
+def test_a_reset_ends_the_threads_and_a_start_begins_new_ones(disk: Disk) -> None:
+    for _ in range(20):
+        assert disk.read(1, 512) == b"\1" * 512
+        disk.driver.store("QueueNotify", 0)
+        disk.driver.transport.reset()
+        device = disk.driver.transport.device
+        assert isinstance(device, Blk)
+        assert device._workers == {}
+        disk.start()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bad_ring_needs_a_reset(make: Callable[..., Disk], events: Recorded, kind: str) -> None:
+    disk = make(queues=2)
+    for _ in range(5):
+        events.seen.clear()
+        disk.start(kind)
+        disk.ring.add(Buffer(0, 16), Buffer(STATUS, 1, writable=True))
+        disk.driver.store("QueueNotify", 0)
+        wait(lambda: disk.driver.load("Status") & status.NEEDS_RESET)
+        wait(lambda: events.seen)
+        assert events.names() == ["virtio-needs-reset"]
+        assert disk.driver.load("InterruptStatus") & 2
+    disk.start(kind)
+    assert disk.read(1, 512) == b"\1" * 512
+
+
+@pytest.mark.parametrize(
+    "buffers",
+    [
+        [Buffer(HEADER, 16)],
+        [Buffer(HEADER, 15), Buffer(STATUS, 1, writable=True)],
+        [Buffer(STATUS, 1, writable=True)],
+    ],
+)
+def test_a_request_has_a_header_and_a_status(
+    disk: Disk, events: Recorded, buffers: list[Buffer]
+) -> None:
+    disk.ring.add(*buffers)
+    disk.driver.store("QueueNotify", 0)
+    wait(lambda: events.seen)
+    assert "too short" in str(events.seen[0][1]["error"])
+
+
+def test_a_host_that_is_out_of_descriptors_breaks_a_disk_and_no_more(
+    make: Callable[..., Disk], events: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Doorbell:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    disk = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(blk, "Doorbell", fail)
+        disk.start()
+    assert disk.driver.load("Status") & status.NEEDS_RESET
+    ((name, fields),) = events.seen
+    assert name == "virtio-needs-reset"
+    assert fields["error"] == "disk0: Too many open files"
+    disk.start()
+    assert disk.read(1, 512) == b"\1" * 512
+
+
+def test_a_reset_while_a_ring_goes_bad_does_not_hang(disk: Disk) -> None:
+    for _ in range(100):
+        disk.ring.add(Buffer(0, 16))
+        disk.driver.store("QueueNotify", 0)
+        disk.driver.transport.reset()
+        disk.start()
+
+
+def test_closing_leaves_no_file_open(memory: Memory, events: Recorded, path: Path) -> None:
+    def open_files() -> set[str]:
+        return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+    before = open_files()
+    backing = RawDisk(path, read_only=False, option="--disk")
+    with MmioTransport(Blk("disk0", MemoryMap(memory.guest), events, backing)) as transport:
+        disk = Disk(transport, memory, path)
+        disk.start()
+        disk.read(0, 512)
+    transport.close()
+    assert open_files() == before
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "0 bytes are not one or more sectors"),
+        (bytes(513), "513 bytes"),
+    ],
+)
+def test_what_is_no_raw_image_is_refused(path: Path, content: bytes, complaint: str) -> None:
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=complaint) as caught:
+        RawDisk(path, read_only=False, option=f"--disk {path}")
+    assert str(caught.value).startswith(f"--disk {path}: ")
+    assert caught.value.hint
+
+
+def test_a_missing_image_and_a_directory_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        RawDisk(tmp_path / "none", read_only=False, option="--disk")
+    with pytest.raises(UserError, match="neither a file"):
+        RawDisk(tmp_path, read_only=True, option="--disk")
+
+
+def test_two_machines_cannot_write_one_image(path: Path) -> None:
+    with RawDisk(path, read_only=False, option="--disk"):
+        for read_only in (False, True):
+            with pytest.raises(UserError, match="another machine uses it"):
+                RawDisk(path, read_only=read_only, option="--disk")
+    with (
+        RawDisk(path, read_only=True, option="--disk"),
+        RawDisk(path, read_only=True, option="--disk"),
+    ):
+        pass

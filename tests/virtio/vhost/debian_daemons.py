@@ -1,0 +1,25 @@
+"""Debian 13's vhost-user daemons, on whatever machine this is: unpacked, and found on PATH."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from vmm.lab.debian import prefix
+
+PACKAGES = {
+    "qemu-img": ("qemu-utils", "usr/bin/qemu-img"),
+    "qemu-storage-daemon": ("qemu-utils", "usr/bin/qemu-storage-daemon"),
+    "virtiofsd": ("virtiofsd", "usr/libexec/virtiofsd"),
+}
+
+
+def install(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all of them in *directory*, and that on PATH."""
+    for name, (package, path) in PACKAGES.items():
+        command = shlex.join(prefix.prefix(package, [package]).command(path))
+        (directory / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (directory / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(directory), prepend=":")

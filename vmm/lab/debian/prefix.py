@@ -1,0 +1,75 @@
+"""Programs of another Debian release: unpacked into the cache, run through their own ld.so.
+
+Nothing of the machine's own libraries is used, so it does not matter how old those are.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm.errors import HostError
+from vmm.lab import cache
+from vmm.lab.debian import apt
+from vmm.lab.progress import step
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_MACHINES = {
+    "x86_64": ("amd64", "x86_64-linux-gnu", "ld-linux-x86-64.so.2"),
+    "aarch64": ("arm64", "aarch64-linux-gnu", "ld-linux-aarch64.so.1"),
+}
+"""uname's machine: Debian's architecture, its multiarch triplet, its dynamic loader."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A directory with unpacked packages, libraries and all."""
+
+    root: Path
+
+    def command(self, program: str) -> list[str]:
+        """Return how to start *program*, a path inside, for instance ``usr/bin/kmod``."""
+        _, triplet, loader = _machine()
+        libraries = self.root / "usr/lib" / triplet
+        return [
+            str(libraries / loader),
+            "--library-path",
+            f"{libraries}:{libraries / 'pulseaudio'}",
+            str(self.root / program),
+        ]
+
+
+def _machine() -> tuple[str, str, str]:
+    try:
+        return _MACHINES[platform.machine()]
+    except KeyError:
+        raise HostError(
+            f"the lab runs on x86-64 and arm64 machines, not on {platform.machine()}"
+        ) from None
+
+
+def prefix(name: str, packages: Sequence[str], suite: str = "trixie") -> Prefix:
+    """Return a prefix with *packages* from *suite* and all they depend on, from the cache."""
+    debs = apt.fetch(packages, suite=suite, arch=_machine()[0], closure=True)
+    where = cache.root() / "tools" / f"{name}-{cache.digest([deb.name for deb in debs])}"
+
+    def build(temporary: Path) -> None:
+        with step(f"unpacking {name}"):
+            apt.unpack(debs, temporary)
+
+    return Prefix(cache.entry(where, build))
+
+
+def python() -> list[str]:
+    """Return the command that runs the lab hosts' version of Python here, for compiling."""
+    return [*prefix("python", ["python3.13-minimal"]).command("usr/bin/python3.13"), "-I"]
+
+
+def depmod() -> list[str]:
+    """Return the command that runs depmod."""
+    command = prefix("kmod", ["kmod"]).command("usr/sbin/depmod")
+    return [*command[:-1], "--argv0", "depmod", command[-1]]

@@ -1,0 +1,96 @@
+"""Debian's own arm64 kernels, as kernels for lab hosts: an Image and the modules a host needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from vmm.lab import cache
+from vmm.lab.debian import apt, modules
+from vmm.lab.debian.cpio import CpioWriter
+from vmm.lab.debian.modules import Modules
+from vmm.lab.progress import step
+
+
+class Kernel(Protocol):
+    """Where a profile's kernel comes from. Both may take minutes the first time, none later."""
+
+    def image(self) -> Path:
+        """Return the arm64 Image."""
+
+    def modules(self) -> Path | None:
+        """Return a cpio archive with lib/modules; None if all is built in."""
+
+
+BOOT = ("9p", "9pnet_virtio", "virtio_net")
+"""Loaded before the agent starts: without these it can't be reached."""
+MODULES = (
+    "9p",
+    "9pnet_virtio",
+    "iommufd",
+    "overlay",
+    "tun",
+    "vfio_iommu_type1",
+    "vfio_pci",
+    "vhost_net",
+    "vhost_vsock",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_rng",
+    "vmw_vsock_virtio_transport",
+)
+"""What hosts get; what a kernel has built in or lacks is left out."""
+AT_HAND = ("dm_mod", "loop")
+"""What hosts have besides, to be loaded by who wants it."""
+
+
+@dataclass(frozen=True)
+class StockKernel:
+    """The newest Debian kernel whose version matches *version* (a glob) in *suite*."""
+
+    version: str = "7.*"
+    suite: str = "trixie-backports"
+    extra: tuple[str, ...] = ()
+    """Further modules for the host."""
+
+    @cached_property
+    def _modules(self) -> Modules:
+        """The kernel's packages, unpacked, with an index of its modules."""
+
+        def name(kind: str) -> str:
+            pattern = f"linux-{kind}-{self.version}-arm64"
+            return apt.newest(pattern, suite=self.suite, arch="arm64")
+
+        packages = [name("binary"), name("modules"), name("base")]
+        return Modules.of(modules.unpacked(packages, self.suite))
+
+    def image(self) -> Path:
+        """Return the kernel: Debian's arm64 vmlinuz is a plain Image."""
+        return self._modules.directory / "vmlinuz"
+
+    def modules(self) -> Path:
+        """Return the archive with the modules that hosts get, and all they depend on."""
+        tree = self._modules
+        wanted = (*MODULES, *self.extra)
+        packed = (*wanted, *AT_HAND)
+        sources = [Path(file).read_text() for file in (__file__, modules.__file__)]
+        # Its name has the packages' versions in it.
+        packages = tree.directory.parents[2].name
+        key = cache.digest(packages, packed, sources)
+
+        def build(temporary: Path) -> None:
+            files = tree.closure(packed)
+            with step("packing the host kernel's modules"), temporary.open("wb") as file:
+                archive = CpioWriter(file)
+                tree.pack(archive, files)
+                there = {modules.name(path) for path in files}
+                for name, listed in (("boot", BOOT), ("later", wanted)):
+                    listing = " ".join(module for module in listed if module in there)
+                    inside = f"usr/lib/modules/{tree.directory.name}/pyvmm.{name}"
+                    archive.file(inside, listing.encode())
+                archive.close()
+
+        name = f"modules-{tree.directory.name}-{key}.cpio"
+        return cache.entry(cache.root() / "kernels" / name, build)

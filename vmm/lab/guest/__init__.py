@@ -1,0 +1,1 @@
+"""Small guests made of Debian's packages."""

@@ -1,0 +1,139 @@
+"""Guests for tests, from Debian's packages: a stock kernel, the modules and programs a test names.
+
+    from vmm.lab import fixture
+
+    guest = fixture.guest(
+        kernel="6.12",
+        modules=["virtio_mmio", "virtio_blk"],
+        packages=["e2fsprogs"],
+        script="mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt && df /mnt",
+    )
+    pyvmm run --initrd {guest.initrd} --cmdline "... pyvmm.then=poweroff" {guest.kernel}
+
+The initramfs is that of `vmm.lab.guest.stock_guest` with more archives behind it. Its init loads
+the modules, runs what ``pyvmm.run="..."`` says, then the script, then does what ``pyvmm.then=``
+says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm.errors import UserError
+from vmm.lab import cache
+from vmm.lab.debian import modules, programs
+from vmm.lab.debian.cpio import CpioWriter
+from vmm.lab.debian.modules import Modules
+from vmm.lab.guest.stock_guest import CLOUD, NEWEST, STANDARD, initramfs, linux_packages
+from vmm.lab.guest.stock_guest import kernel as image
+from vmm.lab.progress import step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_KEPT = 12
+"""Archives kept in the cache: scripts change often."""
+
+
+class Guest(NamedTuple):
+    """What to boot: an arm64 Image, and a cpio archive."""
+
+    kernel: Path
+    initrd: Path
+
+
+def guest(  # noqa: PLR0913  (all independent)
+    kernel: str = NEWEST,
+    *,
+    modules: Sequence[str] = (),
+    packages: Sequence[str] = (),
+    files: Mapping[str, Path] | None = None,
+    script: str = "",
+    flavour: str = "",
+    as_found: bool = False,
+) -> Guest:
+    """Return a guest from the cache; the first of its kind takes seconds, and downloads.
+
+    kernel    "6.1", "6.12", "7": see `vmm.lab.guest.stock_guest.kernel`
+    modules   are loaded in this order, each after what it needs; what is built in is left out.
+              No device in a virtio-mmio slot is seen without "virtio_mmio". What the kernel asks
+              for by itself (an algorithm, a file system) it finds if it is named here
+    packages  Debian trixie's, whose programs are wanted: see `programs.archive`. busybox is there
+              always, and its shell prefers its own applets: "/usr/sbin/ip" is the package's
+    files     more of them: which file of ours is at which place there, executable like ours
+    script    is sourced by init's shell, after pyvmm.run
+    flavour   Debian's; by default the cloud one, which boots faster, if it has the modules
+    as_found  load those of the modules that there are devices for, and not all of them
+
+    Raises `UserError` if the kernel has no such module, `HostError` as `apt` does.
+    """
+    wanted = tuple(each.replace("-", "_") for each in modules)
+    parts = [initramfs()]
+    chosen = flavour or CLOUD
+    if wanted:
+        tree = _modules(kernel, chosen)
+        if not flavour and tree.missing(wanted):
+            chosen = STANDARD
+            tree = _modules(kernel, chosen)
+        if missing := tree.missing(wanted):
+            raise UserError(f"Debian's {chosen} kernel {kernel} has no module {missing[0]}")
+        parts.append(_packed(tree, wanted, as_found=as_found))
+    if packages:
+        parts.append(programs.archive(packages))
+    return Guest(image(kernel, chosen), _joined(parts, files or {}, script))
+
+
+def _modules(kernel: str, flavour: str) -> Modules:
+    """Return what modules Debian's newest *kernel* of *flavour* has."""
+    return Modules.of(modules.unpacked(*linux_packages(kernel, flavour)))
+
+
+def _packed(tree: Modules, wanted: Sequence[str], *, as_found: bool) -> Path:
+    """Return the archive with the modules *wanted* of *tree*, and a list for init."""
+    release = tree.directory.name
+    sources = [Path(file).read_text() for file in (__file__, modules.__file__)]
+    key = cache.digest(tree.directory.parents[2].name, wanted, as_found, sources)
+
+    def build(temporary: Path) -> None:
+        with step(f"packing modules of Linux {release}"), temporary.open("wb") as file:
+            archive = CpioWriter(file)
+            for name in ("usr", "usr/lib"):
+                archive.directory(name)
+            archive.symlink("lib", "usr/lib")
+            tree.pack(archive, tree.closure(wanted))
+            named = " ".join(each for each in wanted if each in tree)
+            listing = "as-found" if as_found else named
+            archive.file(f"usr/lib/modules/{release}/pyvmm.load", listing.encode())
+            archive.close()
+
+    return cache.entry(cache.root() / "guests" / f"modules-{release}-{key}.cpio", build)
+
+
+def _joined(parts: Sequence[Path], files: Mapping[str, Path], script: str) -> Path:
+    directory = cache.root() / "guests"
+    contents = {name.lstrip("/"): path.read_bytes() for name, path in sorted(files.items())}
+    modes = {name.lstrip("/"): path.stat().st_mode & 0o777 for name, path in files.items()}
+    if script:
+        contents["etc/pyvmm.script"] = script.encode()
+
+    def build(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, file, 1 << 20)
+            archive = CpioWriter(file)
+            for name, data in contents.items():
+                for parent in reversed(PurePath(name).parents[:-1]):
+                    archive.directory(str(parent))
+                archive.file(name, data, modes.get(name, 0o644))
+            archive.close()
+        cache.prune(directory, "fixture-*.cpio", _KEPT)
+
+    if len(parts) == 1 and not contents:
+        return parts[0]
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    key = cache.digest([part.name for part in parts], hashes, modes)
+    return cache.entry(directory / f"fixture-{key}.cpio", build)

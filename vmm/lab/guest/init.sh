@@ -1,0 +1,72 @@
+#!/bin/sh
+# The small guest's first process: mounts, prints what it is, and does what the kernel's command
+# line asks for:
+#
+#     pyvmm.run="COMMAND"    runs COMMAND in the shell first
+#     pyvmm.then=shell       (the default) a shell on the console; leaving it powers off
+#     pyvmm.then=poweroff    powers off
+#     pyvmm.then=reboot      reboots, for ever
+#     pyvmm.then=panic       crashes the kernel
+#     pyvmm.then=idle        does nothing more
+#
+# With vmm.lab.guest.fixture, kernel modules are loaded before, and a script is sourced after, COMMAND.
+# The CPU may be an emulated one, so this uses the shell's builtins where it can.
+. /etc/profile
+mount -a # /etc/fstab: one process for all
+echo guest >/proc/sys/kernel/hostname
+read -r arguments </proc/cmdline
+read -r release </proc/sys/kernel/osrelease
+read -r cpus </sys/devices/system/cpu/online
+echo "
+pyvmm guest: Linux $release
+CPUs online: $cpus"
+
+modules=/usr/lib/modules/$release
+if [ -e "$modules/pyvmm.load" ]; then
+    echo /bin/modprobe >/proc/sys/kernel/modprobe
+    read -r load <"$modules/pyvmm.load"
+    case $load in
+    '') ;;
+    as-found)
+        # What devices ask for. Those on virtio's and PCI's buses show once these have drivers.
+        for _ in 1 2; do
+            modprobe -qa $(cat /sys/bus/*/devices/*/modalias 2>/dev/null) 2>/dev/null
+        done
+        if [ -e /sys/class/net/eth0 ]; then
+            ip link set lo up; ip link set eth0 up
+            udhcpc -b -i eth0 -s /etc/udhcpc.script >/dev/null 2>&1 &
+        fi
+        ;;
+    *) modprobe -a $load ;;
+    esac
+fi
+
+next=shell
+for word in $arguments; do
+    case $word in
+    pyvmm.then=*) next=${word#*=} ;;
+    esac
+done
+case $arguments in
+*pyvmm.run=\"*)
+    arguments=${arguments#*pyvmm.run=\"}
+    (eval "${arguments%%\"*}")
+    ;;
+esac
+[ ! -e /etc/pyvmm.script ] || (. /etc/pyvmm.script)
+
+case $next in
+poweroff) poweroff ;;
+reboot) reboot ;;
+panic) echo c >/proc/sysrq-trigger ;;
+idle) sleep infinity ;;
+shell)
+    cd /root
+    setsid cttyhack sh -l # a session with the console as its terminal: job control, ^C
+    poweroff
+    ;;
+*)
+    echo "pyvmm guest: pyvmm.then=$next is none of shell, poweroff, reboot, panic, idle"
+    poweroff
+    ;;
+esac

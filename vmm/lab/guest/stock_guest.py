@@ -1,0 +1,172 @@
+"""Guests that nobody here built: Debian's arm64 kernels, with an initramfs of Debian's busybox.
+
+    kernel("6.1") -> vmlinuz
+    initramfs() -> .cpio
+
+`vmm.lab.guest.fixture` adds what a test needs, `vmm.lab.guest.uki` makes one file of it all.
+All are cached.
+Versions are what the mirror offers when they are first asked for.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+from vmm.errors import HostError
+from vmm.lab import cache, command
+from vmm.lab.debian import apt, prefix
+from vmm.lab.debian.cpio import CpioWriter
+from vmm.lab.progress import step
+
+NEWEST = "7"
+VERSIONS = ("6.1", "6.12", NEWEST)
+"""The kernels that tests boot: one per Debian release and its newest backport."""
+
+CLOUD = "cloud-arm64"
+STANDARD = "arm64"
+
+_SUITES = {
+    "6.1": ("bookworm", "linux-image-{version}.*-*-{flavour}"),
+    "6.12": ("trixie", "linux-image-{version}.*-{flavour}"),
+}
+_BACKPORT = ("trixie-backports", "linux-binary-{version}.*-{flavour}")
+"""Where a kernel version is found, and how its package is called there."""
+
+_BUSYBOX = ("trixie", "busybox-static")
+
+_DIRECTORIES = ("bin", "dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp")
+_FSTAB = """\
+proc /proc proc defaults 0 0
+sysfs /sys sysfs defaults 0 0
+devtmpfs /dev devtmpfs defaults 0 0
+"""
+_PROFILE = """\
+export PATH=/usr/sbin:/usr/bin:/bin HOME=/root TERM=linux ENV=/etc/profile PS1='guest:\\w# '
+# There is no init to ask: ask the kernel.
+halt() { busybox halt -f; }
+drain() { timeout 5 stty echo 2>/dev/null; } # waits until the console has sent all
+poweroff() { drain; busybox poweroff -f; }
+reboot() { drain; busybox reboot -f; }
+"""
+_UDHCPC = """\
+#!/bin/sh
+# udhcpc tells what a DHCP server gave.
+case $1 in bound | renew) ;; *) exit ;; esac
+ip address replace "$ip/$mask" dev "$interface"
+[ -z "$router" ] || ip route replace default via "${router%% *}"
+for each in $dns; do echo "nameserver $each"; done >/etc/resolv.conf
+"""
+
+
+def kernel(version: str = NEWEST, flavour: str = STANDARD) -> Path:
+    """Return Debian's newest arm64 Image of *version* ("6.1", "7", "7.3"), from the cache.
+
+    *flavour* is Debian's: "arm64", "cloud-arm64" (smaller, for virtual machines), "arm64-16k",
+    "rt-arm64". Raises HostError: the mirror has none, can't be reached, disk full.
+    """
+    suite, package = _newest(version, flavour)
+    (deb,) = apt.fetch([package], suite=suite, arch="arm64")
+
+    def build(temporary: Path) -> None:
+        with step(f"unpacking {package}"):
+            _extract(deb, "vmlinuz", temporary)
+
+    release = package.removeprefix("linux-").partition("-")[2]
+    return cache.entry(_directory() / f"vmlinuz-{release}-{cache.digest(deb.name)}", build)
+
+
+def _newest(version: str, flavour: str) -> tuple[str, str]:
+    """Return the suite and the name of the package with the kernel itself."""
+    suite, pattern = _SUITES.get(version, _BACKPORT)
+    name = pattern.format(version=version, flavour=flavour)
+    return suite, apt.newest(name, suite=suite, arch="arm64")
+
+
+def linux_packages(version: str = NEWEST, flavour: str = STANDARD) -> tuple[list[str], str]:
+    """Return all packages of a kernel, modules and all, and their suite. Raises HostError."""
+    suite, package = _newest(version, flavour)
+    kind, release = package.split("-", 2)[1:]
+    # From 7 on, a kernel is in three packages.
+    kinds = ["binary", "modules", "base"] if kind == "binary" else [kind]
+    return [f"linux-{each}-{release}" for each in kinds], suite
+
+
+def initramfs() -> Path:
+    """Return the guest's first file system, from the cache: a cpio archive of 2 MB.
+
+    It isn't compressed, because an emulated CPU takes longer to unpack it than to copy it.
+    """
+    suite, package = _BUSYBOX
+    (deb,) = apt.fetch([package], suite=suite, arch="arm64")
+    init = Path(__file__).with_name("init.sh").read_bytes()
+    key = cache.digest(deb.name, init.decode(), Path(__file__).read_text())
+
+    def build(temporary: Path) -> None:
+        busybox = temporary.with_name(f".{temporary.name}.busybox")
+        try:
+            _extract(deb, "busybox", busybox)
+            _pack(temporary, init, busybox.read_bytes())
+        finally:
+            cache.remove(busybox)
+
+    return cache.entry(_directory() / f"initramfs-{key}.cpio", build)
+
+
+def _directory() -> Path:
+    return cache.root() / "guests"
+
+
+def _extract(deb: Path, name: str, to: Path) -> None:
+    """Copy the one file called *name*, or *name*-VERSION, out of *deb*."""
+    if shutil.which("dpkg-deb") is None:
+        raise command.missing("dpkg-deb")
+    with subprocess.Popen(
+        ["dpkg-deb", "--fsys-tarfile", str(deb)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # it complains when we have seen enough
+    ) as unpacker:
+        try:
+            with tarfile.open(fileobj=unpacker.stdout, mode="r|") as archive:
+                for member in archive:
+                    found = Path(member.name).name
+                    if member.isfile() and (found == name or found.startswith(f"{name}-")):
+                        content = archive.extractfile(member)
+                        assert content
+                        with to.open("wb") as file:
+                            shutil.copyfileobj(content, file, 1 << 20)
+                        return
+        except tarfile.TarError as error:
+            raise HostError(
+                f"{deb}: damaged package: {error}", "remove it and try again"
+            ) from error
+        finally:
+            unpacker.kill()
+    raise HostError(f"{deb} holds no {name}", "`pyvmm lab build --refresh` asks the mirror again")
+
+
+def _pack(to: Path, init: bytes, busybox: bytes) -> None:
+    with to.open("wb") as file:
+        archive = CpioWriter(file)
+        for name in _DIRECTORIES:
+            archive.directory(name)
+        archive.character_device("dev/console", 5, 1)
+        archive.file("init", init, 0o755)
+        archive.file("etc/fstab", _FSTAB.encode())
+        archive.file("etc/profile", _PROFILE.encode())
+        archive.file("etc/udhcpc.script", _UDHCPC.encode(), 0o755)
+        archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
+        archive.file("etc/group", b"root:x:0:\n")
+        archive.file("bin/busybox", busybox, 0o755)
+        for applet in _applets():
+            if applet != "busybox":
+                archive.symlink(f"bin/{applet}", "busybox")
+        archive.close()
+
+
+def _applets() -> list[str]:
+    """Return the names busybox answers to, asked of the same version for this machine."""
+    tools = prefix.prefix("busybox", [_BUSYBOX[1]], _BUSYBOX[0])
+    return command.run([str(tools.root / "usr/bin/busybox"), "--list"]).split()

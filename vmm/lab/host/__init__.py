@@ -1,0 +1,1 @@
+"""Emulated hosts from outside: profiles, QEMU, and commands that run in them."""

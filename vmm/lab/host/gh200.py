@@ -1,0 +1,115 @@
+"""A Grace Hopper in a box: emulated hardware that the real nvgrace-gpu driver takes for one.
+
+The driver needs three things of a GPU: memory that the CPU reaches coherently, said in firmware
+to be the GPU's; and a PCI function whose BAR 0 says it is ready. So:
+
+    host physical       0x40000000          0xc0000000                        0x120000000
+    RAM (-m 4G)         | the host's, mem=2G | usemem 512M | resmem 1G        | unused |
+                                             `-- nvidia,gpu-mem-base-pa, gpu-mem-size
+    PCI 00:10.0         bochs-display: BAR 0 is 16 MiB of memory -> VFIO region 0
+                                                  resmem  -> VFIO region 2, Normal-NC
+                                                  usemem  -> VFIO region 4, cacheable
+
+On real machines the two properties come from ACPI; the driver reads either
+(drivers/vfio/pci/nvgrace-gpu/main.c, nvgrace_gpu_fetch_memory_property).
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm.lab.kernel.flavour import BuiltKernel
+
+if TYPE_CHECKING:
+    from vmm.lab.host.profiles import Profile
+
+MEMORY = 4 << 30
+"""Bytes of RAM of the emulated machine, the GPU's included."""
+HOST_MEMORY = 2 << 30
+"""Bytes of it that the host's kernel uses."""
+GPU_MEMORY = 0x60000000
+"""Bytes of it that are the GPU's. nvgrace-gpu keeps 1 GiB of them as resmem and rounds the rest
+down to a multiple of 512 MiB, usemem."""
+
+COMMAND_LINE = f"mem={HOST_MEMORY >> 20}M"
+MACHINE = ("iommu=smmuv3",)
+
+_RAM_BASE = 0x40000000  # QEMU, hw/arm/virt.c, base_memmap
+_SLOT = 0x10
+"""Above the slots that QEMU hands out by itself."""
+
+BDF = f"0000:00:{_SLOT:02x}.0"
+"""The GPU's PCI address."""
+
+DEVICES = (f"bochs-display,addr={_SLOT:#x},romfile=",)
+
+_NO_FWB = "on a Neoverse N1, without FEAT_S2FWB"
+
+SETUP = (
+    f"python3 -I -c {shlex.quote((Path(__file__).parents[1] / 'inside' / 'gpu.py').read_text())}",
+)
+"""What makes the GPU ready in a host that is up: shell commands."""
+
+
+def add_gpu(path: Path) -> None:
+    """Describe the GPU in the device tree in the file *path*, which QEMU wrote."""
+    from vmm import fdt  # noqa: PLC0415  (the lab's commands need no extension otherwise)
+
+    root = fdt.loads(path.read_bytes())
+    (bridge,) = (node.name for node in root.children if node.name.startswith("pcie@"))
+    gpu = fdt.Node(
+        f"gpu@{_SLOT:x},0",
+        {
+            # IEEE 1275 PCI binding: phys.hi is bus << 16 | device << 11 | function << 8.
+            "reg": fdt.u32(_SLOT << 11, 0, 0, 0, 0),
+            "nvidia,gpu-mem-base-pa": fdt.u64(_RAM_BASE + HOST_MEMORY),
+            "nvidia,gpu-mem-size": fdt.u64(GPU_MEMORY),
+        },
+    )
+    path.write_bytes(fdt.dumps(root.insert(f"/{bridge}", gpu)))
+
+
+def profiles() -> tuple[Profile, ...]:
+    """Return the kinds of hosts that have the GPU: each generation of KVM's interface."""
+    from vmm.lab.host.profiles import Profile  # noqa: PLC0415  (profiles lists what we return)
+
+    fwb = Profile(
+        "gh200",
+        "fwb with an emulated Grace Hopper GPU; 7.x built here, with nvgrace-gpu",
+        cpu="max,pauth-impdef=on",
+        memory=MEMORY,
+        kernel=BuiltKernel("mainline"),
+        command_line=COMMAND_LINE,
+        machine=MACHINE,
+        devices=DEVICES,
+        device_tree=add_gpu,
+        setup=SETUP,
+    )
+    rfc = replace(
+        fwb,
+        name="rfc",
+        description="gh200 whose kernel has the proposed memory-slot flag for write-back",
+        kernel=BuiltKernel("rfc"),
+    )
+    legacy = replace(
+        fwb,
+        name="legacy-gh200",
+        description="gh200 with 6.12, which maps cacheable device memory as Device",
+        kernel=BuiltKernel("legacy"),
+    )
+    return (
+        fwb,
+        replace(fwb, name="gh200-nofwb", description=f"gh200, {_NO_FWB}", cpu="neoverse-n1"),
+        rfc,
+        replace(rfc, name="rfc-nofwb", description=f"rfc, {_NO_FWB}", cpu="neoverse-n1"),
+        legacy,
+        replace(
+            legacy,
+            name="legacy-gh200-nofwb",
+            description=f"legacy-gh200, {_NO_FWB}",
+            cpu="neoverse-n1",
+        ),
+    )

@@ -1,0 +1,272 @@
+"""One lab host: start it, find it, reach its agent, end it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from vmm.errors import HostError
+from vmm.lab import cache, protocol
+from vmm.lab.command import missing
+from vmm.lab.debian import rootfs
+from vmm.lab.host import profiles, qemu, qmp, state
+from vmm.lab.inside.agent import READY
+from vmm.lab.progress import step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+    from typing import Self
+
+    from vmm.lab.host.profiles import Profile
+
+_TIMEOUT = 180.0
+"""Seconds a host may take to come up. It takes under ten; a busy machine may take longer."""
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What became of a command."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Host:
+    """A lab host that is up. `with` ends it, unless it is one that is kept up."""
+
+    def __init__(self, directory: Path, record: state.State) -> None:
+        self.directory = directory
+        self.record = record
+
+    @classmethod
+    def start(cls, profile: str | Profile, *, keep: bool = False) -> Self:
+        """Start a host.
+
+        One that is not kept ends with `close`, and with the calling *thread*, however that
+        ends. Raises HostError if it does not come up.
+        """
+        if isinstance(profile, str):
+            profile = profiles.profile(profile)
+        if not keep:
+            return cls._boot(profile, keep=False)
+        with _starting(profile.name):
+            if host := cls._find(profile.name):
+                return host
+            for directory, record in state.hosts():
+                if directory.name == profile.name:  # of another version of pyvmm
+                    state.discard(directory, record)
+            return cls._boot(profile, keep=True)
+
+    @classmethod
+    def find(cls, profile: str) -> Self | None:
+        """Return the host of *profile* that is kept up, if there is one we can talk to.
+
+        If somebody is starting it, this waits.
+        """
+        with _starting(profile):
+            return cls._find(profile)
+
+    @classmethod
+    def _find(cls, profile: str) -> Self | None:
+        for directory, record in state.hosts():
+            if directory.name == profile and record.up and record.version == protocol.VERSION:
+                return cls(directory, record)
+        return None
+
+    @classmethod
+    def _boot(cls, profile: Profile, *, keep: bool) -> Self:
+        for _ in state.hosts():
+            pass  # sweeps
+        emulator = qemu.emulator()
+        image = profile.kernel.image()
+        initrd = rootfs.initrd(profile.kernel.modules())
+        owner = state.myself()
+        name = profile.name if keep else f"{profile.name}.{owner.pid}.{secrets.token_hex(3)}"
+        directory = state.hosts_directory() / name
+        with cache.writing("a lab host's run-time files"):
+            directory.mkdir(mode=0o700)
+            record = state.State(profile.name, owner, keep, started=time.time())
+            state.save(directory, record)
+            (directory / "token").touch(0o600)
+            (directory / "token").write_text(secrets.token_hex(32))
+            (directory / "console.log").touch()
+        try:
+            tree = device_tree(emulator, profile, directory)
+            argv = qemu.arguments(
+                profile, image=image, initrd=initrd, directory=directory, device_tree=tree
+            )
+            pid = _launch([*emulator.command, *argv], directory / "qemu.log", keep=keep)
+            record = replace(record, qemu=state.Process.of(pid))
+            state.save(directory, record)
+            with step(f"starting a lab host ({profile.name})", total=8) as reach:
+                _await(pid, directory, reach)
+            port = qmp.forwarded_port(directory / "qmp")
+            seconds = time.time() - record.started
+            host = cls(
+                directory,
+                replace(record, port=port, boot_seconds=seconds, version=protocol.VERSION),
+            )
+            for line in profile.setup:
+                host._set_up(line)
+            state.save(directory, host.record)
+        except BaseException:
+            state.discard(directory, record)
+            _bury(record)
+            raise
+        return host
+
+    def _set_up(self, line: str) -> None:
+        done = self.run(["sh", "-c", line], tree=False)
+        if done.status:
+            text = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            raise HostError(
+                f"setting up lab host {self.record.profile}: {line[:60]!r} fails: {text}"
+            )
+
+    def close(self) -> None:
+        """End the host. Idempotent."""
+        state.discard(self.directory, self.record)
+        _bury(self.record)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.record.keep:
+            self.close()
+
+    @cached_property
+    def _token(self) -> bytes:
+        return (self.directory / "token").read_bytes()
+
+    def connect(self) -> socket.socket:
+        """Return a connection to the agent, on which HELLO was said."""
+        try:
+            connection = socket.create_connection(("127.0.0.1", self.record.port), timeout=30)
+            connection.settimeout(None)
+            # Else both ends could wait for each other to read.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * protocol.WINDOW)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sendall(protocol.frame(protocol.HELLO, self._token))
+        except OSError as error:
+            raise HostError(
+                f"lab host {self.record.profile} does not answer: {error}",
+                f"`pyvmm lab down {self.record.profile}` ends it",
+            ) from error
+        return connection
+
+    def run(  # noqa: PLR0913  (as subprocess.run has them)
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: str | Path | None = None,
+        timeout: float | None = None,
+        tree: bool = True,
+    ) -> Completed:
+        """Run *argv* there and return what became of it.
+
+        *timeout* is in seconds; past it the command is ended and HostError raised. Without
+        *tree* the working tree's vmm is not installed first.
+        """
+        from vmm.lab.host import session  # noqa: PLC0415  (session needs Host)
+
+        return session.run(self, argv, stdin=stdin, env=env, cwd=cwd, timeout=timeout, tree=tree)
+
+
+@contextmanager
+def _starting(name: str) -> Iterator[None]:
+    """Hold the right to start the kept-up host *name*."""
+    fd = os.open(state.run_directory() / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _launch(argv: Sequence[str], log: Path, *, keep: bool) -> int:
+    """Start QEMU in a session of its own, so that no ^C reaches it; return its process id."""
+    if shutil.which(argv[0]) is None:
+        raise missing(argv[0])
+    if not keep:
+        if shutil.which("setpriv") is None:
+            raise missing("setpriv")
+        argv = ("setpriv", "--pdeathsig", "KILL", *argv)
+    # Not subprocess: its objects mind being dropped while the process lives, and it shall.
+    create = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawnp(
+        argv[0],
+        list(argv),
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), create, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
+
+
+def _bury(record: state.State) -> None:
+    """Collect the exit status of a dead QEMU, if it is this process that started it."""
+    if record.qemu:
+        with suppress(ChildProcessError):
+            os.waitpid(record.qemu.pid, os.WNOHANG)
+
+
+def _await(pid: int, directory: Path, reach: Callable[[float], None]) -> None:
+    """Wait until the agent can be reached."""
+    started = time.monotonic()
+    console = directory / "console.log"
+    while READY.encode() not in console.read_bytes():
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            raise HostError(
+                f"the lab host ended before it was up "
+                f"({os.waitstatus_to_exitcode(status)}): {tail(directory)}"
+            )
+        elapsed = time.monotonic() - started
+        reach(elapsed)
+        if elapsed > _TIMEOUT:
+            raise HostError(
+                f"the lab host was not up after {_TIMEOUT:.0f} s: {tail(directory)}",
+                "is this machine very busy?",
+            )
+        time.sleep(0.02)
+
+
+def tail(directory: Path) -> str:
+    """Return, on one line, the last that QEMU and the host's kernel said, or why it panicked."""
+    said = []
+    for name in ("qemu.log", "console.log"):
+        try:
+            text = (directory / name).read_text(errors="replace")
+        except OSError:
+            continue
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        said += [line for line in lines if "Kernel panic" in line][:1] or lines[-4:]
+    return " | ".join(said) or "it said nothing"
+
+
+def device_tree(emulator: qemu.Emulator, profile: Profile, directory: Path) -> Path | None:
+    """Return the profile's own device tree: QEMU's, edited; None if QEMU's will do."""
+    if profile.device_tree is None:
+        return None
+    path = directory / "host.dtb"
+    argv = qemu.dump_device_tree(profile, path)
+    subprocess.run([*emulator.command, *argv], check=True, capture_output=True)
+    profile.device_tree(path)
+    return path

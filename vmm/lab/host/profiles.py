@@ -1,0 +1,108 @@
+"""Lab hosts as data: which CPU, which interrupt controller, which kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmm.errors import UserError
+from vmm.lab.debian.stock import Kernel, StockKernel
+from vmm.lab.host import gh200
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One kind of emulated arm64 host."""
+
+    name: str
+    description: str
+    cpu: str
+    """QEMU's CPU model, with its properties."""
+    gic: int = 3
+    """The interrupt controller's architecture version."""
+    cpus: int = 2
+    memory: int = 4 << 30
+    """Bytes of RAM."""
+    kernel: Kernel = field(default_factory=StockKernel)
+    command_line: str = ""
+    """Added to the kernel's command line."""
+    machine: tuple[str, ...] = ()
+    """More properties of QEMU's virt machine, for instance ``iommu=smmuv3``."""
+    backends: tuple[tuple[str, str], ...] = ()
+    """What devices need on our side, as QEMU's options: ("-drive", "..."), ("-netdev", "...")."""
+    devices: tuple[str, ...] = ()
+    """More devices, as after QEMU's -device."""
+    device_tree: Callable[[Path], None] | None = None
+    """Edits the machine's device tree: gets QEMU's own as a file, and rewrites it in place."""
+    setup: tuple[str, ...] = ()
+    """Shell commands that run in the host once it is up; the host is not ready before."""
+
+
+DISK_SIZE = 64 << 20
+"""Bytes of the vfio profile's NVMe disk."""
+
+PROFILES: dict[str, Profile] = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            "fwb",
+            "all that QEMU emulates: VHE, FEAT_S2FWB, DIC; GICv3; Debian's newest kernel",
+            cpu="max,pauth-impdef=on",
+        ),
+        Profile(
+            "nofwb",
+            "a Neoverse N1, without FEAT_S2FWB; GICv3; Debian's newest kernel",
+            cpu="neoverse-n1",
+        ),
+        Profile(
+            "gicv2",
+            "like fwb, but with a GICv2, as on small boards",
+            cpu="max,pauth-impdef=on",
+            gic=2,
+        ),
+        Profile(
+            "vfio",
+            "fwb with an SMMU, and PCI devices behind it to give to guests",
+            cpu="max,pauth-impdef=on",
+            machine=("iommu=smmuv3",),
+            kernel=StockKernel(extra=("e1000e", "nvme")),
+            backends=(
+                # A disk of zeroes; what is written lives in a file of QEMU's that has no name.
+                (
+                    "-drive",
+                    f"if=none,id=disk,snapshot=on,driver=null-co,size={DISK_SIZE},read-zeroes=on",
+                ),
+                # A network of two cards: one to give away, one to talk to it from the host.
+                ("-netdev", "hubport,id=given,hubid=1"),
+                ("-netdev", "hubport,id=kept,hubid=1"),
+            ),
+            # edu's 28 address bits reach no RAM of this machine; 40 do.
+            devices=(
+                "edu,addr=0x10,dma_mask=0xffffffffff",
+                "nvme,addr=0x11,serial=pyvmm,drive=disk",
+                "bochs-display,addr=0x12,romfile=",
+                # Functions of one device, and without ACS: one IOMMU group.
+                "edu,addr=0x13.0,multifunction=on",
+                "nvme,addr=0x13.1,serial=pyvmm2",
+                "e1000e,addr=0x14,netdev=given,romfile=",
+                "virtio-net-pci,addr=0x15,netdev=kept,romfile=",
+            ),
+        ),
+        *gh200.profiles(),
+    )
+}
+DEFAULT = "fwb"
+
+
+def profile(name: str) -> Profile:
+    """Return the profile called *name*. Raises UserError, which lists those there are."""
+    try:
+        return PROFILES[name]
+    except KeyError:
+        raise UserError(
+            f"there is no lab profile {name!r}", f"there are: {', '.join(PROFILES)}"
+        ) from None

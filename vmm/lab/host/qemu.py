@@ -1,0 +1,131 @@
+"""The emulator: a QEMU that is new enough, and the command line that makes a profile's host."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from functools import cache as once
+from typing import TYPE_CHECKING
+
+from vmm.errors import HostError
+from vmm.lab import command, protocol
+from vmm.lab.debian import prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from vmm.lab.host.profiles import Profile
+
+PROGRAM = "qemu-system-aarch64"
+MINIMUM = (10, 0)
+"""Before 9.0 there were no alignment faults on Device memory; 7.2's `max` has no DIC. 10.0 is
+what Debian 13 has and what the lab is tried with."""
+
+COMMAND_LINE = (
+    "console=ttyAMA0 quiet panic=-1"
+    # A third of the boot's emulated instructions, and nothing that KVM has to do with: auditing,
+    # security modules, self-tests of ciphers, write protection and randomization of the kernel.
+    " audit=0 lsm=capability cryptomgr.notests rodata=off nokaslr"
+)
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """How to start QEMU."""
+
+    command: tuple[str, ...]
+    version: tuple[int, int]
+
+
+def version(argv: Sequence[str]) -> tuple[int, int]:
+    """Ask the emulator *argv* for its (major, minor) version."""
+    text = command.run([*argv, "--version"])
+    match = re.search(r"version (\d+)\.(\d+)", text)
+    if match is None:
+        raise HostError(f"{argv[0]} does not tell its version: {text.strip()[:80]!r}")
+    return int(match[1]), int(match[2])
+
+
+@once
+def emulator() -> Emulator:
+    """Return the system's QEMU if it is new enough, else Debian 13's, unpacked into the cache."""
+    if shutil.which(PROGRAM) and (found := version([PROGRAM])) >= MINIMUM:
+        return Emulator((PROGRAM,), found)
+    tools = prefix.prefix("qemu", ["qemu-system-arm"])
+    argv = (*tools.command(f"usr/bin/{PROGRAM}"), "-L", str(tools.root / "usr/share/qemu"))
+    found = version(argv)
+    if found < MINIMUM:
+        raise HostError(
+            f"QEMU {found[0]}.{found[1]} is too old for the lab",
+            f"it takes {MINIMUM[0]}.{MINIMUM[1]} or later: `pyvmm lab build --refresh` looks again",
+        )
+    return Emulator(argv, found)
+
+
+def machine(profile: Profile) -> str:
+    """Return the argument of -M for *profile*."""
+    return ",".join(("virt", "virtualization=on", f"gic-version={profile.gic}", *profile.machine))
+
+
+def arguments(  # noqa: PLR0913  (each is one file of the host)
+    profile: Profile,
+    *,
+    image: Path,
+    initrd: Path,
+    directory: Path,
+    share: str = "/",
+    device_tree: Path | None = None,
+) -> list[str]:
+    """Return QEMU's arguments for a host of *profile* whose run-time files are in *directory*."""
+    command_line = f"{COMMAND_LINE} pyvmm.token={directory / 'token'} {profile.command_line}"
+    # fmt: off
+    argv = [
+        "-name", f"pyvmm-lab-{profile.name}",
+        "-M", machine(profile),
+        "-cpu", profile.cpu,
+        "-smp", str(profile.cpus),
+        "-m", f"{profile.memory >> 20}M",
+        "-accel", "tcg,thread=multi",
+        "-nodefaults",
+        "-display", "none",
+        "-no-reboot",
+        "-serial", f"file:{directory / 'console.log'}",
+        "-qmp", f"unix:{directory / 'qmp'},server=on,wait=off",
+        "-kernel", str(image),
+        "-initrd", str(initrd),
+        "-append", command_line.strip(),
+        "-fsdev", f"local,id=outside,path={share},security_model=none,multidevs=remap",
+        "-device", "virtio-9p-pci,fsdev=outside,mount_tag=outside",
+        "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:{protocol.PORT}",
+        "-device", "virtio-net-pci,netdev=net,romfile=",
+        "-device", "virtio-rng-pci",
+    ]
+    # fmt: on
+    for option, backend in profile.backends:
+        argv += [option, backend]
+    for device in profile.devices:
+        argv += ["-device", device]
+    if device_tree:
+        argv += ["-dtb", str(device_tree)]
+    return argv
+
+
+def dump_device_tree(profile: Profile, path: Path) -> list[str]:
+    """Return the arguments that make QEMU write *profile*'s device tree to *path*, and end."""
+    # fmt: off
+    argv = [
+        "-M", f"{machine(profile)},dumpdtb={path}",
+        "-cpu", profile.cpu,
+        "-smp", str(profile.cpus),
+        "-m", f"{profile.memory >> 20}M",
+        "-display", "none",
+        "-nodefaults",
+    ]
+    # fmt: on
+    for option, backend in profile.backends:
+        argv += [option, backend]
+    for device in profile.devices:
+        argv += ["-device", device]
+    return argv

@@ -1,0 +1,1 @@
+"""What runs inside an emulated host. These modules import next to nothing."""

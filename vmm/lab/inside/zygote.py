@@ -1,0 +1,249 @@
+"""A Python that has a working tree's vmm imported already, and becomes a command by forking.
+
+Importing what `pyvmm run` needs takes seconds in an emulated host; forking takes 20 ms. Each
+tree installed has one such process, waiting behind a Unix socket. It takes over connections
+from the agent: those whose command is `pyvmm`, or Python without options of its own.
+"""
+
+# pathlib takes 50 ms to import here, and exec is the point:
+# ruff: noqa: PTH108, PTH123, S606
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+from contextlib import suppress
+
+from vmm.lab import protocol
+
+TYPE_CHECKING = False  # typing's own costs 50 ms here
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_PYTHONS = ("python", "python3")
+_PRELOADED = (
+    "vmm.cli",
+    "vmm.cli.run",
+    "vmm.machine.machine",
+    "vmm._native",
+    "vmm.cli.probe",
+    "structlog",
+)
+_OWN = {"PYTHONPATH", "PYTHONSAFEPATH"}
+"""Variables of Python's that the client always sets; others are read only when Python starts."""
+_SCAFFOLD = {__file__, "<frozen runpy>"}
+_LENGTH = struct.Struct(">I")
+
+
+def parse(payload: bytes) -> dict[str, Any]:
+    """Return a request."""
+    request: dict[str, Any] = json.loads(payload)
+    return request
+
+
+def start(trees: str, name: str) -> None:
+    """Have a zygote for the tree *name*, and none for others."""
+    path = f"{trees}/{name}.zygote"
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(path)
+    except OSError:  # there is one
+        return
+    listener.listen(64)
+    _stop_others(trees)
+    pid = os.fork()
+    if pid:
+        with open(f"{trees}/zygote.pid", "w") as file:
+            file.write(f"{pid} {path}")
+        return
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    console = os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY)
+    for number, fd in enumerate((null, console, console)):
+        os.dup2(fd, number)
+    os.set_inheritable(listener.fileno(), True)  # noqa: FBT003
+    tree = f"{trees}/{name}"
+    environment = {
+        "PATH": "/usr/sbin:/usr/bin",
+        "LANG": "C.UTF-8",
+        "PYTHONPATH": tree,
+        "PYTHONSAFEPATH": "1",
+    }
+    argv = ["python3", "-m", "vmm.lab.inside.zygote", str(listener.fileno())]
+    os.execve("/usr/bin/python3", argv, environment)
+
+
+def _stop_others(trees: str) -> None:
+    try:
+        with open(f"{trees}/zygote.pid") as file:
+            pid, _, path = file.read().partition(" ")
+        os.unlink(path)
+        os.kill(int(pid), signal.SIGTERM)
+    except (OSError, ValueError):
+        pass
+
+
+def _eligible(request: dict[str, Any]) -> bool:
+    """Whether Python can become the request's command without starting anew."""
+    program, *arguments = request["argv"]
+    if {name for name in request["env"] if name.startswith("PYTHON")} != _OWN:
+        return False
+    if program in _PYTHONS:
+        return bool(arguments) and (
+            not arguments[0].startswith("-") or arguments[0] in {"-m", "-c"}
+        )
+    return bool(program == "pyvmm")
+
+
+def hand_over(
+    connection: socket.socket,
+    trees: str,
+    payload: bytes,
+    pending: list[protocol.Frame],
+    frames: protocol.Frames,
+) -> bool:
+    """Give *connection* to the zygote of its tree; False if the caller must serve it."""
+    request = parse(payload)
+    if not request.get("tree") or not _eligible(request):
+        return False
+    with socket.socket(socket.AF_UNIX) as zygote:
+        try:
+            zygote.connect(f"{trees}/{request['tree']}.zygote")
+        except OSError:
+            return False
+        rest = b"".join(protocol.frame(*found) for found in pending) + frames.rest
+        socket.send_fds(zygote, [_LENGTH.pack(len(payload))], [connection.fileno()])
+        zygote.sendall(payload + rest)
+    return True
+
+
+def main() -> None:
+    """Import, then serve until told to end."""
+    # The main module is not called `vmm.lab.inside.zygote`: do not import it a second time.
+    from vmm.lab.inside import agent, relay  # noqa: PLC0415
+
+    listener = socket.socket(fileno=int(sys.argv[1]))
+    listener.set_inheritable(False)
+    for name in _PRELOADED:
+        try:
+            __import__(name)
+        except Exception as error:  # noqa: BLE001  (a tree under work: its commands will tell)
+            sys.stderr.write(f"zygote: {name}: {error}\n")
+    import gc  # noqa: PLC0415
+
+    gc.collect()
+    gc.freeze()  # children that collect garbage shall not copy all pages
+    signal.signal(signal.SIGCHLD, agent.reap)
+    while True:
+        sender, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            try:
+                _take_over(sender, relay.Session)
+            finally:
+                os._exit(0)
+        sender.close()
+
+
+def _take_over(sender: socket.socket, session: Callable[..., Any]) -> None:
+    header, descriptors, _, _ = socket.recv_fds(sender, _LENGTH.size, 1)
+    (length,) = _LENGTH.unpack(header)
+    data = bytearray()
+    while part := sender.recv(protocol.CHUNK):
+        data += part
+    sender.close()
+    frames = protocol.Frames()
+    pending = frames.feed(bytes(data[length:]))
+    connection = socket.socket(fileno=descriptors[0])
+    session(connection, frames, pending, become=become).run(parse(bytes(data[:length])))
+
+
+def become(request: dict[str, Any]) -> None:
+    """Be the Python command of *request*, in this process. Does not return."""
+    os.closerange(3, 1024)  # what exec would have closed: our ends of its pipes above all
+    os.environ.clear()
+    os.environ.update(request["env"])
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        buffering = 1 if number == 2 or os.isatty(number) else -1
+        errors = "backslashreplace" if number == 2 else None
+        stream = open(number, mode, buffering, errors=errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    status = 1
+    try:
+        _run_main(request["argv"], request["tree"])
+        status = 0
+    except SystemExit as end:
+        status = _status(end.code)
+    except KeyboardInterrupt:
+        _report()
+        _flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:  # noqa: BLE001  (this is what Python's main does)
+        _report()
+    finally:
+        import atexit  # noqa: PLC0415
+        import threading  # noqa: PLC0415
+
+        threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001
+        atexit._run_exitfuncs()  # noqa: SLF001
+        _flush()
+        os._exit(status)
+
+
+def _report() -> None:
+    """Print the exception being handled, without the frames that got us to the command."""
+    kind, error, trace = sys.exc_info()
+    while trace and trace.tb_next and trace.tb_frame.f_code.co_filename in _SCAFFOLD:
+        trace = trace.tb_next
+    assert kind
+    assert error
+    sys.excepthook(kind, error.with_traceback(trace), trace)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+
+
+def _status(code: object) -> int:
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    sys.stderr.write(f"{code}\n")
+    return 1
+
+
+def _run_main(argv: list[str], tree: str) -> None:
+    """Do what the command line *argv* says, as Python's own main would."""
+    import runpy  # noqa: PLC0415
+
+    program, *arguments = argv
+    if program == "pyvmm":
+        sys.argv = [f"/run/pyvmm/{tree}/bin/pyvmm", *arguments]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    elif arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    elif arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        from types import ModuleType  # noqa: PLC0415
+
+        module = ModuleType("__main__")
+        sys.modules["__main__"] = module
+        exec(compile(arguments[1], "<string>", "exec"), module.__dict__)  # noqa: S102
+    else:
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Kernels built here from Debian's source: configurations, patches, the build."""

@@ -1,0 +1,170 @@
+"""The lab's own kernels, built from Debian's kernel source: what stock kernels can't show.
+
+    mainline   with nvgrace-gpu, so that there is a cacheable PFNMAP to map
+    rfc        the same, with the memslot flag as it was once proposed (patches/)
+    legacy     6.12, which maps cacheable PFNMAP as Device and says nothing
+
+Each serves as a lab host and as a guest: everything is built in. A kernel is kept under a hash of
+all that went into it - source, configuration, patches, compiler.
+
+    cache/kernel/images/<flavour>-<hash>/Image  config  build.json
+    cache/kernel/linux-source-.../              see sourcetree
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from vmm.errors import UserError
+from vmm.lab import cache
+from vmm.lab.debian import apt
+from vmm.lab.kernel import build
+from vmm.lab.kernel.source_tree import SourceTree
+
+MEMATTR = "stage2-ptdump-memattr.patch"
+WRITE_BACK = "rfc-writeback-memslot.patch"
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """What one kernel is made of."""
+
+    package: str
+    """Debian's source package: a glob, the newest is taken."""
+    suite: str
+    fragments: tuple[str, ...]
+    """Files in configs/, on top of allnoconfig."""
+    patches: tuple[str, ...] = ()
+    """Files in patches/, in the order to apply them in."""
+
+
+FLAVOURS = {
+    "mainline": Flavour(
+        "linux-source-7.*",
+        "trixie-backports",
+        ("lab.config", "since-6.13.config"),
+        # In debugfs only: what KVM does is what Debian's source does.
+        (MEMATTR,),
+    ),
+    "rfc": Flavour(
+        "linux-source-7.*",
+        "trixie-backports",
+        ("lab.config", "since-6.13.config"),
+        (MEMATTR, WRITE_BACK),
+    ),
+    "legacy": Flavour("linux-source-6.12", "trixie", ("lab.config",)),
+}
+
+
+@dataclass(frozen=True)
+class BuiltKernel:
+    """The kernel of a flavour (a key of `FLAVOURS`): found in the cache, or else built.
+
+    The first build takes minutes (`image` shows a bar), another flavour of the same source a
+    fraction of that. What is in the cache is used until `refresh`, though the mirror may have
+    moved on.
+    """
+
+    flavour: str
+
+    def __post_init__(self) -> None:
+        if self.flavour not in FLAVOURS:
+            raise UserError(
+                f"the lab builds no kernel {self.flavour}", f"it builds {', '.join(FLAVOURS)}"
+            )
+
+    @property
+    def recipe(self) -> Flavour:
+        """What the kernel is made of."""
+        return FLAVOURS[self.flavour]
+
+    def image(self) -> Path:
+        """Return the arm64 Image. Raises HostError: no network, disk full, tools missing."""
+        return self._directory / "Image"
+
+    def modules(self) -> None:
+        """Return None: everything is built in."""
+
+    def config(self) -> Path:
+        """Return the kernel's configuration."""
+        return self._directory / "config"
+
+    @property
+    def provenance(self) -> dict[str, object]:
+        """What it was built from: flavour, source, compiler, hash of configuration and patches."""
+        return cache.read_json(self._directory / "build.json")
+
+    def built(self) -> bool:
+        """Whether `image` will return at once."""
+        return self._cached() is not None
+
+    def refresh(self) -> Path:
+        """Return the Image of the newest source, built if need be: for after `apt.forget`."""
+        return self._build() / "Image"
+
+    @cached_property
+    def _directory(self) -> Path:
+        return self._cached() or self._build()
+
+    @property
+    def _inputs(self) -> str:
+        """A hash of everything that comes from this package."""
+        recipe = self.recipe
+        return cache.digest(
+            build.requested(_texts("configs", recipe.fragments)),
+            _texts("patches", recipe.patches),
+            build.VARIABLES,
+        )
+
+    def _cached(self) -> Path | None:
+        """Return the newest kernel made from the same configuration and patches."""
+        found = [
+            path.parent
+            for path in _images().glob(f"{self.flavour}-*/build.json")
+            if cache.read_json(path).get("inputs") == self._inputs
+        ]
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+    def _build(self) -> Path:
+        compiler = build.compiler()
+        recipe = self.recipe
+        package = apt.newest(recipe.package, suite=recipe.suite, arch="arm64")
+        (deb,) = apt.fetch([package], suite=recipe.suite, arch="arm64")
+        tree = SourceTree(deb)
+        key = cache.digest(tree.version, self._inputs, compiler)
+
+        def make(temporary: Path) -> None:
+            tree.unpack()
+            with tree.alone() as lock:
+                tree.patch([_data("patches", name) for name in recipe.patches])
+                build.configure(tree, _texts("configs", recipe.fragments))
+                image = build.compile_image(tree, self.flavour, lock)
+                temporary.mkdir()
+                shutil.copyfile(image, temporary / "Image")
+                shutil.copyfile(tree.build / ".config", temporary / "config")
+            cache.write_json(
+                temporary / "build.json",
+                {
+                    "flavour": self.flavour,
+                    "source": tree.version,
+                    "compiler": compiler,
+                    "inputs": self._inputs,
+                },
+            )
+
+        return cache.entry(_images() / f"{self.flavour}-{key}", make)
+
+
+def _images() -> Path:
+    return cache.root() / "kernel" / "images"
+
+
+def _data(directory: str, name: str) -> Path:
+    return Path(__file__).parent / directory / name
+
+
+def _texts(directory: str, names: tuple[str, ...]) -> list[str]:
+    return [_data(directory, name).read_text() for name in names]

@@ -1,0 +1,337 @@
+"""A machine's guest physical (IPA) space, as far as it is memory: RAM, and device memory.
+
+It lasts from reset to reset; each power cycle's VM gets its memory slots from here.
+"""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import ExitStack
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+from vmm._native import lib
+from vmm.arm64 import board, layout
+from vmm.arm64.boot import Extent
+from vmm.closeable import Closing
+from vmm.errors import HostError, UserError
+from vmm.memory import Backing, GuestMemory, Mapping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from vmm.bus import MmioBus
+    from vmm.coherence.capability import Capability
+    from vmm.coherence.ledger import Ledger
+    from vmm.config import MachineConfig
+    from vmm.events import Events
+    from vmm.fdt import Node
+    from vmm.kvm.fd import KvmError
+    from vmm.kvm.slots import MemorySlot, MemorySlots
+    from vmm.kvm.system import System
+    from vmm.loop import Loop
+    from vmm.memory import Region
+    from vmm.passthrough.region_memory import DeviceMemory
+    from vmm.vfio.device import Device
+    from vmm.virtio.pmem_file import PmemFile
+
+# vmm.coherence is imported where it is used: a guest of plain RAM needs none of it, and imports
+# are dear in an emulated host.
+# ruff: noqa: PLC0415
+
+PMEM_ALIGNMENT = 1 << 30
+"""Bytes. Linux wants no section of memory (128 MiB, or 512 with pages of 64 KiB) to have both RAM
+and persistent memory."""
+
+SLOT_PAGES = (1 << 31) - 1
+"""KVM_MEM_MAX_NR_PAGES (include/linux/kvm_host.h): KVM_SET_USER_MEMORY_REGION says EINVAL."""
+
+
+class GuestSpace(Closing):
+    """Owns what guest physical memory is made of. Use as a context manager.
+
+    `memory` is RAM, for who reads and writes it; *shared*, so that other processes can, which
+    costs huge pages where the host gives none to shared memory. Raises `UserError` and `HostError`
+    for what cannot be had, before any VM exists that a guest runs in.
+    """
+
+    def __init__(self, config: MachineConfig, system: System, *, shared: bool = False) -> None:
+        self._config = config
+        self._system = system
+        self._owned = ExitStack()
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._check_memory()
+            make = Mapping.memfd if shared else Mapping.anonymous
+            self._mapping = self._owned.enter_context(make(config.memory))
+            self.ram = Extent(layout.RAM, config.memory)
+            self.pmems = self._open_pmems()
+            files = [each.region() for each in self.pmems]
+            self.memory = GuestMemory([self._mapping.region(layout.RAM), *files])
+            self._ram_flags = self._decide_ram()
+            self._slots: MemorySlots | None = None
+            self._reserved = 0
+            self._bars: list[DeviceMemory] = []
+            self.numa_nodes = 1
+            self._devices = self._open_devices()
+            undo.pop_all()
+
+    def _check_memory(self) -> None:
+        page = mmap.PAGESIZE
+        if self._config.memory % page:
+            raise UserError(
+                f"--memory: {self._config.memory} bytes are not a multiple of the host's page "
+                f"of {page >> 10} KiB",
+                "use whole MiB",
+            )
+        self._check_end("--memory", layout.RAM, self._config.memory, "use less")
+        if self._config.memory > SLOT_PAGES * page:
+            raise UserError(
+                f"--memory: {self._config.memory >> 30} GiB are more than the "
+                f"{SLOT_PAGES * page >> 30} GiB that KVM can have in one memory slot",
+                "use less",
+            )
+
+    def _decide_ram(self) -> int:
+        if not self._config.write_back:
+            return 0  # and nothing to ask the kernel before somebody reads the ledger
+        from vmm.coherence.policy import Map, Refuse, decide_ram
+
+        decision = decide_ram(self.capability, write_back=True)
+        if isinstance(decision, Refuse):
+            raise HostError(decision.because, decision.remedy)
+        return int(decision.flags) if isinstance(decision, Map) else 0
+
+    def _open_pmems(self) -> list[PmemFile]:
+        """Open files that are memory, and place them after RAM."""
+        if not self._config.pmems:
+            return []
+        from vmm.virtio.pmem_file import PmemFile
+
+        found: list[PmemFile] = []
+        base = self.ram.end
+        for config in self._config.pmems:
+            base = -(-base // PMEM_ALIGNMENT) * PMEM_ALIGNMENT
+            check = partial(self._check_end, f"--pmem {config.path}", base)
+            check(config.size, "use less --memory")  # before a file is made
+            file = self._owned.enter_context(PmemFile(config))
+            check(file.size, "use less --memory")
+            file.base = base
+            base += file.size
+            found.append(file)
+        return found
+
+    def _open_devices(self) -> list[DeviceMemory]:
+        if not self._config.bars:
+            return []
+        from vmm.passthrough.region_memory import open_all
+
+        found = open_all(
+            self._config.bars, self._system, self.capability, self._owned, self._files_end
+        )
+        for region in found:
+            if region.base < self._files_end:
+                raise UserError(
+                    f"--bar {region.name}: {region.base:#x} is not above RAM, which ends at "
+                    f"{self._files_end:#x}",
+                    "leave the address out, or use a higher one",
+                )
+            if region.base % mmap.PAGESIZE:
+                raise UserError(
+                    f"--bar {region.name}: {region.base:#x} is not a multiple of the host's page "
+                    f"of {mmap.PAGESIZE >> 10} KiB",
+                    "leave the address out, or round it",
+                )
+            self._check_end(
+                f"--bar {region.name}",
+                region.base,
+                region.size,
+                "use a lower address, or less --memory",
+            )
+        return found
+
+    def _check_end(self, what: str, base: int, size: int, remedy: str) -> None:
+        bits = self._system.ipa_bits()
+        if base + size > 1 << bits:
+            raise UserError(
+                f"{what}: {size:#x} bytes at {base:#x} end beyond the {bits} bits of guest "
+                "physical address that this host's KVM can map",
+                remedy if size <= (1 << bits) - layout.RAM else "it is too large for this host",
+            )
+
+    @cached_property
+    def capability(self) -> Capability:
+        """What this host can do for cacheable memory. Raises `KvmError`."""
+        from vmm.coherence.capability import Capability
+        from vmm.coherence.policy import with_uapi
+
+        return with_uapi(Capability.probe(self._system), self._config.uapi)
+
+    @property
+    def end(self) -> int:
+        """The first guest physical address after all memory, and all that is reserved."""
+        ends = [region.base + region.size for region in self._devices]
+        return max([self._files_end, self._reserved, *ends])
+
+    @property
+    def _files_end(self) -> int:
+        """The first guest physical address after RAM, and files that are memory."""
+        return max([self.ram.end, *(each.base + each.size for each in self.pmems)])
+
+    @property
+    def dma(self) -> list[Region]:
+        """What devices may access: RAM. Files' pages cannot be pinned for long."""
+        return [region for region in self.memory if region.backing is not Backing.FILE]
+
+    def follow(self, memories: Iterable[DeviceMemory]) -> int | None:
+        """Know of a device's memory that the guest puts where it wants: its BARs.
+
+        Return the NUMA node for what of it is as cacheable as RAM; None if nothing is.
+        """
+        bars = list(memories)
+        self._bars.extend(bars)
+        if not any(bar.coherent for bar in bars):
+            return None
+        self.numa_nodes += 1
+        return self.numa_nodes - 1
+
+    def reserve(self, end: int) -> None:
+        """Have the VM's guest physical space reach *end*, for what comes and goes as it runs."""
+        self._reserved = max(self._reserved, end)
+
+    # --- what a power cycle needs ---------------------------------------------------------------
+
+    def attach(self, bus: MmioBus, events: Events) -> None:
+        """Have *bus* trap accesses to what of device memory gets no slot. Raises `UserError`."""
+        for region in self._devices:
+            try:
+                bus.attach(region.base, region.size, region.trap(events))
+            except ValueError as error:
+                raise UserError(f"--bar {region.name}: {error}", "use another address") from error
+
+    def verify(self, events: Events) -> None:
+        """Prove on scratch VMs that stage 2 keeps its promises. Raises `HostError` if not."""
+        for region in (*self._devices, *self._bars):
+            for verdict in region.verify():
+                events.emit("verdict", what=region.name, **verdict.as_json())
+                region.check(verdict)
+
+    def watch(self, loop: Loop, on_removal: Callable[[str], None]) -> None:
+        """Give devices back when the host wants them (unbind, unplug); the guest goes on.
+
+        *on_removal* is told which.
+        """
+        first = {region.device: region for region in reversed(self._devices)}
+        for device, region in first.items():
+            if (fd := region.removal_fd()) is not None:
+                loop.add_reader(fd, partial(self._give_back, device, fd, loop, on_removal))
+                self._owned.callback(loop.remove_reader, fd)
+
+    def _give_back(
+        self, device: Device, fd: int, loop: Loop, on_removal: Callable[[str], None]
+    ) -> None:
+        loop.remove_reader(fd)
+        for region in self._devices:
+            if region.device is device:
+                region.unplug(self._slots, "the host took the device back")
+        device.close()
+        on_removal(device.bdf)
+
+    def plug(self, slots: MemorySlots) -> None:
+        """Give a VM its memory slots. Raises `KvmError`, or `HostError` that explains one."""
+        self._slots = slots
+        for region in self.memory:
+            flags = self._flags(region)
+            slots.add(region.base, region.size, region.host_address, flags)
+        for device in self._devices:
+            device.plug(slots)
+
+    def _flags(self, region: Region) -> int:
+        """Return KVM_MEM_* for what is RAM, or a file that is used like it."""
+        return self._ram_flags | (lib.KVM_MEM_READONLY if region.read_only else 0)
+
+    def unplug(self) -> None:
+        """Forget the slots: their VM is gone."""
+        self._slots = None
+
+    def nodes(self) -> list[Node]:
+        """Describe coherent device memory for the device tree."""
+        return board.coherent_memory(
+            [
+                Extent(region.base + part.offset, part.size)
+                for region in self._devices
+                for part in region.coherent
+            ]
+        )
+
+    def ledger(self, flash: Iterable[tuple[str, MemorySlot]] = ()) -> Ledger:
+        """Return what each range was promised when last plugged. Raises `KvmError`.
+
+        *flash* names slots of ordinary memory that are not from here.
+        """
+        from vmm.coherence.ledger import Entry, Ledger
+        from vmm.coherence.policy import Attribute, Map, Stage1, decide_ram
+
+        attribute = Attribute(Stage1.CACHEABLE, "the kernel manages it, and maps it cacheable")
+        decision = decide_ram(self.capability, write_back=self._config.write_back)
+        assert isinstance(decision, Map)
+        ram = [
+            Entry(
+                "pmem" if region.backing is Backing.FILE else "RAM",
+                region.base,
+                region.size,
+                region.backing,
+                attribute,
+                decision.promise,
+                number,
+                self._flags(region),
+            )
+            for number, region in enumerate(self.memory)
+        ]
+        decision = decide_ram(self.capability, write_back=False)
+        assert isinstance(decision, Map)
+        ram += [
+            Entry(
+                name,
+                slot.guest_phys_addr,
+                slot.memory_size,
+                Backing.FILE,
+                attribute,
+                decision.promise,
+                slot.number,
+                slot.flags,
+            )
+            for name, slot in flash
+        ]
+        device = [entry for region in self._devices for entry in region.entries]
+        shown = [
+            entry for bar in self._bars for entry in bar.entries if entry.slot is not None
+        ]  # a BAR that is nowhere has no addresses
+        return Ledger([*ram, *device, *shown])
+
+    def explain_fault(self, error: KvmError) -> HostError:
+        """Say why KVM_RUN may have failed with EFAULT: which range, and what is wrong with it.
+
+        In the loop's thread, as ranges come and go there.
+        """
+        from vmm.coherence.explain import run_causes
+
+        regions = (*self._devices, *self._bars)
+        found = run_causes(suspect for region in regions for suspect in region.suspects())
+        if not found:
+            return error
+        entry, cause = found[0]
+        certainty = "" if cause.certain else "probably "
+        return HostError(
+            f"{error.message}: {entry.name} at IPA [{entry.base:#x}, {entry.end:#x}), slot "
+            f"{entry.slot}: {certainty}{cause.what}",
+            cause.remedy,
+        )
+
+    def discard(self) -> None:
+        """Make RAM all zeroes, as after power-on. No VM may have it."""
+        self._mapping.discard()
+
+    def close(self) -> None:
+        """Unmap everything. No VM may have it. Idempotent."""
+        self._owned.close()

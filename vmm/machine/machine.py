@@ -1,0 +1,334 @@
+"""One machine: what it is made of, and its life from power-on to power-off."""
+
+from __future__ import annotations
+
+import errno
+import time
+from contextlib import ExitStack
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from vmm.arm64 import layout
+from vmm.arm64.payload import Files
+from vmm.bus import MmioBus
+from vmm.closeable import Closing
+from vmm.devices import pl011
+from vmm.devices.pl031 import Pl031
+from vmm.devices.pvpanic import PanicEvent, PvPanic
+from vmm.errors import GuestError
+from vmm.irq import Wire
+from vmm.kvm.exits import SystemEvent, SystemEventType
+from vmm.kvm.fd import KvmError
+from vmm.kvm.mmio_fastpath import Answers, Shadow, Sink, Store, Unchanged
+from vmm.kvm.system import System
+from vmm.machine.address_space import GuestSpace
+from vmm.machine.power_cycle import PowerCycle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.coherence.ledger import Ledger
+    from vmm.config import MachineConfig
+    from vmm.events import Events
+    from vmm.loop import Loop
+    from vmm.machine.flash import Flash
+    from vmm.machine.pci_root import RootComplex
+    from vmm.machine.vcpu_thread import Reason
+    from vmm.machine.virtio_devices import Backplane
+    from vmm.passthrough.devices import Passthrough
+    from vmm.virtio.balloon import Balloon
+    from vmm.virtio.console.chardev.pipes import PipeChardev
+
+LOOP_RESETS: Final = 5
+LOOP_SECONDS: Final = 120.0
+"""So many resets in a row, each so soon after the last, are a loop that nobody wants. An emulated
+host that is busy takes 40 s for a kernel that boots, panics and resets."""
+
+
+class Ending(Enum):
+    """How a power cycle ended."""
+
+    POWERED_OFF = "powered-off"
+    RESET = "reset"
+    CRASHED = "crashed"
+    PANICKED = "panicked"
+    QUIT = "quit"
+
+
+ENDINGS: Final = {
+    SystemEventType.SHUTDOWN: Ending.POWERED_OFF,
+    SystemEventType.RESET: Ending.RESET,
+    SystemEventType.CRASH: Ending.CRASHED,
+}
+
+
+class Machine(Closing):
+    """A machine as *config* says. Use as a context manager; then `run` it, in *loop*'s thread.
+
+    `output` is what the guest sends to its serial port `uart`; somebody must drain it.
+    """
+
+    def __init__(self, config: MachineConfig, loop: Loop, events: Events) -> None:
+        self._config = config
+        self._loop = loop
+        self._events = events
+        self.say: Callable[[str], None] = lambda _line: None
+        """Where to tell the user something."""
+        self._cycle = 0
+        self._ending: Ending | Exception | None = None
+        self._owned = ExitStack()
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._system = self._owned.enter_context(System.open())
+            self._files = self._owned.enter_context(Files(config))
+            self.space = self._owned.enter_context(
+                GuestSpace(config, self._system, shared=self._shares_memory())
+            )
+            self._bus = MmioBus()
+            self._wires: dict[int, Wire] = {}
+            self._flash = self._add_flash()
+            self._add_uart()
+            self._add_rtc()
+            self._bus.attach(layout.PVPANIC, layout.DEVICE_SIZE, PvPanic(self._on_panic))
+            self._root = self._add_pci()
+            self._passthrough = self._add_passthrough()
+            self._backplane = self._add_virtio()
+            if self._root is not None:
+                limit = 1 << self._system.ipa_bits()
+                self.space.reserve(self._root.place(self.space.end, limit))
+            self.space.attach(self._bus, events)
+            self.space.watch(loop, self._on_removal)
+            if config.verify:
+                self.space.verify(events)
+            undo.pop_all()
+
+    def _shares_memory(self) -> bool:
+        """Whether other processes serve devices, and have to reach RAM."""
+        config = self._config
+        if not any((config.disks, config.shares, config.nets)):
+            return False
+        from vmm.machine.virtio_devices import shares_memory  # noqa: PLC0415
+
+        return shares_memory(config)
+
+    # --- devices ------------------------------------------------------------------------------
+
+    def _wire(self, spi: int) -> Wire:
+        return self._wires.setdefault(spi, Wire())
+
+    def _add_flash(self) -> Flash | None:
+        """Have flash, if there is something in it, or to be kept in it."""
+        if self._config.firmware is None and self._config.flash is None:
+            return None
+        from vmm.machine.flash import Flash  # noqa: PLC0415
+
+        return self._owned.enter_context(Flash(self._config, self._bus, self._events))
+
+    def _add_uart(self) -> None:
+        self.output = sink = self._owned.enter_context(Sink(headroom=pl011.FIFO_DEPTH))
+        data, flags = layout.UART + pl011.UARTDR, layout.UART + pl011.UARTFR
+        mask = layout.UART + pl011.UARTIMSC
+        self._answers = answers = Answers(
+            [
+                Store(data, sink),
+                Shadow(flags, pl011.FR_TXFE, sink, pl011.FR_TXFE | pl011.FR_TXFF),
+                Unchanged(mask, 0),
+            ]
+        )
+
+        def shadow(value: int, stores: bool) -> None:  # noqa: FBT001  (the hook's signature)
+            answers.set_value(flags, value)
+            sink.take_stores(stores)
+
+        self.uart = pl011.Pl011(self._wire(layout.SPI_UART), sink, call_later=self._loop.call_later)
+        self.uart.on_shadow = shadow
+        self.uart.follow_mask(lambda value: answers.set_value(mask, value))
+        sink.on_space = self.uart.transmit_space
+        self._bus.attach(layout.UART, layout.DEVICE_SIZE, self.uart)
+
+    def _add_rtc(self) -> None:
+        self._rtc = Pl031(self._wire(layout.SPI_RTC), self._loop.call_later)
+        self._owned.callback(self._rtc.close)
+        self._bus.attach(layout.RTC, layout.DEVICE_SIZE, self._rtc)
+
+    def _add_pci(self) -> RootComplex | None:
+        """Have a PCI host bridge, if something is to be behind it."""
+        if self._config.transport != "pci" and not self._config.vfio:
+            return None
+        from vmm.machine.pci_root import RootComplex  # noqa: PLC0415
+
+        return self._owned.enter_context(RootComplex(self._bus, self._wire, self._events))
+
+    def _add_passthrough(self) -> Passthrough | None:
+        """Open the devices that are passed through, if any are, and put them behind the bridge."""
+        if not self._config.vfio or self._root is None:
+            return None
+        from vmm.passthrough.devices import Passthrough  # noqa: PLC0415
+
+        found = self._owned.enter_context(
+            Passthrough(
+                self._config.vfio,
+                system=self._system,
+                capability=self.space.capability,
+                msis=self._root.msis,
+                events=self._events,
+            )
+        )
+        for function in found.functions:
+            self._root.attach(function, *function.deliveries)
+            function.host = self._root.host
+            function.numa_node = self.space.follow(function.memories)
+        found.watch(self._loop, self._on_removal)
+        return found
+
+    def _add_virtio(self) -> Backplane | None:
+        """Plug virtio devices in, if any are asked for: only then are they worth importing."""
+        config = self._config
+        small = config.rng, config.consoles, config.pmems, config.balloon is not None
+        if not any((*small, config.disks, config.nets, config.shares, config.vsock)):
+            return None
+        from vmm.machine.virtio_devices import Backplane  # noqa: PLC0415
+
+        plane = self._owned.enter_context(
+            Backplane(
+                config,
+                self.space.memory,
+                self._bus,
+                self._loop,
+                self._events,
+                root=self._root,
+                pmems=self.space.pmems,
+            )
+        )
+        self._answers.add(plane.answers())
+        return plane
+
+    @property
+    def terminal(self) -> PipeChardev | None:
+        """The virtio console port that is for standard input and output, if there is one."""
+        return None if self._backplane is None else self._backplane.terminal
+
+    @property
+    def balloon(self) -> Balloon | None:
+        """The memory balloon, if there is one."""
+        return None if self._backplane is None else self._backplane.balloon
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def ledger(self) -> Ledger:
+        """Return what each range of guest memory is promised now. Raises `KvmError`."""
+        flash = [] if self._flash is None else self._flash.shown()
+        return self.space.ledger(flash)
+
+    def run(self) -> Ending:
+        """Power on, and return how it ended; resets go round again.
+
+        Raises `GuestError` for a reset loop, and what a vCPU ended with if it could not go on.
+        """
+        for line in self._backplane.notices if self._backplane is not None else ():
+            self.say(line)
+        quick_resets = 0
+        while True:
+            began = time.monotonic()
+            ending = self._run_cycle()
+            self._events.emit("ended", how=ending.value)
+            if ending is not Ending.RESET or not self._config.reboot:
+                return ending
+            quick_resets = quick_resets + 1 if time.monotonic() - began < LOOP_SECONDS else 0
+            if quick_resets >= LOOP_RESETS:
+                raise GuestError(
+                    f"the guest has reset {LOOP_RESETS} times in a row, each within "
+                    f"{LOOP_SECONDS:.0f} s",
+                    "its last messages say why; without panic=-1 on its command line it stays",
+                )
+            self._reset()
+
+    def _run_cycle(self) -> Ending:
+        with PowerCycle(self._system, self.space, self._config.cpus) as cycle:
+            self._load(cycle)
+            if self._flash is not None:
+                cycle.at_end(self._flash.unplug)
+                self._flash.plug(cycle.slots)
+            if self._backplane is not None:
+                self._backplane.connect(cycle.vm)
+                cycle.cancel_waits = self._backplane.cancel_waits
+            if self._root is not None:
+                cycle.at_end(self._root.disconnect)
+                self._root.connect(cycle.vm, has_its=cycle.gic.has_its)
+            if self._passthrough is not None:
+                cycle.at_end(self._passthrough.disconnect)
+                self._passthrough.connect(cycle.vm, cycle.slots, self.space.dma)
+            cycle.start(self._bus, self._answers, self._wires, self._on_vcpu_end, self._events)
+            self._loop.run()
+        ending, self._ending = self._ending, None
+        self._cycle += 1
+        if isinstance(ending, Exception):
+            raise ending
+        return ending or Ending.QUIT
+
+    def _load(self, cycle: PowerCycle) -> None:
+        config, payload = self._config, self._files.read()
+        nodes = [] if self._backplane is None else self._backplane.nodes()
+        if self._root is not None:
+            nodes += self._root.nodes(has_its=cycle.gic.has_its)
+        if self._flash is not None:
+            nodes.append(self._flash.node())
+        cycle.load(payload, nodes)
+        self._events.emit(
+            "power-on",
+            image=str(config.image or config.firmware),
+            format=str(payload.kernel or "firmware"),
+            cpus=config.cpus,
+            memory=config.memory,
+            gic=cycle.gic.version,
+            cmdline=payload.cmdline,
+        )
+
+    def _reset(self) -> None:
+        if self._backplane is not None:
+            self._backplane.reset()  # before its memory goes
+        if self._root is not None:
+            self._root.reset()
+        self.space.discard()
+        if self._flash is not None:
+            self._flash.reset()
+        self.uart.reset()
+        self._rtc.reset()
+
+    def end(self, ending: Ending | Exception) -> None:
+        """End the present power cycle; `run` says how. Thread-safe; the first ending counts."""
+        cycle = self._cycle
+        self._loop.call_soon_threadsafe(lambda: self._end(cycle, ending))
+
+    def _end(self, cycle: int, ending: Ending | Exception) -> None:
+        if self._ending is None and cycle == self._cycle:
+            self._ending = ending
+            self._loop.stop()
+
+    def _on_vcpu_end(self, vcpu: int, reason: Reason) -> None:
+        if isinstance(reason, SystemEvent):
+            kind = SystemEventType(reason.type)
+            self._events.emit("system-event", vcpu=vcpu, type=kind.name, flags=reason.flags)
+            self.end(ENDINGS.get(kind, Ending.CRASHED))
+        else:
+            cycle = self._cycle
+            self._loop.call_soon_threadsafe(lambda: self._fail(cycle, vcpu, reason))
+
+    def _fail(self, cycle: int, vcpu: int, reason: Exception) -> None:
+        if isinstance(reason, KvmError) and reason.errno == errno.EFAULT:
+            reason = self.space.explain_fault(reason)
+        self._events.emit("vcpu-failed", vcpu=vcpu, error=str(reason))
+        self._end(cycle, reason)
+
+    def _on_removal(self, bdf: str) -> None:
+        self._events.emit("device-removed", device=bdf)
+        self.say(f"the host took {bdf} back; its memory now reads as ones")
+
+    def _on_panic(self, event: PanicEvent) -> None:
+        self._events.emit("panic", report=event.name)
+        if PanicEvent.PANICKED in event:
+            self.end(Ending.PANICKED)
+
+    def close(self) -> None:
+        """Take the machine apart. Idempotent."""
+        self._owned.close()

@@ -1,0 +1,145 @@
+"""One power cycle of a machine: what lasts from reset to reset.
+
+A reset makes all of it anew. KVM can reset a vCPU but not its GIC, and a VM that was never used
+is the only one that is surely as the architecture says it is after reset.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from vmm import fdt
+from vmm.arm64 import board, layout, processor, registers
+from vmm.arm64.gic import Gic
+from vmm.closeable import Closing
+from vmm.errors import UserError
+from vmm.kvm.capability import Cap
+from vmm.kvm.slots import MemorySlots
+from vmm.machine import vcpu_thread
+from vmm.machine.vcpu_thread import VcpuThread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from vmm.arm64.payload import Payload
+    from vmm.bus import MmioBus
+    from vmm.events import Events
+    from vmm.fdt import Node
+    from vmm.irq import Wire
+    from vmm.kvm.mmio_fastpath import Answers
+    from vmm.kvm.system import System
+    from vmm.kvm.vcpu import Vcpu
+    from vmm.machine.address_space import GuestSpace
+    from vmm.machine.vcpu_thread import Reason
+
+
+class PowerCycle(Closing):
+    """A VM with its memory slots, GIC, vCPUs and their threads. Use as a context manager."""
+
+    def __init__(self, system: System, space: GuestSpace, cpus: int) -> None:
+        self._space = space
+        self._owned = ExitStack()
+        self.threads: list[VcpuThread] = []
+        self.vcpus: list[Vcpu] = []
+        self.cancel_waits: Callable[[], object] = lambda: None
+        """What lets a vCPU out of an exit in which it waits for others, so that it can stop."""
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self.vm = self._owned.enter_context(system.create_vm(space.end))
+            self._check_cpus(cpus)
+            self.slots = MemorySlots(self.vm)
+            self._owned.callback(space.unplug)
+            space.plug(self.slots)
+            self.gic = self._owned.enter_context(Gic(self.vm, cpus))
+            self.model = processor.ProcessorModel(self.vm)
+            for index in range(cpus):
+                vcpu = self._owned.enter_context(self.vm.create_vcpu(index))
+                self.model.initialise(vcpu, powered_off=index > 0)
+                self.vcpus.append(vcpu)
+            self.gic.initialise()
+            for vcpu in self.vcpus:
+                self.model.initialise_pmu(vcpu)
+            if self.vm.check_extension(Cap.ARM_NISV_TO_USER):
+                self.vm.enable_cap(Cap.ARM_NISV_TO_USER)
+            undo.pop_all()
+
+    def _check_cpus(self, cpus: int) -> None:
+        most = min(self.vm.check_extension(Cap.MAX_VCPUS), layout.GICV3_REDISTRIBUTORS_MAX)
+        if cpus > most:
+            raise UserError(
+                f"--cpus: {cpus} vCPUs are more than the {most} that this host's KVM allows",
+                f"use --cpus {most} or less",
+            )
+
+    def load(self, payload: Payload, nodes: Sequence[Node] = ()) -> None:
+        """Put kernel, initrd and device tree into memory, and point the boot vCPU at them.
+
+        *nodes* describe devices that are not the board's. Raises `UserError` if they do not fit.
+        """
+        ram, memory = self._space.ram, self._space.memory
+        plan = payload.place(ram)
+        tree = board.device_tree(
+            board.Board(
+                ram=ram,
+                mpidrs=[processor.affinity(vcpu) for vcpu in self.vcpus],
+                interrupts=self.gic.node(),
+                gic_version=self.gic.version,
+                has_pmu=self.model.has_pmu,
+                cmdline=payload.cmdline,
+                initrd=plan.initrd,
+                kaslr_seed=os.urandom(8),
+                rng_seed=os.urandom(32),
+                extra=[*self._space.nodes(), *nodes],
+                numa_nodes=self._space.numa_nodes,
+            )
+        )
+        if plan.kernel is not None and payload.kernel is not None:
+            memory.write(plan.kernel.base, payload.kernel.payload)
+        memory.write(plan.dtb.base, fdt.dumps(tree))
+        if plan.initrd is not None and payload.initrd is not None:
+            memory.write(plan.initrd.base, payload.initrd)
+        values = {NAMED[name]: value for name, value in plan.registers.items()}
+        processor.set_registers(self.vcpus[0], values)
+
+    def at_end(self, callback: Callable[[], object]) -> None:
+        """Have *callback* called when the vCPUs have stopped, and the VM is still there.
+
+        Before `start`.
+        """
+        self._owned.callback(callback)
+
+    def start(
+        self,
+        bus: MmioBus,
+        answers: Answers,
+        wires: Mapping[int, Wire],
+        on_end: Callable[[int, Reason], None],
+        events: Events,
+    ) -> None:
+        """Connect the *wires*, each to its SPI, and let the vCPUs run."""
+        for spi, wire in wires.items():
+            wire.connect(self.gic.line(spi))
+            self._owned.callback(wire.connect, None)
+        for vcpu in self.vcpus:
+            vcpu.set_answers(answers)
+            self.threads.append(VcpuThread(vcpu, bus, on_end, events))
+        self._owned.callback(self._stop_threads)
+        for thread in self.threads:
+            thread.start()
+
+    def _stop_threads(self) -> None:
+        vcpu_thread.stop(self.threads, self.cancel_waits)
+
+    def close(self) -> None:
+        """Stop the vCPUs and take the VM apart. Idempotent."""
+        self._owned.close()
+
+
+NAMED: Final = {
+    **{f"x{number}": registers.x(number) for number in range(4)},
+    "pc": registers.PC,
+    "pstate": registers.PSTATE,
+}
+"""The registers that `vmm.arm64.boot.BootPlan` speaks of."""

@@ -1,0 +1,264 @@
+"""Where virtio devices are plugged in: the board's virtio-mmio slots, one device each, or PCI.
+
+Devices last from reset to reset. Each power cycle's VM takes over their notifications and
+interrupts (`Backplane.connect`), so that neither costs an exit or waits for a thread of ours.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from vmm._native import lib
+from vmm.arm64 import board, layout
+from vmm.closeable import Closing
+from vmm.errors import UserError
+from vmm.kvm.mmio_fastpath import InterruptAck, InterruptStatus
+from vmm.virtio.block.device import Blk
+from vmm.virtio.block.image_format import image_format
+from vmm.virtio.block.raw_image import CACHES, RawDisk
+from vmm.virtio.queue import MemoryMap
+from vmm.virtio.rng import Rng
+from vmm.virtio.transport.mmio import MmioTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmm.bus import MmioBus
+    from vmm.config import MachineConfig
+    from vmm.config.console import ConsoleConfig
+    from vmm.config.disk import DiskConfig
+    from vmm.config.net import NetConfig
+    from vmm.config.share import ShareConfig
+    from vmm.events import Events
+    from vmm.fdt import Node
+    from vmm.kvm.mmio_fastpath import Answer
+    from vmm.kvm.vm import Vm
+    from vmm.loop import Loop
+    from vmm.machine.pci_root import RootComplex
+    from vmm.memory import GuestMemory
+    from vmm.virtio.balloon import Balloon
+    from vmm.virtio.console.chardev.pipes import PipeChardev
+    from vmm.virtio.console.device import Console
+    from vmm.virtio.device import VirtioDevice
+    from vmm.virtio.fs.device import Fs
+    from vmm.virtio.pmem import Pmem
+    from vmm.virtio.pmem_file import PmemFile
+    from vmm.virtio.vsock import Vsock
+
+
+def shares_memory(config: MachineConfig) -> bool:
+    """Tell whether a process of its own serves a device of *config*. Raises `UserError`."""
+    if config.shares or any(net.shares_memory for net in config.nets):
+        return True
+    return any(image_format(disk) != "raw" for disk in config.disks)
+
+
+def _blk(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
+    """Return the disk that *config* describes. Raises `UserError`, `HostError`."""
+    if (image := image_format(config)) != "raw":
+        from vmm.virtio.block.storage_daemon import storage  # noqa: PLC0415
+        from vmm.virtio.block.vhost_user import VhostUserBlk  # noqa: PLC0415
+
+        if config.cache not in ("auto", "writeback", "writethrough"):
+            raise UserError(
+                f"--disk {config.path}: cache={config.cache} is for raw disks, and this is {image}",
+                "leave it out, or use cache=writeback or cache=writethrough",
+            )
+        return VhostUserBlk(
+            name,
+            memory,
+            events,
+            storage(config, image, events),
+            queues=config.queues,
+            durable=config.cache != "writeback",
+        )
+    backing = RawDisk(
+        config.path,
+        read_only=config.read_only,
+        option=f"--disk {config.path}",
+        cache=CACHES[config.cache],
+    )
+    return Blk(name, memory, events, backing, queues=config.queues, serial=config.serial)
+
+
+def _net(
+    name: str,
+    config: NetConfig,
+    memory: MemoryMap,
+    events: Events,
+    say: Callable[[str], object],
+) -> VirtioDevice:
+    from vmm.virtio.net.open import open_net  # noqa: PLC0415
+
+    return open_net(name, config, memory, events, say)
+
+
+def _fs(name: str, config: ShareConfig, memory: MemoryMap, events: Events) -> Fs:
+    from vmm.virtio.fs.device import Fs  # noqa: PLC0415
+    from vmm.virtio.fs.virtiofsd import files  # noqa: PLC0415
+
+    return Fs(name, memory, events, files(config, events), config.tag)
+
+
+def _vsock(cid: int, memory: MemoryMap, events: Events) -> Vsock:
+    from vmm.virtio.vsock import Vsock, VsockBackend  # noqa: PLC0415
+
+    return Vsock("vsock", memory, events, cid, VsockBackend(cid))
+
+
+def _pmem(name: str, file: PmemFile, memory: MemoryMap, events: Events) -> Pmem:
+    from vmm.virtio.pmem import Pmem  # noqa: PLC0415
+
+    return Pmem(name, memory, events, file)
+
+
+class Backplane(Closing):
+    """Owns the virtio devices that *config* asks for. Use as a context manager.
+
+    To be made, reset and closed in the thread of *loop*, which serves the devices' queues.
+    *memory* must outlive it. With *root* they are PCI functions, which are its own then, to be
+    reset and closed with it, after this.
+    """
+
+    def __init__(  # noqa: PLR0913  (what devices need of a machine)
+        self,
+        config: MachineConfig,
+        memory: GuestMemory,
+        bus: MmioBus,
+        loop: Loop,
+        events: Events,
+        *,
+        root: RootComplex | None = None,
+        pmems: Sequence[PmemFile] = (),
+    ) -> None:
+        self._bus = bus
+        self._loop = loop
+        self._root = root if config.transport == "pci" else None
+        self._devices: list[VirtioDevice] = []
+        self._transports: list[MmioTransport] = []
+        self._owned = ExitStack()
+        self.terminal: PipeChardev | None = None
+        """The console port that is for standard input and output."""
+        self.balloon: Balloon | None = None
+        self.notices: list[str] = []
+        """What the user needs to know of the devices."""
+        known = MemoryMap(memory)
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            for number, disk in enumerate(config.disks):
+                self._plug(_blk(f"disk{number}", disk, known, events))
+            for number, file in enumerate(pmems):
+                self._plug(_pmem(f"pmem{number}", file, known, events))
+            if config.consoles:
+                self._plug(self._console(config.consoles, known, events))
+            if config.balloon is not None:
+                self._plug(self._balloon(config, known, events))
+            if config.rng:
+                self._plug(Rng("rng", known, events))
+            for number, net in enumerate(config.nets):
+                self._plug(_net(f"net{number}", net, known, events, self.notices.append))
+            for number, share in enumerate(config.shares):
+                self._plug(_fs(f"share{number}", share, known, events))
+            if config.vsock is not None:
+                self._plug(_vsock(config.vsock, known, events))
+            undo.pop_all()
+
+    def _console(
+        self, consoles: Sequence[ConsoleConfig], memory: MemoryMap, events: Events
+    ) -> Console:
+        from vmm.virtio.console.chardev.ends import open_ends  # noqa: PLC0415
+        from vmm.virtio.console.chardev.pipes import PipeChardev  # noqa: PLC0415
+        from vmm.virtio.console.device import Console  # noqa: PLC0415
+
+        device = Console("console", memory, events, open_ends(self._loop, consoles))
+        for port in device.ports.values():
+            if isinstance(port.chardev, PipeChardev):
+                self.terminal = port.chardev
+            if path := getattr(port.chardev, "path", None):
+                self.notices.append(f"console port {port.name or port.number} is {path}")
+        return device
+
+    def _balloon(self, config: MachineConfig, memory: MemoryMap, events: Events) -> Balloon:
+        from vmm.virtio.balloon import Balloon  # noqa: PLC0415
+
+        pinned = bool(config.vfio)
+        if pinned:
+            self.notices.append("the balloon gives nothing back: --vfio pins the guest's memory")
+        size = config.balloon or 0
+        self.balloon = Balloon("balloon", memory, events, size=size, pinned=pinned)
+        return self.balloon
+
+    def _plug(self, device: VirtioDevice) -> None:
+        self._devices.append(device)
+        if self._root is not None:
+            readers = self._plug_into_pci(device, self._root)
+        else:
+            self._plug_into_slot(device)
+            readers = device.readers()
+        for fd, on_readable in readers:
+            self._loop.add_reader(fd, on_readable)
+            self._owned.callback(self._loop.remove_reader, fd)
+
+    def _plug_into_pci(
+        self, device: VirtioDevice, root: RootComplex
+    ) -> Sequence[tuple[int, Callable[[], object]]]:
+        """Make *device* a PCI function; return what the loop has to listen to."""
+        from vmm.machine.bar_ioeventfd import Doorbells  # noqa: PLC0415
+        from vmm.virtio.transport.pci import PciTransport  # noqa: PLC0415
+
+        msis = root.msis.function(device.name)
+        with ExitStack() as undo:
+            transport = undo.enter_context(PciTransport(device, msis))
+            root.attach(transport, msis)
+            undo.pop_all()
+        doorbells = Doorbells(transport.doorbells(), lambda: root.vm)
+        for bar in transport.bars:
+            bar.on_map, bar.on_unmap = doorbells.on_map, doorbells.on_unmap
+        return transport.readers()
+
+    def _plug_into_slot(self, device: VirtioDevice) -> None:
+        slot = len(self._transports)
+        transport = self._owned.enter_context(MmioTransport(device))
+        if slot == layout.VIRTIO_SLOTS:
+            raise UserError(
+                f"{device.name}: there are no more than {slot} virtio devices", "leave some out"
+            )
+        self._transports.append(transport)
+        self._bus.attach(layout.virtio(slot), layout.VIRTIO_SIZE, transport)
+
+    def connect(self, vm: Vm) -> None:
+        """Have *vm* do notifications and interrupts. Once its GIC is there; raises `KvmError`."""
+        for slot, transport in enumerate(self._transports):
+            for bell in transport.doorbells():
+                address = layout.virtio(slot) + bell.offset
+                vm.ioeventfd(address, 4, bell.fd, datamatch=bell.value)
+            # KVM routes interrupt n to SPI n until told otherwise.
+            vm.irqfd(transport.interrupt.fileno(), layout.SPI_VIRTIO + slot)
+
+    def answers(self) -> list[Answer]:
+        """Return what of the registers the run loop can answer in C: each interrupt's status."""
+        found: list[Answer] = []
+        for slot, transport in enumerate(self._transports):
+            base, interrupt = layout.virtio(slot), transport.interrupt.c
+            found.append(InterruptStatus(base + lib.VIRTIO_MMIO_INTERRUPT_STATUS, interrupt))
+            found.append(InterruptAck(base + lib.VIRTIO_MMIO_INTERRUPT_ACK, interrupt))
+        return found
+
+    def nodes(self) -> list[Node]:
+        """Describe the devices for the device tree."""
+        return board.virtio_mmio(len(self._transports))
+
+    def cancel_waits(self) -> None:
+        """Have no vCPU wait for others' programs any longer: it has to stop. Never waits."""
+        for device in self._devices:
+            device.cancel_waits()
+
+    def reset(self) -> None:
+        """Put all devices back to power-on. When this returns, none touches guest memory."""
+        for transport in self._transports:
+            transport.reset()
+
+    def close(self) -> None:
+        """Close the devices. No VM may have them. Idempotent."""
+        self._owned.close()

@@ -1,0 +1,96 @@
+"""What keeps a device from being ours, where the kernel says no more than EPERM or EBUSY."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from vmm.errors import HostError, UserError
+
+if TYPE_CHECKING:
+    from vmm.vfio.function import Function
+    from vmm.vfio.host_paths import Places
+
+
+def check_assignable(function: Function) -> None:
+    """Raise what is wrong with a device before anything of it is opened.
+
+    `HostError` if no IOMMU translates its DMA, `UserError` if its driver is not one of VFIO's.
+    """
+    if function.iommu_group is None:
+        raise HostError(
+            f"{function.bdf} is behind no IOMMU (it has no iommu_group): a guest that owns it "
+            "could reach all of the host's memory",
+            "switch the IOMMU on in firmware and kernel (Arm: SMMU in the IORT; x86: "
+            "intel_iommu=on, or AMD-Vi; the lab: a profile with an SMMU, such as vfio)",
+        )
+    if not function.driven_by_vfio:
+        driver = function.driver
+        raise UserError(
+            f"{function.bdf} belongs to the host's driver {driver}, not to one of VFIO's"
+            if driver
+            else f"{function.bdf} has no driver, and needs one of VFIO's",
+            f"`pyvmm vfio bind {function.bdf}` gives it to VFIO, unbind undoes that",
+        )
+
+
+def obstacle(function: Function) -> HostError | None:
+    """Return the error that names who is in the way, or None if nobody is seen to be."""
+    if found := function.group_obstacles:
+        named = ", ".join(f"{other.bdf} ({other.driver})" for other in found)
+        return HostError(
+            f"IOMMU group {function.iommu_group} of {function.bdf} is not viable: other devices "
+            f"in it belong to host drivers: {named}",
+            "bind those to VFIO as well (`pyvmm vfio bind`), or unbind their drivers: the IOMMU "
+            "cannot keep a group's devices apart",
+        )
+    if holders := users(function):
+        return HostError(
+            f"{function.bdf} is in use by {', '.join(holders)}",
+            "a device, and its IOMMU group, belong to one program at a time",
+        )
+    return None
+
+
+def check_unused(function: Function) -> None:
+    """Raise `UserError` if a program has the device open: unbinding would wait for it."""
+    if holders := users(function):
+        raise UserError(f"{function.bdf} is in use by {', '.join(holders)}", "end that first")
+
+
+def users(function: Function) -> list[str]:
+    """Return the other processes that have the device or its group open, as far as we may see."""
+    places = function.places
+    nodes = {str(places.dev / "vfio" / str(function.iommu_group))}
+    if name := function.vfio_name:
+        nodes.add(str(places.dev / "vfio/devices" / name))
+    return [
+        f"process {pid} ({_name(places, pid)})"
+        for pid in _processes(places)
+        if pid != os.getpid() and _holds(places, pid, nodes)
+    ]
+
+
+def _processes(places: Places) -> list[int]:
+    return sorted(int(path.name) for path in places.proc.iterdir() if path.name.isdecimal())
+
+
+def _holds(places: Places, pid: int, nodes: set[str]) -> bool:
+    directory = places.proc / str(pid) / "fd"
+    try:
+        for name in os.listdir(directory):  # noqa: PTH208  (thousands of them: no Path for each)
+            try:
+                if os.readlink(f"{directory}/{name}") in nodes:  # noqa: PTH115
+                    return True
+            except OSError:
+                continue  # closed meanwhile
+    except OSError:
+        pass  # ended, or not ours to look at
+    return False
+
+
+def _name(places: Places, pid: int) -> str:
+    try:
+        return (places.proc / str(pid) / "comm").read_text().strip()
+    except OSError:
+        return "ended"

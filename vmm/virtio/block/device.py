@@ -1,0 +1,254 @@
+"""The block device (VIRTIO 1.2, 5.2). Its requests are done in C, a thread a queue.
+
+    guest --doorbell--> cdefs/blk_queue.c: pop a batch, io_uring, stage, publish, interrupt
+
+Python starts the threads, and hears of them when they end: at a reset, or at a bad ring.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from vmm import thread
+from vmm._native import ffi, lib
+from vmm.closeable import Closing
+from vmm.errors import HostError, host_errors
+from vmm.virtio.device import VirtioDevice
+from vmm.virtio.notify import USED, Doorbell, EventFd
+from vmm.virtio.queue import RingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.events import Events
+    from vmm.virtio.block.raw_image import RawDisk
+    from vmm.virtio.queue import MemoryMap, Queue
+
+QUEUE_SIZE: Final = 256
+SEGMENTS: Final = QUEUE_SIZE - 2
+"""Buffers of data in a request: header and status need two more."""
+CHAIN_SEGMENTS: Final = QUEUE_SIZE + 16
+"""What a request may have in all: a driver may put header and status into more than two."""
+
+BLOCK_SIZE: Final = 512
+
+F_SEG_MAX: Final = 1 << lib.VIRTIO_BLK_F_SEG_MAX
+F_RO: Final = 1 << lib.VIRTIO_BLK_F_RO
+F_BLK_SIZE: Final = 1 << lib.VIRTIO_BLK_F_BLK_SIZE
+F_FLUSH: Final = 1 << lib.VIRTIO_BLK_F_FLUSH
+F_MQ: Final = 1 << lib.VIRTIO_BLK_F_MQ
+F_DISCARD: Final = 1 << lib.VIRTIO_BLK_F_DISCARD
+F_WRITE_ZEROES: Final = 1 << lib.VIRTIO_BLK_F_WRITE_ZEROES
+
+OPERATIONS: Final = {
+    lib.VIRTIO_BLK_T_IN: "read",
+    lib.VIRTIO_BLK_T_OUT: "write",
+    lib.VIRTIO_BLK_T_FLUSH: "flush",
+    lib.VIRTIO_BLK_T_DISCARD: "discard",
+    lib.VIRTIO_BLK_T_WRITE_ZEROES: "write-zeroes",
+}
+"""Types of requests (5.2.6), as events call them."""
+
+STOP_CHECK: Final = 0.05
+"""Seconds between looks, by a thread that has bad news, at whether anybody still wants them."""
+
+
+_untouched = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+class _Slots:
+    """Room for the requests of a queue that are under way; memory is used as far as it is."""
+
+    def __init__(self) -> None:
+        count, size = lib.PYVMM_BLK_DEPTH, CHAIN_SEGMENTS
+        self._segments = _untouched("struct iovec[]", count * size)
+        self._addresses = _untouched("uint64_t[]", count * size)
+        self.c: Any = ffi.new("struct pyvmm_blk_request[]", count)
+        for index in range(count):
+            chain = self.c[index].chain
+            chain.capacity = size
+            chain.segments = self._segments + index * size
+            chain.addresses = self._addresses + index * size
+
+
+class Worker(Closing):
+    """The thread that serves one queue, from its start to its stop.
+
+    Raises `HostError` and OSError: no threads, or descriptors, left.
+    """
+
+    def __init__(self, device: Blk, index: int, queue: Queue) -> None:
+        interrupts = device.interrupts
+        assert interrupts is not None, "a transport comes first"
+        self._device = device
+        self._index = index
+        self._stop = Doorbell()
+        self._keep = queue, _Slots(), interrupts.of_queue(index)
+        self.c: Any = ffi.new(
+            "struct pyvmm_blk_queue *",
+            {
+                "disk": device.disk,
+                "queue": queue.c,
+                "slots": self._keep[1].c,
+                "interrupt": self._keep[2].c,
+                "bits": USED,
+                "doorbell": device.slots[index].doorbell.fileno(),
+                "stop": self._stop.fileno(),
+                "trouble": device.trouble.fileno(),
+            },
+        )
+        self.stopping = False
+        try:
+            self._thread = thread.start(f"{device.name}-{index}", self._run)
+        except BaseException:
+            self.close()
+            raise
+
+    def _run(self) -> None:
+        if wrong := lib.pyvmm_blk_run(self.c):
+            self._device.worker_failed(self, self._index, wrong)
+
+    def failure(self) -> tuple[int, int, int] | None:
+        """Return the type, the errno and the offset of what failed, if something did."""
+        failure = ffi.new("struct pyvmm_blk_failure *")
+        if not lib.pyvmm_blk_take_failure(self.c, failure):
+            return None
+        return int(failure.type), int(failure.error), int(failure.offset)
+
+    def stop(self) -> None:
+        """End it. When this returns, no request is under way."""
+        self.stopping = True
+        lib.pyvmm_blk_stop(self.c)
+        self._thread.join()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what `stop` needs, once the thread is at its end."""
+        self._stop.close()
+
+
+class Blk(VirtioDevice):
+    """A disk with *queues* queues, each with a thread of its own. Owns *backing*."""
+
+    device_id: int = lib.VIRTIO_ID_BLOCK
+    has_threads = True
+
+    def __init__(  # noqa: PLR0913  (all independent)
+        self,
+        name: str,
+        memory: MemoryMap,
+        events: Events,
+        backing: RawDisk,
+        *,
+        queues: int = 1,
+        serial: str = "",
+    ) -> None:
+        features = F_SEG_MAX | F_BLK_SIZE
+        features |= 0 if backing.cache.write_through else F_FLUSH
+        features |= F_RO if backing.read_only else F_DISCARD | F_WRITE_ZEROES
+        features |= F_MQ if queues > 1 else 0
+        super().__init__(name, memory, events, [QUEUE_SIZE] * queues, features)
+        self._backing = backing
+        self._workers: dict[int, Worker] = {}
+        self.trouble = EventFd()
+        """Signalled when the host could not do something."""
+        self.disk: Any = ffi.new(
+            "struct pyvmm_disk *",
+            {
+                "fd": backing.fileno(),
+                "direct_fd": backing.direct_fileno(),
+                "direct_memory": backing.alignment.memory,
+                "direct_offset": backing.alignment.offset,
+                "no_flush": backing.cache.unsafe,
+                "read_only": backing.read_only,
+                "sectors": backing.sectors,
+                "serial": serial.encode()[: lib.PYVMM_BLK_SERIAL_BYTES],
+            },
+        )
+        self._config = bytes(ffi.buffer(_configuration(backing.sectors, queues)))
+
+    def config(self) -> bytes:
+        """Return ``struct virtio_blk_config`` (5.2.4)."""
+        return self._config
+
+    def queue_started(self, index: int, queue: Queue) -> None:
+        """Start the queue's thread."""
+        # Without FLUSH a driver cannot ask for durability, so it gets it always (5.2.6.2).
+        unsafe = self._backing.cache.unsafe
+        self.disk.write_through = not unsafe and not self.accepted & F_FLUSH
+        try:
+            with host_errors(self.name):  # no descriptors left
+                self._workers[index] = Worker(self, index, queue)
+        except HostError as error:
+            self._break(error, index)
+
+    def queue_stopped(self, index: int) -> None:
+        """End the queue's thread, after the requests that are under way."""
+        if worker := self._workers.get(index):
+            worker.stop()
+            self._tell_failure(index)
+            del self._workers[index]
+
+    def readers(self) -> list[tuple[int, Callable[[], object]]]:
+        """Have the loop listen to what the host cannot do."""
+        return [(self.trouble.fileno(), self.tell_failures)]
+
+    def tell_failures(self) -> None:
+        """Emit events for what the host could not do; a guest has seen I/O errors. In the loop."""
+        self.trouble.drain()
+        with self._lock:
+            for index in list(self._workers):
+                self._tell_failure(index)
+
+    def _tell_failure(self, index: int) -> None:
+        found = self._workers[index].failure()
+        if found is None:
+            return
+        kind, error, offset = found
+        self._complain(
+            "disk-error",
+            queue=index,
+            operation=OPERATIONS.get(kind, str(kind)),
+            offset=offset,
+            error=os.strerror(error),
+        )
+
+    def worker_failed(self, worker: Worker, index: int, wrong: int) -> None:
+        """Stand still, for *worker* has found a bad ring. In its thread."""
+        while not worker.stopping:
+            # Whoever stops the worker has the lock, and waits for this thread.
+            if self._lock.acquire(timeout=STOP_CHECK):
+                try:
+                    if self._workers.get(index) is worker:
+                        self._tell_failure(index)
+                        del self._workers[index]  # it ends by itself
+                        worker.close()
+                        self._break(RingError(wrong), index)
+                finally:
+                    self._lock.release()
+                return
+
+    def close(self) -> None:
+        """End the threads and close the backing. Idempotent."""
+        super().close()
+        self.trouble.close()
+        self._backing.close()
+
+
+def _configuration(sectors: int, queues: int) -> Any:
+    return ffi.new(
+        "struct virtio_blk_config *",
+        {
+            "capacity": sectors,
+            "seg_max": SEGMENTS,
+            "blk_size": BLOCK_SIZE,
+            "num_queues": queues,
+            "max_discard_sectors": lib.PYVMM_BLK_MAX_SECTORS,
+            "max_discard_seg": lib.PYVMM_BLK_MAX_RANGES,
+            "discard_sector_alignment": 1,
+            "max_write_zeroes_sectors": lib.PYVMM_BLK_MAX_SECTORS,
+            "max_write_zeroes_seg": lib.PYVMM_BLK_MAX_RANGES,
+            "write_zeroes_may_unmap": 1,
+        },
+    )

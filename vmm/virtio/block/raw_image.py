@@ -1,0 +1,129 @@
+"""The file or block device behind a disk: opened, locked, measured."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from vmm._native import ffi, lib
+from vmm.closeable import Closing
+from vmm.errors import UserError
+from vmm.image_lock import lock_image
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SECTOR: Final = 512
+"""Bytes, whatever the block size (5.2.4)."""
+
+
+class Cache(NamedTuple):
+    """What is between a disk's writes and its medium.
+
+    direct         not the host's page cache: O_DIRECT
+    write_through  nothing: each write is durable when it is done
+    unsafe         all that the host has, even after a flush: a crash of the host loses data
+    """
+
+    direct: bool = False
+    write_through: bool = False
+    unsafe: bool = False
+
+
+WRITE_BACK: Final = Cache()
+"""The host's page cache, until a flush."""
+
+CACHES: Final = {
+    "auto": WRITE_BACK,
+    "writeback": WRITE_BACK,
+    "writethrough": Cache(write_through=True),
+    "none": Cache(direct=True),
+    "directsync": Cache(direct=True, write_through=True),
+    "unsafe": Cache(unsafe=True),
+}
+"""What ``cache=`` means."""
+
+
+class Alignment(NamedTuple):
+    """What addresses in memory, and offsets and lengths in a file, direct transfers need. Bytes."""
+
+    memory: int = 4096
+    offset: int = 4096
+
+
+class RawDisk(Closing):
+    """Owns a raw image. Raises `UserError`, which names *option*, for what is none.
+
+    A disk that can be written is locked (flock), against a second machine that writes it.
+    """
+
+    def __init__(
+        self, path: Path, *, read_only: bool, option: str, cache: Cache = WRITE_BACK
+    ) -> None:
+        self.read_only = read_only
+        self.cache = cache
+        self.alignment = Alignment()
+        self._option = option
+        self._direct = -1
+        try:
+            self._fd = os.open(path, os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR))
+        except OSError as error:
+            remedy = "add ,ro to read it only" if error.errno in (errno.EACCES, errno.EROFS) else ""
+            raise UserError(
+                f"{option}: {error.strerror}", remedy or "name a raw disk image or block device"
+            ) from error
+        try:
+            self.sectors = self._measure()
+            lock_image(self._fd, self._option, read_only=self.read_only)
+            if cache.direct:
+                self._open_direct()
+        except BaseException:
+            self.close()
+            raise
+
+    def _measure(self) -> int:
+        mode = os.fstat(self._fd).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            raise UserError(
+                f"{self._option}: neither a file nor a block device", "name a raw disk image"
+            )
+        size = os.lseek(self._fd, 0, os.SEEK_END)
+        if size == 0 or size % SECTOR:
+            raise UserError(
+                f"{self._option}: its {size} bytes are not one or more sectors of {SECTOR}",
+                "make it so with truncate -s",
+            )
+        return size // SECTOR
+
+    def _open_direct(self) -> None:
+        """Open the same file once more, for what goes past the page cache."""
+        mode = os.O_RDONLY if self.read_only else os.O_RDWR
+        try:
+            # Not by its path, which may be another file's by now.
+            self._direct = os.open(f"/proc/self/fd/{self._fd}", mode | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError as error:
+            raise UserError(
+                f"{self._option}: it cannot be used past the page cache: {error.strerror}",
+                "leave cache=none or cache=directsync out, or put it on another file system",
+            ) from error
+        memory, offset = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        if lib.pyvmm_blk_alignment(self._direct, memory, offset) == 0:
+            self.alignment = Alignment(int(memory[0]), int(offset[0]))
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._fd
+
+    def direct_fileno(self) -> int:
+        """Return the descriptor that goes past the host's page cache; -1 if there is none."""
+        return self._direct
+
+    def close(self) -> None:
+        """Close it, which unlocks. Idempotent."""
+        fd, self._fd = self._fd, -1
+        direct, self._direct = self._direct, -1
+        for each in (direct, fd):
+            if each >= 0:
+                os.close(each)

@@ -1,0 +1,63 @@
+"""Disk images that are more than raw: qemu-storage-daemon reads and writes them, for a guest.
+
+It is QEMU's block layer in a program of its own, in Debian's package qemu-utils.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from vmm.errors import UserError
+from vmm.virtio.vhost.daemon import find
+from vmm.virtio.vhost.service import Service
+
+if TYPE_CHECKING:
+    from vmm.config.disk import DiskConfig
+    from vmm.events import Events
+
+PROGRAM: Final = "qemu-storage-daemon"
+PACKAGE: Final = "qemu-utils (in Debian 12: qemu-system-common)"
+
+DRIVERS: Final = {"qcow2": "qcow2", "vmdk": "vmdk", "vhdx": "vhdx", "vhd": "vpc"}
+"""What QEMU calls the formats."""
+
+
+def storage(config: DiskConfig, image_format: str, events: Events) -> Service:
+    """Return the service of a disk.
+
+    Raises `UserError` if there is no such file, `HostError` if there is no such program.
+    """
+    what = f"--disk {config.path}"
+    path = os.path.abspath(config.path)  # noqa: PTH100  (resolves no links: its user may mean them)
+    try:
+        driver = "host_device" if stat.S_ISBLK(os.stat(path).st_mode) else "file"  # noqa: PTH116
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror}", "name a disk image") from error
+    program = find(PROGRAM, (), package=PACKAGE, what_for=what)
+    blockdev = {
+        "driver": DRIVERS[image_format],
+        "node-name": "disk",
+        "read-only": config.read_only,
+        "discard": "unmap",
+        "file": {"driver": driver, "filename": path, "discard": "unmap"},
+    }
+    return Service(partial(command, program, blockdev, config), events, what=what)
+
+
+def command(program: str, blockdev: dict[str, Any], config: DiskConfig, fd: int) -> list[str]:
+    """Return the command line of the daemon that listens on *fd*."""
+    export = {
+        "type": "vhost-user-blk",
+        "id": "disk",
+        "node-name": "disk",
+        "writable": not config.read_only,
+        "num-queues": config.queues,
+        # Its cache of an image's tables dies with it. A guest would never hear of that.
+        "writethrough": config.cache != "writeback",
+        "addr": {"type": "fd", "str": str(fd)},
+    }
+    return [program, "--blockdev", json.dumps(blockdev), "--export", json.dumps(export)]

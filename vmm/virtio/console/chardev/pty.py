@@ -1,0 +1,72 @@
+"""A pseudo-terminal that a terminal program (screen, minicom, socat) can open."""
+
+from __future__ import annotations
+
+import os
+import termios
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from vmm.errors import HostError
+from vmm.terminal.raw_mode import raw_modes
+from vmm.virtio.console.chardev.chardev import Chardev, is_gone
+
+if TYPE_CHECKING:
+    from vmm.loop import Cancellable, Loop
+
+LOOK_AGAIN: Final = 0.25
+"""Seconds between looks at whether somebody has opened it: no event tells."""
+
+
+class PtyChardev(Chardev):
+    """The master's side; `path` is what to open. Raises `HostError`, which names *option*."""
+
+    def __init__(self, loop: Loop, option: str) -> None:
+        super().__init__(loop)
+        self._timer: Cancellable | None = None
+        self._master = -1
+        try:
+            self._master, slave = os.openpty()
+            try:
+                os.set_blocking(self._master, False)
+                self.path = os.ttyname(slave)
+                """What to open."""
+                # Nothing is echoed back to the guest. The modes stay; the hang-up tells that
+                # nobody is there.
+                termios.tcsetattr(slave, termios.TCSANOW, raw_modes(termios.tcgetattr(slave)))
+            finally:
+                os.close(slave)
+        except OSError as error:
+            self.close()
+            raise HostError(
+                f"{option}: no pseudo-terminal: {error.strerror}", "is /dev/pts mounted?"
+            ) from error
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._timer = None
+        if self._master < 0 or self.connected:
+            return
+        if not is_gone(self._master):
+            with suppress(OSError):  # no descriptors left now
+                # Numbers of their own, so that hanging up may close them.
+                self.input_fd = self.output_fd = os.dup(self._master)
+        if self.connected:
+            self.on_change(None)
+        else:
+            self._timer = self._loop.call_later(LOOK_AGAIN, self.start)
+
+    def hang_up(self, error: OSError | None = None) -> None:  # noqa: ARG002  (EIO: it is closed)
+        """Go back to looking."""
+        super().hang_up()
+        if self._timer is None:
+            self._timer = self._loop.call_later(LOOK_AGAIN, self.start)
+
+    def close(self) -> None:
+        """Close it: who has it open sees the end. Idempotent."""
+        super().close()
+        if self._timer is not None:
+            self._timer.cancel()
+        fd, self._master = self._master, -1
+        if fd >= 0:
+            os.close(fd)

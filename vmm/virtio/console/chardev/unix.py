@@ -1,0 +1,109 @@
+"""A Unix domain socket that one client at a time may connect to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from vmm.errors import UserError
+from vmm.virtio.console.chardev.chardev import LOOK_AGAIN, Chardev, is_gone
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+    from vmm.loop import Loop
+
+BACKLOG: Final = 8
+"""Clients that may wait for their turn."""
+
+
+class UnixChardev(Chardev):
+    """Listens on *path*. Raises `UserError`, which names *option*."""
+
+    def __init__(self, loop: Loop, path: Path, option: str) -> None:
+        super().__init__(loop)
+        import socket  # noqa: PLC0415  (dear in an emulated host, and few need it)
+
+        self._path = path
+        self._listener = socket.socket(
+            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
+        self._inode = 0
+        try:
+            self._bind()
+        except OSError as error:
+            self.close()
+            why = error.strerror or str(error)
+            remedy = "name a path where a socket can be made"
+            if error.errno == errno.EADDRINUSE:
+                why, remedy = "it is in use, or is no socket", "remove it, or name another path"
+            raise UserError(f"{option}: {path}: {why}", remedy) from error
+
+    def _bind(self) -> None:
+        try:
+            self._listener.bind(str(self._path))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not self._is_stale():
+                raise
+            self._path.unlink()
+            self._listener.bind(str(self._path))
+        self._inode = self._path.stat().st_ino
+        self._listener.listen(BACKLOG)
+
+    def _is_stale(self) -> bool:
+        """Tell whether the path is a socket that nobody listens on: its owner was killed."""
+        import socket  # noqa: PLC0415
+
+        if not stat.S_ISSOCK(self._path.lstat().st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as client:
+            return client.connect_ex(str(self._path)) == errno.ECONNREFUSED
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._loop.add_reader(self._listener.fileno(), self._knock)
+
+    def _knock(self) -> None:
+        """Let the next client in, if there is no other, or it has gone unnoticed."""
+        if self.connected and is_gone(self.output_fd):
+            self.hang_up()
+        if self.leaving:
+            return  # one thing after another
+        if self.connected:
+            self._rest()
+            return
+        try:
+            client, _ = self._listener.accept()
+        except OSError:  # it has gone again, or there are no descriptors left
+            self._rest()
+            return
+        self.input_fd = self.output_fd = client.detach()
+        os.set_blocking(self.input_fd, False)
+        self.on_change(None)
+
+    def _rest(self) -> None:
+        """Let who knocks wait."""
+        self._loop.remove_reader(self._listener.fileno())
+        self._loop.call_later(LOOK_AGAIN, self._listen_again)
+
+    def _listen_again(self) -> None:
+        if (listener := self._socket()) is not None:
+            self._loop.add_reader(listener.fileno(), self._knock)
+
+    def _socket(self) -> socket.socket | None:
+        """Return what listens, unless it is closed."""
+        return self._listener if self._listener.fileno() >= 0 else None
+
+    def close(self) -> None:
+        """Hang up and remove the socket. Idempotent."""
+        super().close()
+        if (listener := self._socket()) is not None:
+            self._loop.remove_reader(listener.fileno())
+            listener.close()
+            with suppress(OSError):
+                if self._inode and os.lstat(self._path).st_ino == self._inode:
+                    self._path.unlink()

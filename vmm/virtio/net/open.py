@@ -1,0 +1,119 @@
+"""The machine's network interfaces: from what was asked for to a device and what is behind it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Final
+
+from vmm.config.net import NetKind
+from vmm.errors import HostError
+from vmm.virtio.net.device import KernelNetBackend, Net, thread_backend
+from vmm.virtio.net.registers import Address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.config.net import NetConfig
+    from vmm.events import Events
+    from vmm.virtio.device import VirtioDevice
+    from vmm.virtio.net.tap import Tap
+    from vmm.virtio.queue import MemoryMap
+    from vmm.virtio.vhost.backend import VhostBackend
+
+PASST_MTU: Final = 65520
+"""What passt tells guests by DHCP and NDP; telling it here, too, is for those without. It ends
+each connection itself, so nothing on the way has to carry packets of that size."""
+
+PREFIX: Final = b"\x52\x54\x00"
+"""What made-up addresses begin with: local ones, in which VMMs have a habit of this."""
+
+
+def open_net(
+    name: str,
+    config: NetConfig,
+    memory: MemoryMap,
+    events: Events,
+    say: Callable[[str], object] = lambda _line: None,
+) -> VirtioDevice:
+    """Return the network device that *config* asks for; *say* tells the user which TAP was made.
+
+    Raises `HostError` and `UserError`.
+    """
+    mac = config.mac or PREFIX + os.urandom(3)
+    usual = PASST_MTU if config.kind is NetKind.USER else 0
+    address = Address(mac, config.mtu or usual, config.queues)
+    if config.kind is NetKind.TAP:
+        return _open_tap(name, config, address, memory, events, say)
+    return _open_user(name, config, address, memory, events)
+
+
+def _open_tap(  # noqa: PLR0913, PLR0917  (as open_net, and more)
+    name: str,
+    config: NetConfig,
+    address: Address,
+    memory: MemoryMap,
+    events: Events,
+    say: Callable[[str], object],
+) -> Net:
+    from vmm.virtio.net.tap import Tap  # noqa: PLC0415
+
+    with ExitStack() as undo:
+        tap = undo.enter_context(Tap(config.name, config.queues, config.option))
+        tap.configure(mtu=config.mtu, bridge=config.bridge, address=config.address)
+        backend = _tap_backend(config, tap, events)
+        undo.callback(backend.close)
+        device = Net(name, memory, events, address, backend=backend, tap=tap)
+        undo.pop_all()
+    vhost = isinstance(backend, KernelNetBackend)
+    events.emit("net-up", device=name, tap=tap.name, vhost=vhost, mac=address.mac.hex(":"))
+    if not config.name:
+        say(f"{config.option}: the host's side is {tap.name}")
+    return device
+
+
+def _tap_backend(config: NetConfig, tap: Tap, events: Events) -> VhostBackend:
+    """Return who moves packets: the kernel, unless it cannot and nobody insists."""
+    if config.vhost is not False:
+        try:
+            return KernelNetBackend(tap, config.option)
+        except HostError as error:
+            if config.vhost:
+                raise
+            events.emit("vhost-unavailable", error=str(error))
+    return thread_backend(tap)
+
+
+def _open_user(
+    name: str, config: NetConfig, address: Address, memory: MemoryMap, events: Events
+) -> VirtioDevice:
+    from vmm.virtio.net.passt import Passt, StreamBackend  # noqa: PLC0415
+    from vmm.virtio.net.vhost_user import VhostUserNet  # noqa: PLC0415
+    from vmm.virtio.vhost.user import DaemonRefusedError, VhostUser  # noqa: PLC0415
+
+    def passt(*, vhost_user: bool) -> Passt:
+        return Passt(
+            events,
+            what=config.option,
+            forwards=config.forwards,
+            mtu=config.mtu,
+            vhost_user=vhost_user,
+        )
+
+    mac = address.mac.hex(":")
+    if all(region.fd >= 0 for region in memory.memory):
+        # One that does not know vhost-user says so by not starting.
+        with suppress(DaemonRefusedError), ExitStack() as undo:
+            server = VhostUser(passt(vhost_user=True), in_order=True)
+            undo.callback(server.close)
+            device = VhostUserNet(name, memory, events, address, backend=server)
+            undo.pop_all()
+            events.emit("net-up", device=name, passt="vhost-user", mac=mac)
+            return device
+    with ExitStack() as undo:
+        backend = StreamBackend(passt(vhost_user=False))
+        undo.callback(backend.close)
+        net = Net(name, memory, events, address, backend=backend)
+        undo.pop_all()
+    events.emit("net-up", device=name, passt="stream", mac=mac)
+    return net

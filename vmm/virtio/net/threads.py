@@ -1,0 +1,143 @@
+"""Packets moved by threads of ours, in C (cdefs/net.c): where nobody else serves the rings."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from vmm import thread
+from vmm._native import ffi, lib
+from vmm.closeable import Closing
+from vmm.virtio.device import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, RING_FEATURES
+from vmm.virtio.net import registers
+from vmm.virtio.notify import Doorbell
+from vmm.virtio.queue import Chain, Format, MemoryMap, Queue, RingError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from threading import Thread
+
+    from vmm.memory import GuestMemory
+    from vmm.virtio.vhost.backend import Ring
+
+RECEIVE: Final = 2
+"""Queues alternate: receive, transmit (5.1.2)."""
+
+
+class RingThread(Closing):
+    """Serves one ring, from its start to `close`. *file* does not block."""
+
+    def __init__(self, index: int, ring: Ring, queue: Queue, file: int, frame: Any) -> None:
+        self._index = index
+        self._stop = Doorbell()
+        self._err = ring.err
+        self._receives = index % RECEIVE == 0
+        self.mergeable = False
+        self.result = 0
+        chains = [Chain() for _ in range(lib.PYVMM_NET_WINDOW if self._receives else 1)]
+        array = ffi.new("struct pyvmm_chain[]", [chain.c[0] for chain in chains])
+        self._keep = queue, chains, array, frame
+        self.c: Any = ffi.new(
+            "struct pyvmm_net_ring *",
+            {
+                "queue": queue.c,
+                "chains": array,
+                "frame": frame,
+                "file": file,
+                "call": ring.call,
+                "doorbell": ring.kick,
+                "stop": self._stop.fileno(),
+            },
+        )
+        self._thread: Thread | None = None
+
+    def start(self, *, mergeable: bool) -> None:
+        """Begin. Raises `HostError`: no more threads."""
+        self.c.mergeable = mergeable
+        self._thread = thread.start(f"net-{self._index}", self._run)
+
+    def _run(self) -> None:
+        serve = lib.pyvmm_net_receive if self._receives else lib.pyvmm_net_transmit
+        self.result = serve(self.c)
+        if self.result:
+            with suppress(BlockingIOError):
+                os.eventfd_write(self._err, 1)
+
+    def close(self) -> None:
+        """End it. When this returns, nothing touches the ring. Idempotent."""
+        if self._thread is not None:
+            lib.pyvmm_net_stop(self.c)
+            self._thread.join()
+        self._stop.close()
+
+
+class ThreadBackend(Closing):
+    """A back end whose rings are served by threads; see `vmm.virtio.vhost.backend.VhostBackend`.
+
+    files   for each pair of rings a TAP queue, or passt's socket; none of them blocks
+    stream  they are sockets, with frames that begin with their length
+    offers  the features for packets that whoever is behind the files can do
+    """
+
+    resets_rings = True
+
+    def __init__(self, files: Sequence[int], *, offers: int, stream: bool = False) -> None:
+        self._files: Sequence[int] = files
+        self._offers = offers
+        self._stream = stream
+        self._forget_frames()
+        self._threads: dict[int, RingThread] = {}
+        self._features = 0
+        self._memory: MemoryMap | None = None
+
+    def _forget_frames(self) -> None:
+        """Begin with streams in which no frame is under way."""
+        self._frames = [
+            ffi.new("struct pyvmm_net_frame *") if self._stream else ffi.NULL
+            for _ in range(2 * len(self._files))
+        ]
+
+    def features(self) -> int:
+        """Return what the C can do of rings and packets, with what is behind the files."""
+        return int(RING_FEATURES | F_VERSION_1 | registers.F_MRG_RXBUF | self._offers)
+
+    def start(self, features: int, memory: GuestMemory) -> None:
+        """Begin with a driver."""
+        self._features = features
+        self._memory = MemoryMap(memory)
+
+    def start_ring(self, index: int, ring: Ring) -> None:
+        """Start the ring's thread."""
+        assert self._memory is not None, "start comes first"
+        form = Format(
+            packed=ring.packed,
+            event_idx=bool(self._features & F_EVENT_IDX),
+            indirect=bool(self._features & F_INDIRECT_DESC),
+        )
+        queue = Queue(self._memory, ring.size, ring.guest, form)
+        file = self._files[index // 2]
+        serving = self._threads[index] = RingThread(index, ring, queue, file, self._frames[index])
+        serving.start(mergeable=bool(self._features & registers.F_MRG_RXBUF))
+
+    def stop_ring(self, index: int) -> None:
+        """End the ring's thread. What it had not used it forgets: the ring begins anew, at 0."""
+        if (serving := self._threads.pop(index, None)) is not None:
+            serving.close()
+
+    def ring_error(self, index: int) -> str:
+        """Say why the ring's thread has ended."""
+        serving = self._threads.get(index)
+        result = serving.result if serving is not None else 0
+        if result < 0:
+            return RingError(result).message
+        return f"the other end of the network is gone: {os.strerror(result)}"
+
+    def stop(self) -> None:
+        """Forget the driver."""
+        self._memory = None
+
+    def close(self) -> None:
+        """End all threads. Idempotent."""
+        for index in list(self._threads):
+            self.stop_ring(index)

@@ -1,0 +1,124 @@
+"""A file that the guest has as memory: what virtio-pmem devices are made of."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+from vmm.closeable import Closing
+from vmm.errors import HostError, UserError
+from vmm.image_lock import lock_image
+from vmm.memory import Backing, Region
+
+if TYPE_CHECKING:
+    from vmm.config.pmem import PmemConfig
+
+ALIGNMENT: Final = 2 << 20
+"""Bytes: what Linux can hot-plug persistent memory in (SUBSECTION_SIZE), and a block at level 2."""
+
+
+class PmemFile(Closing):
+    """Owns the file that *config* names, and a mapping of it. Use as a context manager.
+
+    Raises `UserError`, which names the option, and `HostError`. One that can be written is
+    locked (flock), against a second machine that writes it. Nobody may make it shorter meanwhile:
+    an access beyond its end would kill us (SIGBUS).
+    """
+
+    def __init__(self, config: PmemConfig) -> None:
+        self._option = f"--pmem {config.path}"
+        self._fd = -1
+        self.base = 0
+        """Its guest physical address, which whoever places it decides."""
+        self.read_only = config.read_only
+        flags = os.O_CLOEXEC | (os.O_RDONLY if config.read_only else os.O_RDWR)
+        if config.size and not config.read_only:
+            flags |= os.O_CREAT
+        try:
+            self._fd = os.open(config.path, flags, 0o666)
+        except OSError as error:
+            raise UserError(
+                f"{self._option}: {error.strerror}",
+                "name a file, or say size=SIZE to have one made; add ,ro to read it only",
+            ) from error
+        try:
+            lock_image(self._fd, self._option, read_only=self.read_only)
+            self.size = self._measure(config.size)
+            self._map()
+        except BaseException:
+            self._close_file()
+            raise
+
+    def _measure(self, wanted: int) -> int:
+        mode = os.fstat(self._fd).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            raise UserError(f"{self._option}: neither a file nor a block device", "name a file")
+        size = os.lseek(self._fd, 0, os.SEEK_END)
+        if wanted > size and stat.S_ISREG(mode) and not self.read_only:
+            if wanted % ALIGNMENT == 0:
+                self._extend(wanted)
+            size = wanted
+        if wanted > size:
+            raise UserError(
+                f"{self._option}: it has {size} bytes, and size={wanted} is more",
+                "use less, or make it larger",
+            )
+        size = wanted or size
+        if not size or size % ALIGNMENT:
+            raise UserError(
+                f"{self._option}: {size} bytes are not one or more times {ALIGNMENT >> 20} MiB",
+                f"say size=SIZE, or make it so with truncate -s %{ALIGNMENT >> 20}M",
+            )
+        return size
+
+    def _extend(self, size: int) -> None:
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            raise UserError(
+                f"{self._option}: cannot make it {size} bytes: {error.strerror}", "use less"
+            ) from error
+
+    def _map(self) -> None:
+        # What the guest may not write, devices may be told to write all the same (DMA): that is
+        # then ours alone, and the file stays as it is.
+        flags = mmap.MAP_PRIVATE if self.read_only else mmap.MAP_SHARED
+        try:
+            self._mapping = mmap.mmap(
+                self._fd, self.size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE
+            )
+        except (OSError, OverflowError, ValueError) as error:
+            hint = "raise the limit on address space (ulimit -v)"
+            if isinstance(error, OSError) and error.errno in {errno.EINVAL, errno.ENODEV}:
+                hint = (
+                    "its file system, like the lab's view of yours, has no shared mappings: use "
+                    ",ro or a file elsewhere; `pyvmm lab exec` reaches a lab host's own /run/tmp"
+                )
+            raise HostError(
+                f"{self._option}: cannot map its {self.size >> 20} MiB: {error}", hint
+            ) from error
+        self._view = memoryview(self._mapping)
+
+    def region(self) -> Region:
+        """Return it as guest physical addresses from `base` on."""
+        fd = -1 if self.read_only else self._fd
+        return Region(self.base, self._view, Backing.FILE, fd, read_only=self.read_only)
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk. From any thread. Raises OSError."""
+        if not self.read_only:
+            os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Unmap it, and unlock it; no memory slot may show it. Idempotent."""
+        self._view.release()
+        self._mapping.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,1 @@
+"""How a virtio device is attached: virtio-mmio (VIRTIO 1.2, 4.2) or virtio-pci (4.1)."""

@@ -1,0 +1,139 @@
+"""What a device has to say to its driver over PCI: MSI-X vectors, or INTx with ISR status.
+
+Each queue has an eventfd, and so have changes of configuration; whoever used chains writes it.
+
+    MSI-X on   vectors.attach(vector, eventfd): KVM sends the vector's message
+    MSI-X off  the loop reads the eventfds, sets ISR status (VIRTIO 1.2, 4.1.4.5), drives INTx
+
+KVM could drive INTx as well, but not ISR status, which the driver asks who it was.
+"""
+
+from __future__ import annotations
+
+import select
+from threading import Lock
+from typing import TYPE_CHECKING, Final, Protocol
+
+from vmm._native import lib
+from vmm.closeable import Closing
+from vmm.pci.msix import MsiSink
+from vmm.virtio.notify import CONFIG, USED, Interrupt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NO_VECTOR: Final[int] = lib.VIRTIO_MSI_NO_VECTOR
+
+
+class Vectors(MsiSink, Protocol):
+    """Delivers messages for whoever signals an eventfd."""
+
+    def attach(self, vector: int, fd: int) -> None:
+        """Have *vector* send its message whenever eventfd *fd* is signalled."""
+
+    def detach(self, fd: int) -> None:
+        """Have *fd* mean nothing any more. Harmless if it did not."""
+
+
+class PciInterrupts(Closing):
+    """The interrupts of *queues* queues (`vmm.virtio.device.Interrupts`), and who gets them.
+
+    The driver assigns *count* vectors, numbered from 0, which are *vectors*. *intx* drives INTx.
+    """
+
+    def __init__(
+        self, queues: int, count: int, vectors: Vectors, intx: Callable[[bool], None]
+    ) -> None:
+        self.count = count
+        self.sources = [Interrupt() for _ in range(queues + 1)]
+        """The queues', and last that of the configuration."""
+        self.assigned = [NO_VECTOR] * (queues + 1)
+        """Their vectors."""
+        self._vectors = vectors
+        self._intx = intx
+        self._lock = Lock()
+        self._isr = 0
+        self._listening = select.epoll()
+        """The sources that the loop is to turn into INTx: all of them, or none."""
+        self._has_intx = False
+        self.use_intx(use=True)
+
+    # The driver's side
+
+    def assign(self, source: int, vector: int) -> None:
+        """Have *source* mean *vector*; `NO_VECTOR` if there is none such: the driver looks."""
+        if vector >= self.count:
+            vector = NO_VECTOR
+        with self._lock:
+            if vector != self.assigned[source]:
+                fd = self.sources[source].fileno()
+                self.assigned[source] = NO_VECTOR
+                self._vectors.detach(fd)
+                if vector != NO_VECTOR:
+                    self._vectors.attach(vector, fd)
+                self.assigned[source] = vector
+
+    def forget(self) -> None:
+        """Assign no vectors."""
+        for source in range(len(self.sources)):
+            self.assign(source, NO_VECTOR)
+
+    def take_isr(self) -> int:
+        """Return ISR status, and clear it, and INTx with it."""
+        with self._lock:
+            isr, self._isr = self._isr, 0
+            self._intx(bool(self._isr))
+            return isr
+
+    # INTx
+
+    def use_intx(self, *, use: bool) -> None:
+        """Turn interrupts into INTx from now on, or leave them to vectors."""
+        with self._lock:
+            if use is not self._has_intx:
+                self._has_intx = use
+                for source in self.sources:
+                    if use:
+                        self._listening.register(source.fileno(), select.EPOLLIN)
+                    else:
+                        self._listening.unregister(source.fileno())
+
+    def fileno(self) -> int:
+        """Return what is readable when there is something to turn into INTx."""
+        return self._listening.fileno()
+
+    def turn_into_intx(self) -> None:
+        """Do it."""
+        with self._lock:
+            signalled = {fd for fd, _ in self._listening.poll(0)}
+            for source in self.sources:
+                if source.fileno() in signalled:
+                    source.drain()
+                    self._isr |= CONFIG if source is self.sources[-1] else USED
+            self._intx(bool(self._isr))
+
+    # The device's side
+
+    def of_queue(self, queue: int) -> Interrupt:
+        """Return *queue*'s own interrupt; what vector that means may change at any time."""
+        return self.sources[queue]
+
+    def used(self, queue: int) -> None:
+        """Interrupt: chains of *queue* were used."""
+        self.sources[queue].raise_(USED)
+
+    def config_changed(self) -> None:
+        """Interrupt: the configuration changed."""
+        self.sources[-1].raise_(CONFIG)
+
+    def clear(self) -> None:
+        """Forget what was said."""
+        for source in self.sources:
+            source.clear()
+        self.take_isr()
+
+    def close(self) -> None:
+        """Close the eventfds. No VM and no loop may have them. Idempotent."""
+        self._listening.close()
+        for source in self.sources:
+            source.close()

@@ -1,0 +1,1 @@
+"""Queues that others serve: the kernel (vhost) or a daemon (vhost-user)."""

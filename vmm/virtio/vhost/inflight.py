@@ -1,0 +1,94 @@
+"""Which chains are with another process, so that they are not lost if it dies (cdefs/inflight.h).
+
+Neither of Debian's vhost-user daemons knows the protocol's own way, VHOST_USER_PROTOCOL_F_INFLIGHT;
+this one asks nothing of them but not to suppress notifications, and costs a thread's wake-up for
+each notification. Split rings only.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from vmm import thread
+from vmm._native import ffi, lib
+from vmm.closeable import Closing
+from vmm.errors import HostError, host_errors
+from vmm.virtio.notify import Doorbell
+
+if TYPE_CHECKING:
+    from threading import Thread
+
+    from vmm.virtio.vhost.backend import Ring
+
+
+class Inflight(Closing):
+    """Stands between the driver's doorbell and `kick`, which the process is to listen to.
+
+    *ring*'s memory, and its doorbell, must outlive it. Raises `HostError`: no descriptors left.
+    """
+
+    def __init__(self, ring: Ring) -> None:
+        with host_errors("cannot make an eventfd"), ExitStack() as undo:
+            self.kick = undo.enter_context(Doorbell())
+            self._stop = Doorbell()
+            undo.pop_all()
+        self._keep = ffi.new("uint64_t[]", ring.size), ffi.new("uint8_t[]", ring.size)
+        self.c: Any = ffi.new(
+            "struct pyvmm_inflight *",
+            {
+                "size": ring.size,
+                "driver": ffi.cast("uint8_t *", ring.host.driver),
+                "device": ffi.cast("uint8_t *", ring.host.device),
+                "since": self._keep[0],
+                "count": self._keep[1],
+                "avail": ring.base,
+                "used": ring.base,
+                "exact": 1,
+                "doorbell": ring.kick,
+                "kick": self.kick.fileno(),
+                "stop": self._stop.fileno(),
+            },
+        )
+        self._thread: Thread | None = None
+
+    def start(self) -> None:
+        """Pass doorbells on from now on. Raises `HostError`: no more threads."""
+        assert self._thread is None, "it was started"
+        self._stop.drain()
+        self._thread = thread.start("inflight", lib.pyvmm_inflight_run, self.c)
+
+    def stop(self) -> None:
+        """Pass no more doorbells on, until `start`. Idempotent."""
+        runs, self._thread = self._thread, None
+        if runs is not None:
+            self._stop.ring()
+            runs.join()
+
+    def requeue(self) -> int:
+        """Make what the process had available to another one; return the index to begin with.
+
+        The process must be gone; stops. Raises `HostError` if it is not known what it had.
+        """
+        self.stop()
+        base = int(lib.pyvmm_inflight_requeue(self.c, ffi.new("uint16_t[]", self.c.size)))
+        if base < 0:
+            raise HostError("it is not known which requests the process had")
+        return base
+
+    def close(self) -> None:
+        """Stop. Idempotent."""
+        self.stop()
+        self.kick.close()
+        self._stop.close()
+
+
+def take_over(ring: Ring) -> int:
+    """Return where another process is to go on in *ring*: that was used in order, and a split one.
+
+    What was available and not used is what follows in the available ring (2.7.6, 2.7.8). The
+    driver is to notify again, should the process, which is gone, have told it not to.
+    """
+    used = ffi.cast("uint16_t *", ring.host.device)  # flags, and index
+    used[0] = 0
+    return int(used[1])

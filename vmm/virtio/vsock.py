@@ -1,0 +1,98 @@
+"""The socket device (VIRTIO 1.2, 5.10), served by vhost-vsock: the host has AF_VSOCK.
+
+Of its three queues the kernel has receive and transmit. The third is for events, which there are
+none of: a guest whose context ID changes would hear of it there, and ours keeps it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from vmm._native import ffi, lib
+from vmm.virtio.vhost.device import VhostDevice
+from vmm.virtio.vhost.kernel import KernelBackend, VhostFile, VhostIoctl
+
+if TYPE_CHECKING:
+    from vmm.events import Events
+    from vmm.virtio.queue import MemoryMap, Queue
+    from vmm.virtio.vhost.backend import Ring
+
+PATH: Final = "/dev/vhost-vsock"
+F_SEQPACKET: Final = 1 << lib.VIRTIO_VSOCK_F_SEQPACKET
+QUEUE_SIZES: Final = (128, 128, 8)
+RINGS: Final = 2
+
+
+class VsockFile(VhostFile):
+    """An instance of vhost-vsock."""
+
+    module = "vhost_vsock"
+
+
+class VsockBackend(KernelBackend):
+    """vhost-vsock, for the guest with context ID *cid*. Raises `HostError`."""
+
+    resets_rings = False  # SET_RUNNING is for both
+
+    def __init__(self, cid: int) -> None:
+        option = f"--vsock {cid}"
+        super().__init__(PATH, VsockFile, 1, option)
+        self._set: set[int] = set()
+        self._running = False
+        try:
+            self._file.ioctl_struct(
+                VhostIoctl.VHOST_VSOCK_SET_GUEST_CID, "uint64_t", cid, guest_cid=cid
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def _file(self) -> VhostFile:
+        return self._files[0]
+
+    def _run(self, *, on: bool) -> None:
+        if on != self._running:
+            self._file.ioctl_struct(
+                VhostIoctl.VHOST_VSOCK_SET_RUNNING, "int", int(on), running=int(on)
+            )
+            self._running = on
+
+    def start_ring(self, index: int, ring: Ring) -> None:
+        """Set a ring up; both of them run, or none."""
+        self._file.set_ring(index, ring)
+        self._set.add(index)
+        self._run(on=len(self._set) == RINGS)
+
+    def stop_ring(self, index: int) -> None:
+        """Stop both rings."""
+        self._set.discard(index)
+        self._run(on=False)
+
+
+class Vsock(VhostDevice):
+    """Sockets between the host and the guest with context ID *cid*. Owns *backend*."""
+
+    device_id: int = lib.VIRTIO_ID_VSOCK
+
+    def __init__(
+        self, name: str, memory: MemoryMap, events: Events, cid: int, backend: VsockBackend
+    ) -> None:
+        features = backend.features() & F_SEQPACKET
+        super().__init__(name, memory, events, QUEUE_SIZES, features, backend=backend)
+        self._config = bytes(ffi.buffer(ffi.new("struct virtio_vsock_config *", [cid])))
+
+    def config(self) -> bytes:
+        """Return ``struct virtio_vsock_config`` (5.10.4)."""
+        return self._config
+
+    def is_ours(self, index: int) -> bool:
+        """Keep the event queue."""
+        return index >= RINGS
+
+    def awaits_host(self, index: int) -> bool:  # noqa: ARG002
+        """Leave the driver's buffers where they are, until there is an event."""
+        return True
+
+    def serve(self, index: int, queue: Queue) -> None:
+        """Do nothing: there is no event."""
