@@ -33,7 +33,7 @@ from vmm._native import ffi as native
 from vmm.bus import MmioBus
 from vmm.events import Events
 from vmm.kvm.exits import Interrupted
-from vmm.kvm.mmio_fastpath import Answers, Doorbell, Shadow, Sink, Store
+from vmm.kvm.mmio_fastpath import Doorbell, MmioFastpath, Shadow, Sink, Store
 from vmm.kvm.system import System
 from vmm.machine.vcpu_thread import VcpuThread
 from vmm.memory import Mapping
@@ -75,10 +75,10 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         runner = _Runner(guest.vcpu, sink)
         stores = {
             "Python device": None,
-            "C, into a sink": Answers([Store(DEVICE, sink)]),
-            DOORBELL: Answers([Doorbell(DEVICE, bell)]),
+            "C, into a sink": MmioFastpath([Store(DEVICE, sink)]),
+            DOORBELL: MmioFastpath([Doorbell(DEVICE, bell)]),
         }
-        loads = {"Python device": None, "C, shadow": Answers([Shadow(DEVICE, 5)])}
+        loads = {"Python device": None, "C, shadow": MmioFastpath([Shadow(DEVICE, 5)])}
         for kind, opcode, tables in (("store", STORE, stores), ("load", LOAD, loads)):
             guest.program(_bursts(opcode))
             report.add(*_compare(kind, bare, runner, tables, rounds))
@@ -191,7 +191,7 @@ class _Runner:
         for base in range(0x4000, 0x8000, 0x1000):  # neighbours, as on a board
             self._bus.attach(base, 0x100, _Register())
 
-    def lap(self, answers: Answers | None) -> float:
+    def lap(self, answers: MmioFastpath | None) -> float:
         """Run one burst; return its seconds."""
         self._vcpu.set_answers(answers)
         self._marks.times.clear()
@@ -210,7 +210,7 @@ def _compare(
     kind: str,
     bare: _Bare,
     runner: _Runner,
-    tables: dict[str, Answers | None],
+    tables: dict[str, MmioFastpath | None],
     rounds: int,
 ) -> list[Figure]:
     """Run bursts in turns; return what an exit takes in C alone, and beyond that with *tables*."""

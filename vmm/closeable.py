@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-class Closing:
+class Closeable:
     """Owns something until `close`, which ``with`` calls; closing again does no harm.
 
     No class here has ``__del__``: what is not closed is a bug that tests shall see.

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from vmm._native import ffi, lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import HostError, KernelError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ GENERAL: Final[dict[int, str]] = {
 }
 
 
-class DeviceFile(Closing):
+class DeviceFile(Closeable):
     """Owns the open device node at *path*; *option* is what errors name.
 
     Raises `HostError`, which says what to do, if it cannot be opened.

@@ -13,7 +13,7 @@ class InterruptLine(Protocol):
         """Drive the wire high or low. Driving it as it is already has no effect."""
 
 
-class Wire:
+class SwitchableLine:
     """A line whose far end can be plugged elsewhere: a reset gives the machine a new GIC."""
 
     def __init__(self) -> None:

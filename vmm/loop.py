@@ -21,7 +21,7 @@ from contextlib import suppress
 from threading import Lock, get_ident
 from typing import NamedTuple, Protocol
 
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 
 Callback = Callable[[], object]
 """Its result is ignored."""
@@ -77,7 +77,7 @@ class Timer:
         self._loop._forget(self)  # noqa: SLF001  (a timer is its loop's inner part)
 
 
-class Loop(Closing):
+class Loop(Closeable):
     """One event loop. Use as a context manager: it owns file descriptors and signal handlers.
 
     Thread-safe are `call_soon_threadsafe`, `call_later`, `Timer.cancel` and `stop`; the rest

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import GuestAddressError, HostError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Region(NamedTuple):
             return int(ffi.cast("uintptr_t", pointer))
 
 
-class Mapping(Closing):
+class Mapping(Closeable):
     """Owns one host mapping; its `view` is what regions are made of."""
 
     view: memoryview

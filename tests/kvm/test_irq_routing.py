@@ -12,7 +12,7 @@ import pytest
 from tests.pci.pci_bus import Recorded
 from vmm.errors import KernelError
 from vmm.events import COMPLAINTS
-from vmm.kvm.irq_routing import GSIS, MsiTable
+from vmm.kvm.irq_routing import GSIS, IrqRouting
 from vmm.kvm.vm import MsiRoute, PinRoute
 from vmm.pci.msix import Message
 
@@ -63,13 +63,13 @@ def vm() -> FakeVm:
 
 
 @pytest.fixture
-def table(events: Recorded, vm: FakeVm) -> MsiTable:
-    table = MsiTable([16, 49], FIRST, events)
+def table(events: Recorded, vm: FakeVm) -> IrqRouting:
+    table = IrqRouting([16, 49], FIRST, events)
     connect(table, vm)
     return table
 
 
-def connect(table: MsiTable, vm: Any, doorbell: int | None = DOORBELL) -> None:
+def connect(table: IrqRouting, vm: Any, doorbell: int | None = DOORBELL) -> None:
     table.connect(vm, doorbell)
 
 
@@ -81,7 +81,7 @@ def fds() -> Iterator[list[int]]:
         os.close(fd)
 
 
-def test_a_message_goes_to_the_its_with_its_senders_name(table: MsiTable, vm: FakeVm) -> None:
+def test_a_message_goes_to_the_its_with_its_senders_name(table: IrqRouting, vm: FakeVm) -> None:
     function = table.function("disk0")
     function.requester = 3 << 3
     function.attach(1, 77)
@@ -91,14 +91,14 @@ def test_a_message_goes_to_the_its_with_its_senders_name(table: MsiTable, vm: Fa
     assert vm.table[:2] == PINS, "what else has irqfds keeps its routes"
 
 
-def test_several_vectors_are_one_replacement(table: MsiTable, vm: FakeVm) -> None:
+def test_several_vectors_are_one_replacement(table: IrqRouting, vm: FakeVm) -> None:
     function = table.function("disk0")
     function.update({vector: Message(DOORBELL, vector) for vector in range(16)})
     assert vm.replaced == 1
     assert len(vm.table) == 18
 
 
-def test_masking_and_unmasking_leaves_the_table_alone(table: MsiTable, vm: FakeVm) -> None:
+def test_masking_and_unmasking_leaves_the_table_alone(table: IrqRouting, vm: FakeVm) -> None:
     function = table.function("disk0")
     function.attach(0, 77)
     for _ in range(5):
@@ -110,7 +110,7 @@ def test_masking_and_unmasking_leaves_the_table_alone(table: MsiTable, vm: FakeV
 
 
 def test_a_message_that_changes_is_replaced_under_the_same_number(
-    table: MsiTable, vm: FakeVm
+    table: IrqRouting, vm: FakeVm
 ) -> None:
     function = table.function("disk0")
     function.attach(0, 77)
@@ -120,7 +120,7 @@ def test_a_message_that_changes_is_replaced_under_the_same_number(
     assert vm.replaced == 2
 
 
-def test_functions_share_the_table(table: MsiTable, vm: FakeVm) -> None:
+def test_functions_share_the_table(table: IrqRouting, vm: FakeVm) -> None:
     first, second = table.function("disk0"), table.function("rng")
     first.requester, second.requester = 8, 16
     first.attach(0, 70)
@@ -133,7 +133,7 @@ def test_functions_share_the_table(table: MsiTable, vm: FakeVm) -> None:
     )
 
 
-def test_eventfds_come_and_go_while_a_vector_sends(table: MsiTable, vm: FakeVm) -> None:
+def test_eventfds_come_and_go_while_a_vector_sends(table: IrqRouting, vm: FakeVm) -> None:
     function = table.function("disk0")
     function.update({0: Message(DOORBELL, 1), 1: Message(DOORBELL, 2)})
     function.attach(0, 70)
@@ -148,7 +148,7 @@ def test_eventfds_come_and_go_while_a_vector_sends(table: MsiTable, vm: FakeVm) 
     assert vm.irqfds == {}
 
 
-def test_what_a_masked_vector_was_told_is_pending(table: MsiTable, fds: list[int]) -> None:
+def test_what_a_masked_vector_was_told_is_pending(table: IrqRouting, fds: list[int]) -> None:
     function = table.function("disk0")
     assert not function.pending(0)
     function.attach(0, fds[0])
@@ -162,7 +162,7 @@ def test_what_a_masked_vector_was_told_is_pending(table: MsiTable, fds: list[int
 
 @pytest.mark.parametrize("address", [0, DOORBELL + 4, 0x4000_0000, 0xFEE0_0000, (1 << 64) - 4])
 def test_a_message_to_nowhere_is_an_event(
-    table: MsiTable, vm: FakeVm, events: Recorded, address: int
+    table: IrqRouting, vm: FakeVm, events: Recorded, address: int
 ) -> None:
     function = table.function("disk0")
     function.attach(0, 77)
@@ -175,14 +175,14 @@ def test_a_message_to_nowhere_is_an_event(
 
 
 def test_without_an_its_no_message_is_taken(events: Recorded, vm: FakeVm) -> None:
-    table = MsiTable([], FIRST, events)
+    table = IrqRouting([], FIRST, events)
     connect(table, vm, None)
     table.function("disk0").update({0: Message(DOORBELL, 1)})
     assert vm.table == []
     assert events.names() == ["msi-refused"]
 
 
-def test_events_are_bounded(table: MsiTable, events: Recorded) -> None:
+def test_events_are_bounded(table: IrqRouting, events: Recorded) -> None:
     function = table.function("disk0")
     for data in range(3 * COMPLAINTS):
         function.update({0: Message(0, data)})
@@ -190,7 +190,7 @@ def test_events_are_bounded(table: MsiTable, events: Recorded) -> None:
 
 
 def test_more_vectors_than_kvm_has_routes_for_are_refused(
-    table: MsiTable, vm: FakeVm, events: Recorded
+    table: IrqRouting, vm: FakeVm, events: Recorded
 ) -> None:
     functions = [table.function(f"disk{number}") for number in range(3)]
     for function in functions:
@@ -199,7 +199,7 @@ def test_more_vectors_than_kvm_has_routes_for_are_refused(
     assert set(events.names()) == {"msi-refused"}
 
 
-def test_a_new_vm_is_told_anew(table: MsiTable, vm: FakeVm) -> None:
+def test_a_new_vm_is_told_anew(table: IrqRouting, vm: FakeVm) -> None:
     function = table.function("disk0")
     function.attach(0, 77)
     function.update({0: Message(DOORBELL, 1)})
@@ -218,7 +218,7 @@ def test_a_new_vm_is_told_anew(table: MsiTable, vm: FakeVm) -> None:
 
 
 def test_without_a_vm_nothing_happens(events: Recorded) -> None:
-    table = MsiTable([], FIRST, events)
+    table = IrqRouting([], FIRST, events)
     function = table.function("disk0")
     function.attach(0, 77)
     function.update({0: Message(DOORBELL, 1)})
@@ -227,7 +227,7 @@ def test_without_a_vm_nothing_happens(events: Recorded) -> None:
 
 
 def test_what_kvm_refuses_is_tried_again_and_others_are_not_kept_from_it(
-    table: MsiTable, vm: FakeVm
+    table: IrqRouting, vm: FakeVm
 ) -> None:
     function = table.function("disk0")
     for vector, fd in ((0, 70), (0, 71), (1, 72)):
@@ -248,7 +248,7 @@ def test_what_kvm_refuses_is_tried_again_and_others_are_not_kept_from_it(
     assert vm.irqfds == {}, "what KVM does not have is not taken from it"
 
 
-def test_an_eventfd_that_kvm_refuses_is_not_attached(table: MsiTable, vm: FakeVm) -> None:
+def test_an_eventfd_that_kvm_refuses_is_not_attached(table: IrqRouting, vm: FakeVm) -> None:
     function = table.function("disk0")
     function.update({0: Message(DOORBELL, 1)})
     vm.refused = {70}

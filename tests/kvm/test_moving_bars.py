@@ -15,7 +15,7 @@ from vmm.events import Events
 from vmm.kvm.exits import Interrupted, MmioWrite
 from vmm.kvm.slots import MemorySlot
 from vmm.kvm.vm import Vm
-from vmm.machine.bar_ioeventfd import Doorbells
+from vmm.machine.bar_ioeventfd import BarIoeventfds
 from vmm.memory import Mapping, Region
 from vmm.pci.bar import Bar, Space
 from vmm.pci.function import Identity, PciFunction
@@ -87,7 +87,7 @@ def test_doorbells_ring_where_the_bar_is_and_nowhere_else(tiny: Start, eventfd: 
     guest = tiny(*program)
     made = Function()
     running: list[Vm | None] = [guest.vm]
-    bells = Doorbells([Notification(OFFSET, eventfd)], lambda: running[0])
+    bells = BarIoeventfds([Notification(OFFSET, eventfd)], lambda: running[0])
     made.bar.on_map, made.bar.on_unmap = bells.on_map, bells.on_unmap
     at = MmioWrite(DEVICE + OFFSET, 2, 7)
     there = MmioWrite(DEVICE + second + OFFSET, 2, 8)
@@ -121,7 +121,7 @@ def test_doorbells_that_kvm_refuses_are_all_taken_back(tiny: Start, eventfd: int
     guest = tiny(Store(OFFSET, 7, 2), Spin())
     guest.vm.ioeventfd(DEVICE + OFFSET + 4, 2, eventfd)
     made = Function()
-    bells = Doorbells(
+    bells = BarIoeventfds(
         [Notification(OFFSET, eventfd), Notification(OFFSET + 4, eventfd)], lambda: guest.vm
     )
     made.bar.on_map, made.bar.on_unmap = bells.on_map, bells.on_unmap

@@ -13,7 +13,7 @@ from vmm.errors import UserError
 from vmm.kvm.slots import MemorySlot, MemorySlots
 from vmm.kvm.system import System
 from vmm.kvm.vm import MemFlag, Vm
-from vmm.machine.address_space import PMEM_ALIGNMENT, GuestSpace
+from vmm.machine.address_space import PMEM_ALIGNMENT, AddressSpace
 from vmm.memory import Backing
 
 pytestmark = pytest.mark.kvm
@@ -31,7 +31,7 @@ def test_files_lie_above_ram_and_have_slots_of_their_own(
     one, other = tmp_path / "one", tmp_path / "other"
     other.write_bytes(bytes(SIZE))
     pmems = PmemConfig(one, size=SIZE), PmemConfig(other, read_only=True)
-    with GuestSpace(config(*pmems), system) as space:
+    with AddressSpace(config(*pmems), system) as space:
         slots = MemorySlots(vm)
         space.plug(slots)
         ram, first, second = slots
@@ -52,7 +52,7 @@ def test_files_lie_above_ram_and_have_slots_of_their_own(
 
 
 def test_the_ledger_has_them(system: System, vm: Vm, tmp_path: Path) -> None:
-    with GuestSpace(config(PmemConfig(tmp_path / "file", size=SIZE)), system) as space:
+    with AddressSpace(config(PmemConfig(tmp_path / "file", size=SIZE)), system) as space:
         slots = MemorySlots(vm)
         space.plug(slots)
         shown = MemorySlot(9, MemFlag.READONLY, 0, SIZE, 1 << 21)
@@ -71,5 +71,5 @@ def test_the_ledger_has_them(system: System, vm: Vm, tmp_path: Path) -> None:
 def test_a_file_that_the_host_cannot_reach_is_refused(system: System, tmp_path: Path) -> None:
     path = tmp_path / "file"
     with pytest.raises(UserError, match=r"--pmem .*end beyond"):
-        GuestSpace(config(PmemConfig(path, size=1 << system.ipa_bits())), system)
+        AddressSpace(config(PmemConfig(path, size=1 << system.ipa_bits())), system)
     assert not path.exists()

@@ -15,10 +15,10 @@ from vmm.kvm.capability import Cap, capabilities
 from vmm.kvm.exits import Interrupted, MmioRead, MmioWrite
 from vmm.kvm.fd import KvmError
 from vmm.kvm.mmio_fastpath import (
-    Answers,
     Doorbell,
     InterruptAck,
     InterruptStatus,
+    MmioFastpath,
     Shadow,
     Sink,
     Unchanged,
@@ -80,7 +80,9 @@ def test_c_answers_doorbells_sinks_and_shadows(tiny: Start, eventfd: int) -> Non
     guest = tiny(Store(0, 1), Store(1, ord("x")), Echo(2, 3), Spin())
     with Sink() as sink:
         sink.take_stores(True)  # noqa: FBT003
-        answers = Answers([Doorbell(DEVICE, eventfd), ToSink(DEVICE + 1, sink), Shadow(DEVICE + 2)])
+        answers = MmioFastpath(
+            [Doorbell(DEVICE, eventfd), ToSink(DEVICE + 1, sink), Shadow(DEVICE + 2)]
+        )
         answers.set_value(DEVICE + 2, 0x42)
         guest.vcpu.set_answers(answers)
         assert guest.vcpu.run() == MmioWrite(DEVICE + 3, 1, 0x42)
@@ -93,7 +95,7 @@ def test_c_answers_doorbells_sinks_and_shadows(tiny: Start, eventfd: int) -> Non
 def test_a_sink_that_takes_no_stores_leaves_them_to_python(tiny: Start) -> None:
     guest = tiny(Store(0, 9), Again())
     with Sink(size=2, headroom=0) as sink:
-        guest.vcpu.set_answers(Answers([ToSink(DEVICE, sink)]))
+        guest.vcpu.set_answers(MmioFastpath([ToSink(DEVICE, sink)]))
         assert guest.vcpu.run() == MmioWrite(DEVICE, 1, 9)
         sink.take_stores(True)  # noqa: FBT003
         assert guest.vcpu.run() == MmioWrite(DEVICE, 1, 9)  # the third finds it full
@@ -103,7 +105,7 @@ def test_a_sink_that_takes_no_stores_leaves_them_to_python(tiny: Start) -> None:
 
 def test_c_drops_a_store_of_what_is_there_already(tiny: Start) -> None:
     guest = tiny(Store(0, 5), Store(0, 5), Store(0, 6), Spin())
-    answers = Answers([Unchanged(DEVICE, 0)])
+    answers = MmioFastpath([Unchanged(DEVICE, 0)])
     guest.vcpu.set_answers(answers)
     assert guest.vcpu.run() == MmioWrite(DEVICE, 1, 5)
     answers.set_value(DEVICE, 5)
@@ -118,7 +120,7 @@ def test_c_answers_for_an_interrupt(tiny: Start) -> None:
     look = Echo(status, seen, 4)
     guest = tiny(look, Store(acknowledge, 1, 4), look, Store(acknowledge, 3, 4), look, Spin())
     interrupt = ffi.new("struct pyvmm_interrupt *", {"status": 2, "standing": 1, "eventfd": -1})
-    answers = Answers([])
+    answers = MmioFastpath([])
     answers.add(
         [
             InterruptStatus(DEVICE + status, interrupt),
@@ -137,7 +139,7 @@ def test_an_interrupt_has_registers_of_four_bytes(tiny: Start) -> None:
     guest = tiny(Echo(0, 8), Store(4, 1), Spin())
     interrupt = ffi.new("struct pyvmm_interrupt *", {"status": 1, "eventfd": -1})
     guest.vcpu.set_answers(
-        Answers([InterruptStatus(DEVICE, interrupt), InterruptAck(DEVICE + 4, interrupt)])
+        MmioFastpath([InterruptStatus(DEVICE, interrupt), InterruptAck(DEVICE + 4, interrupt)])
     )
     assert guest.vcpu.run() == MmioRead(DEVICE, 1)
     guest.vcpu.complete_read(0)

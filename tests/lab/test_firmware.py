@@ -160,7 +160,7 @@ def test_edk2_boots_linux_from_a_disk_and_keeps_its_variables(host: Host, tmp_pa
         return text
 
     first = boot()
-    assert 'starting Boot0001 "UEFI Misc Device" from RootComplex(0x0)/Pci(0x1,0x0)' in first
+    assert 'starting Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x1,0x0)' in first
     assert "\nwritten\n" in first
     assert "flash is disabled" in first, "edk2 keeps it for itself"
     functions = re.split(r"(?m)^(?=00:\d\d\.\d )", first)[1:]

@@ -26,8 +26,8 @@ from vmm.devices.pl011 import (
     UARTRIS,
     Pl011,
 )
-from vmm.irq import Wire
-from vmm.kvm.mmio_fastpath import Answers, Shadow, Sink, Store
+from vmm.irq import SwitchableLine
+from vmm.kvm.mmio_fastpath import MmioFastpath, Shadow, Sink, Store
 from vmm.loop import Loop
 from vmm.terminal.console import Console
 
@@ -60,12 +60,12 @@ class Port:
 
     def __init__(self, size: int) -> None:
         self.line = Line()
-        wire = Wire()
+        wire = SwitchableLine()
         wire.connect(self.line)
         self.sink = Sink(size, headroom=FIFO_DEPTH)
         self.uart = Pl011(wire, self.sink)
         self.sink.on_space = self.uart.transmit_space
-        self._answers = answers = Answers(
+        self._answers = answers = MmioFastpath(
             [
                 Store(BASE + UARTDR, self.sink),
                 Shadow(BASE + UARTFR, 0, self.sink, FR_TXFE | FR_TXFF),
@@ -85,7 +85,7 @@ class Port:
 class Cpu:
     """Does to an exit what a vCPU's thread does."""
 
-    def __init__(self, uart: Pl011, answers: Answers) -> None:
+    def __init__(self, uart: Pl011, answers: MmioFastpath) -> None:
         self._uart = uart
         self._run = ffi.new("struct kvm_run *")
         self._mmio: Any = self._run.mmio

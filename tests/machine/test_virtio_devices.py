@@ -18,7 +18,7 @@ from vmm.events import Events
 from vmm.fdt import cells
 from vmm.kvm.mmio_fastpath import InterruptAck, InterruptStatus
 from vmm.loop import Loop
-from vmm.machine.virtio_devices import Backplane
+from vmm.machine.virtio_devices import VirtioDevices
 
 SLOT = 0x0A00_0000
 STATUS, NOTIFY, INTERRUPT_STATUS, ACK = 0x70, 0x50, 0x60, 0x64
@@ -59,13 +59,13 @@ def ram() -> Iterator[Memory]:
 
 
 @pytest.fixture
-def plane(bus: MmioBus, loop: Loop, ram: Memory) -> Iterator[Backplane]:
+def plane(bus: MmioBus, loop: Loop, ram: Memory) -> Iterator[VirtioDevices]:
     config = MachineConfig(image=Path("Image"), rng=True)
-    with Backplane(config, ram.guest, bus, loop, Events()) as plane:
+    with VirtioDevices(config, ram.guest, bus, loop, Events()) as plane:
         yield plane
 
 
-def test_a_device_is_where_the_device_tree_says(plane: Backplane, bus: MmioBus) -> None:
+def test_a_device_is_where_the_device_tree_says(plane: VirtioDevices, bus: MmioBus) -> None:
     (node,) = plane.nodes()
     assert node.name == "virtio@a000000"
     assert node.properties["compatible"] == "virtio,mmio"
@@ -88,7 +88,7 @@ def start(bus: MmioBus, ring: SplitDriver) -> None:
 
 
 def test_kvm_does_notifications_and_interrupts_in_each_power_cycle(
-    plane: Backplane, bus: MmioBus, loop: Loop, ram: Memory
+    plane: VirtioDevices, bus: MmioBus, loop: Loop, ram: Memory
 ) -> None:
     ring = SplitDriver(ram)
     used = partial(ram.unpack, ring.areas.device + 2, "H")
@@ -112,7 +112,7 @@ def test_kvm_does_notifications_and_interrupts_in_each_power_cycle(
         ram.guest.write(BASE, bytes(SIZE // 4))
 
 
-def test_the_run_loop_answers_for_each_interrupt(plane: Backplane) -> None:
+def test_the_run_loop_answers_for_each_interrupt(plane: VirtioDevices) -> None:
     status, acknowledge = plane.answers()
     assert isinstance(status, InterruptStatus)
     assert isinstance(acknowledge, InterruptAck)
@@ -129,7 +129,7 @@ def test_a_closed_backplane_leaves_nothing_in_the_loop(
 ) -> None:
     before = open_files()
     config = MachineConfig(image=Path("Image"), rng=True)
-    plane = Backplane(config, ram.guest, bus, loop, Events())
+    plane = VirtioDevices(config, ram.guest, bus, loop, Events())
     plane.close()
     plane.close()
     assert open_files() == before

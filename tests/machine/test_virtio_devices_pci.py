@@ -20,8 +20,8 @@ from vmm.events import Events
 from vmm.fdt import cells
 from vmm.kvm.vm import MsiRoute, PinRoute
 from vmm.loop import Loop
-from vmm.machine.pci_root import RootComplex
-from vmm.machine.virtio_devices import Backplane
+from vmm.machine.pci_root import PciRoot
+from vmm.machine.virtio_devices import VirtioDevices
 
 FUNCTION = layout.PCI_ECAM + (1 << 15)
 BAR = layout.PCI_MEMORY
@@ -59,9 +59,11 @@ class Board:
     def __init__(self, loop: Loop, memory: Memory, config: MachineConfig) -> None:
         self.bus, self.loop = MmioBus(), loop
         self.lines: dict[int, Line] = {}
-        self.root = RootComplex(self.bus, self._wire, Events())
+        self.root = PciRoot(self.bus, self._wire, Events())
         try:
-            self.plane = Backplane(config, memory.guest, self.bus, loop, Events(), root=self.root)
+            self.plane = VirtioDevices(
+                config, memory.guest, self.bus, loop, Events(), root=self.root
+            )
         except BaseException:
             self.root.close()
             raise

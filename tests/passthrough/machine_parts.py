@@ -13,7 +13,7 @@ from vmm.coherence.capability import Capability, FlagAnswer, judge
 from vmm.config.vfio import VfioConfig
 from vmm.events import Events
 from vmm.kvm.slots import MemorySlots
-from vmm.machine.pci_root import RootComplex
+from vmm.machine.pci_root import PciRoot
 from vmm.passthrough.function import PassthroughFunction
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vmm.irq import InterruptLine
     from vmm.kvm.system import System
     from vmm.kvm.vm import MsiRoute, PinRoute, Vm
-    from vmm.passthrough.region_memory import DeviceMemory
+    from vmm.passthrough.region_memory import RegionMemory
     from vmm.vfio.device import Device
 
 END = 1 << 40
@@ -98,7 +98,7 @@ class Parts:
         self.vm = FakeVm(self.diary, lambda: self.device.config.answers)
         self.device.config.on_write = self._check_slots
         self.slots: MemorySlots | None = MemorySlots(cast("Vm", self.vm))
-        self.root = RootComplex(self.bus, self._line, self.events)
+        self.root = PciRoot(self.bus, self._line, self.events)
         self.owned.callback(self.root.close)
         self.function = PassthroughFunction(
             config or VfioConfig(self.device.bdf),
@@ -116,10 +116,10 @@ class Parts:
         self.root.place(layout.RAM + (1 << 30), END)
         self.connect()
 
-    def shown(self, memory: DeviceMemory) -> None:
+    def shown(self, memory: RegionMemory) -> None:
         self.seen.append(("shown", memory.config.region))
 
-    def hiding(self, memory: DeviceMemory) -> None:
+    def hiding(self, memory: RegionMemory) -> None:
         self.seen.append(("hiding", memory.config.region))
 
     def restart(self) -> None:

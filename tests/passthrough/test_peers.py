@@ -12,7 +12,7 @@ from vmm.passthrough.peers import Peers
 from vmm.vfio.group import Container
 
 if TYPE_CHECKING:
-    from vmm.passthrough.region_memory import DeviceMemory
+    from vmm.passthrough.region_memory import RegionMemory
     from vmm.vfio.iommu import Iommu
 
 BASE = 0x1_0000_0000
@@ -58,8 +58,8 @@ class Memory:
         return os.memfd_create("dma-buf")
 
 
-def make(memory: Memory) -> DeviceMemory:
-    return cast("DeviceMemory", memory)
+def make(memory: Memory) -> RegionMemory:
+    return cast("RegionMemory", memory)
 
 
 def descriptors() -> int:

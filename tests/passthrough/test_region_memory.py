@@ -29,8 +29,8 @@ from vmm.kvm.fd import KvmError
 from vmm.kvm.ioctls import Ioctl
 from vmm.kvm.slots import MemorySlots
 from vmm.kvm.vm import MemFlag
-from vmm.machine.address_space import GuestSpace
-from vmm.passthrough.region_memory import DeviceMemory, without
+from vmm.machine.address_space import AddressSpace
+from vmm.passthrough.region_memory import RegionMemory, without
 from vmm.vfio.fd import VfioError, VfioFd
 from vmm.vfio.region import Region
 from vmm.vfio.region_info import Area, RegionInfo
@@ -121,7 +121,7 @@ def memory(
     cache: str = "auto",
     areas: tuple[Area, ...] = (Area(0, SIZE),),
     capability: Capability | None = None,
-) -> DeviceMemory:
+) -> RegionMemory:
     fd = os.memfd_create("device")
     os.ftruncate(fd, SIZE)
     file = owned.enter_context(VfioFd(fd, BDF))
@@ -135,7 +135,7 @@ def memory(
     )
     config = BarConfig(BDF, 4, cache=cache)
     system: Any = kernel
-    made = DeviceMemory(config, device, system, capability or kernel.capability)
+    made = RegionMemory(config, device, system, capability or kernel.capability)
     made.base = BASE
     return owned.enter_context(made)
 
@@ -144,7 +144,7 @@ def fresh(kernel: Kernel, **changed: Any) -> Kernel:
     return replace(kernel, slots=[], **changed)
 
 
-def plugged(made: DeviceMemory, kernel: Kernel) -> MemorySlots:
+def plugged(made: RegionMemory, kernel: Kernel) -> MemorySlots:
     kernel.slots.clear()
     vm: Any = kernel
     slots = MemorySlots(vm)
@@ -290,7 +290,7 @@ def narrow(bits: int) -> System:
 
 def test_more_memory_than_the_hosts_guests_can_have_is_refused_before_it_is_mapped() -> None:
     with pytest.raises(UserError, match=r"--memory: .* 36 bits of guest physical"):
-        GuestSpace(MachineConfig(image=Path(), memory=1 << 36), narrow(36))
+        AddressSpace(MachineConfig(image=Path(), memory=1 << 36), narrow(36))
 
 
 @pytest.mark.parametrize(
@@ -309,9 +309,9 @@ def test_a_region_that_does_not_fit_is_refused_by_name(
     region = SimpleNamespace(name=f"{BDF} region 4", base=base, size=size)
     monkeypatch.setattr("vmm.passthrough.region_memory.open_all", lambda *_: [region])
     config = MachineConfig(image=Path(), memory=MIB, bars=(BarConfig(BDF, 4),))
-    monkeypatch.setattr(GuestSpace, "capability", None)
+    monkeypatch.setattr(AddressSpace, "capability", None)
     with pytest.raises(UserError, match=f"--bar {BDF} region 4: .*{word}"):
-        GuestSpace(config, narrow(40))
+        AddressSpace(config, narrow(40))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmm.errors import HostError
-from vmm.vfio.host_paths import Places
+from vmm.vfio.host_paths import HostPaths
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,7 @@ class Tree:
     written: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.places = Places(
+        self.places = HostPaths(
             *(self.root / name for name in ("sys", "dev", "proc", "lib", "run/pyvmm"))
         )
         for path in (self.places.devices, self.places.drivers, self.places.proc):

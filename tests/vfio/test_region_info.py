@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vmm._native import lib
 from vmm.errors import UserError
-from vmm.vfio.info_caps import ChainError, capabilities
+from vmm.vfio.info_caps import InfoCapsError, capabilities
 from vmm.vfio.region_info import Area, RegionInfo, region_index
 
 PAGE = 0x1000
@@ -103,20 +103,20 @@ def test_a_chain_without_the_flag_is_not_read() -> None:
 def test_a_chain_that_leaves_the_answer_is_refused(offset: int, what: str) -> None:
     data = bytearray(answer(0x1000, CAPS, (MSIX, b"")))
     struct.pack_into("=I", data, 12, offset)
-    with pytest.raises(ChainError, match=what):
+    with pytest.raises(InfoCapsError, match=what):
         parse(bytes(data))
 
 
 def test_a_chain_that_bites_its_tail_ends() -> None:
     data = bytearray(answer(0x1000, CAPS, (MSIX, b""), (MSIX, b"")))
     struct.pack_into("=I", data, FIXED + 8 + 4, FIXED)
-    with pytest.raises(ChainError, match="comes back to 0x20"):
+    with pytest.raises(InfoCapsError, match="comes back to 0x20"):
         parse(bytes(data))
 
 
 def test_more_areas_than_there_is_room_for_are_refused() -> None:
     count = struct.pack("=2I", 0xFFFFFFFF, 0)
-    with pytest.raises(ChainError, match="within a capability"):
+    with pytest.raises(InfoCapsError, match="within a capability"):
         parse(answer(0x1000, CAPS, (SPARSE, count)))
 
 
@@ -127,7 +127,7 @@ def test_no_answer_makes_us_loop_or_map_outside_the_region(
     data = struct.pack("=4I2Q", FIXED + len(chain), CAPS, 0, first, size, 0) + chain
     try:
         info = parse(data)
-    except ChainError:
+    except InfoCapsError:
         return
     for area in info.areas:
         assert area.size > 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmm._native import ffi, lib
 from vmm.arm64 import layout
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import HostError
 from vmm.fdt import Node, Value, reg, u32
 
@@ -36,7 +36,7 @@ class GicLine:
         self._vm.irq_line(self._irq, int(level))
 
 
-class Gic(Closing):
+class Gic(Closeable):
     """The VM's GIC, *version* 2 or 3; a version 3 has an ITS if the host can give one.
 
     Made before the vCPUs run and finished by `initialise` after the last vCPU is made.

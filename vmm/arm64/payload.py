@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.arm64 import boot, image
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 
 if TYPE_CHECKING:
     from vmm.arm64.boot import BootPlan, Extent
@@ -52,7 +52,7 @@ def load(
     return Payload(kernel, initrd, name, next(text for text in choices if text is not None))
 
 
-class Files(Closing):
+class Files(Closeable):
     """The files that *config* names: open, so that a reset finds them whatever their names do.
 
     Not kept in memory, where a kernel would take tens of megabytes for as long as its guest

@@ -43,7 +43,7 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
     from vmm.config.size import parse_size  # noqa: PLC0415
     from vmm.kvm.slots import MemorySlots  # noqa: PLC0415
     from vmm.kvm.system import System  # noqa: PLC0415
-    from vmm.machine.address_space import GuestSpace  # noqa: PLC0415
+    from vmm.machine.address_space import AddressSpace  # noqa: PLC0415
 
     config = MachineConfig(
         image=Path(),
@@ -54,7 +54,7 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
     )
     with (
         System.open() as system,
-        GuestSpace(config, system) as space,
+        AddressSpace(config, system) as space,
         system.create_vm(space.end) as vm,
     ):
         space.plug(MemorySlots(vm))

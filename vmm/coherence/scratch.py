@@ -19,7 +19,7 @@ from threading import Event, Timer
 from typing import TYPE_CHECKING, Final
 
 from vmm.arm64 import registers
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.kvm.exits import Interrupted, MmioWrite
 from vmm.kvm.fd import KvmError
 from vmm.memory import Mapping, Region
@@ -111,7 +111,7 @@ class Outcome:
     errno: int = 0
 
 
-class ScratchGuest(Closing):
+class ScratchGuest(Closeable):
     """A VM of its own whose stage 2 shows *size* bytes at *host_address*, under *flags*."""
 
     def __init__(self, system: System, host_address: int, size: int, flags: int = 0) -> None:

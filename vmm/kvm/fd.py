@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from vmm._native import ffi, lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import KernelError
 from vmm.kvm.causes import likely_cause
 from vmm.kvm.ioctls import Ioctl
@@ -25,7 +25,7 @@ class KvmError(KernelError):
         self.arguments = shown
 
 
-class Fd(Closing):
+class Fd(Closeable):
     """Owns one file descriptor; use as a context manager.
 
     Closing replaces the number with -1 before it calls ``close(2)``: numbers are reused at

@@ -29,7 +29,7 @@ GSIS: Final = 4096
 """How many routes KVM has (include/linux/kvm_host.h, KVM_MAX_IRQ_ROUTES)."""
 
 
-class MsiTable:
+class IrqRouting:
     """The routing table of the VM that is connected. Thread-safe.
 
     *pins* are the interrupt controller's inputs that other irqfds use: KVM has routes for all of
@@ -93,7 +93,7 @@ class FunctionMsis:
     knows it by.
     """
 
-    def __init__(self, name: str, table: MsiTable, events: Events) -> None:
+    def __init__(self, name: str, table: IrqRouting, events: Events) -> None:
         self.requester = 0
         self._name = name
         self._table = table

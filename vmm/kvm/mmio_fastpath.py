@@ -11,13 +11,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-class Sink(Closing):
+class Sink(Closeable):
     """A ring of bytes that guests' stores fill and one thread of ours drains.
 
     `fileno` is readable while bytes wait; reading it is `drain`'s business.
@@ -99,7 +99,7 @@ class Store(NamedTuple):
 
 
 class Shadow(NamedTuple):
-    """A load from *address* sees *value*, kept up to date with `Answers.set_value`.
+    """A load from *address* sees *value*, kept up to date with `MmioFastpath.set_value`.
 
     While *sink* is full, the bits *flip_when_full* are inverted.
     """
@@ -137,7 +137,7 @@ class InterruptAck(NamedTuple):
 Answer = Doorbell | Store | Shadow | Unchanged | InterruptStatus | InterruptAck
 
 
-class Answers:
+class MmioFastpath:
     """A table of addresses that C answers, for `Vcpu.set_answers`."""
 
     def __init__(self, answers: Sequence[Answer]) -> None:

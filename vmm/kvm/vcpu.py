@@ -13,7 +13,7 @@ from vmm.kvm.ioctls import Ioctl
 from vmm.kvm.run_page import RunPage
 
 if TYPE_CHECKING:
-    from vmm.kvm.mmio_fastpath import Answers
+    from vmm.kvm.mmio_fastpath import MmioFastpath
 
 INTERRUPTED: Final = Interrupted()
 EINTR: Final = -errno.EINTR
@@ -38,7 +38,7 @@ class Vcpu(AttributeFd):
             raise
         self._page = RunPage(self._mapping)
         self._state: Any = ffi.new("struct pyvmm_vcpu *", {"fd": fd, "run": self._page.run})
-        self._answers: Answers | None = None
+        self._answers: MmioFastpath | None = None
         self.complete_read = self._page.complete_read
         self._store, self._load, self._exit = self._page.store, self._page.load, self._page.exit
 
@@ -83,7 +83,7 @@ class Vcpu(AttributeFd):
         """
         lib.pyvmm_clear_immediate_exit(self._state)
 
-    def set_answers(self, answers: Answers | None) -> None:
+    def set_answers(self, answers: MmioFastpath | None) -> None:
         """Set what the run loop in C answers by itself. It stays alive while this vCPU has it."""
         lib.pyvmm_set_answers(self._state, ffi.NULL if answers is None else answers.c)
         self._answers = answers

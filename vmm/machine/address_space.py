@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vmm._native import lib
 from vmm.arm64 import board, layout
 from vmm.arm64.boot import Extent
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import HostError, UserError
 from vmm.memory import Backing, GuestMemory, Mapping
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vmm.kvm.system import System
     from vmm.loop import Loop
     from vmm.memory import Region
-    from vmm.passthrough.region_memory import DeviceMemory
+    from vmm.passthrough.region_memory import RegionMemory
     from vmm.vfio.device import Device
     from vmm.virtio.pmem_file import PmemFile
 
@@ -47,7 +47,7 @@ SLOT_PAGES = (1 << 31) - 1
 """KVM_MEM_MAX_NR_PAGES (include/linux/kvm_host.h): KVM_SET_USER_MEMORY_REGION says EINVAL."""
 
 
-class GuestSpace(Closing):
+class AddressSpace(Closeable):
     """Owns what guest physical memory is made of. Use as a context manager.
 
     `memory` is RAM, for who reads and writes it; *shared*, so that other processes can, which
@@ -71,7 +71,7 @@ class GuestSpace(Closing):
             self._ram_flags = self._decide_ram()
             self._slots: MemorySlots | None = None
             self._reserved = 0
-            self._bars: list[DeviceMemory] = []
+            self._bars: list[RegionMemory] = []
             self.numa_nodes = 1
             self._devices = self._open_devices()
             undo.pop_all()
@@ -121,7 +121,7 @@ class GuestSpace(Closing):
             found.append(file)
         return found
 
-    def _open_devices(self) -> list[DeviceMemory]:
+    def _open_devices(self) -> list[RegionMemory]:
         if not self._config.bars:
             return []
         from vmm.passthrough.region_memory import open_all
@@ -183,7 +183,7 @@ class GuestSpace(Closing):
         """What devices may access: RAM. Files' pages cannot be pinned for long."""
         return [region for region in self.memory if region.backing is not Backing.FILE]
 
-    def follow(self, memories: Iterable[DeviceMemory]) -> int | None:
+    def follow(self, memories: Iterable[RegionMemory]) -> int | None:
         """Know of a device's memory that the guest puts where it wants: its BARs.
 
         Return the NUMA node for what of it is as cacheable as RAM; None if nothing is.

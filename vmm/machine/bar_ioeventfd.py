@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vmm.virtio.transport.pci import Notification
 
 
-class Doorbells:
+class BarIoeventfds:
     """The ioeventfds of *bells* in the VM that *vm* returns; none while it returns None."""
 
     def __init__(self, bells: Sequence[Notification], vm: Callable[[], Vm | None]) -> None:

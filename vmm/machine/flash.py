@@ -21,7 +21,7 @@ from vmm._native import ffi, lib
 from vmm.arm64 import board, layout
 from vmm.arm64.boot import Extent
 from vmm.bus import MmioBus
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.devices.cfi_flash import SIZE, CfiFlash
 from vmm.errors import HostError, UserError
 from vmm.events import Events
@@ -45,7 +45,7 @@ EFI_PROGRAM: Final = 0, b"MZ"
 QCOW2: Final = 0, b"QFI\xfb"
 
 
-class FlashFile(Closing):
+class FlashFile(Closeable):
     """Owns a bank's contents, and the file at *path* that they are from; none: they are forgotten.
 
     *option* is what errors call it by. With *make* it need not exist. It is locked (flock), against
@@ -172,7 +172,7 @@ def _place(address: int, fd: int, size: int) -> None:
         raise OSError(-error, os.strerror(-error))
 
 
-class FlashBank(Closing):
+class FlashBank(Closeable):
     """Owns one bank, at guest physical *base*. Use as a context manager."""
 
     def __init__(
@@ -213,7 +213,7 @@ class FlashBank(Closing):
         self._file.close()
 
 
-class Flash(Closing):
+class Flash(Closeable):
     """Owns the banks that *config* asks for, on *bus*. Use as a context manager.
 
     With firmware there are always two: variables that no file keeps last until the machine ends.

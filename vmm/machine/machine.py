@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Final
 from vmm.arm64 import layout
 from vmm.arm64.payload import Files
 from vmm.bus import MmioBus
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.devices import pl011
 from vmm.devices.pl031 import Pl031
 from vmm.devices.pvpanic import PanicEvent, PvPanic
 from vmm.errors import GuestError
-from vmm.irq import Wire
+from vmm.irq import SwitchableLine
 from vmm.kvm.exits import SystemEvent, SystemEventType
 from vmm.kvm.fd import KvmError
-from vmm.kvm.mmio_fastpath import Answers, Shadow, Sink, Store, Unchanged
+from vmm.kvm.mmio_fastpath import MmioFastpath, Shadow, Sink, Store, Unchanged
 from vmm.kvm.system import System
-from vmm.machine.address_space import GuestSpace
+from vmm.machine.address_space import AddressSpace
 from vmm.machine.power_cycle import PowerCycle
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from vmm.events import Events
     from vmm.loop import Loop
     from vmm.machine.flash import Flash
-    from vmm.machine.pci_root import RootComplex
+    from vmm.machine.pci_root import PciRoot
     from vmm.machine.vcpu_thread import Reason
-    from vmm.machine.virtio_devices import Backplane
+    from vmm.machine.virtio_devices import VirtioDevices
     from vmm.passthrough.devices import Passthrough
     from vmm.virtio.balloon import Balloon
     from vmm.virtio.console.chardev.pipes import PipeChardev
@@ -62,7 +62,7 @@ ENDINGS: Final = {
 }
 
 
-class Machine(Closing):
+class Machine(Closeable):
     """A machine as *config* says. Use as a context manager; then `run` it, in *loop*'s thread.
 
     `output` is what the guest sends to its serial port `uart`; somebody must drain it.
@@ -82,17 +82,17 @@ class Machine(Closing):
             self._system = self._owned.enter_context(System.open())
             self._files = self._owned.enter_context(Files(config))
             self.space = self._owned.enter_context(
-                GuestSpace(config, self._system, shared=self._shares_memory())
+                AddressSpace(config, self._system, shared=self._shares_memory())
             )
             self._bus = MmioBus()
-            self._wires: dict[int, Wire] = {}
+            self._wires: dict[int, SwitchableLine] = {}
             self._flash = self._add_flash()
             self._add_uart()
             self._add_rtc()
             self._bus.attach(layout.PVPANIC, layout.DEVICE_SIZE, PvPanic(self._on_panic))
             self._root = self._add_pci()
             self._passthrough = self._add_passthrough()
-            self._backplane = self._add_virtio()
+            self._virtio_devices = self._add_virtio()
             if self._root is not None:
                 limit = 1 << self._system.ipa_bits()
                 self.space.reserve(self._root.place(self.space.end, limit))
@@ -113,8 +113,8 @@ class Machine(Closing):
 
     # --- devices ------------------------------------------------------------------------------
 
-    def _wire(self, spi: int) -> Wire:
-        return self._wires.setdefault(spi, Wire())
+    def _wire(self, spi: int) -> SwitchableLine:
+        return self._wires.setdefault(spi, SwitchableLine())
 
     def _add_flash(self) -> Flash | None:
         """Have flash, if there is something in it, or to be kept in it."""
@@ -128,7 +128,7 @@ class Machine(Closing):
         self.output = sink = self._owned.enter_context(Sink(headroom=pl011.FIFO_DEPTH))
         data, flags = layout.UART + pl011.UARTDR, layout.UART + pl011.UARTFR
         mask = layout.UART + pl011.UARTIMSC
-        self._answers = answers = Answers(
+        self._answers = answers = MmioFastpath(
             [
                 Store(data, sink),
                 Shadow(flags, pl011.FR_TXFE, sink, pl011.FR_TXFE | pl011.FR_TXFF),
@@ -151,13 +151,13 @@ class Machine(Closing):
         self._owned.callback(self._rtc.close)
         self._bus.attach(layout.RTC, layout.DEVICE_SIZE, self._rtc)
 
-    def _add_pci(self) -> RootComplex | None:
+    def _add_pci(self) -> PciRoot | None:
         """Have a PCI host bridge, if something is to be behind it."""
         if self._config.transport != "pci" and not self._config.vfio:
             return None
-        from vmm.machine.pci_root import RootComplex  # noqa: PLC0415
+        from vmm.machine.pci_root import PciRoot  # noqa: PLC0415
 
-        return self._owned.enter_context(RootComplex(self._bus, self._wire, self._events))
+        return self._owned.enter_context(PciRoot(self._bus, self._wire, self._events))
 
     def _add_passthrough(self) -> Passthrough | None:
         """Open the devices that are passed through, if any are, and put them behind the bridge."""
@@ -181,16 +181,16 @@ class Machine(Closing):
         found.watch(self._loop, self._on_removal)
         return found
 
-    def _add_virtio(self) -> Backplane | None:
+    def _add_virtio(self) -> VirtioDevices | None:
         """Plug virtio devices in, if any are asked for: only then are they worth importing."""
         config = self._config
         small = config.rng, config.consoles, config.pmems, config.balloon is not None
         if not any((*small, config.disks, config.nets, config.shares, config.vsock)):
             return None
-        from vmm.machine.virtio_devices import Backplane  # noqa: PLC0415
+        from vmm.machine.virtio_devices import VirtioDevices  # noqa: PLC0415
 
         plane = self._owned.enter_context(
-            Backplane(
+            VirtioDevices(
                 config,
                 self.space.memory,
                 self._bus,
@@ -206,12 +206,12 @@ class Machine(Closing):
     @property
     def terminal(self) -> PipeChardev | None:
         """The virtio console port that is for standard input and output, if there is one."""
-        return None if self._backplane is None else self._backplane.terminal
+        return None if self._virtio_devices is None else self._virtio_devices.terminal
 
     @property
     def balloon(self) -> Balloon | None:
         """The memory balloon, if there is one."""
-        return None if self._backplane is None else self._backplane.balloon
+        return None if self._virtio_devices is None else self._virtio_devices.balloon
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -225,7 +225,7 @@ class Machine(Closing):
 
         Raises `GuestError` for a reset loop, and what a vCPU ended with if it could not go on.
         """
-        for line in self._backplane.notices if self._backplane is not None else ():
+        for line in self._virtio_devices.notices if self._virtio_devices is not None else ():
             self.say(line)
         quick_resets = 0
         while True:
@@ -249,9 +249,9 @@ class Machine(Closing):
             if self._flash is not None:
                 cycle.at_end(self._flash.unplug)
                 self._flash.plug(cycle.slots)
-            if self._backplane is not None:
-                self._backplane.connect(cycle.vm)
-                cycle.cancel_waits = self._backplane.cancel_waits
+            if self._virtio_devices is not None:
+                self._virtio_devices.connect(cycle.vm)
+                cycle.cancel_waits = self._virtio_devices.cancel_waits
             if self._root is not None:
                 cycle.at_end(self._root.disconnect)
                 self._root.connect(cycle.vm, has_its=cycle.gic.has_its)
@@ -268,7 +268,7 @@ class Machine(Closing):
 
     def _load(self, cycle: PowerCycle) -> None:
         config, payload = self._config, self._files.read()
-        nodes = [] if self._backplane is None else self._backplane.nodes()
+        nodes = [] if self._virtio_devices is None else self._virtio_devices.nodes()
         if self._root is not None:
             nodes += self._root.nodes(has_its=cycle.gic.has_its)
         if self._flash is not None:
@@ -285,8 +285,8 @@ class Machine(Closing):
         )
 
     def _reset(self) -> None:
-        if self._backplane is not None:
-            self._backplane.reset()  # before its memory goes
+        if self._virtio_devices is not None:
+            self._virtio_devices.reset()  # before its memory goes
         if self._root is not None:
             self._root.reset()
         self.space.discard()

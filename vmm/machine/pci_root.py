@@ -1,6 +1,6 @@
 """The machine's PCI: the host bridge on its bus, messages to its VM, and functions behind it.
 
-Functions last from reset to reset; each power cycle's VM is connected (`RootComplex.connect`)
+Functions last from reset to reset; each power cycle's VM is connected (`PciRoot.connect`)
 before it runs, and forgotten when it has gone.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm.arm64 import layout, pcie
-from vmm.closeable import Closing
-from vmm.kvm.irq_routing import MsiTable
+from vmm.closeable import Closeable
+from vmm.kvm.irq_routing import IrqRouting
 from vmm.pci.host import PciHost
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmm.pci.function import PciFunction
 
 
-class RootComplex(Closing):
+class PciRoot(Closeable):
     """Owns the functions attached to it. *wire* gives the line of a shared peripheral interrupt.
 
     `vm` is the VM that runs now, if one does: for who has memory slots or ioeventfds in BARs.
@@ -36,7 +36,7 @@ class RootComplex(Closing):
         self.host = PciHost(bus, pcie.FIXED, lambda slot: wire(pcie.spi(slot)), events)
         virtio = range(layout.SPI_VIRTIO, layout.SPI_VIRTIO + layout.VIRTIO_SLOTS)
         intx = range(layout.SPI_PCI, layout.SPI_PCI + layout.PCI_SLOTS)
-        self.msis = MsiTable([*virtio, *intx], layout.SPI_COUNT, events)
+        self.msis = IrqRouting([*virtio, *intx], layout.SPI_COUNT, events)
         bus.attach(layout.PCI_ECAM, layout.PCI_ECAM_SIZE, self.host)
 
     def attach(self, function: PciFunction, *msis: FunctionMsis) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from vmm import fdt
 from vmm.arm64 import board, layout, processor, registers
 from vmm.arm64.gic import Gic
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import UserError
 from vmm.kvm.capability import Cap
 from vmm.kvm.slots import MemorySlots
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from vmm.bus import MmioBus
     from vmm.events import Events
     from vmm.fdt import Node
-    from vmm.irq import Wire
-    from vmm.kvm.mmio_fastpath import Answers
+    from vmm.irq import SwitchableLine
+    from vmm.kvm.mmio_fastpath import MmioFastpath
     from vmm.kvm.system import System
     from vmm.kvm.vcpu import Vcpu
-    from vmm.machine.address_space import GuestSpace
+    from vmm.machine.address_space import AddressSpace
     from vmm.machine.vcpu_thread import Reason
 
 
-class PowerCycle(Closing):
+class PowerCycle(Closeable):
     """A VM with its memory slots, GIC, vCPUs and their threads. Use as a context manager."""
 
-    def __init__(self, system: System, space: GuestSpace, cpus: int) -> None:
+    def __init__(self, system: System, space: AddressSpace, cpus: int) -> None:
         self._space = space
         self._owned = ExitStack()
         self.threads: list[VcpuThread] = []
@@ -113,8 +113,8 @@ class PowerCycle(Closing):
     def start(
         self,
         bus: MmioBus,
-        answers: Answers,
-        wires: Mapping[int, Wire],
+        answers: MmioFastpath,
+        wires: Mapping[int, SwitchableLine],
         on_end: Callable[[int, Reason], None],
         events: Events,
     ) -> None:

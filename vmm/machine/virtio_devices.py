@@ -1,7 +1,7 @@
 """Where virtio devices are plugged in: the board's virtio-mmio slots, one device each, or PCI.
 
 Devices last from reset to reset. Each power cycle's VM takes over their notifications and
-interrupts (`Backplane.connect`), so that neither costs an exit or waits for a thread of ours.
+interrupts (`VirtioDevices.connect`), so that neither costs an exit or waits for a thread of ours.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vmm._native import lib
 from vmm.arm64 import board, layout
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import UserError
 from vmm.kvm.mmio_fastpath import InterruptAck, InterruptStatus
 from vmm.virtio.block.device import Blk
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vmm.kvm.mmio_fastpath import Answer
     from vmm.kvm.vm import Vm
     from vmm.loop import Loop
-    from vmm.machine.pci_root import RootComplex
+    from vmm.machine.pci_root import PciRoot
     from vmm.memory import GuestMemory
     from vmm.virtio.balloon import Balloon
     from vmm.virtio.console.chardev.pipes import PipeChardev
@@ -113,7 +113,7 @@ def _pmem(name: str, file: PmemFile, memory: MemoryMap, events: Events) -> Pmem:
     return Pmem(name, memory, events, file)
 
 
-class Backplane(Closing):
+class VirtioDevices(Closeable):
     """Owns the virtio devices that *config* asks for. Use as a context manager.
 
     To be made, reset and closed in the thread of *loop*, which serves the devices' queues.
@@ -129,7 +129,7 @@ class Backplane(Closing):
         loop: Loop,
         events: Events,
         *,
-        root: RootComplex | None = None,
+        root: PciRoot | None = None,
         pmems: Sequence[PmemFile] = (),
     ) -> None:
         self._bus = bus
@@ -201,10 +201,10 @@ class Backplane(Closing):
             self._owned.callback(self._loop.remove_reader, fd)
 
     def _plug_into_pci(
-        self, device: VirtioDevice, root: RootComplex
+        self, device: VirtioDevice, root: PciRoot
     ) -> Sequence[tuple[int, Callable[[], object]]]:
         """Make *device* a PCI function; return what the loop has to listen to."""
-        from vmm.machine.bar_ioeventfd import Doorbells  # noqa: PLC0415
+        from vmm.machine.bar_ioeventfd import BarIoeventfds  # noqa: PLC0415
         from vmm.virtio.transport.pci import PciTransport  # noqa: PLC0415
 
         msis = root.msis.function(device.name)
@@ -212,7 +212,7 @@ class Backplane(Closing):
             transport = undo.enter_context(PciTransport(device, msis))
             root.attach(transport, msis)
             undo.pop_all()
-        doorbells = Doorbells(transport.doorbells(), lambda: root.vm)
+        doorbells = BarIoeventfds(transport.doorbells(), lambda: root.vm)
         for bar in transport.bars:
             bar.on_map, bar.on_unmap = doorbells.on_map, doorbells.on_unmap
         return transport.readers()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from vmm.bus import BusDevice
     from vmm.kvm.slots import MemorySlots
-    from vmm.passthrough.region_memory import DeviceMemory
+    from vmm.passthrough.region_memory import RegionMemory
     from vmm.vfio.device import Device
     from vmm.vfio.region import Region
 
@@ -62,10 +62,10 @@ class BarDevice:
 class Watcher(Protocol):
     """Who is told where device memory is. With the host bridge's lock. May not raise."""
 
-    def shown(self, memory: DeviceMemory) -> None:
+    def shown(self, memory: RegionMemory) -> None:
         """Hear that *memory* has slots now."""
 
-    def hiding(self, memory: DeviceMemory) -> None:
+    def hiding(self, memory: RegionMemory) -> None:
         """Hear that *memory* is about to lose its slots, if it has any."""
 
 
@@ -78,7 +78,7 @@ class Shown:
 
     def __init__(
         self,
-        memory: DeviceMemory,
+        memory: RegionMemory,
         slots: Callable[[], MemorySlots | None],
         watcher: Watcher,
     ) -> None:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from vmm.arm64 import pcie
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.coherence import dump
 from vmm.errors import UserError
 from vmm.events import Bounded
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from vmm.coherence.capability import Capability
     from vmm.config.vfio import VfioConfig
     from vmm.events import Events
-    from vmm.kvm.irq_routing import MsiTable
+    from vmm.kvm.irq_routing import IrqRouting
     from vmm.kvm.slots import MemorySlots
     from vmm.kvm.system import System
     from vmm.kvm.vm import Vm
     from vmm.loop import Loop
     from vmm.memory import Region
-    from vmm.passthrough.region_memory import DeviceMemory
+    from vmm.passthrough.region_memory import RegionMemory
     from vmm.vfio.iommu import Iommu
 
 LOOKS: Final = 8
@@ -71,7 +71,7 @@ class DeviceErrors:
         )
 
 
-class Passthrough(Closing):
+class Passthrough(Closeable):
     """The devices that *configs* name. Use as a context manager, within RAM's.
 
     `functions` are for a PCI host, which closes them. Raises `UserError` or `HostError`.
@@ -83,7 +83,7 @@ class Passthrough(Closing):
         *,
         system: System,
         capability: Capability,
-        msis: MsiTable,
+        msis: IrqRouting,
         events: Events,
     ) -> None:
         self._events = events
@@ -91,7 +91,7 @@ class Passthrough(Closing):
         self._vm: Vm | None = None
         self._cycle = ExitStack()
         self._owned = ExitStack()
-        self._looks: dict[DeviceMemory, int] = {}
+        self._looks: dict[RegionMemory, int] = {}
         self._peers: Peers | None = None
         self._no_dump = False
         self.functions: list[PassthroughFunction] = []
@@ -141,7 +141,7 @@ class Passthrough(Closing):
         )
 
     @property
-    def memories(self) -> Iterable[DeviceMemory]:
+    def memories(self) -> Iterable[RegionMemory]:
         """All regions that have, or can have, memory slots."""
         return (memory for function in self.functions for memory in function.memories)
 
@@ -210,18 +210,18 @@ class Passthrough(Closing):
 
     # --- what the guest shows and hides ---------------------------------------------------------
 
-    def shown(self, memory: DeviceMemory) -> None:
+    def shown(self, memory: RegionMemory) -> None:
         """Let the other devices reach *memory*."""
         if self._peers is not None:
             self._peers.add(memory)
 
-    def hiding(self, memory: DeviceMemory) -> None:
+    def hiding(self, memory: RegionMemory) -> None:
         """Take *memory* from the other devices; see what stage 2 has of it."""
         self._look(memory)
         if self._peers is not None:
             self._peers.remove(memory)
 
-    def _look(self, memory: DeviceMemory, *, last: bool = False) -> None:
+    def _look(self, memory: RegionMemory, *, last: bool = False) -> None:
         """Say, once a power cycle, what blocks stage 2 has for what the guest used of *memory*.
 
         Asked each time the guest hides it until something is found, but not for ever.

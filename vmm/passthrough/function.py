@@ -23,7 +23,7 @@ from vmm.passthrough import bar as bars
 from vmm.passthrough.configuration import PassthroughConfig
 from vmm.passthrough.interrupts import Interrupts
 from vmm.passthrough.msi import Msi
-from vmm.passthrough.region_memory import DeviceMemory
+from vmm.passthrough.region_memory import RegionMemory
 from vmm.passthrough.rom import RomBar, expansion_rom
 from vmm.pci.bar import LEAST_IO, LEAST_MEMORY, Bar, Space
 from vmm.pci.function import Identity, PciFunction
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vmm.coherence.capability import Capability
     from vmm.config.vfio import VfioConfig
     from vmm.events import Events
-    from vmm.kvm.irq_routing import FunctionMsis, MsiTable
+    from vmm.kvm.irq_routing import FunctionMsis, IrqRouting
     from vmm.kvm.slots import MemorySlots
     from vmm.kvm.system import System
     from vmm.kvm.vm import Vm
@@ -67,7 +67,7 @@ class PassthroughFunction(PciFunction):
         capability: Capability,
         events: Events,
         slots: Callable[[], MemorySlots | None],
-        msis: MsiTable,
+        msis: IrqRouting,
         watcher: bars.Watcher,
     ) -> None:
         self.device = device
@@ -77,7 +77,7 @@ class PassthroughFunction(PciFunction):
         """Whether it took not even its command register: then its memory is no better."""
         self.lost = False
         """Whether the host has taken the device back."""
-        self.memories: list[DeviceMemory] = []
+        self.memories: list[RegionMemory] = []
         """Its regions that have memory slots."""
         self._choice = config
         self._capability = capability
@@ -168,7 +168,7 @@ class PassthroughFunction(PciFunction):
         )
         if space is not Space.IO and any(area.end <= region.size for area in region.info.areas):
             memory = self._owned.enter_context(
-                DeviceMemory(
+                RegionMemory(
                     BarConfig(self.device.bdf, region.index, None, self._cache(region)),
                     self.device,
                     self._system,
@@ -295,7 +295,7 @@ class PassthroughFunction(PciFunction):
             return super().decoded(bar) if enabled else None
         return super().decoded(bar)
 
-    def _deliver(self, msis: MsiTable) -> FunctionMsis:
+    def _deliver(self, msis: IrqRouting) -> FunctionMsis:
         self.deliveries.append(msis.function(self.device.bdf))
         return self.deliveries[-1]
 

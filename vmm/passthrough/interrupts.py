@@ -17,7 +17,7 @@ from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Protocol
 
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import VmmError
 from vmm.events import Bounded
 from vmm.vfio.irq import NO_EVENTFD, IrqIndex
@@ -132,7 +132,7 @@ class Vectors:
             os.close(self._fds.popitem()[1])
 
 
-class Interrupts(Closing):
+class Interrupts(Closeable):
     """All of one device's. `with` closes the eventfds.
 
     Thread-safe: the MSI-X table is no configuration space, and each has a lock of its own.

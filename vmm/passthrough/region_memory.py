@@ -14,7 +14,7 @@ import mmap
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.coherence import explain, vma
 from vmm.coherence.ledger import Entry
 from vmm.coherence.policy import (
@@ -78,7 +78,7 @@ class RegionContents:
         self._region.write_bytes(self._offset + offset, data)
 
 
-class DeviceMemory(Closing):
+class RegionMemory(Closeable):
     """One region of one device, at *base* in the guest. Use as a context manager.
 
     *holes* are parts that get no mapping: who needs to see each access has them trapped. *option*
@@ -373,7 +373,7 @@ def open_all(
     capability: Capability,
     owned: ExitStack,
     above: int,
-) -> list[DeviceMemory]:
+) -> list[RegionMemory]:
     """Open the devices and place their regions, from *above* on where no address is given.
 
     What is opened belongs to *owned*. Raises `HostError` or `UserError`.
@@ -383,7 +383,7 @@ def open_all(
     for config in configs:
         if config.bdf not in devices:
             devices[config.bdf] = owned.enter_context(open_device(config.bdf))
-        region = owned.enter_context(DeviceMemory(config, devices[config.bdf], system, capability))
+        region = owned.enter_context(RegionMemory(config, devices[config.bdf], system, capability))
         region.base = (
             -(-above // region.alignment) * region.alignment if config.base is None else config.base
         )

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm._native import lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.pci import capability
 from vmm.pci.bar import Space
 from vmm.pci.config import ConfigSpace
@@ -38,7 +38,7 @@ class Identity(NamedTuple):
     subsystem: int = 0
 
 
-class PciFunction(Closing):
+class PciFunction(Closeable):
     """A function called *name* in events, with *bars* and, unless *pin* is 0, INTx.
 
     Calls of `read_config`, `write_config` and `reset` come with the host bridge's lock, from

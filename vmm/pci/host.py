@@ -14,7 +14,7 @@ from __future__ import annotations
 from threading import RLock
 from typing import TYPE_CHECKING, Final
 
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import UserError, VmmError
 from vmm.pci import window
 from vmm.pci.bar import Space
@@ -42,7 +42,7 @@ COMPLAINTS: Final = 100
 """How many events each function can cause: a hostile guest must not fill the host's disk."""
 
 
-class PciHost(Closing):
+class PciHost(Closeable):
     """Owns the functions attached to its one bus, the root bus. A bus device: its ECAM.
 
     *fixed* are the windows for 32-bit memory and I/O; `place` adds one for 64-bit memory. *line*

@@ -21,9 +21,9 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.terminal.escape import CTRL_A, Command, EscapeKeys, help_lines
-from vmm.terminal.nonblocking import Outlet
+from vmm.terminal.nonblocking import NonblockingWriter
 from vmm.terminal.raw_mode import Terminal
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def standard_output() -> int | None:
     return None if sys.stdout is None else sys.stdout.fileno()
 
 
-class Console(Closing):
+class Console(Closeable):
     """Joins a serial port to *stdin* and *stdout* (descriptors, None: not there).
 
     Use as a context manager, in the thread of *loop*. *escape* is the prefix of pyvmm's own
@@ -113,7 +113,7 @@ class Console(Closing):
         self._open = False
         self._reading = False
         self._terminal: Terminal | None = None
-        self._outlet: Outlet | None = None
+        self._outlet: NonblockingWriter | None = None
         self._keys = EscapeKeys(None)
         self._queue: deque[bytes | Command] = deque()
         self._queued = 0  # bytes
@@ -127,7 +127,7 @@ class Console(Closing):
         self._open = True
         try:
             if self._stdout is not None:
-                self._outlet = Outlet(self._stdout)
+                self._outlet = NonblockingWriter(self._stdout)
             self._loop.add_reader(self._source.fileno(), self._advance)
             if self._stdin is not None and os.isatty(self._stdin):
                 self._terminal = Terminal(self._stdin)

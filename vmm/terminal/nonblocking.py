@@ -12,7 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 
 if TYPE_CHECKING:
     import socket
@@ -21,7 +21,7 @@ PTMX = os.makedev(5, 2)
 """The master side of a pseudo-terminal: opening it again makes a new pair."""
 
 
-class Outlet(Closing):
+class NonblockingWriter(Closeable):
     """Owns its own descriptor for the file behind *fd*, which stays open and untouched.
 
     Raises OSError if *fd* is not open.

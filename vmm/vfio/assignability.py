@@ -9,7 +9,7 @@ from vmm.errors import HostError, UserError
 
 if TYPE_CHECKING:
     from vmm.vfio.function import Function
-    from vmm.vfio.host_paths import Places
+    from vmm.vfio.host_paths import HostPaths
 
 
 def check_assignable(function: Function) -> None:
@@ -71,11 +71,11 @@ def users(function: Function) -> list[str]:
     ]
 
 
-def _processes(places: Places) -> list[int]:
+def _processes(places: HostPaths) -> list[int]:
     return sorted(int(path.name) for path in places.proc.iterdir() if path.name.isdecimal())
 
 
-def _holds(places: Places, pid: int, nodes: set[str]) -> bool:
+def _holds(places: HostPaths, pid: int, nodes: set[str]) -> bool:
     directory = places.proc / str(pid) / "fd"
     try:
         for name in os.listdir(directory):  # noqa: PTH208  (thousands of them: no Path for each)
@@ -89,7 +89,7 @@ def _holds(places: Places, pid: int, nodes: set[str]) -> bool:
     return False
 
 
-def _name(places: Places, pid: int) -> str:
+def _name(places: HostPaths, pid: int) -> str:
     try:
         return (places.proc / str(pid) / "comm").read_text().strip()
     except OSError:

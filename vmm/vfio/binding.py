@@ -20,7 +20,7 @@ from vmm.errors import HostError, UserError
 from vmm.vfio import drivers
 from vmm.vfio.assignability import check_unused
 from vmm.vfio.function import Function, parse_bdf
-from vmm.vfio.host_paths import HOST, Places
+from vmm.vfio.host_paths import HOST, HostPaths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,7 @@ class Binding:
     driver_override: str
 
     @classmethod
-    def load(cls, bdf: str, places: Places) -> Binding | None:
+    def load(cls, bdf: str, places: HostPaths) -> Binding | None:
         """Return what is recorded of a device; None if nothing is. Raises `HostError`."""
         path = _record(bdf, places)
         try:
@@ -46,7 +46,7 @@ class Binding:
         except (OSError, ValueError, TypeError) as error:
             raise HostError(f"{path} cannot be read: {error}", "remove it") from error
 
-    def save(self, places: Places) -> None:
+    def save(self, places: HostPaths) -> None:
         """Record it, whole or not at all. Raises `HostError`."""
         path = _record(self.bdf, places)
         temporary = path.with_suffix(".new")
@@ -58,7 +58,7 @@ class Binding:
             raise HostError(f"cannot write {path}: {error.strerror}", _hint(error)) from error
 
 
-def bind(address: str, driver: str | None = None, places: Places = HOST) -> str:
+def bind(address: str, driver: str | None = None, places: HostPaths = HOST) -> str:
     """Give the device at *address* to *driver*, by default the VFIO driver made for it.
 
     Returns the driver's name. A device that has that driver is left alone. Raises `UserError`
@@ -97,7 +97,7 @@ def _bind(function: Function, target: str) -> str:
     return target
 
 
-def unbind(address: str, places: Places = HOST) -> str | None:
+def unbind(address: str, places: HostPaths = HOST) -> str | None:
     """Undo `bind`; return the driver the device has again, if it had one.
 
     Raises `UserError` if pyvmm did not bind the device or a program has it open, `HostError` if
@@ -107,7 +107,7 @@ def unbind(address: str, places: Places = HOST) -> str | None:
         return _unbind(parse_bdf(address), places)
 
 
-def _unbind(bdf: str, places: Places) -> str | None:
+def _unbind(bdf: str, places: HostPaths) -> str | None:
     was = Binding.load(bdf, places)
     if was is None:
         function = Function.find(bdf, places)
@@ -124,7 +124,7 @@ def _unbind(bdf: str, places: Places) -> str | None:
 
 
 @contextmanager
-def borrowed(address: str, driver: str | None = None, places: Places = HOST) -> Iterator[str]:
+def borrowed(address: str, driver: str | None = None, places: HostPaths = HOST) -> Iterator[str]:
     """Have the device bound to a VFIO driver meanwhile; yield the driver's name.
 
     One that a VFIO driver has already is left alone, before and after. Close the device first.
@@ -140,14 +140,14 @@ def borrowed(address: str, driver: str | None = None, places: Places = HOST) -> 
         unbind(address, places)
 
 
-def bound(places: Places = HOST) -> list[str]:
+def bound(places: HostPaths = HOST) -> list[str]:
     """Return the addresses of the devices that `bind` took and `unbind` can give back."""
     directory = places.run / "vfio"
     return sorted(path.stem for path in directory.glob("*.json")) if directory.is_dir() else []
 
 
 @contextmanager
-def _alone(places: Places) -> Iterator[None]:
+def _alone(places: HostPaths) -> Iterator[None]:
     """Hold the right to bind and unbind: one program at a time."""
     path = places.run / "vfio/lock"
     try:
@@ -205,5 +205,5 @@ def _hint(error: OSError) -> str:
     return "the kernel's log (dmesg) may say why"
 
 
-def _record(bdf: str, places: Places) -> Path:
+def _record(bdf: str, places: HostPaths) -> Path:
     return places.run / "vfio" / f"{bdf}.json"

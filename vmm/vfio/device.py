@@ -16,14 +16,14 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from vmm._native import ffi, lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import HostError, UserError
 from vmm.vfio.assignability import check_assignable
 from vmm.vfio.backend import Backend, open_iommu
 from vmm.vfio.config import COMMAND, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace
 from vmm.vfio.fd import VfioError
 from vmm.vfio.function import Function
-from vmm.vfio.host_paths import HOST, Places
+from vmm.vfio.host_paths import HOST, HostPaths
 from vmm.vfio.ioctls import DeviceIoctl
 from vmm.vfio.irq import IrqIndex, IrqInfo, Irqs
 from vmm.vfio.region import Region
@@ -43,7 +43,7 @@ def open_device(  # noqa: PLR0913  (one argument each is what most callers give)
     backend: Backend = Backend.AUTO,
     events: Events | None = None,
     kvm: KvmFiles | None = None,
-    places: Places = HOST,
+    places: HostPaths = HOST,
 ) -> Device:
     """Open the PCI device at *bdf*, which a VFIO driver has.
 
@@ -63,7 +63,7 @@ def open_device(  # noqa: PLR0913  (one argument each is what most callers give)
         raise
 
 
-class Device(Closing):
+class Device(Closeable):
     """One open device. `with` closes it: its mappings, its eventfds, itself."""
 
     def __init__(self, function: Function, iommu: Iommu, *, owns_iommu: bool = False) -> None:

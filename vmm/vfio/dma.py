@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vmm.vfio.iommu import Iommu
 
 
-class GuestDma(Closing):
+class GuestDma(Closeable):
     """All of a guest's RAM within devices' reach. Use as a context manager.
 
     To be closed before the RAM is unmapped or discarded, and after the devices have stopped.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm.vfio.function import Function
-    from vmm.vfio.host_paths import Places
+    from vmm.vfio.host_paths import HostPaths
 
 PLAIN: Final = "vfio-pci"
 _PREFIX: Final = "vfio_pci:"
@@ -35,7 +35,7 @@ def wanted_module(function: Function) -> str:
     return min(fitting, default=(0, PLAIN))[1]
 
 
-def _aliases(places: Places) -> Iterator[tuple[str, str]]:
+def _aliases(places: HostPaths) -> Iterator[tuple[str, str]]:
     """Yield (pattern, module) of the running kernel's modules, loadable and built in."""
     directory = places.lib / "modules" / os.uname().release
     try:
@@ -56,7 +56,7 @@ def _aliases(places: Places) -> Iterator[tuple[str, str]]:
             yield pattern, module
 
 
-def ready(module: str, places: Places) -> str:
+def ready(module: str, places: HostPaths) -> str:
     """Return the name of the PCI driver in *module*, after loading the module if need be.
 
     *module* may be the driver's name as well. Raises `HostError` if there is none.
@@ -72,7 +72,7 @@ def ready(module: str, places: Places) -> str:
     )
 
 
-def _driver(module: str, places: Places) -> str | None:
+def _driver(module: str, places: HostPaths) -> str | None:
     if (places.drivers / module).exists():
         return module
     directory = places.sys / "module" / module.replace("-", "_") / "drivers"

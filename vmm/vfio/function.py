@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from vmm.errors import UserError
-from vmm.vfio.host_paths import HOST, Places
+from vmm.vfio.host_paths import HOST, HostPaths
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,13 +71,13 @@ class Bar:
 class Function:
     """One PCI function. Nothing is remembered: each attribute is read when asked for."""
 
-    def __init__(self, bdf: str, places: Places = HOST) -> None:
+    def __init__(self, bdf: str, places: HostPaths = HOST) -> None:
         self.bdf = bdf
         self.places = places
         self.path = places.devices / bdf
 
     @classmethod
-    def find(cls, address: str, places: Places = HOST) -> Function:
+    def find(cls, address: str, places: HostPaths = HOST) -> Function:
         """Return the function at *address*. Raises `UserError` if it is malformed or empty."""
         function = cls(parse_bdf(address), places)
         if not function.path.exists():
@@ -87,7 +87,7 @@ class Function:
         return function
 
     @classmethod
-    def all(cls, places: Places = HOST) -> list[Function]:
+    def all(cls, places: HostPaths = HOST) -> list[Function]:
         """Return every PCI function of the host, by address."""
         if not places.devices.is_dir():
             return []

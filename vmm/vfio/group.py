@@ -16,7 +16,7 @@ from vmm._native import ffi, lib
 from vmm.errors import HostError
 from vmm.vfio.assignability import obstacle
 from vmm.vfio.fd import VfioError, VfioFd, open_node
-from vmm.vfio.host_paths import HOST, Places
+from vmm.vfio.host_paths import HOST, HostPaths
 from vmm.vfio.info_caps import capabilities
 from vmm.vfio.ioctls import ContainerIoctl, GroupIoctl
 from vmm.vfio.iommu import Iommu, IovaRange
@@ -41,7 +41,7 @@ class Container(Iommu):
 
     name: ClassVar[str] = "group"
 
-    def __init__(self, places: Places = HOST, kvm: KvmFiles | None = None) -> None:
+    def __init__(self, places: HostPaths = HOST, kvm: KvmFiles | None = None) -> None:
         """Open one. Raises `HostError`."""
         super().__init__(kvm)
         self._groups: list[_Group] = []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Places(NamedTuple):
+class HostPaths(NamedTuple):
     """The roots of the host's file systems."""
 
     sys: Path = Path("/sys")
@@ -29,4 +29,4 @@ class Places(NamedTuple):
         return self.sys / "bus/pci/drivers"
 
 
-HOST = Places()
+HOST = HostPaths()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _HEADER = "struct vfio_info_cap_header"
 
 
-class ChainError(HostError):
+class InfoCapsError(HostError):
     """The kernel's answer has a capability chain that makes no sense."""
 
     def __init__(self, what: str) -> None:
@@ -39,10 +39,10 @@ class Capability:
         self.next = int(header.next)
 
     def struct(self, name: str, items: int = 0, item: str = "") -> Any:
-        """Return the capability as *name*, then *items* of *item*. Raises `ChainError`."""
+        """Return the capability as *name*, then *items* of *item*. Raises `InfoCapsError`."""
         size = ffi.sizeof(name) + (items * ffi.sizeof(item) if item else 0)
         if size > len(self._answer) - self._offset:
-            raise ChainError(f"ends within a capability at {self._offset:#x}")
+            raise InfoCapsError(f"ends within a capability at {self._offset:#x}")
         # A copy of its own: alignment, and cdata that keeps its bytes alive.
         whole = ffi.new("uint64_t[]", (size + 7) // 8)
         ffi.memmove(whole, self._answer[self._offset : self._offset + size], size)
@@ -63,14 +63,14 @@ class _Kept:
 def capabilities(answer: bytes, offset: int) -> Iterator[Capability]:
     """Yield the capabilities of *answer*, whose chain starts at *offset*; 0 is an empty chain.
 
-    Raises `ChainError` if it leaves the answer or bites its tail.
+    Raises `InfoCapsError` if it leaves the answer or bites its tail.
     """
     seen = set()
     while offset:
         if offset in seen:
-            raise ChainError(f"comes back to {offset:#x}")
+            raise InfoCapsError(f"comes back to {offset:#x}")
         if offset > len(answer):
-            raise ChainError(f"leads to {offset:#x}, outside of {len(answer)} bytes")
+            raise InfoCapsError(f"leads to {offset:#x}, outside of {len(answer)} bytes")
         seen.add(offset)
         capability = Capability(answer, offset)
         yield capability

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import HostError
 from vmm.vfio.assignability import obstacle
 from vmm.vfio.fd import VfioError
@@ -31,7 +31,7 @@ class IovaRange(NamedTuple):
         return f"[{self.start:#x}, {self.last:#x}]"
 
 
-class Iommu(Closing, ABC):
+class Iommu(Closeable, ABC):
     """One I/O address space, and the devices attached to it. `with` closes it."""
 
     name: ClassVar[str]

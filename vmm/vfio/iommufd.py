@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from vmm._native import ffi, lib
 from vmm.vfio.fd import VfioError, VfioFd, open_node
-from vmm.vfio.host_paths import HOST, Places
+from vmm.vfio.host_paths import HOST, HostPaths
 from vmm.vfio.ioctls import DeviceIoctl, IommufdIoctl
 from vmm.vfio.iommu import Iommu, IovaRange
 
@@ -38,7 +38,7 @@ class Iommufd(Iommu):
 
     name: ClassVar[str] = "iommufd"
 
-    def __init__(self, places: Places = HOST, kvm: KvmFiles | None = None) -> None:
+    def __init__(self, places: HostPaths = HOST, kvm: KvmFiles | None = None) -> None:
         """Open one. Raises `HostError`."""
         super().__init__(kvm)
         self._devices: list[VfioFd] = []

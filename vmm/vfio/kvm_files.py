@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm._native import ffi, lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 
 if TYPE_CHECKING:
     from vmm.kvm.vm import Vm
 
 
-class KvmFiles(Closing):
+class KvmFiles(Closeable):
     """The VFIO pseudo device of one VM; a VM has one at most. `with` closes it."""
 
     def __init__(self, vm: Vm) -> None:

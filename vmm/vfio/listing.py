@@ -9,7 +9,7 @@ from vmm.errors import VmmError
 from vmm.vfio.binding import bound
 from vmm.vfio.device import open_device
 from vmm.vfio.function import Function
-from vmm.vfio.host_paths import HOST, Places
+from vmm.vfio.host_paths import HOST, HostPaths
 from vmm.vfio.region_info import NAMES
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _size(size: int) -> str:
 
 
 def listing(
-    attribute: Attribute, *, ask: bool = True, every: bool = True, places: Places = HOST
+    attribute: Attribute, *, ask: bool = True, every: bool = True, places: HostPaths = HOST
 ) -> list[DeviceEntry]:
     """Return all devices, or those only that VFIO has or could have if not *every*.
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from vmm._native import ffi, lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.vfio.fd import VfioError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def alignment(size: int) -> int:
     return max(mmap.PAGESIZE, min(LARGEST_BLOCK, 1 << size.bit_length() - 1))
 
 
-class RegionMapping(Closing):
+class RegionMapping(Closeable):
     """Owns one mapping of device memory; `view` and `host_address` are what slots are made of.
 
     An access faults (SIGBUS) while the device's memory is off. Remove the memory slot first,

@@ -100,7 +100,7 @@ class RegionInfo:
 
     @classmethod
     def parse(cls, answer: bytes, page: int = mmap.PAGESIZE) -> RegionInfo:
-        """Read VFIO's answer: ``struct vfio_region_info`` and its chain. Raises `ChainError`."""
+        """Read VFIO's answer: ``struct vfio_region_info`` and its chain. Raises `InfoCapsError`."""
         info = ffi.from_buffer("struct vfio_region_info *", answer)
         sparse: list[Area] | None = None
         msix = False

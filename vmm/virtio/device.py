@@ -15,7 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vmm._native import lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.events import Bounded
 from vmm.virtio import status
 from vmm.virtio.notify import Doorbell
@@ -71,7 +71,7 @@ class QueueSlot:
         self.areas = Areas(0, 0, 0)
 
 
-class VirtioDevice(Closing):
+class VirtioDevice(Closeable):
     """A device of some kind, with queues of at most *queue_sizes* over *memory*.
 
     name  what events call it

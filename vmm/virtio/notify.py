@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from vmm._native import ffi, lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 
 USED: Final[int] = lib.VIRTIO_MMIO_INT_VRING
 """Interrupt status: the device used a chain. The ISR status of PCI has the same bits (4.1.4.5)."""
@@ -20,7 +20,7 @@ CONFIG: Final[int] = lib.VIRTIO_MMIO_INT_CONFIG
 """Interrupt status: the device's configuration changed, or it needs a reset."""
 
 
-class EventFd(Closing):
+class EventFd(Closeable):
     """Owns an eventfd."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import HostError, UserError
 from vmm.image_lock import lock_image
 from vmm.memory import Backing, Region
@@ -20,7 +20,7 @@ ALIGNMENT: Final = 2 << 20
 """Bytes: what Linux can hot-plug persistent memory in (SUBSECTION_SIZE), and a block at level 2."""
 
 
-class PmemFile(Closing):
+class PmemFile(Closeable):
     """Owns the file that *config* names, and a mapping of it. Use as a context manager.
 
     Raises `UserError`, which names the option, and `HostError`. One that can be written is

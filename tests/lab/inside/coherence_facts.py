@@ -21,7 +21,7 @@ from vmm.events import Events
 from vmm.kvm.system import System
 from vmm.kvm.vm import Vm
 from vmm.loop import Loop
-from vmm.machine.address_space import GuestSpace
+from vmm.machine.address_space import AddressSpace
 from vmm.machine.machine import Machine
 from vmm.passthrough.region_memory import RegionContents
 from vmm.vfio.config import COMMAND_MEMORY
@@ -95,7 +95,7 @@ def slots_of_a_refusal() -> dict[str, object]:
     config = MachineConfig(image=Path(), bars=(BarConfig(BDF, 4, cache="require"),))
     said = ""
     try:
-        with System.open() as system, GuestSpace(config, system):
+        with System.open() as system, AddressSpace(config, system):
             pass
     except HostError as error:
         said = str(error)

@@ -18,7 +18,7 @@ from vmm.arm64.gic import Gic
 from vmm.arm64.processor import ProcessorModel
 from vmm.events import Events
 from vmm.kvm.fd import KvmError
-from vmm.kvm.irq_routing import GSIS, MsiTable
+from vmm.kvm.irq_routing import GSIS, IrqRouting
 from vmm.kvm.system import System
 from vmm.kvm.vm import MsiRoute, Vm
 from vmm.pci.msix import Message
@@ -61,7 +61,7 @@ def measure(vm: Vm, owned: ExitStack) -> dict[str, object]:
         return fd
 
     found: dict[str, object] = {"limit": limit(vm)}
-    table = MsiTable([pcie.spi(1)], layout.SPI_COUNT, Events())
+    table = IrqRouting([pcie.spi(1)], layout.SPI_COUNT, Events())
     table.connect(vm, layout.GITS_TRANSLATER)
     function, fd = table.function("test"), eventfd()
     function.requester = 8

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.config import MachineConfig
 from vmm.events import Events
 from vmm.kvm.slots import MemorySlot
@@ -37,7 +37,7 @@ class Nothing:
         raise AssertionError(f"trapped: {value:#x}, {size} bytes at {offset:#x}")
 
 
-class Sparse(Closing):
+class Sparse(Closeable):
     """*size* bytes that are a memory slot wherever the guest has the BAR."""
 
     def __init__(self, machine: SparseMachine, size: int) -> None:

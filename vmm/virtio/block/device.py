@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vmm import thread
 from vmm._native import ffi, lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import HostError, host_errors
 from vmm.virtio.device import VirtioDevice
 from vmm.virtio.notify import USED, Doorbell, EventFd
@@ -72,7 +72,7 @@ class _Slots:
             chain.addresses = self._addresses + index * size
 
 
-class Worker(Closing):
+class Worker(Closeable):
     """The thread that serves one queue, from its start to its stop.
 
     Raises `HostError` and OSError: no threads, or descriptors, left.

@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm._native import ffi, lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import UserError
 from vmm.image_lock import lock_image
 
@@ -53,7 +53,7 @@ class Alignment(NamedTuple):
     offset: int = 4096
 
 
-class RawDisk(Closing):
+class RawDisk(Closeable):
     """Owns a raw image. Raises `UserError`, which names *option*, for what is none.
 
     A disk that can be written is locked (flock), against a second machine that writes it.

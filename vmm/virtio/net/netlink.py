@@ -14,7 +14,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vmm._native import ffi, lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import KernelError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _name(value: str) -> bytes:
     return value.encode() + b"\0"
 
 
-class Netlink(Closing):
+class Netlink(Closeable):
     """Owns a socket to the kernel's rtnetlink. Raises `NetlinkError` and OSError."""
 
     def __init__(self) -> None:

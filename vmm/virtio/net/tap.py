@@ -12,7 +12,7 @@ from enum import IntEnum, unique
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from vmm._native import ffi, lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import HostError, KernelError, UserError
 from vmm.fd import DeviceFile
 from vmm.virtio.net.netlink import Netlink, NetlinkError
@@ -63,7 +63,7 @@ class TapQueue(DeviceFile):
         return str(ffi.string(text).decode())
 
 
-class Tap(Closing):
+class Tap(Closeable):
     """Owns the queues of interface *name*, made if it is not there; *option* is for errors.
 
     An interface that was not there before goes when it is closed. Only the first queue is attached

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vmm import thread
 from vmm._native import ffi, lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.virtio.device import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, RING_FEATURES
 from vmm.virtio.net import registers
 from vmm.virtio.notify import Doorbell
@@ -25,7 +25,7 @@ RECEIVE: Final = 2
 """Queues alternate: receive, transmit (5.1.2)."""
 
 
-class RingThread(Closing):
+class RingThread(Closeable):
     """Serves one ring, from its start to `close`. *file* does not block."""
 
     def __init__(self, index: int, ring: Ring, queue: Queue, file: int, frame: Any) -> None:
@@ -72,7 +72,7 @@ class RingThread(Closing):
         self._stop.close()
 
 
-class ThreadBackend(Closing):
+class ThreadBackend(Closeable):
     """A back end whose rings are served by threads; see `vmm.virtio.vhost.backend.VhostBackend`.
 
     files   for each pair of rings a TAP queue, or passt's socket; none of them blocks

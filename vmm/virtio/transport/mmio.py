@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm._native import lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.virtio import device as virtio
 from vmm.virtio import status
 from vmm.virtio.notify import CONFIG, USED, EventFd, Interrupt
@@ -57,7 +57,7 @@ class Notification(NamedTuple):
     fd: int
 
 
-class MmioTransport(Closing):
+class MmioTransport(Closeable):
     """Shows *device* as registers; a bus device. Owns the device.
 
     Accesses to registers are four aligned bytes (4.2.2.2); others read as zero and are dropped.

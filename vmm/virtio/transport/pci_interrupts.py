@@ -15,7 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vmm._native import lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.pci.msix import MsiSink
 from vmm.virtio.notify import CONFIG, USED, Interrupt
 
@@ -35,7 +35,7 @@ class Vectors(MsiSink, Protocol):
         """Have *fd* mean nothing any more. Harmless if it did not."""
 
 
-class PciInterrupts(Closing):
+class PciInterrupts(Closeable):
     """The interrupts of *queues* queues (`vmm.virtio.device.Interrupts`), and who gets them.
 
     The driver assigns *count* vectors, numbered from 0, which are *vectors*. *intx* drives INTx.

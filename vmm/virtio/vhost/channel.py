@@ -9,7 +9,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import HostError
 from vmm.virtio.vhost import message
 from vmm.virtio.vhost.message import HEADER, U64, Request
@@ -29,7 +29,7 @@ class GoneError(ChannelError):
     """The back end closed the connection."""
 
 
-class Channel(Closing):
+class Channel(Closeable):
     """Speaks with whoever is at the other end of *connection*, and owns that. Not thread-safe.
 
     acknowledged  have each request answered (REPLY_ACK): what is refused is then known at once

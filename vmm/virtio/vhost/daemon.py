@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmm import thread
 from vmm._native import ffi, lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-class Daemon(Closing):
+class Daemon(Closeable):
     """A running program. Its standard input and output are /dev/null.
 
     events  gets each line that it says, be they ever so many: see `vmm.events.Bounded`

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm import thread
 from vmm._native import ffi, lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import HostError, host_errors
 from vmm.virtio.notify import Doorbell
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vmm.virtio.vhost.backend import Ring
 
 
-class Inflight(Closing):
+class Inflight(Closeable):
     """Stands between the driver's doorbell and `kick`, which the process is to listen to.
 
     *ring*'s memory, and its doorbell, must outlive it. Raises `HostError`: no descriptors left.

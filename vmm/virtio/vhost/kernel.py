@@ -12,7 +12,7 @@ from enum import IntEnum, unique
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from vmm._native import lib
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.fd import DeviceFile
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class VhostFile(DeviceFile):
         self.ioctl_struct(request, "struct vhost_vring_file", state, **state)
 
 
-class KernelBackend(Closing):
+class KernelBackend(Closeable):
     """Own vhost files, each with a number of rings; see `VhostBackend`."""
 
     resets_rings = True

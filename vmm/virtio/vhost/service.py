@@ -8,7 +8,7 @@ import tempfile
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import HostError
 from vmm.events import Bounded
 from vmm.virtio.vhost.daemon import FIRST_FD, Daemon
@@ -22,7 +22,7 @@ LAST_WORDS: Final = 2.0
 """Seconds for a daemon that hung up to end and to have said why."""
 
 
-class Service(Closing):
+class Service(Closeable):
     """Starts *argv*, which is given the number of the socket that the program is to listen on.
 
     what  what messages call it: the option it is for

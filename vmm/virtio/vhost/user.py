@@ -12,7 +12,7 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 from vmm.errors import EXIT_USER, HostError
 from vmm.virtio.device import F_EVENT_IDX, F_RING_PACKED
 from vmm.virtio.vhost import message
@@ -70,7 +70,7 @@ class DaemonLostError(HostError):
     """The daemon ended, and it did not say why: another one may not."""
 
 
-class VhostUser(Closing):
+class VhostUser(Closeable):
     """A `vmm.virtio.vhost.backend.VhostBackend` that is a process. Owns *server*.
 
     wanted    protocol features that it must have; MQ, if it has that, is used in any case
@@ -175,7 +175,7 @@ class VhostUser(Closing):
         # Not files that only may be read: the daemon maps all for writing, too.
         regions = [each for each in memory if not each.read_only]
         assert len(regions) <= message.REGIONS_MAX, "the message has room for no more"
-        assert all(region.fd >= 0 for region in regions), "GuestSpace was not told"
+        assert all(region.fd >= 0 for region in regions), "AddressSpace was not told"
         self._accepted = features
         with self._talking() as channel:
             mine = features & self._features | F_PROTOCOL_FEATURES

@@ -14,7 +14,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from vmm.closeable import Closing
+from vmm.closeable import Closeable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ URGENT: Final = 256
 """Writes of other threads that may wait for the loop: vCPUs can make more than it gets done."""
 
 
-class Chardev(Closing):
+class Chardev(Closeable):
     """One end. Owns its descriptors: *input_fd* has bytes for the guest, *output_fd* takes its.
 
     Either is -1 while nobody is there, or if it goes only one way.
