@@ -19,7 +19,7 @@ from vmm.lab import cache
 from vmm.lab.debian import apt
 from vmm.lab.guest import stock_guest
 from vmm.lab.host import profiles
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.session import inside
 from vmm.lab.kernel.flavour import BuiltKernel
 

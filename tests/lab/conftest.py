@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

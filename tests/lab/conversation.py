@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from vmm.lab.host.host import Host
+    from vmm.lab.host.emulated_host import Host
 
 PATIENCE = 300.0
 """Seconds for any one thing to happen."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from vmm.lab.guest import fixture
 from vmm.lab.guest.fixture import Guest
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 
 KERNEL = "6.12"
 MODULES = ("virtio_mmio", "virtio_pci", "virtio_blk", "ext4")

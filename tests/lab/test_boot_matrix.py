@@ -16,7 +16,7 @@ from vmm.lab.guest import stock_guest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.lab.host.host import Host
+    from vmm.lab.host.emulated_host import Host
 
 pytestmark = pytest.mark.lab
 

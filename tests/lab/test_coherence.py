@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from vmm.errors import EXIT_HOST
+from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.gh200 import BDF
-from vmm.lab.host.host import Host
 from vmm.lab.kernel.flavour import BuiltKernel
 
 pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]

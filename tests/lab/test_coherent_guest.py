@@ -11,8 +11,8 @@ import pytest
 
 from vmm.lab.debian.cpio import CpioWriter
 from vmm.lab.guest import stock_guest
+from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.gh200 import BDF
-from vmm.lab.host.host import Host
 from vmm.lab.kernel.flavour import BuiltKernel
 
 pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]

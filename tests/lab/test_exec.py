@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from vmm.lab.host import state
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 
 pytestmark = pytest.mark.lab
 

@@ -16,7 +16,7 @@ from tests.lab.guest.flat_guest import assemble
 from vmm.lab import cache
 from vmm.lab.debian import apt
 from vmm.lab.guest import fixture, uki
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.session import inside
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]

@@ -15,7 +15,7 @@ import pytest
 
 from vmm.errors import HostError
 from vmm.lab.host import profiles, state
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 
 pytestmark = pytest.mark.lab
 
@@ -46,7 +46,7 @@ def test_a_host_that_dies_is_reported_in_one_line() -> None:
 def test_a_host_ends_with_its_starter_however_that_ends(tmp_path: Path) -> None:
     script = (
         "import sys\n"
-        "from vmm.lab.host.host import Host\n"
+        "from vmm.lab.host.emulated_host import Host\n"
         "with Host.start('fwb') as host:\n"
         "    print(host.record.qemu.pid, flush=True)\n"
         "    host.run(['sleep', '60'])\n"

@@ -13,7 +13,7 @@ from tests.lab.conversation import Conversation
 from tests.lab.storage import EVENTS, KERNEL, MODULES, command, shell
 from vmm.lab.guest import fixture
 from vmm.lab.host import packages
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from vmm.lab.host.host import Host
+    from vmm.lab.host.emulated_host import Host
 
 pytestmark = pytest.mark.lab
 

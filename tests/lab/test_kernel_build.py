@@ -220,12 +220,12 @@ def test_a_full_disk_is_one_clear_error_and_the_cache_stays_usable(tree: SourceT
 _BUILD = """
 import sys
 from pathlib import Path
-from vmm.lab import kbuild
+from vmm.lab.kernel import build
 from vmm.lab.kernel.source_tree import SourceTree
 tree = SourceTree(Path(sys.argv[1]))
 with tree.alone() as lock:
-    kbuild.configure(tree, ["CONFIG_SMP=y"])
-    print(kbuild.compile_image(tree, "mainline", lock))
+    build.configure(tree, ["CONFIG_SMP=y"])
+    print(build.compile_image(tree, "mainline", lock))
 """
 
 

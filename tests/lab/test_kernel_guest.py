@@ -9,7 +9,7 @@ import pytest
 
 from vmm.lab.guest import stock_guest
 from vmm.lab.host import gh200
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from vmm.lab.host import gh200
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 from vmm.lab.kernel.flavour import BuiltKernel
 
 # The first test may build a kernel.

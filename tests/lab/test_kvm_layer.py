@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.session import inside
 
 pytestmark = pytest.mark.lab

@@ -22,7 +22,7 @@ from tests.lab.guest.flat_guest import (
     UNCLAIMED,
     assemble,
 )
-from vmm.lab.host.host import Completed, Host
+from vmm.lab.host.emulated_host import Completed, Host
 
 pytestmark = pytest.mark.lab
 

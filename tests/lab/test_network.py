@@ -11,7 +11,7 @@ import pytest
 
 from vmm.lab.guest import fixture
 from vmm.lab.host import packages
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 

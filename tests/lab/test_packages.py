@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from vmm.lab.host import packages
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.lab.guest.flat_guest import assemble
 from vmm.lab.guest import fixture
-from vmm.lab.host.host import Completed, Host
+from vmm.lab.host.emulated_host import Completed, Host
 from vmm.pci.host import COMPLAINTS
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]

@@ -27,15 +27,15 @@ import pytest
 from tests.lab.conversation import PATIENCE, Conversation
 from tests.lab.guest.flat_guest import ECHO, FLOOD, POWER_OFF, assemble, flood
 from vmm.lab.guest import stock_guest
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 
 pytestmark = pytest.mark.lab
 
 CLIENT = """
 import sys
 from pathlib import Path
-from vmm.lab import client, state
-from vmm.lab.host.host import Host
+from vmm.lab.host import client, state
+from vmm.lab.host.emulated_host import Host
 directory = Path(sys.argv[1])
 sys.exit(client.execute(Host(directory, state.load(directory)), sys.argv[2:]))
 """

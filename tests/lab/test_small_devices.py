@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from vmm.lab.guest import fixture
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 

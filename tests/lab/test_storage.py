@@ -19,7 +19,7 @@ from tests.lab.storage import (
     shell,
 )
 from vmm.lab.guest import fixture
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.session import inside
 
 pytestmark = pytest.mark.lab

@@ -12,7 +12,7 @@ import pytest
 
 from vmm.lab.guest import stock_guest
 from vmm.lab.host import gh200
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 
 # The guest is the lab's own kernel, which has the drivers built in.
 pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]

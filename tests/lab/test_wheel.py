@@ -15,7 +15,7 @@ from vmm.lab.host.session import inside
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.lab.host.host import Host
+    from vmm.lab.host.emulated_host import Host
 
 pytestmark = pytest.mark.lab
 

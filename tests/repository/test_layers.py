@@ -164,7 +164,7 @@ def test_no_way_to_import_goes_unseen(source: str, module: str) -> None:
         ("devices.pl011", "kvm.vm"),
         ("kvm.vm", "pci.msix"),
         ("errors", "kvm.fd"),
-        ("lab.host.host", "machine.machine"),
+        ("lab.host.emulated_host", "machine.machine"),
         ("bus", "cli.run"),
         ("new", "errors"),
     ],

@@ -59,7 +59,7 @@ def build(names: tuple[str, ...], *, everything: bool, refresh: bool) -> None:
 @_PROFILE
 def up(profile: str) -> None:
     """Start a host and keep it up, for commands to come."""
-    from vmm.lab.host.host import Host  # noqa: PLC0415
+    from vmm.lab.host.emulated_host import Host  # noqa: PLC0415
     from vmm.lab.host.session import install_tree  # noqa: PLC0415
 
     host = Host.start(profile, keep=True)
@@ -76,7 +76,7 @@ def install(profile: str, names: tuple[str, ...]) -> None:
     `pyvmm run` does that by itself for what its options need, unless it is given --host native.
     """
     from vmm.lab.host import packages, profiles  # noqa: PLC0415
-    from vmm.lab.host.host import Host  # noqa: PLC0415
+    from vmm.lab.host.emulated_host import Host  # noqa: PLC0415
 
     host = Host.find(profiles.profile(profile).name)
     if host is None:

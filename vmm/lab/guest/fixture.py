@@ -1,6 +1,6 @@
 """Guests for tests, from Debian's packages: a stock kernel, the modules and programs a test names.
 
-    from vmm.lab import fixture
+    from vmm.lab.guest import fixture
 
     guest = fixture.guest(
         kernel="6.12",

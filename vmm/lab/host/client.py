@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vmm.errors import EXIT_SIGNAL_BASE
 from vmm.lab import protocol
 from vmm.lab.host import session
-from vmm.lab.host.host import Host
+from vmm.lab.host.emulated_host import Host
 from vmm.lab.protocol import frame
 from vmm.terminal.raw_mode import Terminal
 

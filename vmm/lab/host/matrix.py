@@ -11,8 +11,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm.errors import HostError, UserError
+from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.gh200 import BDF
-from vmm.lab.host.host import Host
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from vmm.lab.host.host import Host
+    from vmm.lab.host.emulated_host import Host
 
 _LEFT_OUT = ("usr/share/doc", "usr/share/locale", "usr/share/man", "usr/share/lintian")
 

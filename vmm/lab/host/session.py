@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from vmm.errors import HostError, UserError
 from vmm.lab import protocol
 from vmm.lab.host import tree as worktree
-from vmm.lab.host.host import Completed, tail
+from vmm.lab.host.emulated_host import Completed, tail
 from vmm.lab.protocol import frame
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Mapping, Sequence
 
-    from vmm.lab.host.host import Host
+    from vmm.lab.host.emulated_host import Host
 
 _OWN = frozenset(
     ("bin", "dev", "etc", "host", "lib", "lib64", "proc", "run", "sbin", "sys", "usr", "var")
