@@ -34,7 +34,7 @@ def test_a_device_and_its_options(text: str, expected: VfioConfig) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "is not the address of a PCI device; write domain:bus:device.function"),
+        ("", "is not the address of a PCI device; write [domain:]bus:device.function"),
         ("eth0", "'eth0' is not the address of a PCI device"),
         ("01:00.8", "is not the address"),
         ("01:20.0", "is not the address"),
@@ -54,3 +54,14 @@ def test_what_cannot_be_is_said_with_what_can(text: str, said: str) -> None:
 def test_a_device_is_passed_whole_or_in_regions() -> None:
     with pytest.raises(UserError, match=r"--bar 0000:01:00.0: --vfio has all of this device"):
         MachineConfig(image=Path("x"), bars=(BarConfig(BDF, 0),), vfio=(VfioConfig(BDF),))
+
+
+def test_a_device_is_passed_once() -> None:
+    with pytest.raises(UserError, match=r"--vfio 0000:01:00.0: it is there twice"):
+        MachineConfig(image=Path("x"), vfio=(VfioConfig(BDF), VfioConfig("1:0.0")))
+
+
+def test_all_devices_have_one_back_end() -> None:
+    other = VfioConfig("0000:02:00.0", backend="group")
+    with pytest.raises(UserError, match=r"backend=group.*0000:01:00.0 has backend=auto"):
+        MachineConfig(image=Path("x"), vfio=(VfioConfig(BDF), other))

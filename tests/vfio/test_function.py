@@ -7,7 +7,7 @@ import pytest
 from tests.vfio.pci_tree import AUDIO, DISK, GPU, Tree
 from vmm.errors import HostError, UserError
 from vmm.vfio.assignability import check_assignable, check_unused, obstacle, users
-from vmm.vfio.function import Bar, Function, parse_bdf
+from vmm.vfio.function import Bar, Function
 
 RESOURCE = """0x0000000010000000 0x0000000010ffffff 0x0000000000040200
 0x0000000000000000 0x0000000000000000 0x0000000000000000
@@ -16,28 +16,6 @@ RESOURCE = """0x0000000010000000 0x0000000010ffffff 0x0000000000040200
 0x0000000000001000 0x000000000000101f 0x0000000000040101
 0x0000000000000000 0x0000000000000000 0x0000000000000000
 0x0000000011000000 0x000000001107ffff 0x0000000000046200"""
-
-
-@pytest.mark.parametrize(
-    ("text", "bdf"),
-    [
-        ("0000:01:00.0", "0000:01:00.0"),
-        ("01:00.0", "0000:01:00.0"),
-        ("1:0.7", "0000:01:00.7"),
-        ("0009:AB:1f.2", "0009:ab:1f.2"),
-        ("10000:e1:00.0", "10000:e1:00.0"),
-    ],
-)
-def test_addresses_are_made_whole(text: str, bdf: str) -> None:
-    assert parse_bdf(text) == bdf
-
-
-@pytest.mark.parametrize(
-    "text", ["", "01:00", "0000:01:20.0", "01:00.8", "../01:00.0", "1:2:3:4.0", "gpu", "0:1:0.0"]
-)
-def test_malformed_addresses_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"not the address.*such as 0000:01:00\.0"):
-        parse_bdf(text)
 
 
 def test_a_missing_device_is_said(tree: Tree) -> None:

@@ -65,8 +65,8 @@ def list_(context: click.Context, *, as_json: bool, no_open: bool, host: str) ->
 def bind(context: click.Context, bdf: str, driver: str | None, host: str) -> None:
     """Give the device BDF to VFIO."""
     _go(context, host)
+    from vmm.config.bdf import parse_bdf  # noqa: PLC0415
     from vmm.vfio import binding  # noqa: PLC0415
-    from vmm.vfio.function import parse_bdf  # noqa: PLC0415
 
     got = binding.bind(bdf, driver)
     click.echo(f"{parse_bdf(bdf)} has driver {got}")
@@ -79,8 +79,8 @@ def bind(context: click.Context, bdf: str, driver: str | None, host: str) -> Non
 def unbind(context: click.Context, bdf: str, host: str) -> None:
     """Undo what bind did: the device gets back the driver it had, if any."""
     _go(context, host)
+    from vmm.config.bdf import parse_bdf  # noqa: PLC0415
     from vmm.vfio import binding  # noqa: PLC0415
-    from vmm.vfio.function import parse_bdf  # noqa: PLC0415
 
     driver = binding.unbind(bdf)
     click.echo(f"{parse_bdf(bdf)} has {f'driver {driver}' if driver else 'no driver'} again")

@@ -88,10 +88,10 @@ class MachineConfig:
             raise UserError("--memory: a machine has some", "use --memory 512M")
         if self.cmdline is not None and "\0" in self.cmdline:
             raise UserError("--cmdline: it contains a NUL character", "remove it")
-        for bdf in {bar.bdf for bar in self.bars} & {device.bdf for device in self.vfio}:
-            raise UserError(
-                f"--bar {bdf}: --vfio has all of this device", "leave one of the two out"
-            )
+        if self.vfio:
+            from vmm.config.vfio import check_devices  # noqa: PLC0415
+
+            check_devices(self.vfio, self.bars)
         if self.firmware is not None or self.image is None:
             from vmm.config.firmware import check_firmware  # noqa: PLC0415
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
+from vmm.config.bdf import parse_bdf
 from vmm.errors import UserError
 
 
@@ -21,10 +22,7 @@ class BarConfig(NamedTuple):
     cache: str = "auto"
 
 
-BAR: Final = re.compile(
-    r"((?:[0-9a-f]{4,8}:)?[0-9a-f]{1,2}:[0-9a-f]{1,2}\.[0-7]):(\d+)(?:@(\w+))?((?:,.*)?)",
-    re.IGNORECASE,
-)
+BAR: Final = re.compile(r"([^@,]*):(\d+)(?:@(\w+))?((?:,.*)?)")
 CACHE_CHOICES: Final = ("auto", "require", "forbid")
 
 
@@ -48,4 +46,4 @@ def parse_bar(text: str) -> BarConfig:
         address = None if base is None else int(base, 0)
     except ValueError as error:
         raise UserError(f"--bar {text}: {base!r} is not an address", "write 0x...") from error
-    return BarConfig(bdf if bdf.count(":") > 1 else f"0000:{bdf}", int(region), address, cache)
+    return BarConfig(parse_bdf(bdf, "--bar"), int(region), address, cache)

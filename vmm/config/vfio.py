@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm.config.bar import CACHE_CHOICES
+from vmm.config.bdf import parse_bdf
 from vmm.errors import UserError
 
-BDF: Final = re.compile(
-    r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{1,2}):([01]?[0-9a-f])\.([0-7])", re.IGNORECASE
-)
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from vmm.config.bar import BarConfig
+
 BACKENDS: Final = ("auto", "iommufd", "group")
 
 
@@ -34,14 +36,7 @@ class VfioConfig(NamedTuple):
 def parse_vfio(text: str) -> VfioConfig:
     """Return what ``BDF[,cache=...][,rom=...][,bind][,backend=...]`` means. Raises `UserError`."""
     address, *options = text.strip().split(",")
-    match = BDF.fullmatch(address)
-    if match is None:
-        raise UserError(
-            f"--vfio: {address!r} is not the address of a PCI device",
-            "write domain:bus:device.function in hexadecimal, such as 0000:01:00.0",
-        )
-    domain, bus, device, function = (int(part or "0", 16) for part in match.groups())
-    found = VfioConfig(f"{domain:04x}:{bus:02x}:{device:02x}.{function}")
+    found = VfioConfig(parse_bdf(address, "--vfio"))
     for option in options:
         found = _with(found, option, text)
     return found
@@ -62,3 +57,24 @@ def _with(found: VfioConfig, option: str, text: str) -> VfioConfig:
         f"options are cache={'|'.join(CACHE_CHOICES)}, rom=on|off|FILE, bind and "
         f"backend={'|'.join(BACKENDS)}",
     )
+
+
+def check_devices(devices: Sequence[VfioConfig], bars: Iterable[BarConfig]) -> None:
+    """Raise `UserError` if a device is passed twice, or its back end is not that of the others."""
+    whole: set[str] = set()
+    for device in devices:
+        bdf = parse_bdf(device.bdf, "--vfio")
+        if bdf in whole:
+            raise UserError(f"--vfio {bdf}: it is there twice", "leave one out")
+        whole.add(bdf)
+        if device.backend != devices[0].backend:
+            raise UserError(
+                f"--vfio {bdf},backend={device.backend}: all devices share one address "
+                f"space, and {devices[0].bdf} has backend={devices[0].backend}",
+                "say the same of each",
+            )
+    for bar in bars:
+        if (bdf := parse_bdf(bar.bdf, "--bar")) in whole:
+            raise UserError(
+                f"--bar {bdf}: --vfio has all of this device", "leave one of the two out"
+            )

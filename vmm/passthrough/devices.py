@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Final
 from vmm.arm64 import pcie
 from vmm.closeable import Closeable
 from vmm.coherence import dump
-from vmm.errors import UserError
 from vmm.events import Bounded
 from vmm.passthrough.function import PassthroughFunction
 from vmm.passthrough.peers import Peers
@@ -95,7 +94,6 @@ class Passthrough(Closeable):
         self._peers: Peers | None = None
         self._no_dump = False
         self.functions: list[PassthroughFunction] = []
-        _check(configs)
         with ExitStack() as undo:
             undo.callback(self.close)
             for config in configs:
@@ -253,17 +251,3 @@ class Passthrough(Closeable):
         """Give the devices back. No VM may have them. Idempotent."""
         self._cycle.close()
         self._owned.close()
-
-
-def _check(configs: Sequence[VfioConfig]) -> None:
-    seen: set[str] = set()
-    for config in configs:
-        if config.bdf in seen:
-            raise UserError(f"--vfio {config.bdf}: it is there twice", "leave one out")
-        seen.add(config.bdf)
-        if config.backend != configs[0].backend:
-            raise UserError(
-                f"--vfio {config.bdf},backend={config.backend}: all devices share one address "
-                f"space, and {configs[0].bdf} has backend={configs[0].backend}",
-                "say the same of each",
-            )

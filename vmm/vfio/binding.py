@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from vmm.config.bdf import parse_bdf
 from vmm.errors import HostError, UserError
 from vmm.vfio import drivers
 from vmm.vfio.assignability import check_unused
-from vmm.vfio.function import Function, parse_bdf
+from vmm.vfio.function import Function
 from vmm.vfio.host_paths import HOST, HostPaths
 
 if TYPE_CHECKING:

@@ -5,19 +5,15 @@ Source: Documentation/ABI/testing/sysfs-bus-pci, sysfs-kernel-iommu_groups, sysf
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from vmm.config.bdf import parse_bdf
 from vmm.errors import UserError
 from vmm.vfio.host_paths import HOST, HostPaths
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_BDF: Final = re.compile(
-    r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{1,2}):([01]?[0-9a-f])\.([0-7])", re.IGNORECASE
-)
 
 _IORESOURCE_IO: Final = 0x100
 _IORESOURCE_MEM: Final = 0x200
@@ -28,21 +24,6 @@ _IORESOURCE_MEM_64: Final = 0x100000
 _OWN_DMA_LEFT_ALONE: Final = frozenset({"pcieport", "pci-stub", "shpchp"})
 """Drivers that a group may have besides VFIO's: they do no DMA with kernel memory
 (``driver_managed_dma``, drivers/pci/pcie/portdrv.c, drivers/pci/pci-stub.c)."""
-
-
-def parse_bdf(text: str) -> str:
-    """Return the full form of a PCI address: domain:bus:device.function. Raises `UserError`.
-
-    The domain may be left out, as lspci does.
-    """
-    match = _BDF.fullmatch(text.strip())
-    if match is None:
-        raise UserError(
-            f"{text!r} is not the address of a PCI device",
-            "it is [domain:]bus:device.function in hexadecimal, such as 0000:01:00.0",
-        )
-    domain, bus, device, function = (int(part or "0", 16) for part in match.groups())
-    return f"{domain:04x}:{bus:02x}:{device:02x}.{function}"
 
 
 @dataclass(frozen=True)
