@@ -1,5 +1,7 @@
 """The build backend: write cdefs/_native.c from the cdefs, then let setuptools build the project.
 
+The extension is described here and not in pyproject.toml, whose ext-modules take no globs.
+
 Only ``vmm._native`` needs this. It is one abi3 extension, so a wheel serves every CPython from
 3.11 on. Where the compiler finds headers and libraries that are not the build machine's (a cross
 build) is told through CC, CFLAGS and LDFLAGS, as with any C project.
@@ -7,7 +9,11 @@ build) is told through CC, CFLAGS and LDFLAGS, as with any C project.
 
 from __future__ import annotations
 
-from native import emit
+import functools
+import os
+
+import native
+import setuptools
 from setuptools import build_meta as _setuptools
 from setuptools.build_meta import (
     get_requires_for_build_editable,
@@ -31,19 +37,46 @@ __all__ = [
 _Config = dict[str, str | list[str] | None] | None
 
 
+def extension() -> setuptools.Extension:
+    """Describe ``vmm._native``, with all of cdefs: a source distribution holds what is named here.
+
+    Paths are relative to the project's root, where PEP 517 calls the backend.
+    """
+
+    def relative(path: os.PathLike[str]) -> str:
+        return os.path.relpath(path, native.HERE.parent)
+
+    return setuptools.Extension(
+        native.NAME,
+        [relative(path) for path in native.sources()],
+        depends=[relative(path) for path in native.dependencies()],
+        include_dirs=[relative(native.HERE)],
+        extra_compile_args=native.COMPILE,
+        extra_link_args=native.LINK,
+        py_limited_api=True,
+    )
+
+
+def _prepare() -> None:
+    native.emit()
+    # Without a setup.py, setuptools' backend calls setup() without arguments.
+    setup = functools.partial(setuptools.setup, ext_modules=[extension()])
+    setuptools.setup = setup
+
+
 def build_wheel(directory: str, config: _Config = None, metadata: str | None = None) -> str:
     """PEP 517: build a wheel into *directory*."""
-    emit()
+    _prepare()
     return _setuptools.build_wheel(directory, config, metadata)
 
 
 def build_editable(directory: str, config: _Config = None, metadata: str | None = None) -> str:
     """PEP 660: build an editable wheel into *directory*; the extension lands beside vmm/."""
-    emit()
+    _prepare()
     return _setuptools.build_editable(directory, config, metadata)
 
 
 def build_sdist(directory: str, config: _Config = None) -> str:
     """PEP 517: build a source distribution into *directory*."""
-    emit()
+    _prepare()
     return _setuptools.build_sdist(directory, config)

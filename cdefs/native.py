@@ -1,12 +1,25 @@
-"""What goes into ``vmm._native``: the KVM ABI, libfdt, and pyvmm's own C."""
+"""The recipe of ``vmm._native``: the KVM ABI, libfdt and pyvmm's own C, and how they are compiled.
+
+    python cdefs/native.py OUTPUT COMPILER [FLAG...]
+
+builds the extension with a compiler of your choice, a cross compiler for example. It needs this
+directory and cffi, nothing else. `backend.py` builds it with setuptools instead.
+"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 from cffi import FFI
 
+NAME = "vmm._native"
 HERE = Path(__file__).parent
+GENERATED = HERE / "_native.c"
+
+COMPILE = ["-std=gnu11", "-O2", "-Wall", "-Wextra"]
+LINK = ["-l:libfdt.a"]  # static: a wheel needs nothing from the machine
 
 CDEFS = [
     "kvm_capability.cdef.h",
@@ -71,14 +84,40 @@ PREAMBLE = """
 PROTOTYPES = (HERE / "copy.cdef.h").read_text() + (HERE / "map.cdef.h").read_text()
 
 
-def emit() -> None:
-    """Write ``cdefs/_native.c``; compiling it and pyvmm's own C is setuptools' part."""
+def sources() -> list[Path]:
+    """Return every C file of the extension: `GENERATED`, which `emit` writes, and pyvmm's own."""
+    return sorted({GENERATED, *HERE.glob("*.c")})
+
+
+def dependencies() -> list[Path]:
+    """Return what else of this directory the extension is built from: headers, cdefs, Python."""
+    return sorted((*HERE.glob("*.h"), *HERE.glob("*.py"), *HERE.glob("*.md")))
+
+
+def declarations() -> FFI:
+    """Return the cdefs, parsed."""
     ffi = FFI()
     for name in CDEFS:
         ffi.cdef((HERE / name).read_text())
-    ffi.set_source("vmm._native", PREAMBLE + PROTOTYPES)
-    ffi.emit_c_code(str(HERE / "_native.c"))
+    return ffi
+
+
+def emit() -> None:
+    """Write `GENERATED` from the cdefs."""
+    ffi = declarations()
+    ffi.set_source(NAME, PREAMBLE + PROTOTYPES)
+    ffi.emit_c_code(str(GENERATED))
+
+
+def main(output: str, compiler: str, *flags: str) -> int:
+    """Build the extension as the file *output*; return the compiler's exit status."""
+    emit()
+    own = ["-shared", "-fPIC", *COMPILE, f"-I{HERE}"]
+    done = subprocess.run(
+        [compiler, *own, *flags, *map(str, sources()), *LINK, "-o", output], check=False
+    )
+    return done.returncode
 
 
 if __name__ == "__main__":
-    emit()
+    sys.exit(main(*sys.argv[1:]))

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+from backend import extension
 from elftools.elf.elffile import ELFFile
 
 ROOT = Path(__file__).parents[2]
@@ -72,9 +73,9 @@ def check_tags(wheel: Path, machine: str) -> None:
 
 def test_the_extension_is_built_again_when_any_of_its_files_changes() -> None:
     """And they are all in a source distribution."""
-    (extension,) = CONFIGURATION["tool"]["setuptools"]["ext-modules"]
+    described = extension()
     files = {f"cdefs/{path.name}" for path in (ROOT / "cdefs").glob("*.*")}
-    assert files == {*extension["sources"], *extension["depends"]} | {"cdefs/_native.c"}
+    assert files == {*described.sources, *described.depends} | {"cdefs/_native.c"}
 
 
 def test_the_wheel_is_for_any_python_from_3_11_on_and_for_this_glibc(wheel: Path) -> None:

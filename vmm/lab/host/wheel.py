@@ -1,7 +1,7 @@
 """Cross-build ``vmm._native`` for the lab's arm64 hosts.
 
 The compiler is Debian's gcc-aarch64-linux-gnu; the arm64 headers and static libraries come from
-Debian's packages, unpacked into the cache. What to compile and how is read from pyproject.toml.
+Debian's packages, unpacked into the cache. What to compile and how is cdefs/native.py's to say.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
-import tomllib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmm.errors import HostError
 from vmm.lab import cache, command
@@ -62,7 +61,7 @@ def extension(tree: Path) -> Path:
         )
     content = hashlib.sha256()
     inputs = _inputs(tree)
-    for path in (*inputs, tree / "pyproject.toml"):
+    for path in inputs:
         content.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
     where = cache.root() / "native" / content.hexdigest()[:16]
 
@@ -75,30 +74,16 @@ def extension(tree: Path) -> Path:
             cdefs.mkdir(parents=True)
             for path in inputs:
                 shutil.copyfile(path, cdefs / path.name)
-            command.run([sys.executable, "cdefs/native.py"], cwd=temporary)
-            what = _recipe(tree)
             command.run(
                 [
-                    COMPILER,
-                    "-shared",
-                    "-fPIC",
-                    *what.get("extra-compile-args", ()),
-                    *(f"-I{path}" for path in what.get("include-dirs", ())),
-                    *compiling,
-                    *what["sources"],
-                    *linking,
-                    *what.get("extra-link-args", ()),
-                    "-o",
+                    sys.executable,
+                    "cdefs/native.py",
                     "_native.abi3.so",
+                    COMPILER,
+                    *compiling,
+                    *linking,
                 ],
                 cwd=temporary,
             )
 
     return cache.entry(where, build) / "_native.abi3.so"
-
-
-def _recipe(tree: Path) -> dict[str, Any]:
-    """Return pyproject.toml's description of the extension."""
-    project = tomllib.loads((tree / "pyproject.toml").read_text())
-    recipes: list[dict[str, Any]] = project["tool"]["setuptools"]["ext-modules"]
-    return recipes[0]
