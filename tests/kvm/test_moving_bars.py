@@ -21,7 +21,7 @@ from vmm.pci.bar import Bar, Space
 from vmm.pci.function import Identity, PciFunction
 from vmm.pci.host import PciHost
 from vmm.pci.window import memory
-from vmm.virtio.transport.pci import Notification
+from vmm.virtio.notify import Ioeventfd
 
 pytestmark = pytest.mark.kvm
 Start = Callable[..., Tiny]
@@ -87,7 +87,7 @@ def test_doorbells_ring_where_the_bar_is_and_nowhere_else(tiny: Start, eventfd: 
     guest = tiny(*program)
     made = Function()
     running: list[Vm | None] = [guest.vm]
-    bells = BarIoeventfds([Notification(OFFSET, eventfd)], lambda: running[0])
+    bells = BarIoeventfds([Ioeventfd(OFFSET, 2, eventfd)], lambda: running[0])
     made.bar.on_map, made.bar.on_unmap = bells.on_map, bells.on_unmap
     at = MmioWrite(DEVICE + OFFSET, 2, 7)
     there = MmioWrite(DEVICE + second + OFFSET, 2, 8)
@@ -122,7 +122,7 @@ def test_doorbells_that_kvm_refuses_are_all_taken_back(tiny: Start, eventfd: int
     guest.vm.ioeventfd(DEVICE + OFFSET + 4, 2, eventfd)
     made = Function()
     bells = BarIoeventfds(
-        [Notification(OFFSET, eventfd), Notification(OFFSET + 4, eventfd)], lambda: guest.vm
+        [Ioeventfd(OFFSET, 2, eventfd), Ioeventfd(OFFSET + 4, 2, eventfd)], lambda: guest.vm
     )
     made.bar.on_map, made.bar.on_unmap = bells.on_map, bells.on_unmap
     made.place(DEVICE)

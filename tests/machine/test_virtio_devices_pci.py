@@ -36,7 +36,10 @@ class FakeVm:
         self.irqfds: dict[int, int] = {}
         self.routes: list[MsiRoute | PinRoute] = []
 
-    def ioeventfd(self, address: int, length: int, fd: int, *, deassign: bool = False) -> None:
+    def ioeventfd(
+        self, address: int, length: int, fd: int, *, datamatch: None, deassign: bool = False
+    ) -> None:
+        assert datamatch is None, "each queue has an address of its own"
         if deassign:
             assert self.ioeventfds.pop((address, length)) == fd
         else:

@@ -14,8 +14,7 @@ from tests.virtio.ring_driver import BASE, Memory, SplitDriver
 from vmm.virtio import device as virtio
 from vmm.virtio.device import QueueSlot
 from vmm.virtio.queue import Queue
-from vmm.virtio.transport.mmio import MmioTransport
-from vmm.virtio.transport.pci import PciTransport
+from vmm.virtio.transport.registers import CommonRegisters
 
 GOOD, BAD = 0, 0xFFFF
 """A queue that is there, and one that is not."""
@@ -47,9 +46,9 @@ def test_a_queue_selected_meanwhile_is_no_error_over_mmio(
 ) -> None:
     driver.negotiate(virtio.F_RING_RESET)
     for register in set(REGISTERS) - {"Status", "Config"}:
-        torn(MmioTransport, "_selected", first, BAD - first)
+        torn(CommonRegisters, "selected", first, BAD - first)
         driver.load(register)
-        torn(MmioTransport, "_selected", first, BAD - first)
+        torn(CommonRegisters, "selected", first, BAD - first)
         driver.store(register, 1)
 
 
@@ -60,9 +59,9 @@ def test_a_queue_selected_meanwhile_is_no_error_over_pci(
     driver = PciDriver(Echo(memory, events))
     driver.negotiate(virtio.F_RING_RESET)
     for register in set(FIELDS) - {"device_status"}:
-        torn(PciTransport, "_selected", first, BAD - first)
+        torn(CommonRegisters, "selected", first, BAD - first)
         driver.load(register)
-        torn(PciTransport, "_selected", first, BAD - first)
+        torn(CommonRegisters, "selected", first, BAD - first)
         driver.store(register, 1)
     driver.transport.close()
 

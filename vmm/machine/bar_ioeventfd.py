@@ -5,31 +5,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm.kvm.fd import KvmError
-from vmm.virtio.transport.pci import NOTIFY_WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm.kvm.vm import Vm
-    from vmm.virtio.transport.pci import Notification
+    from vmm.virtio.notify import Ioeventfd
 
 
 class BarIoeventfds:
-    """The ioeventfds of *bells* in the VM that *vm* returns; none while it returns None."""
+    """The *ioeventfds* of a BAR in the VM that *vm* returns; none while it returns None."""
 
-    def __init__(self, bells: Sequence[Notification], vm: Callable[[], Vm | None]) -> None:
-        self._bells = bells
+    def __init__(self, ioeventfds: Sequence[Ioeventfd], vm: Callable[[], Vm | None]) -> None:
+        self._ioeventfds = ioeventfds
         self._vm = vm
-        self._there: list[tuple[int, int]] = []
+        self._there: list[Ioeventfd] = []
+        """What KVM has now; offsets are addresses."""
 
     def on_map(self, base: int) -> None:
         """Have KVM do them at *base*. Raises `KvmError`; then it does none, and all trap."""
         if (vm := self._vm()) is None:
             return
         try:
-            for bell in self._bells:
-                vm.ioeventfd(base + bell.offset, NOTIFY_WIDTH, bell.fd)
-                self._there.append((base + bell.offset, bell.fd))
+            for each in self._ioeventfds:
+                address = base + each.offset
+                vm.ioeventfd(address, each.width, each.fd, datamatch=each.datamatch)
+                self._there.append(each._replace(offset=address))
         except KvmError:
             self.on_unmap()
             raise
@@ -38,6 +39,6 @@ class BarIoeventfds:
         """Have KVM do none any more; if the VM has gone, it has gone with them."""
         vm = self._vm()
         while self._there:
-            address, fd = self._there.pop()
+            address, width, fd, datamatch = self._there.pop()
             if vm is not None:
-                vm.ioeventfd(address, NOTIFY_WIDTH, fd, deassign=True)
+                vm.ioeventfd(address, width, fd, datamatch=datamatch, deassign=True)

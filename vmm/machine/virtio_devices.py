@@ -212,9 +212,9 @@ class VirtioDevices(Closeable):
             transport = undo.enter_context(PciTransport(device, msis))
             root.attach(transport, msis)
             undo.pop_all()
-        doorbells = BarIoeventfds(transport.doorbells(), lambda: root.vm)
+        ioeventfds = BarIoeventfds(transport.ioeventfds(), lambda: root.vm)
         for bar in transport.bars:
-            bar.on_map, bar.on_unmap = doorbells.on_map, doorbells.on_unmap
+            bar.on_map, bar.on_unmap = ioeventfds.on_map, ioeventfds.on_unmap
         return transport.readers()
 
     def _plug_into_slot(self, device: VirtioDevice) -> None:
@@ -230,9 +230,8 @@ class VirtioDevices(Closeable):
     def connect(self, vm: Vm) -> None:
         """Have *vm* do notifications and interrupts. Once its GIC is there; raises `KvmError`."""
         for slot, transport in enumerate(self._transports):
-            for bell in transport.doorbells():
-                address = layout.virtio(slot) + bell.offset
-                vm.ioeventfd(address, 4, bell.fd, datamatch=bell.value)
+            for offset, width, fd, datamatch in transport.ioeventfds():
+                vm.ioeventfd(layout.virtio(slot) + offset, width, fd, datamatch=datamatch)
             # KVM routes interrupt n to SPI n until told otherwise.
             vm.irqfd(transport.interrupt.fileno(), layout.SPI_VIRTIO + slot)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.closeable import Closeable
@@ -89,3 +89,15 @@ class Interrupt(EventFd):
         """Close it; from now on only the status is kept. Idempotent."""
         self.c.eventfd = -1  # the number may soon be another file's
         super().close()
+
+
+class Ioeventfd(NamedTuple):
+    """A store that KVM can take: of *width* bytes at *offset*; it adds one to eventfd *fd*.
+
+    *datamatch* is the only value that counts; None: any does. See `vmm.kvm.vm.Vm.ioeventfd`.
+    """
+
+    offset: int
+    width: int
+    fd: int
+    datamatch: int | None = None

@@ -17,8 +17,9 @@ from tests.virtio.ring_driver import BASE, BUFFERS, KINDS, Buffer, Memory, Packe
 from vmm.events import COMPLAINTS
 from vmm.virtio import device as virtio
 from vmm.virtio import status
+from vmm.virtio.notify import Ioeventfd
 from vmm.virtio.queue import Areas
-from vmm.virtio.transport.mmio import SIZE, Notification
+from vmm.virtio.transport.mmio import SIZE
 
 A, D, OK, LIVE = status.ACKNOWLEDGE, status.DRIVER, status.FEATURES_OK, status.DRIVER_OK
 
@@ -343,9 +344,10 @@ def test_two_queues_are_served_each_by_its_own_doorbell(driver: MmioDriver, memo
 
 def test_kvm_can_have_the_doorbells(driver: MmioDriver, echo: Echo) -> None:
     fds = [slot.doorbell.fileno() for slot in echo.slots]
-    *bells, acknowledgement = driver.transport.doorbells()
-    assert bells == [Notification(0x50, 0, fds[0]), Notification(0x50, 1, fds[1])]
-    assert acknowledgement[:2] == (REGISTERS["InterruptACK"], USED)
+    *bells, acknowledgement = driver.transport.ioeventfds()
+    assert bells == [Ioeventfd(0x50, 4, fds[0], 0), Ioeventfd(0x50, 4, fds[1], 1)]
+    assert acknowledgement.offset == REGISTERS["InterruptACK"]
+    assert (acknowledgement.width, acknowledgement.datamatch) == (4, USED)
     assert acknowledgement.fd not in fds
 
 

@@ -25,7 +25,6 @@ from tests.virtio.ring_driver import BASE, BUFFERS, KINDS, Buffer, Memory, Packe
 from vmm.virtio import device as virtio
 from vmm.virtio import status
 from vmm.virtio.queue import Areas
-from vmm.virtio.transport.pci import NOTIFY_WIDTH
 
 A, D, OK, LIVE = status.ACKNOWLEDGE, status.DRIVER, status.FEATURES_OK, status.DRIVER_OK
 
@@ -223,13 +222,13 @@ def test_each_queue_has_its_own_notification_address(driver: PciDriver, memory: 
     echo_once(driver, second, 1)
     echo_once(driver, first, 0)
     before = [slot.doorbell.fileno() for slot in driver.device.slots]
-    bells = driver.transport.doorbells()
+    bells = driver.transport.ioeventfds()
     assert [bell.fd for bell in bells] == before
     for index, bell in enumerate(bells):
         driver.store("queue_select", index)
         offset = driver.load("queue_notify_off") * driver.multiplier
         assert bell.offset == driver.parts[NOTIFY][0] + offset
-    assert NOTIFY_WIDTH == 2
+        assert (bell.width, bell.datamatch) == (2, None)
     driver.bus.mmio.write(driver.address(NOTIFY, 1), 2, 0)
     driver.bus.mmio.write(driver.address(NOTIFY, 0x800), 2, 0)
     assert driver.bus.mmio.read(driver.address(NOTIFY), 2) == 0

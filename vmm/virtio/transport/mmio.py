@@ -4,7 +4,7 @@
     0x100  the device's own configuration
 
 What the driver stores to QueueNotify, and the interrupt, have eventfds that KVM can take over
-(`doorbells`, `interrupt`): then neither costs an exit. The interrupt is an edge: it is raised
+(`ioeventfds`, `interrupt`): then neither costs an exit. The interrupt is an edge: it is raised
 anew for each reason. From DRIVER_OK to reset, InterruptStatus says that chains may have been
 used: whoever used some, be it the kernel or another process, has only the eventfd to write, and
 to acknowledge that bit is to do nothing. InterruptStatus remembers a change of configuration.
@@ -12,18 +12,19 @@ to acknowledge that bit is to do nothing. InterruptStatus remembers a change of 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from vmm._native import lib
 from vmm.closeable import Closeable
-from vmm.virtio import device as virtio
 from vmm.virtio import status
-from vmm.virtio.notify import CONFIG, USED, EventFd, Interrupt
+from vmm.virtio.notify import CONFIG, USED, EventFd, Interrupt, Ioeventfd
+from vmm.virtio.transport.registers import HALVES, CommonRegisters, Fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.virtio.device import QueueSlot, VirtioDevice
+    from vmm.virtio.device import VirtioDevice
 
 SIZE: Final = 0x200
 """Bytes of guest physical address space: enough for every configuration there is."""
@@ -35,26 +36,21 @@ VENDOR: Final = int.from_bytes(b"pyvm", "little")
 QUEUE_RESET: Final = 0x0C0
 """QueueReset (4.2.2), which <linux/virtio_mmio.h> lacks."""
 
+WIDTH: Final = 4
+"""Bytes of each register: an access of another size is not one (4.2.2.2)."""
+
 NOWHERE: Final = 0xFFFF_FFFF
 """Half of the length and of the base of a shared memory region that is not there (4.2.2)."""
 
-ADDRESSES: Final = {
-    lib.VIRTIO_MMIO_QUEUE_DESC_LOW: ("descriptors", 0),
-    lib.VIRTIO_MMIO_QUEUE_DESC_HIGH: ("descriptors", 32),
-    lib.VIRTIO_MMIO_QUEUE_AVAIL_LOW: ("driver", 0),
-    lib.VIRTIO_MMIO_QUEUE_AVAIL_HIGH: ("driver", 32),
-    lib.VIRTIO_MMIO_QUEUE_USED_LOW: ("device", 0),
-    lib.VIRTIO_MMIO_QUEUE_USED_HIGH: ("device", 32),
-}
-"""Which half of which address a register is."""
-
-
-class Notification(NamedTuple):
-    """A store of *value*, four bytes, at *offset* rings the doorbell *fd*."""
-
-    offset: int
-    value: int
-    fd: int
+ADDRESSES: Final = (
+    lib.VIRTIO_MMIO_QUEUE_DESC_LOW,
+    lib.VIRTIO_MMIO_QUEUE_DESC_HIGH,
+    lib.VIRTIO_MMIO_QUEUE_AVAIL_LOW,
+    lib.VIRTIO_MMIO_QUEUE_AVAIL_HIGH,
+    lib.VIRTIO_MMIO_QUEUE_USED_LOW,
+    lib.VIRTIO_MMIO_QUEUE_USED_HIGH,
+)
+"""The registers of a queue's addresses, in the order of `HALVES`."""
 
 
 class MmioTransport(Closeable):
@@ -69,8 +65,7 @@ class MmioTransport(Closeable):
         self._unheard = EventFd()
         """What KVM signals instead of an exit for what needs nothing done."""
         device.interrupts = self
-        self._device_word = self._driver_word = 0
-        self._selected = 0
+        self._common = common = CommonRegisters(device)
         constant = {
             lib.VIRTIO_MMIO_MAGIC_VALUE: MAGIC,
             lib.VIRTIO_MMIO_VERSION: VERSION,
@@ -81,103 +76,69 @@ class MmioTransport(Closeable):
             lib.VIRTIO_MMIO_SHM_BASE_LOW: NOWHERE,
             lib.VIRTIO_MMIO_SHM_BASE_HIGH: NOWHERE,
         }
-        self._loads: dict[int, Callable[[], int]] = {
+        loads: dict[int, Callable[[], int]] = {
             **{offset: (lambda value=value: value) for offset, value in constant.items()},  # type: ignore[misc]
-            lib.VIRTIO_MMIO_DEVICE_FEATURES: lambda: device.features(self._device_word),
+            lib.VIRTIO_MMIO_DEVICE_FEATURES: common.offered,
             lib.VIRTIO_MMIO_QUEUE_NUM_MAX: self._size_max,
-            lib.VIRTIO_MMIO_QUEUE_READY: self._ready,
+            lib.VIRTIO_MMIO_QUEUE_READY: common.ready,
             lib.VIRTIO_MMIO_INTERRUPT_STATUS: lambda: self.interrupt.status,
             lib.VIRTIO_MMIO_STATUS: lambda: device.status,
             lib.VIRTIO_MMIO_CONFIG_GENERATION: lambda: device.generation & 0xFFFF_FFFF,
         }
-        self._stores: dict[int, Callable[[int], None]] = {
-            lib.VIRTIO_MMIO_DEVICE_FEATURES_SEL: self._select_device_word,
-            lib.VIRTIO_MMIO_DRIVER_FEATURES_SEL: self._select_driver_word,
-            lib.VIRTIO_MMIO_DRIVER_FEATURES: lambda bits: device.accept(self._driver_word, bits),
-            lib.VIRTIO_MMIO_QUEUE_SEL: self._select,
-            lib.VIRTIO_MMIO_QUEUE_NUM: self._set_size,
+        stores: dict[int, Callable[[int], object]] = {
+            lib.VIRTIO_MMIO_DEVICE_FEATURES_SEL: common.select_device_word,
+            lib.VIRTIO_MMIO_DRIVER_FEATURES_SEL: common.select_driver_word,
+            lib.VIRTIO_MMIO_DRIVER_FEATURES: common.accept,
+            lib.VIRTIO_MMIO_QUEUE_SEL: common.select_queue,
+            lib.VIRTIO_MMIO_QUEUE_NUM: common.set_size,
             lib.VIRTIO_MMIO_QUEUE_READY: self._set_ready,
-            lib.VIRTIO_MMIO_QUEUE_NOTIFY: self._notify,
+            lib.VIRTIO_MMIO_QUEUE_NOTIFY: common.notify,
             lib.VIRTIO_MMIO_INTERRUPT_ACK: self.interrupt.acknowledge,
             lib.VIRTIO_MMIO_STATUS: self._set_status,
             QUEUE_RESET: self._reset_queue,
+            **{
+                register: partial(common.set_address, *half)
+                for register, half in zip(ADDRESSES, HALVES, strict=True)
+            },
         }
+        self._registers = Fields(
+            {(offset, WIDTH): load for offset, load in loads.items()},
+            {(offset, WIDTH): store for offset, store in stores.items()},
+        )
 
     # The bus's side
 
     def read(self, offset: int, size: int) -> int:
-        """Return a register, or configuration."""
+        """Return a register, or *size* bytes of the device's configuration."""
         if offset >= lib.VIRTIO_MMIO_CONFIG:
             return self.device.read_config(offset - lib.VIRTIO_MMIO_CONFIG, size)
-        load = self._loads.get(offset) if size == 4 else None
-        return load() if load is not None else 0
+        return self._registers.read(offset, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Take what the driver stored."""
+        """Store *value* to a register, or to the device's configuration."""
         if offset >= lib.VIRTIO_MMIO_CONFIG:
             data = value.to_bytes(size, "little")
             self.device.write_config(offset - lib.VIRTIO_MMIO_CONFIG, data)
-        elif size == 4:
-            if offset in ADDRESSES:
-                self._set_address(offset, value)
-            elif (store := self._stores.get(offset)) is not None:
-                store(value)
-
-    def _select_device_word(self, word: int) -> None:
-        self._device_word = word
-
-    def _select_driver_word(self, word: int) -> None:
-        self._driver_word = word
-
-    def _select(self, index: int) -> None:
-        self._selected = index
-
-    def _slot(self) -> QueueSlot | None:
-        """Return the selected queue, if there is one."""
-        slots, selected = self.device.slots, self._selected
-        return slots[selected] if selected < len(slots) else None
+        else:
+            self._registers.write(offset, size, value)
 
     def _size_max(self) -> int:
-        slot = self._slot()
+        slot = self._common.slot()
         return 0 if slot is None else slot.size_max
 
-    def _ready(self) -> int:
-        slot = self._slot()
-        return 0 if slot is None or slot.queue is None else 1
-
-    def _set_size(self, size: int) -> None:
-        selected = self._selected
-        if selected < len(self.device.slots):
-            self.device.set_size(selected, size)
-
-    def _set_address(self, offset: int, value: int) -> None:
-        selected = self._selected
-        if selected < len(self.device.slots):
-            self.device.set_address(selected, *ADDRESSES[offset], value)
-
     def _set_ready(self, ready: int) -> None:
-        index = self._selected
-        if index < len(self.device.slots):
-            if ready & 1:
-                self.device.enable_queue(index)
-            else:
-                self.device.reset_queue(index)
+        if ready & 1:
+            self._common.enable()
+        else:
+            self._common.disable()
 
     def _reset_queue(self, value: int) -> None:
-        # Done when the store is: so both QueueReset and QueueReady read 0 from then on.
-        selected = self._selected
-        agreed = self.device.accepted & virtio.F_RING_RESET
-        if value & 1 and agreed and selected < len(self.device.slots):
-            self.device.reset_queue(selected)
-
-    def _notify(self, index: int) -> None:
-        """Do what KVM does for us, if it was asked to."""
-        if index < len(self.device.slots):
-            self.device.slots[index].doorbell.ring()
+        if value & 1:
+            self._common.reset_queue()
 
     def _set_status(self, value: int) -> None:
         if value == 0:
-            self._device_word = self._driver_word = self._selected = 0
+            self._common.reset()
         if value & status.DRIVER_OK:
             self.interrupt.stand(USED)  # before any queue starts
         self.device.write_status(value)
@@ -202,14 +163,14 @@ class MmioTransport(Closeable):
 
     # The machine's side
 
-    def doorbells(self) -> list[Notification]:
+    def ioeventfds(self) -> list[Ioeventfd]:
         """Return the stores that KVM can take: notifications, and the commonest acknowledgement."""
         return [
             *(
-                Notification(lib.VIRTIO_MMIO_QUEUE_NOTIFY, index, slot.doorbell.fileno())
+                Ioeventfd(lib.VIRTIO_MMIO_QUEUE_NOTIFY, WIDTH, slot.doorbell.fileno(), index)
                 for index, slot in enumerate(self.device.slots)
             ),
-            Notification(lib.VIRTIO_MMIO_INTERRUPT_ACK, USED, self._unheard.fileno()),
+            Ioeventfd(lib.VIRTIO_MMIO_INTERRUPT_ACK, WIDTH, self._unheard.fileno(), USED),
         ]
 
     def reset(self) -> None:

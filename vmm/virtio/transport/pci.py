@@ -6,14 +6,14 @@
             0x3000  notification, four bytes a queue
             0x4000  MSI-X table, 0x5000 its pending bits
 
-Notifications have eventfds that KVM can take over (`doorbells`), as have the interrupts (see
+Notifications have eventfds that KVM can take over (`ioeventfds`), as have the interrupts (see
 `vmm.virtio.transport.pci_interrupts`).
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from vmm._native import lib
 from vmm.bus import MmioBus
@@ -21,13 +21,14 @@ from vmm.pci import capability
 from vmm.pci.bar import Bar
 from vmm.pci.function import INTA, Identity, PciFunction
 from vmm.pci.msix import Msix
-from vmm.virtio import device as virtio
+from vmm.virtio.notify import Ioeventfd
 from vmm.virtio.transport.pci_interrupts import NO_VECTOR, PciInterrupts
+from vmm.virtio.transport.registers import HALVES, CommonRegisters, Fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vmm.virtio.device import QueueSlot, VirtioDevice
+    from vmm.virtio.device import VirtioDevice
     from vmm.virtio.transport.pci_interrupts import Vectors
 
 VENDOR: Final = 0x1AF4
@@ -56,22 +57,15 @@ NOTIFY_WIDTH: Final = 2
 
 VECTORS_MAX: Final = PART // lib.PCI_MSIX_ENTRY_SIZE
 
-ADDRESSES: Final = {
-    lib.VIRTIO_PCI_COMMON_Q_DESCLO: ("descriptors", 0),
-    lib.VIRTIO_PCI_COMMON_Q_DESCHI: ("descriptors", 32),
-    lib.VIRTIO_PCI_COMMON_Q_AVAILLO: ("driver", 0),
-    lib.VIRTIO_PCI_COMMON_Q_AVAILHI: ("driver", 32),
-    lib.VIRTIO_PCI_COMMON_Q_USEDLO: ("device", 0),
-    lib.VIRTIO_PCI_COMMON_Q_USEDHI: ("device", 32),
-}
-"""Which half of which address a field is."""
-
-
-class Notification(NamedTuple):
-    """A store of `NOTIFY_WIDTH` bytes, *offset* into BAR 0, rings the doorbell *fd*."""
-
-    offset: int
-    fd: int
+ADDRESSES: Final = (
+    lib.VIRTIO_PCI_COMMON_Q_DESCLO,
+    lib.VIRTIO_PCI_COMMON_Q_DESCHI,
+    lib.VIRTIO_PCI_COMMON_Q_AVAILLO,
+    lib.VIRTIO_PCI_COMMON_Q_AVAILHI,
+    lib.VIRTIO_PCI_COMMON_Q_USEDLO,
+    lib.VIRTIO_PCI_COMMON_Q_USEDHI,
+)
+"""The fields of a queue's addresses, in the order of `HALVES`."""
 
 
 class PciTransport(PciFunction):
@@ -89,7 +83,7 @@ class PciTransport(PciFunction):
             DEVICE_BASE + device.device_id,
         )
         super().__init__(device.name, identity, [Bar(0, SIZE, self._bar)], pin=INTA)
-        self._device_word = self._driver_word = self._selected = 0
+        self._common = CommonRegisters(device)
         queues = len(device.slots)
         count = min(queues + 1, VECTORS_MAX)
         self._config_source = queues
@@ -130,106 +124,65 @@ class PciTransport(PciFunction):
             self._bar.attach(offset, size, device)
 
     def _add_registers(self) -> None:
-        common = Registers(
+        common = self._common
+        halves = tuple(zip(ADDRESSES, HALVES, strict=True))
+        fields = Fields(
             {
-                (lib.VIRTIO_PCI_COMMON_DFSELECT, 4): lambda: self._device_word,
-                (lib.VIRTIO_PCI_COMMON_DF, 4): lambda: self.device.features(self._device_word),
-                (lib.VIRTIO_PCI_COMMON_GFSELECT, 4): lambda: self._driver_word,
-                (lib.VIRTIO_PCI_COMMON_GF, 4): self._accepted,
+                (lib.VIRTIO_PCI_COMMON_DFSELECT, 4): lambda: common.device_word,
+                (lib.VIRTIO_PCI_COMMON_DF, 4): common.offered,
+                (lib.VIRTIO_PCI_COMMON_GFSELECT, 4): lambda: common.driver_word,
+                (lib.VIRTIO_PCI_COMMON_GF, 4): common.accepted,
                 (lib.VIRTIO_PCI_COMMON_MSIX, 2): lambda: self.interrupts.assigned[-1],
                 (lib.VIRTIO_PCI_COMMON_NUMQ, 2): lambda: len(self.device.slots),
                 (lib.VIRTIO_PCI_COMMON_STATUS, 1): lambda: self.device.status,
                 (lib.VIRTIO_PCI_COMMON_CFGGENERATION, 1): lambda: self.device.generation & 0xFF,
-                (lib.VIRTIO_PCI_COMMON_Q_SELECT, 2): lambda: self._selected,
-                (lib.VIRTIO_PCI_COMMON_Q_SIZE, 2): lambda: self._of_slot("size") & 0xFFFF,
+                (lib.VIRTIO_PCI_COMMON_Q_SELECT, 2): lambda: common.selected,
+                (lib.VIRTIO_PCI_COMMON_Q_SIZE, 2): self._size,
                 (lib.VIRTIO_PCI_COMMON_Q_MSIX, 2): self._queue_vector,
-                (lib.VIRTIO_PCI_COMMON_Q_ENABLE, 2): lambda: int(bool(self._of_slot("queue"))),
-                (lib.VIRTIO_PCI_COMMON_Q_NOFF, 2): lambda: self._selected if self._slot() else 0,
-                **{(field, 4): partial(self._address, field) for field in ADDRESSES},
+                (lib.VIRTIO_PCI_COMMON_Q_ENABLE, 2): common.ready,
+                (lib.VIRTIO_PCI_COMMON_Q_NOFF, 2): lambda: common.queue() or 0,
+                **{(field, 4): partial(common.address, *half) for field, half in halves},
             },
             {
-                (lib.VIRTIO_PCI_COMMON_DFSELECT, 4): self._select_device_word,
-                (lib.VIRTIO_PCI_COMMON_GFSELECT, 4): self._select_driver_word,
-                (lib.VIRTIO_PCI_COMMON_GF, 4): self._accept,
+                (lib.VIRTIO_PCI_COMMON_DFSELECT, 4): common.select_device_word,
+                (lib.VIRTIO_PCI_COMMON_GFSELECT, 4): common.select_driver_word,
+                (lib.VIRTIO_PCI_COMMON_GF, 4): common.accept,
                 (lib.VIRTIO_PCI_COMMON_MSIX, 2): self._set_config_vector,
                 (lib.VIRTIO_PCI_COMMON_STATUS, 1): self._set_status,
-                (lib.VIRTIO_PCI_COMMON_Q_SELECT, 2): self._select,
-                (lib.VIRTIO_PCI_COMMON_Q_SIZE, 2): self._set_size,
+                (lib.VIRTIO_PCI_COMMON_Q_SELECT, 2): common.select_queue,
+                (lib.VIRTIO_PCI_COMMON_Q_SIZE, 2): common.set_size,
                 (lib.VIRTIO_PCI_COMMON_Q_MSIX, 2): self._set_queue_vector,
                 (lib.VIRTIO_PCI_COMMON_Q_ENABLE, 2): self._enable,
                 (lib.VIRTIO_PCI_COMMON_Q_RESET, 2): self._reset_queue,
-                **{(field, 4): partial(self._set_address, field) for field in ADDRESSES},
+                **{(field, 4): partial(common.set_address, *half) for field, half in halves},
             },
         )
-        self._bar.attach(COMMON, PART, common)
-        self._bar.attach(ISR, PART, Registers({(0, 1): self.interrupts.take_isr}, {}))
+        self._bar.attach(COMMON, PART, fields)
+        self._bar.attach(ISR, PART, Fields({(0, 1): self.interrupts.take_isr}, {}))
         self._bar.attach(DEVICE, PART, DeviceConfiguration(self.device))
-        self._bar.attach(NOTIFY, PART, Notify(self.device))
+        self._bar.attach(NOTIFY, PART, Notify(common))
 
     # Common configuration (4.1.4.3)
 
-    def _select_device_word(self, word: int) -> None:
-        self._device_word = word
-
-    def _select_driver_word(self, word: int) -> None:
-        self._driver_word = word
-
-    def _select(self, index: int) -> None:
-        self._selected = index
-
-    def _accepted(self) -> int:
-        word = self._driver_word
-        return self.device.accepted >> 32 * word & 0xFFFF_FFFF if word < 4 else 0
-
-    def _accept(self, bits: int) -> None:
-        self.device.accept(self._driver_word, bits)
-
-    def _slot(self) -> QueueSlot | None:
-        """Return the selected queue, if there is one."""
-        slots, selected = self.device.slots, self._selected
-        return slots[selected] if selected < len(slots) else None
-
-    def _of_slot(self, name: str) -> int:
-        slot = self._slot()
-        return 0 if slot is None else getattr(slot, name)
-
-    def _set_size(self, size: int) -> None:
-        selected = self._selected
-        if selected < len(self.device.slots):
-            self.device.set_size(selected, size)
-
-    def _address(self, field: int) -> int:
-        name, shift = ADDRESSES[field]
-        slot = self._slot()
-        return 0 if slot is None else getattr(slot.areas, name) >> shift & 0xFFFF_FFFF
-
-    def _set_address(self, field: int, value: int) -> None:
-        selected = self._selected
-        if selected < len(self.device.slots):
-            self.device.set_address(selected, *ADDRESSES[field], value)
+    def _size(self) -> int:
+        slot = self._common.slot()
+        return 0 if slot is None else slot.size & 0xFFFF
 
     def _enable(self, value: int) -> None:
-        selected = self._selected
-        if value == 1 and selected < len(self.device.slots):  # 0 is not to be written
-            self.device.enable_queue(selected)
+        if value == 1:  # the driver must not write 0 (4.1.4.3.2)
+            self._common.enable()
 
     def _reset_queue(self, value: int) -> None:
-        # Done when the store is: so both queue_reset and queue_enable read 0 from then on.
-        selected = self._selected
-        agreed = self.device.accepted & virtio.F_RING_RESET
-        if value == 1 and agreed and selected < len(self.device.slots):
-            self.device.reset_queue(selected)
-            self.interrupts.assign(selected, NO_VECTOR)
+        if value == 1 and (index := self._common.reset_queue()) is not None:
+            self.interrupts.assign(index, NO_VECTOR)
 
     def _queue_vector(self) -> int:
-        selected = self._selected
-        known = selected < len(self.device.slots)
-        return self.interrupts.assigned[selected] if known else NO_VECTOR
+        index = self._common.queue()
+        return NO_VECTOR if index is None else self.interrupts.assigned[index]
 
     def _set_queue_vector(self, vector: int) -> None:
-        selected = self._selected
-        if selected < len(self.device.slots):
-            self.interrupts.assign(selected, vector)
+        if (index := self._common.queue()) is not None:
+            self.interrupts.assign(index, vector)
 
     def _set_config_vector(self, vector: int) -> None:
         self.interrupts.assign(self._config_source, vector)
@@ -237,7 +190,7 @@ class PciTransport(PciFunction):
     def _set_status(self, value: int) -> None:
         self.device.write_status(value)
         if value == 0:
-            self._device_word = self._driver_word = self._selected = 0
+            self._common.reset()
             self.interrupts.forget()
 
     # The host bridge's side
@@ -286,10 +239,10 @@ class PciTransport(PciFunction):
 
     # The machine's side
 
-    def doorbells(self) -> list[Notification]:
-        """Return what KVM can do of notifications."""
+    def ioeventfds(self) -> list[Ioeventfd]:
+        """Return the stores that KVM can take: notifications; offsets are into BAR 0."""
         return [
-            Notification(NOTIFY + NOTIFY_STEP * index, slot.doorbell.fileno())
+            Ioeventfd(NOTIFY + NOTIFY_STEP * index, NOTIFY_WIDTH, slot.doorbell.fileno())
             for index, slot in enumerate(self.device.slots)
         ]
 
@@ -302,29 +255,6 @@ class PciTransport(PciFunction):
         """Close the device and the interrupts. No VM and no loop may have them. Idempotent."""
         self.device.close()
         self.interrupts.close()
-
-
-class Registers:
-    """Fields, by offset and size; what is accessed otherwise reads as zero and is dropped."""
-
-    def __init__(
-        self,
-        loads: dict[tuple[int, int], Callable[[], int]],
-        stores: dict[tuple[int, int], Callable[[int], None]],
-    ) -> None:
-        self._loads = loads
-        self._stores = stores
-
-    def read(self, offset: int, size: int) -> int:
-        """Return a field."""
-        load = self._loads.get((offset, size))
-        return 0 if load is None else load()
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        """Take what the driver stored to a field."""
-        store = self._stores.get((offset, size))
-        if store is not None:
-            store(value)
 
 
 class DeviceConfiguration:
@@ -340,17 +270,17 @@ class DeviceConfiguration:
 
 
 class Notify:
-    """The notification structure: what KVM does for us, if it was asked to."""
+    """The notification structure (4.1.4.4), for stores that KVM does not take."""
 
-    def __init__(self, device: VirtioDevice) -> None:
-        self._device = device
+    def __init__(self, common: CommonRegisters) -> None:
+        self._common = common
 
     def read(self, offset: int, size: int) -> int:  # noqa: ARG002
-        """Return nothing: it is there to be written."""
+        """Return 0: the structure is only written."""
         return 0
 
     def write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002
-        """Ring the doorbell of the queue whose address this is."""
+        """Notify the queue whose address *offset* is."""
         index, within = divmod(offset, NOTIFY_STEP)
-        if not within and index < len(self._device.slots):
-            self._device.slots[index].doorbell.ring()
+        if not within:
+            self._common.notify(index)
