@@ -26,8 +26,10 @@ COMMANDS = {
     "verify": "Prove what stage 2 gives a region of a VFIO device.",
     "vfio": "PCI devices for guests: list, bind, unbind.",
     "lab": "Emulated arm64 hosts with real KVM.",
+    "help": "Show the page of a package or of an option.",
 }
-
+NAMES = {"help": "help_"}
+"""Commands whose names are Python's: what they are called in their modules."""
 
 GC_THRESHOLD = 50_000
 """Objects made, less those freed, from one look for garbage to the next."""
@@ -44,7 +46,9 @@ class Commands(click.Group):
         """Import one."""
         if name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"vmm.cli.{name}"), name)
+        command: click.Command = getattr(
+            importlib.import_module(f"vmm.cli.{name}"), NAMES.get(name, name)
+        )
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
