@@ -48,6 +48,9 @@ class Host:
             raise KernelError("KVM_IRQFD", errno.ENOMEM)
         self.attached[vector] = fd
 
+    def detach(self, fd: int) -> None:
+        raise NotImplementedError
+
     def update(self, messages: Mapping[int, Message | None]) -> None:
         pass
 

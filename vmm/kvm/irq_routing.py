@@ -87,7 +87,7 @@ class IrqRouting:
 
 
 class FunctionMsis:
-    """The vectors of one function: an `MsiSink` of vmm.pci, and `Vectors` of virtio-pci.
+    """The vectors of one function: a `vmm.pci.msix.MsiDelivery`.
 
     `requester` is to be set before the guest runs: bus, device and function number, which the ITS
     knows it by.

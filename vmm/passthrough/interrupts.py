@@ -15,7 +15,7 @@ import select
 from contextlib import ExitStack
 from functools import partial
 from threading import RLock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from vmm.closeable import Closeable
 from vmm.errors import VmmError
@@ -27,28 +27,15 @@ if TYPE_CHECKING:
 
     from vmm.events import Events
     from vmm.kvm.vm import Vm
-    from vmm.pci.msix import Message
+    from vmm.pci.msix import Message, MsiDelivery
     from vmm.vfio.device import Device
     from vmm.vfio.irq import Irqs
-
-
-class Delivery(Protocol):
-    """Send a function's messages into the VM of this power cycle (`FunctionMsis`)."""
-
-    def attach(self, vector: int, fd: int) -> None:
-        """Have *vector* send its message whenever eventfd *fd* is signalled."""
-
-    def update(self, messages: Mapping[int, Message | None]) -> None:
-        """Have vectors send these messages, or keep them pending: see `MsiSink`."""
-
-    def pending(self, vector: int) -> bool:
-        """Tell whether *vector* was signalled, and nobody was told."""
 
 
 class Vectors:
     """MSI or MSI-X: hears of messages (a `vmm.pci.msix.MsiSink`), and tells VFIO and KVM."""
 
-    def __init__(self, interrupts: Interrupts, index: IrqIndex, delivery: Delivery) -> None:
+    def __init__(self, interrupts: Interrupts, index: IrqIndex, delivery: MsiDelivery) -> None:
         self._interrupts = interrupts
         self._index = index
         self._delivery = delivery
@@ -138,7 +125,7 @@ class Interrupts(Closeable):
     Thread-safe: the MSI-X table is no configuration space, and each has a lock of its own.
     """
 
-    def __init__(self, device: Device, events: Events, delivery: Callable[[], Delivery]) -> None:
+    def __init__(self, device: Device, events: Events, delivery: Callable[[], MsiDelivery]) -> None:
         """*delivery* makes who sends messages, one for each kind."""
         self.lock = RLock()
         """Comes after the host bridge's and the MSI-X table's."""

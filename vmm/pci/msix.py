@@ -41,6 +41,16 @@ class MsiSink(Protocol):
         """Tell whether *vector*, which has no message, would send one."""
 
 
+class MsiDelivery(MsiSink, Protocol):
+    """A sink whose vectors are signalled by eventfds (`vmm.kvm.irq_routing.FunctionMsis`)."""
+
+    def attach(self, vector: int, fd: int) -> None:
+        """Send *vector*'s message whenever eventfd *fd* is signalled, from now on."""
+
+    def detach(self, fd: int) -> None:
+        """Send nothing for *fd* any more. Harmless if nothing was attached."""
+
+
 class Msix:
     """One function's MSI-X state, for *vectors* vectors; `table` and `pba` are bus devices.
 

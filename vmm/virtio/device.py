@@ -39,7 +39,7 @@ FEATURE_WORDS: Final = 4
 """Words of 32 feature bits that a transport shows; 2.2 has allotted fewer."""
 
 
-class Interrupts(Protocol):
+class TransportInterrupts(Protocol):
     """How a transport tells the driver something. Thread-safe."""
 
     def of_queue(self, queue: int) -> Interrupt:
@@ -90,7 +90,7 @@ class VirtioDevice(Closeable):
     ) -> None:
         self.name = name
         self.offered = features | RING_FEATURES | F_VERSION_1
-        self.interrupts: Interrupts | None = None
+        self.interrupts: TransportInterrupts | None = None
         """The transport's; set before the driver sees the device."""
         self.slots = [QueueSlot(size) for size in queue_sizes]
         self.generation = 0

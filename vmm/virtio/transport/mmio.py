@@ -143,7 +143,7 @@ class MmioTransport(Closeable):
             self.interrupt.stand(USED)  # before any queue starts
         self.device.write_status(value)
 
-    # The device's side (`vmm.virtio.device.Interrupts`)
+    # The device's side (`vmm.virtio.device.TransportInterrupts`)
 
     def of_queue(self, queue: int) -> Interrupt:  # noqa: ARG002  (one interrupt for all)
         """Return the interrupt."""

@@ -28,8 +28,8 @@ from vmm.virtio.transport.registers import HALVES, CommonRegisters, Fields
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vmm.pci.msix import MsiDelivery
     from vmm.virtio.device import VirtioDevice
-    from vmm.virtio.transport.pci_interrupts import Vectors
 
 VENDOR: Final = 0x1AF4
 DEVICE_BASE: Final = 0x1040
@@ -71,7 +71,7 @@ ADDRESSES: Final = (
 class PciTransport(PciFunction):
     """Shows *device* as a PCI function. Owns the device."""
 
-    def __init__(self, device: VirtioDevice, vectors: Vectors) -> None:
+    def __init__(self, device: VirtioDevice, delivery: MsiDelivery) -> None:
         self.device = device
         self._bar = MmioBus()
         identity = Identity(
@@ -87,8 +87,8 @@ class PciTransport(PciFunction):
         queues = len(device.slots)
         count = min(queues + 1, VECTORS_MAX)
         self._config_source = queues
-        self.interrupts = PciInterrupts(queues, count, vectors, self.set_intx)
-        self._add_capabilities(Msix(count, vectors))
+        self.interrupts = PciInterrupts(queues, count, delivery, self.set_intx)
+        self._add_capabilities(Msix(count, delivery))
         self._add_registers()
         device.interrupts = self.interrupts
 

@@ -2,7 +2,7 @@
 
 Each queue has an eventfd, and so have changes of configuration; whoever used chains writes it.
 
-    MSI-X on   vectors.attach(vector, eventfd): KVM sends the vector's message
+    MSI-X on   MsiDelivery.attach(vector, eventfd): KVM sends the vector's message
     MSI-X off  the loop reads the eventfds, sets ISR status (VIRTIO 1.2, 4.1.4.5), drives INTx
 
 KVM could drive INTx as well, but not ISR status, which the driver asks who it was.
@@ -12,44 +12,36 @@ from __future__ import annotations
 
 import select
 from threading import Lock
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from vmm._native import lib
 from vmm.closeable import Closeable
-from vmm.pci.msix import MsiSink
 from vmm.virtio.notify import CONFIG, USED, Interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmm.pci.msix import MsiDelivery
+
 NO_VECTOR: Final[int] = lib.VIRTIO_MSI_NO_VECTOR
 
 
-class Vectors(MsiSink, Protocol):
-    """Delivers messages for whoever signals an eventfd."""
-
-    def attach(self, vector: int, fd: int) -> None:
-        """Have *vector* send its message whenever eventfd *fd* is signalled."""
-
-    def detach(self, fd: int) -> None:
-        """Have *fd* mean nothing any more. Harmless if it did not."""
-
-
 class PciInterrupts(Closeable):
-    """The interrupts of *queues* queues (`vmm.virtio.device.Interrupts`), and who gets them.
+    """The interrupts of *queues* queues and of the configuration; a `TransportInterrupts`.
 
-    The driver assigns *count* vectors, numbered from 0, which are *vectors*. *intx* drives INTx.
+    The driver assigns *count* vectors, numbered from 0, whose messages *delivery* sends. *intx*
+    drives INTx.
     """
 
     def __init__(
-        self, queues: int, count: int, vectors: Vectors, intx: Callable[[bool], None]
+        self, queues: int, count: int, delivery: MsiDelivery, intx: Callable[[bool], None]
     ) -> None:
         self.count = count
         self.sources = [Interrupt() for _ in range(queues + 1)]
         """The queues', and last that of the configuration."""
         self.assigned = [NO_VECTOR] * (queues + 1)
         """Their vectors."""
-        self._vectors = vectors
+        self._delivery = delivery
         self._intx = intx
         self._lock = Lock()
         self._isr = 0
@@ -68,9 +60,9 @@ class PciInterrupts(Closeable):
             if vector != self.assigned[source]:
                 fd = self.sources[source].fileno()
                 self.assigned[source] = NO_VECTOR
-                self._vectors.detach(fd)
+                self._delivery.detach(fd)
                 if vector != NO_VECTOR:
-                    self._vectors.attach(vector, fd)
+                    self._delivery.attach(vector, fd)
                 self.assigned[source] = vector
 
     def forget(self) -> None:
