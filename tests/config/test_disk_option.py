@@ -73,7 +73,7 @@ def test_a_disks_file_gets_the_lab_hosts_name_whatever_follows(tmp_path: Path) -
 @pytest.mark.parametrize("cache", CACHES)
 def test_a_raw_disk_takes_all_of_qemus_caches(cache: str) -> None:
     assert parse_disk(f"d,cache={cache}").cache == cache
-    meant = raw_image.CACHES[cache]
+    meant = raw_image.CACHE_MODES[cache]
     assert meant.direct == (cache in ("none", "directsync"))
     assert meant.write_through == (cache in ("writethrough", "directsync"))
     assert meant.unsafe == (cache == "unsafe")

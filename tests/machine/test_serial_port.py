@@ -29,7 +29,7 @@ from vmm.devices.pl011 import (
 from vmm.irq import SwitchableLine
 from vmm.kvm.mmio_fastpath import MmioFastpath, Shadow, Sink, Store
 from vmm.loop import Loop
-from vmm.terminal.console import Console
+from vmm.terminal.console import StdioConsole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -222,7 +222,7 @@ def test_two_cpus_that_poll_lose_no_byte_on_a_terminal(port: Port, loop: Loop) -
             cpu.store(UARTDR, start + number % 100)
 
     stdin = os.open("/dev/null", os.O_RDONLY)
-    with Console(loop, port.sink, port.uart, stdin=slave, stdout=slave) as console:
+    with StdioConsole(loop, port.sink, port.uart, stdin=slave, stdout=slave) as console:
         run_beside(loop, *(threading.Thread(target=talk, args=(start,)) for start in (0, 100)))
         console.flush()
     os.close(slave)
@@ -243,7 +243,7 @@ def test_interrupt_driven_output_and_input_lose_nothing(port: Port, loop: Loop) 
     reading, stdout = os.pipe()
     reader = Reader(reading)
     typist = threading.Thread(target=os.write, args=(keyboard, script))
-    with Console(loop, port.sink, port.uart, stdin=stdin, stdout=stdout) as console:
+    with StdioConsole(loop, port.sink, port.uart, stdin=stdin, stdout=stdout) as console:
         port.uart.on_space = console.input_ready
         run_beside(loop, threading.Thread(target=driver.run), typist)
         console.flush()

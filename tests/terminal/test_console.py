@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmm.loop import Loop
-from vmm.terminal.console import TYPE_AHEAD, Console
+from vmm.terminal.console import TYPE_AHEAD, StdioConsole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -166,7 +166,7 @@ def test_what_is_typed_reaches_the_guest_and_so_does_control_c(
     loop: Loop, guest: Guest, pty: tuple[int, int]
 ) -> None:
     master, slave = pty
-    with Console(loop, guest, guest, stdin=slave, stdout=slave):
+    with StdioConsole(loop, guest, guest, stdin=slave, stdout=slave):
         os.write(master, b"ls -l\r\x03\x1a\x11\x13\x04")
         run_until(loop, lambda: len(guest.text()) == 11)
     assert guest.text() == b"ls -l\r\x03\x1a\x11\x13\x04"
@@ -176,7 +176,7 @@ def test_the_terminal_echoes_nothing_by_itself(
     loop: Loop, guest: Guest, pty: tuple[int, int]
 ) -> None:
     master, slave = pty
-    with Console(loop, guest, guest, stdin=slave, stdout=slave):
+    with StdioConsole(loop, guest, guest, stdin=slave, stdout=slave):
         os.write(master, b"secret\r")
         run_until(loop, lambda: guest.text() == b"secret\r")
         guest.send(b"prompt\n")
@@ -189,7 +189,7 @@ def test_a_pipe_is_read_no_faster_than_the_guest_reads(
     stdin, keyboard, _, stdout = pipes
     script = bytes(range(256)) * 40
     guest.room = 32
-    with Console(loop, guest, guest, stdin=stdin, stdout=stdout) as console:
+    with StdioConsole(loop, guest, guest, stdin=stdin, stdout=stdout) as console:
         os.write(keyboard, script)
         while len(guest.text()) < len(script):
             settle(loop)
@@ -205,7 +205,7 @@ def test_input_that_waits_costs_no_cpu_time(
     stdin, keyboard, _, stdout = pipes
     guest.room = 0
     os.write(keyboard, b"script")
-    with Console(loop, guest, guest, stdin=stdin, stdout=stdout):
+    with StdioConsole(loop, guest, guest, stdin=stdin, stdout=stdout):
         settle(loop)
         loop.call_later(0.2, loop.stop)
         before = time.process_time()
@@ -219,7 +219,7 @@ def test_room_announced_by_another_thread_moves_the_input(
     stdin, keyboard, _, stdout = pipes
     guest.room = 1
     os.write(keyboard, b"ab")
-    with Console(loop, guest, guest, stdin=stdin, stdout=stdout) as console:
+    with StdioConsole(loop, guest, guest, stdin=stdin, stdout=stdout) as console:
 
         def read() -> None:
             while not guest.heard:
@@ -237,7 +237,7 @@ def test_escape_bytes_in_a_pipe_are_bytes(
     loop: Loop, guest: Guest, pipes: tuple[int, int, int, int]
 ) -> None:
     stdin, keyboard, _, stdout = pipes
-    with Console(loop, guest, guest, stdin=stdin, stdout=stdout):
+    with StdioConsole(loop, guest, guest, stdin=stdin, stdout=stdout):
         os.write(keyboard, b"\x01x")
         run_until(loop, lambda: guest.text() == b"\x01x")
 
@@ -246,7 +246,7 @@ def test_the_guest_outlives_the_end_of_its_input(
     loop: Loop, guest: Guest, pipes: tuple[int, int, int, int]
 ) -> None:
     stdin, keyboard, screen, stdout = pipes
-    with Console(loop, guest, guest, stdin=stdin, stdout=stdout):
+    with StdioConsole(loop, guest, guest, stdin=stdin, stdout=stdout):
         os.write(keyboard, b"last")
         os.close(keyboard)
         run_until(loop, lambda: guest.text() == b"last")
@@ -266,7 +266,7 @@ def test_a_file_is_input_too(
     path.write_bytes(b"x" * 10_000)
     with (
         path.open("rb", buffering=0) as file,
-        Console(loop, guest, guest, stdin=file.fileno(), stdout=pipes[3]),
+        StdioConsole(loop, guest, guest, stdin=file.fileno(), stdout=pipes[3]),
     ):
         run_until(loop, lambda: len(guest.text()) == 10_000)
 
@@ -274,7 +274,7 @@ def test_a_file_is_input_too(
 @pytest.mark.parametrize("name", ["/dev/null"])
 def test_an_empty_device_is_an_end_at_once(loop: Loop, guest: Guest, name: str) -> None:
     fd = os.open(name, os.O_RDWR)
-    with Console(loop, guest, guest, stdin=fd, stdout=fd):
+    with StdioConsole(loop, guest, guest, stdin=fd, stdout=fd):
         guest.send(b"into the void")
         settle(loop)
         assert guest.drain(100) == b""
@@ -282,7 +282,7 @@ def test_an_empty_device_is_an_end_at_once(loop: Loop, guest: Guest, name: str) 
 
 
 def test_without_stdin_and_stdout_the_guest_runs_alone(loop: Loop, guest: Guest) -> None:
-    with Console(loop, guest, guest, stdin=None, stdout=None) as console:
+    with StdioConsole(loop, guest, guest, stdin=None, stdout=None) as console:
         guest.send(b"nobody listens")
         console.flush()
         assert guest.drain(100) == b""
@@ -292,7 +292,7 @@ def test_a_terminal_that_hangs_up_ends_the_input_only(
     loop: Loop, guest: Guest, pty: tuple[int, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     master, slave = pty
-    with Console(loop, guest, guest, stdin=slave, stdout=slave) as console:
+    with StdioConsole(loop, guest, guest, stdin=slave, stdout=slave) as console:
         os.close(master)
         settle(loop)
         guest.send(b"anybody?")
@@ -312,7 +312,7 @@ def test_escape_keys_act_and_the_guest_does_not_see_them(
 ) -> None:
     master, slave = pty
     done: list[str] = []
-    with Console(loop, guest, guest, stdin=slave, stdout=slave) as console:
+    with StdioConsole(loop, guest, guest, stdin=slave, stdout=slave) as console:
         console.on_quit = lambda: done.append("quit")
         console.on_reset = lambda: done.append("reset")
         console.on_balloon = lambda direction: done.append(f"balloon {direction:+}")
@@ -327,7 +327,7 @@ def test_help_is_shown_with_line_ends_for_a_raw_terminal(
     loop: Loop, guest: Guest, pty: tuple[int, int]
 ) -> None:
     master, slave = pty
-    with Console(loop, guest, guest, stdin=slave, stdout=slave, escape=0x02):
+    with StdioConsole(loop, guest, guest, stdin=slave, stdout=slave, escape=0x02):
         os.write(master, b"\x02h")
         shown = expect(loop, master, b"itself\r\n")
     assert b"pyvmm: C-b x      quit" in shown
@@ -341,7 +341,7 @@ def test_escape_keys_work_while_the_guest_reads_nothing(
 ) -> None:
     master, slave = pty
     guest.room = 0
-    with Console(loop, guest, guest, stdin=slave, stdout=slave) as console:
+    with StdioConsole(loop, guest, guest, stdin=slave, stdout=slave) as console:
         console.on_quit = loop.stop
         for _ in range(4):
             os.write(master, b"x" * 1000)
@@ -357,7 +357,7 @@ def test_a_hanging_guest_does_not_make_the_console_grow_without_end(
     master, slave = pty
     guest.room = 0
     os.set_blocking(master, False)
-    with Console(loop, guest, guest, stdin=slave, stdout=slave) as console:
+    with StdioConsole(loop, guest, guest, stdin=slave, stdout=slave) as console:
         sent = 0
         with contextlib.suppress(BlockingIOError):
             while sent < 10 * TYPE_AHEAD:
@@ -373,7 +373,7 @@ def test_without_an_escape_key_all_keys_are_the_guests(
     loop: Loop, guest: Guest, pty: tuple[int, int]
 ) -> None:
     master, slave = pty
-    with Console(loop, guest, guest, stdin=slave, stdout=slave, escape=None):
+    with StdioConsole(loop, guest, guest, stdin=slave, stdout=slave, escape=None):
         os.write(master, b"\x01x")
         run_until(loop, lambda: guest.text() == b"\x01x")
 
@@ -389,7 +389,7 @@ def test_a_megabyte_through_a_terminal_arrives_whole(
     text = MEGABYTE
     screen = Screen(master, len(text), pause)
     sender = threading.Thread(target=guest.send, args=(text,))
-    with Console(loop, guest, guest, stdin=slave, stdout=slave) as console:
+    with StdioConsole(loop, guest, guest, stdin=slave, stdout=slave) as console:
         sender.start()
         run_until(loop, lambda: not sender.is_alive() or loop.call_later(0.001, int) is None)
         console.flush()
@@ -404,7 +404,7 @@ def test_a_megabyte_through_a_pipe_that_is_read_late_arrives_whole(
     stdin, _, reading, stdout = pipes
     text = MEGABYTE
     sender = threading.Thread(target=guest.send, args=(text,))
-    with Console(loop, guest, guest, stdin=stdin, stdout=stdout) as console:
+    with StdioConsole(loop, guest, guest, stdin=stdin, stdout=stdout) as console:
         sender.start()
         loop.call_later(0.2, loop.stop)
         before = time.process_time()
@@ -428,7 +428,7 @@ def test_a_ring_larger_than_one_turn_is_written_to_its_end(
     path = tmp_path / "log"
     with (
         path.open("wb", buffering=0) as log,
-        Console(loop, guest, guest, stdin=pipes[0], stdout=log.fileno()),
+        StdioConsole(loop, guest, guest, stdin=pipes[0], stdout=log.fileno()),
     ):
         run_until(loop, lambda: path.stat().st_size == len(MEGABYTE) * 3)
     assert path.read_bytes() == MEGABYTE * 3
@@ -447,7 +447,7 @@ def test_a_guest_that_sends_byte_by_byte_does_not_wake_us_for_each(
         loop.call_soon_threadsafe(loop.stop)
 
     sender = threading.Thread(target=talk)
-    with Console(loop, guest, guest, stdin=stdin, stdout=stdout) as console:
+    with StdioConsole(loop, guest, guest, stdin=stdin, stdout=stdout) as console:
         sender.start()
         loop.run()
         console.flush()
@@ -468,7 +468,7 @@ def test_input_is_served_while_the_guest_never_stops_sending(
             guest.send(bytes(1 << 16))
 
     sender = threading.Thread(target=babble)
-    with Console(loop, guest, guest, stdin=stdin, stdout=null):
+    with StdioConsole(loop, guest, guest, stdin=stdin, stdout=null):
         sender.start()
         os.write(keyboard, b"stop")
         run_until(loop, lambda: guest.text() == b"stop")
@@ -485,7 +485,7 @@ def test_a_reader_that_goes_away_is_told_of_once_and_the_guest_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     stdin, keyboard, reading, stdout = pipes
-    with Console(loop, guest, guest, stdin=stdin, stdout=stdout) as console:
+    with StdioConsole(loop, guest, guest, stdin=stdin, stdout=stdout) as console:
         os.close(reading)
         for _ in range(3):
             guest.send(bytes(1 << 16))
@@ -502,7 +502,7 @@ def test_what_the_guest_sent_before_the_console_opened_is_shown(
 ) -> None:
     stdin, _, reading, stdout = pipes
     guest.send(b"early")
-    with Console(loop, guest, guest, stdin=stdin, stdout=stdout):
+    with StdioConsole(loop, guest, guest, stdin=stdin, stdout=stdout):
         pass
     assert os.read(reading, 100) == b"early"
 
@@ -511,7 +511,7 @@ def test_flush_is_cut_short_by_stop(
     loop: Loop, guest: Guest, pipes: tuple[int, int, int, int]
 ) -> None:
     stdin, _, _, stdout = pipes
-    with Console(loop, guest, guest, stdin=stdin, stdout=stdout) as console:
+    with StdioConsole(loop, guest, guest, stdin=stdin, stdout=stdout) as console:
         for _ in range(2):  # one for the pipe, one to wait
             guest.send(bytes(1 << 16))
             settle(loop)
@@ -533,7 +533,7 @@ def test_the_terminal_is_raw_inside_and_as_before_outside(
 ) -> None:
     _, slave = pty
     before = modes(slave)
-    with Console(loop, guest, guest, stdin=slave, stdout=slave):
+    with StdioConsole(loop, guest, guest, stdin=slave, stdout=slave):
         iflag, oflag, _, lflag, *_ = termios.tcgetattr(slave)
         assert not lflag & (termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN)
         assert not oflag & termios.OPOST
@@ -549,7 +549,7 @@ def test_an_error_gives_the_terminal_back(loop: Loop, guest: Guest, pty: tuple[i
         raise ArithmeticError
 
     def session() -> None:
-        with Console(loop, guest, guest, stdin=slave, stdout=slave):
+        with StdioConsole(loop, guest, guest, stdin=slave, stdout=slave):
             loop.call_soon_threadsafe(fail)
             loop.run()
 
@@ -563,7 +563,7 @@ def test_without_a_terminal_on_stdin_the_one_on_stdout_keeps_its_modes(
 ) -> None:
     _, slave = pty
     before = modes(slave)
-    with Console(loop, guest, guest, stdin=pipes[0], stdout=slave):
+    with StdioConsole(loop, guest, guest, stdin=pipes[0], stdout=slave):
         assert modes(slave) == before
 
 
@@ -575,7 +575,7 @@ def test_no_descriptor_handler_or_watch_is_left(loop: Loop, guest: Guest) -> Non
     master, slave = os.openpty()
     before = state()
     for _ in range(5):
-        with Console(loop, guest, guest, stdin=slave, stdout=slave) as console:
+        with StdioConsole(loop, guest, guest, stdin=slave, stdout=slave) as console:
             guest.send(b"x")
             settle(loop)
         console.close()
@@ -591,7 +591,7 @@ def test_say_goes_to_stderr_when_there_is_no_terminal(
     pipes: tuple[int, int, int, int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with Console(loop, guest, guest, stdin=pipes[0], stdout=pipes[3]) as console:
+    with StdioConsole(loop, guest, guest, stdin=pipes[0], stdout=pipes[3]) as console:
         console.say("one", "two")
     assert capsys.readouterr().err == "pyvmm: one\npyvmm: two\n"
 
@@ -600,5 +600,5 @@ def test_say_survives_a_missing_stderr(
     loop: Loop, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", None)
-    with Console(loop, guest, guest, stdin=None, stdout=None) as console:
+    with StdioConsole(loop, guest, guest, stdin=None, stdout=None) as console:
         console.say("nobody hears")

@@ -25,7 +25,7 @@ PATIENCE = 20.0
 # A guest that answers each key with the same key in brackets, until C-a x.
 SESSION = """
 import os, signal, sys
-from vmm.terminal.console import Console
+from vmm.terminal.console import StdioConsole
 from vmm.loop import Loop
 
 class Guest:
@@ -55,7 +55,7 @@ def main(ending):
     with Loop() as loop:
         if ending == "loop":
             loop.add_signal(signal.SIGTERM, loop.stop)
-        console = Console(loop, guest, guest, stdin=0, stdout=1)
+        console = StdioConsole(loop, guest, guest, stdin=0, stdout=1)
         console.on_quit = {"error": fail, "exit": sys.exit}.get(ending, loop.stop)
         if ending == "forgotten":
             console.__enter__()
@@ -310,7 +310,7 @@ from vmm.terminal.console import standard_input, standard_output
 with Loop() as loop:
     guest = Guest()
     guest.receive(b"x")
-    with Console(
+    with StdioConsole(
         loop, guest, guest, stdin=standard_input(), stdout=standard_output()
     ) as console:
         console.flush()

@@ -11,7 +11,7 @@ from tests.virtio.block.blk_driver import SECTORS, Disk
 from tests.virtio.mmio_driver import Echo, MmioDriver, Recorded
 from tests.virtio.ring_driver import Memory
 from vmm.virtio.block.device import Blk
-from vmm.virtio.block.raw_image import WRITE_BACK, Cache, RawDisk
+from vmm.virtio.block.raw_image import WRITE_BACK, CacheMode, RawDisk
 from vmm.virtio.queue import MemoryMap
 from vmm.virtio.transport.mmio import MmioTransport
 
@@ -58,7 +58,7 @@ def make(memory: Memory, events: Recorded, path: Path, way: str) -> Iterator[Cal
     made: list[MmioTransport] = []
 
     def make(
-        *, read_only: bool = False, queues: int = 1, serial: str = "", cache: Cache = WRITE_BACK
+        *, read_only: bool = False, queues: int = 1, serial: str = "", cache: CacheMode = WRITE_BACK
     ) -> Disk:
         if way == "direct":
             cache = cache._replace(direct=True)

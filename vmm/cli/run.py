@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vmm.config import MachineConfig
     from vmm.loop import Loop
     from vmm.machine.machine import Machine
-    from vmm.terminal.console import Console
+    from vmm.terminal.console import StdioConsole
 
 SWITCH_INTERVAL: Final = 1e-4
 """Seconds that a Python thread may keep another, such as a vCPU's, from running."""
@@ -158,6 +158,10 @@ def run(**options: Any) -> None:
             sys.setswitchinterval(SWITCH_INTERVAL)
             _raise_descriptor_limit()
             sys.exit(run_machine(config, escape, events))
+    if config.disks:
+        from vmm.virtio.block.image_format import with_formats  # noqa: PLC0415
+
+        config = with_formats(config)
     _check_files(config)
     names = (options["image"], options["firmware"], options["initrd"], options["events"])
     files = [name for name in names if name] + [disk.path for disk in config.disks]
@@ -223,13 +227,11 @@ def _balloon(wanted: bool, size: str | None) -> int | None:  # noqa: FBT001  (a 
 
 
 def _packages(config: MachineConfig) -> list[str]:
-    """Return Debian's packages with the programs that the machine needs. Raises `UserError`."""
-    from vmm.virtio.block.image_format import image_format  # noqa: PLC0415
-
+    """Return Debian's packages with the programs that the machine needs."""
     wanted = {
         "passt": any(net.kind.value == "user" for net in config.nets),
         "virtiofsd": bool(config.shares),
-        "qemu-utils": any(image_format(disk) != "raw" for disk in config.disks),
+        "qemu-utils": any(disk.shares_memory for disk in config.disks),
     }
     return [name for name, needed in wanted.items() if needed]
 
@@ -273,28 +275,34 @@ def _open_events(path: Path | None, owned: ExitStack) -> TextIO | None:
 
 def _join_consoles(
     loop: Loop, machine: Machine, escape: int | None, owned: ExitStack
-) -> list[Console]:
+) -> list[StdioConsole]:
     """Join the guest's consoles to this process's stdin and stdout; return the user's own first.
 
     That is the serial port, or, with ``--console stdio``, the virtio console; then the serial
     port's output is shown, too, for what comes before the guest has a driver.
     """
-    from vmm.terminal.console import Console, standard_input, standard_output  # noqa: PLC0415
+    from vmm.terminal.console import (  # noqa: PLC0415
+        StdioConsole,
+        standard_input,
+        standard_output,
+        terminal_size,
+    )
 
     stdin, stdout = standard_input(), standard_output()
     terminal, uart = machine.terminal, machine.uart
     if terminal is None:
-        console = Console(loop, machine.output, uart, stdin=stdin, stdout=stdout, escape=escape)
+        console = StdioConsole(
+            loop, machine.output, uart, stdin=stdin, stdout=stdout, escape=escape
+        )
         uart.on_space = console.input_ready
         return [owned.enter_context(console)]
-    from vmm.virtio.console.chardev.ends import terminal_size  # noqa: PLC0415
 
     def resized() -> None:
         if size := terminal_size():
             terminal.resize(*size)
 
-    serial = Console(loop, machine.output, uart, stdin=None, stdout=stdout)
-    console = Console(loop, terminal, terminal, stdin=stdin, stdout=stdout, escape=escape)
+    serial = StdioConsole(loop, machine.output, uart, stdin=None, stdout=stdout)
+    console = StdioConsole(loop, terminal, terminal, stdin=stdin, stdout=stdout, escape=escape)
     terminal.on_space = console.input_ready
     owned.enter_context(serial)
     owned.enter_context(console)

@@ -73,6 +73,16 @@ class MachineConfig:
     pmems: tuple[PmemConfig, ...] = ()
 
     @property
+    def shares_memory(self) -> bool:
+        """Whether other processes serve devices, and have to reach RAM.
+
+        That is known once disks' formats are: see `vmm.virtio.block.image_format`.
+        """
+        if self.shares or any(net.shares_memory for net in self.nets):
+            return True
+        return any(disk.shares_memory for disk in self.disks)
+
+    @property
     def default_cmdline(self) -> str:
         """What a kernel gets that comes without a command line: the user's terminal is its own."""
         if any(each.kind == "stdio" and not each.name for each in self.consoles):

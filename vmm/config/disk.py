@@ -16,7 +16,7 @@ QUEUES_MAX: Final = 64
 FORMATS: Final = ("auto", "raw", "qcow2", "vmdk", "vhdx", "vhd")
 
 CACHES: Final = ("auto", "writeback", "writethrough", "none", "directsync", "unsafe")
-"""QEMU's names; `vmm.virtio.block.raw_image.CACHES` tells what they are for a raw disk."""
+"""QEMU's names; `vmm.virtio.block.raw_image.CACHE_MODES` tells what they are for a raw disk."""
 
 SYNTAX: Final = "PATH[,ro][,format=F][,cache=C][,serial=S][,queues=N]"
 
@@ -36,6 +36,11 @@ class DiskConfig(NamedTuple):
     queues: int = 1
     format: str = "auto"
     cache: str = "auto"
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether a daemon serves the disk, and has to reach the guest's memory."""
+        return self.format not in ("auto", "raw")
 
 
 def parse_disk(text: str) -> DiskConfig:

@@ -69,7 +69,7 @@ class Machine(Closeable):
     """
 
     def __init__(self, config: MachineConfig, loop: Loop, events: Events) -> None:
-        self._config = config
+        self._config = config = _with_formats(config)
         self._loop = loop
         self._events = events
         self.say: Callable[[str], None] = lambda _line: None
@@ -82,7 +82,7 @@ class Machine(Closeable):
             self._system = self._owned.enter_context(System.open())
             self._files = self._owned.enter_context(Files(config))
             self.space = self._owned.enter_context(
-                AddressSpace(config, self._system, shared=self._shares_memory())
+                AddressSpace(config, self._system, shared=config.shares_memory)
             )
             self._bus = MmioBus()
             self._wires: dict[int, SwitchableLine] = {}
@@ -101,15 +101,6 @@ class Machine(Closeable):
             if config.verify:
                 self.space.verify(events)
             undo.pop_all()
-
-    def _shares_memory(self) -> bool:
-        """Whether other processes serve devices, and have to reach RAM."""
-        config = self._config
-        if not any((config.disks, config.shares, config.nets)):
-            return False
-        from vmm.machine.virtio_devices import shares_memory  # noqa: PLC0415
-
-        return shares_memory(config)
 
     # --- devices ------------------------------------------------------------------------------
 
@@ -332,3 +323,12 @@ class Machine(Closeable):
     def close(self) -> None:
         """Take the machine apart. Idempotent."""
         self._owned.close()
+
+
+def _with_formats(config: MachineConfig) -> MachineConfig:
+    """Look at disks' images, if that is still to be done. Raises `UserError`."""
+    if not config.disks:
+        return config
+    from vmm.virtio.block.image_format import with_formats  # noqa: PLC0415
+
+    return with_formats(config)

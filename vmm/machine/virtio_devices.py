@@ -14,9 +14,6 @@ from vmm.arm64 import board, layout
 from vmm.closeable import Closeable
 from vmm.errors import UserError
 from vmm.kvm.mmio_fastpath import InterruptAck, InterruptStatus
-from vmm.virtio.block.device import Blk
-from vmm.virtio.block.image_format import image_format
-from vmm.virtio.block.raw_image import CACHES, RawDisk
 from vmm.virtio.queue import MemoryMap
 from vmm.virtio.rng import Rng
 from vmm.virtio.transport.mmio import MmioTransport
@@ -41,45 +38,15 @@ if TYPE_CHECKING:
     from vmm.virtio.console.chardev.pipes import PipeChardev
     from vmm.virtio.console.device import Console
     from vmm.virtio.device import VirtioDevice
-    from vmm.virtio.fs.device import Fs
     from vmm.virtio.pmem import Pmem
     from vmm.virtio.pmem_file import PmemFile
     from vmm.virtio.vsock import Vsock
 
 
-def shares_memory(config: MachineConfig) -> bool:
-    """Tell whether a process of its own serves a device of *config*. Raises `UserError`."""
-    if config.shares or any(net.shares_memory for net in config.nets):
-        return True
-    return any(image_format(disk) != "raw" for disk in config.disks)
+def _disk(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
+    from vmm.virtio.block.open import open_disk  # noqa: PLC0415
 
-
-def _blk(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
-    """Return the disk that *config* describes. Raises `UserError`, `HostError`."""
-    if (image := image_format(config)) != "raw":
-        from vmm.virtio.block.storage_daemon import storage  # noqa: PLC0415
-        from vmm.virtio.block.vhost_user import VhostUserBlk  # noqa: PLC0415
-
-        if config.cache not in ("auto", "writeback", "writethrough"):
-            raise UserError(
-                f"--disk {config.path}: cache={config.cache} is for raw disks, and this is {image}",
-                "leave it out, or use cache=writeback or cache=writethrough",
-            )
-        return VhostUserBlk(
-            name,
-            memory,
-            events,
-            storage(config, image, events),
-            queues=config.queues,
-            durable=config.cache != "writeback",
-        )
-    backing = RawDisk(
-        config.path,
-        read_only=config.read_only,
-        option=f"--disk {config.path}",
-        cache=CACHES[config.cache],
-    )
-    return Blk(name, memory, events, backing, queues=config.queues, serial=config.serial)
+    return open_disk(name, config, memory, events)
 
 
 def _net(
@@ -94,11 +61,10 @@ def _net(
     return open_net(name, config, memory, events, say)
 
 
-def _fs(name: str, config: ShareConfig, memory: MemoryMap, events: Events) -> Fs:
-    from vmm.virtio.fs.device import Fs  # noqa: PLC0415
-    from vmm.virtio.fs.virtiofsd import files  # noqa: PLC0415
+def _share(name: str, config: ShareConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
+    from vmm.virtio.fs.open import open_share  # noqa: PLC0415
 
-    return Fs(name, memory, events, files(config, events), config.tag)
+    return open_share(name, config, memory, events)
 
 
 def _vsock(cid: int, memory: MemoryMap, events: Events) -> Vsock:
@@ -147,7 +113,7 @@ class VirtioDevices(Closeable):
         with ExitStack() as undo:
             undo.callback(self.close)
             for number, disk in enumerate(config.disks):
-                self._plug(_blk(f"disk{number}", disk, known, events))
+                self._plug(_disk(f"disk{number}", disk, known, events))
             for number, file in enumerate(pmems):
                 self._plug(_pmem(f"pmem{number}", file, known, events))
             if config.consoles:
@@ -159,24 +125,19 @@ class VirtioDevices(Closeable):
             for number, net in enumerate(config.nets):
                 self._plug(_net(f"net{number}", net, known, events, self.notices.append))
             for number, share in enumerate(config.shares):
-                self._plug(_fs(f"share{number}", share, known, events))
+                self._plug(_share(f"share{number}", share, known, events))
             if config.vsock is not None:
                 self._plug(_vsock(config.vsock, known, events))
             undo.pop_all()
 
     def _console(
-        self, consoles: Sequence[ConsoleConfig], memory: MemoryMap, events: Events
+        self, configs: Sequence[ConsoleConfig], memory: MemoryMap, events: Events
     ) -> Console:
-        from vmm.virtio.console.chardev.ends import open_ends  # noqa: PLC0415
-        from vmm.virtio.console.chardev.pipes import PipeChardev  # noqa: PLC0415
-        from vmm.virtio.console.device import Console  # noqa: PLC0415
+        from vmm.virtio.console.open import open_console  # noqa: PLC0415
 
-        device = Console("console", memory, events, open_ends(self._loop, consoles))
-        for port in device.ports.values():
-            if isinstance(port.chardev, PipeChardev):
-                self.terminal = port.chardev
-            if path := getattr(port.chardev, "path", None):
-                self.notices.append(f"console port {port.name or port.number} is {path}")
+        say = self.notices.append
+        device = open_console("console", configs, memory, events, self._loop, say)
+        self.terminal = device.stdio
         return device
 
     def _balloon(self, config: MachineConfig, memory: MemoryMap, events: Events) -> Balloon:

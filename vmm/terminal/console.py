@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from vmm.closeable import Closeable
-from vmm.terminal.escape import CTRL_A, Command, EscapeKeys, help_lines
+from vmm.terminal.escape import CTRL_A, EscapeCommand, EscapeKeys, help_lines
 from vmm.terminal.nonblocking import NonblockingWriter
 from vmm.terminal.raw_mode import Terminal
 
@@ -59,7 +59,7 @@ class OutputSource(Protocol):
 
 
 class InputSink(Protocol):
-    """The guest's end of the line. Calls `Console.input_ready` when it has room again."""
+    """The guest's end of the line. Calls `StdioConsole.input_ready` when it has room again."""
 
     def receive(self, data: bytes, /) -> int:
         """Take what fits and return how many bytes that was."""
@@ -81,8 +81,17 @@ def standard_output() -> int | None:
     return None if sys.stdout is None else sys.stdout.fileno()
 
 
-class Console(Closeable):
-    """Joins a serial port to *stdin* and *stdout* (descriptors, None: not there).
+def terminal_size() -> tuple[int, int] | None:
+    """Return the columns and rows of the terminal on standard output; None: it is none."""
+    try:
+        size = os.get_terminal_size(1)
+    except OSError:
+        return None
+    return size.columns, size.lines
+
+
+class StdioConsole(Closeable):
+    """Joins a guest's console to *stdin* and *stdout* (descriptors, None: not there).
 
     Use as a context manager, in the thread of *loop*. *escape* is the prefix of pyvmm's own
     keys, None for no such keys; they exist only on a terminal. Set ``on_quit`` and ``on_reset``
@@ -115,7 +124,7 @@ class Console(Closeable):
         self._terminal: Terminal | None = None
         self._outlet: NonblockingWriter | None = None
         self._keys = EscapeKeys(None)
-        self._queue: deque[bytes | Command] = deque()
+        self._queue: deque[bytes | EscapeCommand] = deque()
         self._queued = 0  # bytes
         self._pending = bytearray()
         self._moved = 0  # bytes written, or dropped
@@ -264,23 +273,23 @@ class Console(Closeable):
             self._stdin = None
             return
         for item in self._keys.feed(data):
-            if isinstance(item, bytes) or item is Command.BREAK:
+            if isinstance(item, bytes) or item is EscapeCommand.BREAK:
                 self._queue.append(item)
                 self._queued += len(item) if isinstance(item, bytes) else 1
             else:
                 self._obey(item)
         self._offer()
 
-    def _obey(self, command: Command) -> None:
-        if command is Command.QUIT:
+    def _obey(self, command: EscapeCommand) -> None:
+        if command is EscapeCommand.QUIT:
             self.on_quit()
-        elif command is Command.RESET:
+        elif command is EscapeCommand.RESET:
             self.on_reset()
-        elif command in (Command.INFLATE, Command.DEFLATE):
-            self.on_balloon(1 if command is Command.INFLATE else -1)
-        elif command is Command.MAP:
+        elif command in (EscapeCommand.INFLATE, EscapeCommand.DEFLATE):
+            self.on_balloon(1 if command is EscapeCommand.INFLATE else -1)
+        elif command is EscapeCommand.MAP:
             self.on_map()
-        elif command is Command.HELP and self._escape is not None:
+        elif command is EscapeCommand.HELP and self._escape is not None:
             self.say(*help_lines(self._escape))
 
     def _offer(self) -> None:
@@ -288,7 +297,7 @@ class Console(Closeable):
             return
         while self._queue:
             item = self._queue[0]
-            if isinstance(item, Command):
+            if isinstance(item, EscapeCommand):
                 size, taken = 1, int(self._sink.receive_break())
             else:
                 size, taken = len(item), self._sink.receive(item)

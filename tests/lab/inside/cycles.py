@@ -18,7 +18,7 @@ from vmm.config import MachineConfig
 from vmm.events import Events
 from vmm.loop import Loop
 from vmm.machine.machine import Ending, Machine
-from vmm.terminal.console import Console
+from vmm.terminal.console import StdioConsole
 
 WARM = 60
 """Machines until all that is kept on purpose, such as the allocator's arenas, is there."""
@@ -28,7 +28,7 @@ def cycle(config: MachineConfig, output: int) -> None:
     with (
         Loop() as loop,
         Machine(config, loop, Events()) as machine,
-        Console(loop, machine.output, machine.uart, stdin=None, stdout=output),
+        StdioConsole(loop, machine.output, machine.uart, stdin=None, stdout=output),
     ):
         assert machine.run() is Ending.POWERED_OFF
 

@@ -22,7 +22,7 @@ from vmm.machine.machine import Machine
 from vmm.memory import Mapping, Region
 from vmm.pci.bar import Bar
 from vmm.pci.function import Identity, PciFunction
-from vmm.terminal.console import Console, standard_output
+from vmm.terminal.console import StdioConsole, standard_output
 
 IDENTITY = Identity(0x1234, 0x5678, 0x05_80_00)
 
@@ -95,7 +95,7 @@ def main(size: int, cmdline: str, image: str, initrd: str | None = None) -> None
     with Loop() as loop, SparseMachine(config, loop, size) as machine:
         made = time.perf_counter() - began
         stdout = standard_output()
-        with Console(loop, machine.output, machine.uart, stdin=None, stdout=stdout) as console:
+        with StdioConsole(loop, machine.output, machine.uart, stdin=None, stdout=stdout) as console:
             ending = machine.run()
             console.flush()
         sparse, window = machine.sparse, machine.windows.windows[-1]

@@ -30,7 +30,7 @@ from vmm.events import COMPLAINTS
 from vmm.virtio import status
 from vmm.virtio.block import device as blk
 from vmm.virtio.block.device import Blk
-from vmm.virtio.block.raw_image import Cache, RawDisk
+from vmm.virtio.block.raw_image import CacheMode, RawDisk
 from vmm.virtio.device import F_EVENT_IDX, F_INDIRECT_DESC
 from vmm.virtio.queue import Format
 
@@ -210,9 +210,9 @@ def test_each_cache_mode_keeps_what_it_promises(make: Callable[..., Disk], way: 
     if way == "direct":
         return  # all of these go with it or without
     for cache, offers, through in (
-        (Cache(), True, False),
-        (Cache(write_through=True), False, True),
-        (Cache(unsafe=True), True, False),
+        (CacheMode(), True, False),
+        (CacheMode(write_through=True), False, True),
+        (CacheMode(unsafe=True), True, False),
     ):
         disk = make(cache=cache)
         assert bool(disk.driver.offered() & blk.F_FLUSH) == offers
@@ -264,12 +264,12 @@ def test_a_file_system_without_direct_input_and_output_is_named(
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(UserError, match="past the page cache") as caught:
-        RawDisk(path, read_only=False, option=f"--disk {path}", cache=Cache(direct=True))
+        RawDisk(path, read_only=False, option=f"--disk {path}", cache=CacheMode(direct=True))
     assert "cache=none" in str(caught.value.hint)
 
 
 def test_an_unsafe_disk_is_not_synced(make: Callable[..., Disk], pipe: tuple[int, int]) -> None:
-    disk = make(cache=Cache(unsafe=True))
+    disk = make(cache=CacheMode(unsafe=True))
     disk.start()
     device(disk).disk.fd = pipe[0]  # which cannot be
     assert disk.request(FLUSH, 0) == OK

@@ -21,8 +21,7 @@ from vmm.config.disk import DiskConfig
 from vmm.errors import HostError, UserError
 from vmm.memory import Mapping
 from vmm.virtio import status
-from vmm.virtio.block.image_format import image_format
-from vmm.virtio.block.storage_daemon import storage
+from vmm.virtio.block.open import open_disk
 from vmm.virtio.block.vhost_user import VhostUserBlk
 from vmm.virtio.queue import MemoryMap
 from vmm.virtio.transport.mmio import MmioTransport
@@ -80,16 +79,7 @@ def make(memory: Memory, events: Recorded) -> Iterator[Callable[..., Served]]:
 
     def make(path: Path, **options: object) -> Served:
         config = DiskConfig(path, **options)  # type: ignore[arg-type]
-        service = storage(config, image_format(config), events)
-        known = MemoryMap(memory.guest)
-        device = VhostUserBlk(
-            "disk0",
-            known,
-            events,
-            service,
-            queues=config.queues,
-            durable=config.cache != "writeback",
-        )
+        device = open_disk("disk0", config, MemoryMap(memory.guest), events)
         made.append(MmioTransport(device))
         return Served(made[-1], memory, path)
 

@@ -20,11 +20,11 @@ from vmm.loop import Loop
 from vmm.virtio.console.chardev import pty
 from vmm.virtio.console.chardev import unix as chardev_unix
 from vmm.virtio.console.chardev.chardev import URGENT, Chardev
-from vmm.virtio.console.chardev.ends import open_ends
 from vmm.virtio.console.chardev.file import FileChardev
 from vmm.virtio.console.chardev.pipes import PipeChardev
 from vmm.virtio.console.chardev.pty import PtyChardev
 from vmm.virtio.console.chardev.unix import UnixChardev
+from vmm.virtio.console.open import open_ends
 
 PATIENCE = 10.0
 

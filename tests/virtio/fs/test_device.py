@@ -29,7 +29,7 @@ from vmm.config.share import TAG_BYTES, ShareConfig, parse_share, parse_shares
 from vmm.errors import HostError, UserError
 from vmm.memory import Mapping
 from vmm.virtio.fs import virtiofsd
-from vmm.virtio.fs.device import Fs
+from vmm.virtio.fs.open import open_share
 from vmm.virtio.queue import MemoryMap
 from vmm.virtio.transport.mmio import MmioTransport
 from vmm.virtio.vhost import user_device
@@ -65,8 +65,7 @@ def make(memory: Memory, events: Recorded) -> Iterator[Callable[[ShareConfig], C
     made: list[MmioTransport] = []
 
     def make(config: ShareConfig) -> Client:
-        known = MemoryMap(memory.guest)
-        device = Fs("share0", known, events, virtiofsd.files(config, events), config.tag)
+        device = open_share("share0", config, MemoryMap(memory.guest), events)
         made.append(MmioTransport(device))
         return Client(made[-1], memory)
 

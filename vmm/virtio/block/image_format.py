@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from vmm.errors import UserError
@@ -10,6 +11,7 @@ from vmm.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vmm.config import MachineConfig
     from vmm.config.disk import DiskConfig
 
 MAGIC: Final = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vhd"}
@@ -22,6 +24,15 @@ INCOMPATIBLE_AT: Final = 72
 """Bytes; from version 3 on."""
 EXTERNAL_DATA_FILE: Final = 1 << 2
 ENOUGH: Final = INCOMPATIBLE_AT + INCOMPATIBLE.size
+
+
+def with_formats(config: MachineConfig) -> MachineConfig:
+    """Return *config* with the formats of its disks' images in place of "auto".
+
+    So each image is looked at once, however many decisions hang on it. Raises `UserError`.
+    """
+    disks = tuple(disk._replace(format=image_format(disk)) for disk in config.disks)
+    return replace(config, disks=disks)
 
 
 def image_format(config: DiskConfig) -> str:

@@ -19,7 +19,7 @@ SECTOR: Final = 512
 """Bytes, whatever the block size (5.2.4)."""
 
 
-class Cache(NamedTuple):
+class CacheMode(NamedTuple):
     """What is between a disk's writes and its medium.
 
     direct         not the host's page cache: O_DIRECT
@@ -32,16 +32,16 @@ class Cache(NamedTuple):
     unsafe: bool = False
 
 
-WRITE_BACK: Final = Cache()
+WRITE_BACK: Final = CacheMode()
 """The host's page cache, until a flush."""
 
-CACHES: Final = {
+CACHE_MODES: Final = {
     "auto": WRITE_BACK,
     "writeback": WRITE_BACK,
-    "writethrough": Cache(write_through=True),
-    "none": Cache(direct=True),
-    "directsync": Cache(direct=True, write_through=True),
-    "unsafe": Cache(unsafe=True),
+    "writethrough": CacheMode(write_through=True),
+    "none": CacheMode(direct=True),
+    "directsync": CacheMode(direct=True, write_through=True),
+    "unsafe": CacheMode(unsafe=True),
 }
 """What ``cache=`` means."""
 
@@ -60,7 +60,7 @@ class RawDisk(Closeable):
     """
 
     def __init__(
-        self, path: Path, *, read_only: bool, option: str, cache: Cache = WRITE_BACK
+        self, path: Path, *, read_only: bool, option: str, cache: CacheMode = WRITE_BACK
     ) -> None:
         self.read_only = read_only
         self.cache = cache

@@ -21,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from vmm._native import ffi, lib
+from vmm.virtio.console.chardev.pipes import PipeChardev
 from vmm.virtio.console.port import Port, Waits
 from vmm.virtio.device import VirtioDevice
 from vmm.virtio.queue import RingError
@@ -86,6 +87,14 @@ class Console(VirtioDevice):
         chardev.on_change = partial(self._host_changed, port)
         chardev.on_resize = partial(self._host_resized, port)
         chardev.start()
+
+    @property
+    def stdio(self) -> PipeChardev | None:
+        """The end of the port that is for standard input and output, if there is one."""
+        for port in self.ports.values():
+            if isinstance(port.chardev, PipeChardev):
+                return port.chardev
+        return None
 
     @property
     def _multiport(self) -> bool:

@@ -38,6 +38,9 @@ class Chardev(Closeable):
     size: tuple[int, int] | None = None
     """Columns and rows, if it is somebody's terminal."""
 
+    path: str = ""
+    """What a user has to open, if it was made here and they cannot know its name."""
+
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self.input_fd = self.output_fd = -1

@@ -1,7 +1,7 @@
 """A pair of pipes: the far end of a guest's port is in this process (`vmm.terminal.console`).
 
-    guest's port --output_fd--> pipe --> fileno, drain      Console --> standard output
-                 <--input_fd--- pipe <-- receive                    <-- standard input
+    guest's port --output_fd--> pipe --> fileno, drain      StdioConsole --> standard output
+                 <--input_fd--- pipe <-- receive                         <-- standard input
 
 What is in the pipes is the kernel's to keep, and their being full is what makes others wait.
 """

@@ -30,7 +30,6 @@ class PtyChardev(Chardev):
             try:
                 os.set_blocking(self._master, False)
                 self.path = os.ttyname(slave)
-                """What to open."""
                 # Nothing is echoed back to the guest. The modes stay; the hang-up tells that
                 # nobody is there.
                 termios.tcsetattr(slave, termios.TCSANOW, raw_modes(termios.tcgetattr(slave)))

@@ -1,0 +1,60 @@
+"""Open what ``--disk`` asks for: raw images in C, other formats through qemu-storage-daemon."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm.errors import UserError
+from vmm.virtio.block.image_format import image_format
+
+if TYPE_CHECKING:
+    from vmm.config.disk import DiskConfig
+    from vmm.events import Events
+    from vmm.virtio.device import VirtioDevice
+    from vmm.virtio.queue import MemoryMap
+
+
+def open_disk(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
+    """Return the block device that *config* asks for. Raises `UserError` and `HostError`."""
+    found = image_format(config)
+    if found == "raw":
+        return _open_raw(name, config, memory, events)
+    return _open_daemon(name, config, found, memory, events)
+
+
+def _open_raw(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
+    from vmm.virtio.block.device import Blk  # noqa: PLC0415
+    from vmm.virtio.block.raw_image import CACHE_MODES, RawDisk  # noqa: PLC0415
+
+    backing = RawDisk(
+        config.path,
+        read_only=config.read_only,
+        option=f"--disk {config.path}",
+        cache=CACHE_MODES[config.cache],
+    )
+    try:
+        return Blk(name, memory, events, backing, queues=config.queues, serial=config.serial)
+    except BaseException:
+        backing.close()
+        raise
+
+
+def _open_daemon(
+    name: str, config: DiskConfig, image: str, memory: MemoryMap, events: Events
+) -> VirtioDevice:
+    from vmm.virtio.block.storage_daemon import storage  # noqa: PLC0415
+    from vmm.virtio.block.vhost_user import VhostUserBlk  # noqa: PLC0415
+
+    if config.cache not in ("auto", "writeback", "writethrough"):
+        raise UserError(
+            f"--disk {config.path}: cache={config.cache} is for raw disks, and this is {image}",
+            "leave it out, or use cache=writeback or cache=writethrough",
+        )
+    if config.serial:
+        raise UserError(
+            f"--disk {config.path}: only a raw disk can have a serial number, and this is {image}",
+            "leave it out",
+        )
+    service = storage(config, image, events)
+    durable = config.cache != "writeback"
+    return VhostUserBlk(name, memory, events, service, queues=config.queues, durable=durable)

@@ -1,0 +1,18 @@
+"""Open what ``--share`` asks for: a file system device, served by virtiofsd."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm.virtio.fs.device import Fs
+from vmm.virtio.fs.virtiofsd import files
+
+if TYPE_CHECKING:
+    from vmm.config.share import ShareConfig
+    from vmm.events import Events
+    from vmm.virtio.queue import MemoryMap
+
+
+def open_share(name: str, config: ShareConfig, memory: MemoryMap, events: Events) -> Fs:
+    """Return the file system device that *config* asks for. Raises `UserError`, `HostError`."""
+    return Fs(name, memory, events, files(config, events), config.tag)
