@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm.errors import UserError
-from vmm.terminal.escape import CTRL_A, Command, EscapeKeys, help_lines, key_name, parse_prefix
+from vmm.terminal.escape import (
+    CTRL_A,
+    EscapeCommand,
+    EscapeKeys,
+    help_lines,
+    key_name,
+    parse_prefix,
+)
 
 
 @pytest.mark.parametrize(
@@ -15,27 +22,29 @@ from vmm.terminal.escape import CTRL_A, Command, EscapeKeys, help_lines, key_nam
     [
         (b"ls\r", [b"ls\r"]),
         (b"\x03", [b"\x03"]),
-        (b"\x01x", [Command.QUIT]),
-        (b"\x01r", [Command.RESET]),
-        (b"\x01h", [Command.HELP]),
-        (b"\x01b", [Command.BREAK]),
-        (b"\x01-\x01+", [Command.INFLATE, Command.DEFLATE]),
-        (b"\x01st", [Command.BREAK, b"t"]),
-        (b"\x01s\x01", [Command.BREAK, b"\x01"]),
+        (b"\x01x", [EscapeCommand.QUIT]),
+        (b"\x01r", [EscapeCommand.RESET]),
+        (b"\x01h", [EscapeCommand.HELP]),
+        (b"\x01b", [EscapeCommand.BREAK]),
+        (b"\x01-\x01+", [EscapeCommand.INFLATE, EscapeCommand.DEFLATE]),
+        (b"\x01st", [EscapeCommand.BREAK, b"t"]),
+        (b"\x01s\x01", [EscapeCommand.BREAK, b"\x01"]),
         (b"\x01\x01", [b"\x01"]),
         (b"\x01\x01x", [b"\x01x"]),
-        (b"a\x01bc\x01xd", [b"a", Command.BREAK, b"c", Command.QUIT, b"d"]),
-        (b"\x01Q", [Command.HELP]),
+        (b"a\x01bc\x01xd", [b"a", EscapeCommand.BREAK, b"c", EscapeCommand.QUIT, b"d"]),
+        (b"\x01Q", [EscapeCommand.HELP]),
         (b"\x01", []),
     ],
 )
-def test_each_sequence_means_what_the_help_says(typed: bytes, meant: list[bytes | Command]) -> None:
+def test_each_sequence_means_what_the_help_says(
+    typed: bytes, meant: list[bytes | EscapeCommand]
+) -> None:
     assert EscapeKeys(CTRL_A).feed(typed) == meant
     # Typed slowly, it means the same.
     keys = EscapeKeys(CTRL_A)
     slowly = [item for byte in typed for item in keys.feed(bytes([byte]))]
-    assert [item for item in slowly if isinstance(item, Command)] == [
-        item for item in meant if isinstance(item, Command)
+    assert [item for item in slowly if isinstance(item, EscapeCommand)] == [
+        item for item in meant if isinstance(item, EscapeCommand)
     ]
 
 

@@ -19,7 +19,7 @@ from vmm.errors import UserError
 CTRL_A = 0x01
 
 
-class Command(Enum):
+class EscapeCommand(Enum):
     """What a user can ask of pyvmm."""
 
     HELP = auto()
@@ -32,14 +32,14 @@ class Command(Enum):
 
 
 KEYS = {
-    ord("h"): Command.HELP,
-    ord("?"): Command.HELP,
-    ord("x"): Command.QUIT,
-    ord("r"): Command.RESET,
-    ord("b"): Command.BREAK,
-    ord("-"): Command.INFLATE,
-    ord("+"): Command.DEFLATE,
-    ord("m"): Command.MAP,
+    ord("h"): EscapeCommand.HELP,
+    ord("?"): EscapeCommand.HELP,
+    ord("x"): EscapeCommand.QUIT,
+    ord("r"): EscapeCommand.RESET,
+    ord("b"): EscapeCommand.BREAK,
+    ord("-"): EscapeCommand.INFLATE,
+    ord("+"): EscapeCommand.DEFLATE,
+    ord("m"): EscapeCommand.MAP,
 }
 SYSRQ = ord("s")
 
@@ -91,16 +91,16 @@ class EscapeKeys:
         self._after_prefix = False
         self._after_sysrq = False
 
-    def feed(self, data: bytes) -> list[bytes | Command]:
+    def feed(self, data: bytes) -> list[bytes | EscapeCommand]:
         """Return bytes and commands in the order typed; a sequence may span calls.
 
         A SysRq is BREAK and one byte. After the prefix, a key without meaning asks for HELP.
         """
-        found: list[bytes | Command] = []
+        found: list[bytes | EscapeCommand] = []
         plain = bytearray()
         for byte in data:
             meaning = self._meaning(byte)
-            if isinstance(meaning, Command):
+            if isinstance(meaning, EscapeCommand):
                 if plain:
                     found.append(bytes(plain))
                     plain.clear()
@@ -111,15 +111,15 @@ class EscapeKeys:
             found.append(bytes(plain))
         return found
 
-    def _meaning(self, byte: int) -> Command | int | None:
+    def _meaning(self, byte: int) -> EscapeCommand | int | None:
         if self._after_prefix:
             self._after_prefix = False
             if byte == self._prefix:
                 return byte
             if byte == SYSRQ:
                 self._after_sysrq = True
-                return Command.BREAK
-            return KEYS.get(byte, Command.HELP)
+                return EscapeCommand.BREAK
+            return KEYS.get(byte, EscapeCommand.HELP)
         if byte == self._prefix and not self._after_sysrq:
             self._after_prefix = True
             return None

@@ -55,6 +55,13 @@ REQUIRES: Final = {
 """Feature: those of which it needs one (5.1.3.1)."""
 
 
+SET_PAIRS: Final = (lib.VIRTIO_NET_CTRL_MQ, lib.VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET)
+SET_OFFLOADS: Final = (
+    lib.VIRTIO_NET_CTRL_GUEST_OFFLOADS,
+    lib.VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET,
+)
+"""Commands of the control queue: class and command (5.1.6.5)."""
+
 COMMAND_BYTES: Final = 2
 """Class and command; data follow, then a byte for the device to write."""
 
@@ -106,7 +113,7 @@ def without_unmet(features: int) -> int:
     return features
 
 
-class Command(NamedTuple):
+class ControlCommand(NamedTuple):
     """A command of the control queue: what it takes to be known, its data, what does it."""
 
     feature: int
@@ -124,11 +131,9 @@ class Control:
         self._switch = switch
         self._accepted = accepted
         self._pairs = pairs
-        self._commands: dict[tuple[int, int], Command] = {
-            (lib.VIRTIO_NET_CTRL_MQ, lib.VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET): Command(
-                F_MQ, struct.Struct("<H"), self._set_pairs
-            ),
-            (lib.VIRTIO_NET_CTRL_GUEST_OFFLOADS, lib.VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET): Command(
+        self._commands: dict[tuple[int, int], ControlCommand] = {
+            SET_PAIRS: ControlCommand(F_MQ, struct.Struct("<H"), self._set_pairs),
+            SET_OFFLOADS: ControlCommand(
                 F_CTRL_GUEST_OFFLOADS, struct.Struct("<Q"), self._set_offloads
             ),
         }
