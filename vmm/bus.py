@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import NamedTuple, Protocol
 
+from vmm.address_range import AddressRange
+
 
 class BusDevice(Protocol):
     """What the bus asks of a device.
@@ -21,10 +23,9 @@ class BusDevice(Protocol):
 
 
 class Window(NamedTuple):
-    """Guest physical addresses [base, end), owned by *device*."""
+    """Guest physical *addresses*, owned by *device*."""
 
-    base: int
-    end: int
+    addresses: AddressRange
     device: BusDevice
 
 
@@ -32,8 +33,9 @@ class Map:
     """What a bus looks like at one time; never changed, for vCPU threads may be reading it."""
 
     def __init__(self, windows: list[Window]) -> None:
-        self.windows = sorted(windows, key=lambda window: window.base)
-        self.bases = [window.base for window in self.windows]
+        self.windows = sorted(windows, key=lambda window: window.addresses)
+        self.bases = [window.addresses.base for window in self.windows]
+        self.ends = [window.addresses.end for window in self.windows]
 
 
 class MmioBus:
@@ -46,18 +48,15 @@ class MmioBus:
 
     def __init__(self) -> None:
         self._map = Map([])
-        self._empty: list[tuple[range, int]] = []
+        self._empty: list[tuple[AddressRange, int]] = []
         self.unclaimed = 0
 
     def attach(self, base: int, size: int, device: BusDevice) -> None:
         """Give [base, base + size) to *device*. Raises ValueError if part of it is taken."""
-        new = Window(base, base + size, device)
+        new = Window(AddressRange(base, size), device)
         for window in self._map.windows:
-            if base < window.end and window.base < new.end:
-                raise ValueError(
-                    f"[{base:#x}, {new.end:#x}) overlaps {window.device} "
-                    f"at [{window.base:#x}, {window.end:#x})"
-                )
+            if window.addresses.overlaps(new.addresses):
+                raise ValueError(f"{new.addresses} overlaps {window.device} at {window.addresses}")
         self._map = Map([*self._map.windows, new])
 
     def detach(self, base: int) -> None:
@@ -65,23 +64,21 @@ class MmioBus:
 
         A vCPU may be in it still: an access that had found it ends as if it came before.
         """
-        left = [window for window in self._map.windows if window.base != base]
+        left = [window for window in self._map.windows if window.addresses.base != base]
         if len(left) == len(self._map.windows):
             raise ValueError(f"nothing begins at {base:#x}")
         self._map = Map(left)
 
     def fill(self, base: int, size: int, byte: int) -> None:
         """Have [base, base + size) read as *byte*, over and over, where no device is."""
-        self._empty = [*self._empty, (range(base, base + size), byte)]
+        self._empty = [*self._empty, (AddressRange(base, size), byte)]
 
     def find(self, address: int, size: int) -> Window | None:
         """Return the window that holds all of [address, address + size)."""
         present = self._map
         index = bisect_right(present.bases, address) - 1
-        if index >= 0:
-            window = present.windows[index]
-            if address + size <= window.end:
-                return window
+        if index >= 0 and address + size <= present.ends[index]:
+            return present.windows[index]
         return None
 
     def read(self, address: int, size: int) -> int:
@@ -89,9 +86,9 @@ class MmioBus:
         window = self.find(address, size)
         if window is None:
             self.unclaimed += 1
-            bytes_ = (byte for addresses, byte in self._empty if address in addresses)
+            bytes_ = (byte for addresses, byte in self._empty if addresses.contains(address))
             return int.from_bytes(bytes([next(bytes_, 0)]) * size, "little")
-        return window.device.read(address - window.base, size)
+        return window.device.read(address - window.addresses.base, size)
 
     def write(self, address: int, size: int, value: int) -> None:
         """Write *size* bytes of a device register."""
@@ -99,4 +96,4 @@ class MmioBus:
         if window is None:
             self.unclaimed += 1
             return
-        window.device.write(address - window.base, size, value)
+        window.device.write(address - window.addresses.base, size, value)

@@ -10,13 +10,13 @@ from itertools import pairwise
 import pytest
 
 from tests.arm64.dt_validate import validate
+from vmm.address_range import AddressRange
 from vmm.arm64 import gic, layout, pcie
 from vmm.arm64.board import Board, coherent_memory, device_tree, flash, virtio_mmio
-from vmm.arm64.boot import Extent
 from vmm.fdt import Node, cells, dumps, loads, phandles, strings
 
 MIB = 1 << 20
-INITRD = Extent(layout.RAM + 64 * MIB, 2 * MIB + 5)
+INITRD = AddressRange(layout.RAM + 64 * MIB, 2 * MIB + 5)
 
 
 def affinity(cpu: int) -> int:
@@ -30,13 +30,13 @@ def board(
     *,
     has_its: bool = True,
     has_pmu: bool = True,
-    initrd: Extent | None = None,
+    initrd: AddressRange | None = None,
     extra: list[Node] | None = None,
     numa_nodes: int = 1,
 ) -> Node:
     return device_tree(
         Board(
-            ram=Extent(layout.RAM, 512 * MIB),
+            ram=AddressRange(layout.RAM, 512 * MIB),
             mpidrs=[affinity(cpu) for cpu in range(cpus)],
             interrupts=gic.node(version, cpus, has_its=has_its),
             gic_version=version,
@@ -59,9 +59,11 @@ KINDS = {
     "gicv2, 1 CPU, initrd": board(2, initrd=INITRD),
     "gicv2, 8 CPUs, without PMU": board(2, 8, has_pmu=False),
     "with coherent device memory": board(
-        extra=coherent_memory([Extent(0x1_0000_0000, 512 * MIB), Extent(0x2_0000_0000, MIB)])
+        extra=coherent_memory(
+            [AddressRange(0x1_0000_0000, 512 * MIB), AddressRange(0x2_0000_0000, MIB)]
+        )
     ),
-    "with flash": board(extra=[flash([Extent(at * 64 * MIB, 64 * MIB) for at in range(2)])]),
+    "with flash": board(extra=[flash([AddressRange(at * 64 * MIB, 64 * MIB) for at in range(2)])]),
     "with virtio devices": board(extra=virtio_mmio(3)),
     "with devices that bring memory": board(
         cpus=2,
@@ -108,7 +110,7 @@ def test_the_console_is_where_chosen_says() -> None:
 def test_without_a_command_line_firmware_decides() -> None:
     tree = device_tree(
         Board(
-            ram=Extent(layout.RAM, MIB),
+            ram=AddressRange(layout.RAM, MIB),
             mpidrs=[0],
             interrupts=gic.node(3, 1, has_its=True),
             gic_version=3,
@@ -148,7 +150,7 @@ def test_each_cpu_has_a_redistributor() -> None:
 def test_an_affinity_beyond_32_bits_takes_two_cells() -> None:
     tree = device_tree(
         Board(
-            ram=Extent(layout.RAM, MIB),
+            ram=AddressRange(layout.RAM, MIB),
             mpidrs=[0, 1 << 32],
             interrupts=gic.node(3, 2, has_its=True),
             gic_version=3,

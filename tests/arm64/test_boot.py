@@ -8,8 +8,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from vmm.address_range import AddressRange
 from vmm.arm64 import boot
-from vmm.arm64.boot import BLOCK, GIB, MIB, BootPlan, Extent
+from vmm.arm64.boot import BLOCK, GIB, MIB, BootPlan
 from vmm.arm64.image import Kernel
 from vmm.errors import UserError
 
@@ -24,7 +25,7 @@ kernels = st.builds(
     kernel_of, st.integers(64, 128 * MIB), st.sampled_from([0, 0x80000]) | st.integers(0, BLOCK)
 )
 rams = st.builds(
-    Extent,
+    AddressRange,
     st.integers(0, 1 << 28).map(lambda page: page << 12),
     st.integers(1, 1 << 16).map(lambda mib: mib * MIB),
 )
@@ -33,7 +34,7 @@ initrd_sizes = st.just(0) | st.integers(1, 512 * MIB) | st.integers(1, 64 * GIB)
 
 @given(rams, kernels, initrd_sizes, st.integers(1, boot.DTB_LIMIT))
 def test_a_plan_follows_the_boot_protocol(
-    ram: Extent, kernel: Kernel, initrd_size: int, dtb_size: int
+    ram: AddressRange, kernel: Kernel, initrd_size: int, dtb_size: int
 ) -> None:
     plan = planned(ram, kernel, initrd_size, dtb_size)
     parts = [part for part in (plan.kernel, plan.dtb, plan.initrd) if part]
@@ -62,7 +63,7 @@ def test_a_plan_follows_the_boot_protocol(
         assert plan.initrd is None
 
 
-def planned(ram: Extent, kernel: Kernel, initrd_size: int, dtb_size: int) -> BootPlan:
+def planned(ram: AddressRange, kernel: Kernel, initrd_size: int, dtb_size: int) -> BootPlan:
     try:
         return boot.plan(ram, kernel, initrd_size, dtb_size=dtb_size)
     except UserError:
@@ -71,7 +72,9 @@ def planned(ram: Extent, kernel: Kernel, initrd_size: int, dtb_size: int) -> Boo
 
 
 @given(rams, kernels, initrd_sizes)
-def test_what_has_room_to_spare_is_placed(ram: Extent, kernel: Kernel, initrd_size: int) -> None:
+def test_what_has_room_to_spare_is_placed(
+    ram: AddressRange, kernel: Kernel, initrd_size: int
+) -> None:
     slack = 4 * BLOCK + kernel.text_offset
     assume(ram.size > kernel.image_size + initrd_size + slack)
     assume(kernel.image_size + initrd_size + slack < 31 * GIB)
@@ -79,7 +82,7 @@ def test_what_has_room_to_spare_is_placed(ram: Extent, kernel: Kernel, initrd_si
 
 
 def test_the_boot_cpu_starts_in_the_kernel_with_the_device_tree_in_x0() -> None:
-    plan = boot.plan(Extent(RAM_BASE, 64 * MIB), kernel_of(16 * MIB, 0x80000))
+    plan = boot.plan(AddressRange(RAM_BASE, 64 * MIB), kernel_of(16 * MIB, 0x80000))
     assert plan.registers == {
         "x0": plan.dtb.base,
         "x1": 0,
@@ -92,28 +95,28 @@ def test_the_boot_cpu_starts_in_the_kernel_with_the_device_tree_in_x0() -> None:
 
 def test_a_kernel_too_big_is_named_with_a_memory_size_that_does() -> None:
     with pytest.raises(UserError) as caught:
-        boot.plan(Extent(RAM_BASE, 32 * MIB), kernel_of(40 * MIB))
+        boot.plan(AddressRange(RAM_BASE, 32 * MIB), kernel_of(40 * MIB))
     assert str(caught.value) == (
         "vmlinuz: the kernel (40 MiB) does not fit in 32 MiB of RAM; use --memory 128M"
     )
-    boot.plan(Extent(RAM_BASE, 128 * MIB), kernel_of(40 * MIB))
+    boot.plan(AddressRange(RAM_BASE, 128 * MIB), kernel_of(40 * MIB))
 
 
 def test_an_initrd_too_big_is_named_with_a_memory_size_that_does() -> None:
-    ram = Extent(RAM_BASE, 256 * MIB)
+    ram = AddressRange(RAM_BASE, 256 * MIB)
     with pytest.raises(UserError) as caught:
         boot.plan(ram, kernel_of(40 * MIB), 400 * MIB - 1, initrd_name="big.cpio")
     assert str(caught.value) == (
         "big.cpio: the initrd (400 MiB) does not fit in 256 MiB of RAM; use --memory 1024M"
     )
-    boot.plan(Extent(RAM_BASE, 1024 * MIB), kernel_of(40 * MIB), 400 * MIB - 1)
+    boot.plan(AddressRange(RAM_BASE, 1024 * MIB), kernel_of(40 * MIB), 400 * MIB - 1)
 
 
 def test_an_initrd_out_of_the_kernels_window_is_refused() -> None:
     with pytest.raises(UserError, match="reaches beyond the 32 GiB that Linux maps"):
-        boot.plan(Extent(RAM_BASE, 64 * GIB), kernel_of(40 * MIB), 33 * GIB)
+        boot.plan(AddressRange(RAM_BASE, 64 * GIB), kernel_of(40 * MIB), 33 * GIB)
 
 
 def test_no_device_tree_exceeds_what_linux_maps() -> None:
     with pytest.raises(ValueError, match="Linux reads up to 2097152"):
-        boot.plan(Extent(0, GIB), kernel_of(64), dtb_size=2 * MIB + 1)
+        boot.plan(AddressRange(0, GIB), kernel_of(64), dtb_size=2 * MIB + 1)

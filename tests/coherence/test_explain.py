@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.coherence.hosts import HOSTS
+from vmm.address_range import AddressRange
 from vmm.coherence import vma
 from vmm.coherence.capability import Generation
 from vmm.coherence.explain import Slot, Suspect, refusal, run_causes, slot_causes
@@ -18,14 +19,13 @@ from vmm.coherence.vma import Vma
 from vmm.kvm.vm import MemFlag
 from vmm.memory import Backing
 
-PFNMAP = Vma(
-    0x7F00_0000_0000, 0x7F00_2000_0000, "rw-s", "anon_inode:[vfio-device]", frozenset({"pf"})
-)
-ANONYMOUS = Vma(0x7F00_0000_0000, 0x7F00_2000_0000, "rw-p", "", frozenset({"rd"}))
+ADDRESSES = AddressRange(0x7F00_0000_0000, 0x2000_0000)
+PFNMAP = Vma(ADDRESSES, "rw-s", "anon_inode:[vfio-device]", frozenset({"pf"}))
+ANONYMOUS = Vma(ADDRESSES, "rw-p", "", frozenset({"rd"}))
 
 
 def slot(flags: int = 0, base: int = 0x1_0000_0000) -> Slot:
-    return Slot(3, flags, base, 0x2000_0000, PFNMAP.start)
+    return Slot(3, flags, base, 0x2000_0000, PFNMAP.addresses.base)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_einval_has_a_first_cause(
 
 def test_einval_that_nothing_explains_is_ranked_not_claimed() -> None:
     """Nor is a live slot's change suspected of a slot that is new."""
-    new = Slot(None, 0, 0x1_0000_0000, 0x2000_0000, PFNMAP.start)
+    new = Slot(None, 0, 0x1_0000_0000, 0x2000_0000, PFNMAP.addresses.base)
     for stage1 in (Stage1.UNKNOWN, Stage1.UNCACHED):
         causes = slot_causes(errno.EINVAL, new, PFNMAP, stage1, HOSTS["mainline-nofwb"])
         assert not any(cause.certain for cause in causes)
@@ -96,7 +96,7 @@ def test_other_errnos_have_their_own_causes(number: int) -> None:
 
 
 def test_a_slot_has_a_largest_size() -> None:
-    huge = Slot(None, 0, 0, 1 << 43, PFNMAP.start)
+    huge = Slot(None, 0, 0, 1 << 43, PFNMAP.addresses.base)
     first, *_ = slot_causes(errno.EINVAL, huge, PFNMAP, Stage1.CACHEABLE, HOSTS["mainline"])
     assert first.certain
     assert "at most" in first.what
@@ -140,7 +140,7 @@ VmFlags: rd ex mr mw me de
 def test_smaps_tells_which_mappings_are_pfnmap() -> None:
     device, vdso = vma.parse(SMAPS.splitlines())
     assert device.is_pfnmap
-    assert device.end == 0x7F0020000000
+    assert device.addresses.end == 0x7F0020000000
     assert not vdso.is_pfnmap
     assert vma.find(0x7F0000001000, [device, vdso]) is device
     assert vma.find(0x1000, [device, vdso]) is None

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from vmm.address_range import AddressRange
 from vmm.arm64 import boot, layout, payload
-from vmm.arm64.boot import Extent
 from vmm.cli.place import _visible
 from vmm.config import MachineConfig
 from vmm.config.firmware import FlashConfig, parse_flash
@@ -59,7 +59,7 @@ def test_a_kernel_may_have_flash_beside_it() -> None:
 
 
 def test_firmware_starts_at_the_beginning_of_flash_and_finds_the_tree_where_ram_begins() -> None:
-    ram = Extent(layout.RAM, 128 * MIB)
+    ram = AddressRange(layout.RAM, 128 * MIB)
     found = payload.load(MachineConfig(firmware=Path("f")))
     plan = found.place(ram)
     assert (plan.kernel, plan.initrd, found.cmdline) == (None, None, None)

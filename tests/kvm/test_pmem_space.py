@@ -37,8 +37,8 @@ def test_files_lie_above_ram_and_have_slots_of_their_own(
         ram, first, second = slots
         assert (ram.guest_phys_addr, ram.memory_size) == (layout.RAM, MEMORY)
         assert [each.guest_phys_addr % PMEM_ALIGNMENT for each in (first, second)] == [0, 0]
-        assert first.end <= second.guest_phys_addr
-        assert space.end == second.end
+        assert first.addresses.end <= second.guest_phys_addr
+        assert space.end == second.addresses.end
         assert [each.flags & MemFlag.READONLY for each in (first, second)] == [0, MemFlag.READONLY]
         assert [region.backing for region in space.dma] == [Backing.ANONYMOUS]
         assert [region.base for region in space.memory] == [each.guest_phys_addr for each in slots]

@@ -12,11 +12,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from vmm._native import lib
+from vmm.address_range import AddressRange
 from vmm.vfio.config import COMMAND, COMMAND_MEMORY
 from vmm.vfio.fd import VfioError, VfioFd
 from vmm.vfio.irq import IrqIndex, IrqInfo
 from vmm.vfio.region import Region
-from vmm.vfio.region_info import Area, RegionInfo
+from vmm.vfio.region_info import RegionInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -154,8 +155,8 @@ class FakeDevice:
         self.regions = [
             Region(BDF, RegionInfo(index, size, index * STRIDE, flags, areas), self.file)
             for index, size, areas in (
-                (BAR0, BAR0_SIZE, (Area(0, BAR0_SIZE),)),
-                (BAR2, BAR2_SIZE, (Area(0, BAR2_SIZE),)),
+                (BAR0, BAR0_SIZE, (AddressRange(0, BAR0_SIZE),)),
+                (BAR2, BAR2_SIZE, (AddressRange(0, BAR2_SIZE),)),
                 (IO_BAR, IO_SIZE, ()),
                 (lib.VFIO_PCI_ROM_REGION_INDEX, 4096, ()),
                 (lib.VFIO_PCI_CONFIG_REGION_INDEX, 4096, ()),

@@ -106,9 +106,7 @@ def check(parts: Parts) -> None:
     mappings = [one for region in parts.device.regions for one in region._mappings]
     for base, size, address in parts.vm.slots.values():
         assert any(inside(mapping, address, size) for mapping in mappings)
-        assert any(
-            window.base <= base and base + size <= window.end for window in parts.root.host.windows
-        )
+        assert any(window.addresses.contains(base, size) for window in parts.root.host.windows)
     if parts.vm.slots:
         assert parts.device.memory_enabled
         assert not parts.device.config.read(PMCSR, 2) & lib.PCI_PM_CTRL_STATE_MASK

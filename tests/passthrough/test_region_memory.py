@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import pytest
 
 from vmm._native import lib
+from vmm.address_range import AddressRange
 from vmm.coherence.capability import Capability, FlagAnswer, Generation, judge
 from vmm.coherence.policy import NVGRACE, Stage2, with_uapi
 from vmm.coherence.verdict import MemoryType, Verdict
@@ -33,7 +34,7 @@ from vmm.machine.address_space import AddressSpace
 from vmm.passthrough.region_memory import RegionMemory, without
 from vmm.vfio.fd import VfioError, VfioFd
 from vmm.vfio.region import Region
-from vmm.vfio.region_info import Area, RegionInfo
+from vmm.vfio.region_info import RegionInfo
 
 if TYPE_CHECKING:
     from vmm.kvm.system import System
@@ -42,7 +43,7 @@ MIB = 1 << 20
 SIZE = 8 * MIB
 BASE = 0x1_0000_0000
 BDF = "0000:01:00.0"
-SPARSE = (Area(0, 2 * MIB), Area(4 * MIB, 2 * MIB))
+SPARSE = (AddressRange(0, 2 * MIB), AddressRange(4 * MIB, 2 * MIB))
 FLAGS = lib.VFIO_REGION_INFO_FLAG_READ | lib.VFIO_REGION_INFO_FLAG_WRITE
 NO, YES = FlagAnswer.UNSUPPORTED, FlagAnswer.ACCEPTED
 
@@ -119,7 +120,7 @@ def memory(
     *,
     driver: str = NVGRACE,
     cache: str = "auto",
-    areas: tuple[Area, ...] = (Area(0, SIZE),),
+    areas: tuple[AddressRange, ...] = (AddressRange(0, SIZE),),
     capability: Capability | None = None,
 ) -> RegionMemory:
     fd = os.memfd_create("device")
@@ -183,7 +184,7 @@ def test_only_what_can_be_mapped_has_slots_and_is_coherent_memory(
     """The rest is trapped: a guest that took it for memory would be lost."""
     made = memory(owned, kernel := fresh(kernel), areas=SPARSE)
     plugged(made, kernel)
-    assert kernel.now == [(flags, BASE + area.offset, area.size) for area in SPARSE]
+    assert kernel.now == [(flags, BASE + area.base, area.size) for area in SPARSE]
     assert tuple(made.coherent) == SPARSE
     ranges = sorted((entry.base - BASE, entry.size, entry.slot) for entry in made.entries)
     assert ranges == [
@@ -223,7 +224,7 @@ def test_a_flag_that_makes_no_difference_is_not_the_proposals(
 
 def test_a_refused_slot_is_explained(owned: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here: somebody denies that the kernel wants the flag."""
-    device = Vma(0, 1 << 48, "rw-s", "/dev/vfio/devices/vfio0", frozenset({"pf"}))
+    device = Vma(AddressRange(0, 1 << 48), "rw-s", "/dev/vfio/devices/vfio0", frozenset({"pf"}))
     monkeypatch.setattr("vmm.coherence.vma.find", lambda _address: device)
     kernel = fresh(RFC)
     made = memory(owned, kernel, capability=with_uapi(kernel.capability, "mainline"))
@@ -331,5 +332,5 @@ def test_pages_with_a_hole_in_them_are_left_out(
     holes: list[tuple[int, int]], left: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmap.PAGESIZE", 4096)
-    areas = without([Area(0, 0x8000)], [Area(*hole) for hole in holes])
-    assert [(area.offset, area.size) for area in areas] == left
+    areas = without([AddressRange(0, 0x8000)], [AddressRange(*hole) for hole in holes])
+    assert [(area.base, area.size) for area in areas] == left

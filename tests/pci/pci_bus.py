@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vmm._native import lib
+from vmm.address_range import AddressRange
 from vmm.bus import MmioBus
 from vmm.events import Events
 from vmm.pci.bar import Bar, Space
@@ -14,7 +15,7 @@ from vmm.pci.msix import Message
 from vmm.pci.window import PciWindow, memory
 
 IO_BASE, MEMORY_BASE = 0x3EFF_0000, 0x1000_0000
-IO = PciWindow(Space.IO, IO_BASE, 0x1_0000, 0)
+IO = PciWindow(Space.IO, AddressRange(IO_BASE, 0x1_0000), 0)
 MEMORY = memory(Space.MEMORY32, MEMORY_BASE, 0x2000_0000)
 ECAM = 0x3F00_0000
 
@@ -153,7 +154,7 @@ class Bus:
 
     def windows(self) -> list[tuple[int, int]]:
         """Return [base, end) of all that is on the bus."""
-        return [(window.base, window.end) for window in self.mmio._map.windows]
+        return [(window.addresses.base, window.addresses.end) for window in self.mmio._map.windows]
 
 
 IDENTITY = Identity(0x1234, 0x5678, 0x02_00_00, 3, 0x1AF4, 0x1100)

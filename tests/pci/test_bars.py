@@ -87,7 +87,7 @@ def test_memory_is_not_in_the_window_for_ports_nor_ports_in_memory() -> None:
         ("GIC", 0x0800_0000),
         ("UART", 0x0900_0000),
         ("ECAM", ECAM),
-        ("past the end of the window", MEMORY.end - 0x1000 + 0x2000),
+        ("past the end of the window", MEMORY.addresses.end - 0x1000 + 0x2000),
         ("before its beginning", MEMORY_BASE - 0x1000),
         ("beyond the IPA space", 1 << 40),
         ("far beyond", 1 << 63),
@@ -125,7 +125,7 @@ def test_finding_out_a_size_with_memory_enabled_is_no_fault() -> None:
 def test_finding_out_a_size_half_by_half_is_none_either() -> None:
     """As U-Boot does; an address that looks like it and is in a window is one."""
     bus = Bus(function(bar := Mapped(0, 0x8000)), above=0x1_E000_0000)
-    base = bus.host.windows[-1].base
+    base = bus.host.windows[-1].addresses.base
     bus.place(base)
     bus.command(MEMORY_ON)
     assert bus.size_of(0) == 0x8000
@@ -234,14 +234,14 @@ def test_the_64_bit_window_is_above_memory_and_holds_what_there_is(size: int) ->
     bus = Bus(function(bar := Mapped(0, size)), above=3 * GIB, limit=1 << 48)
     window = bus.host.windows[-1]
     assert window.space is Space.MEMORY64
-    assert window.base >= max(4 * GIB, size)
-    assert window.base % size == 0
-    assert window.size >= 2 * size
-    assert window.bus_base == window.base
-    assert bus.end == window.end
-    bus.place(window.base + size)
+    assert window.addresses.base >= max(4 * GIB, size)
+    assert window.addresses.base % size == 0
+    assert window.addresses.size >= 2 * size
+    assert window.bus_base == window.addresses.base
+    assert bus.end == window.addresses.end
+    bus.place(window.addresses.base + size)
     bus.command(MEMORY_ON)
-    assert bar.base == window.base + size
+    assert bar.base == window.addresses.base + size
 
 
 def test_placing_takes_no_longer_for_terabytes() -> None:
@@ -249,7 +249,7 @@ def test_placing_takes_no_longer_for_terabytes() -> None:
         began = time.perf_counter()
         for _ in range(20):
             bus = Bus(function(bar := Mapped(0, size)), limit=1 << 52)
-            bus.place(bus.host.windows[-1].base)
+            bus.place(bus.host.windows[-1].addresses.base)
             bus.command(MEMORY_ON)
             assert bar.base is not None
         return time.perf_counter() - began
@@ -263,7 +263,7 @@ def test_a_bar_of_128_gib_has_a_place_below_256_gib() -> None:
     """40 bits of IPA are KVM's default; a window twice as large would not fit in 38."""
     bus = Bus(function(Mapped(0, 128 * GIB)), above=2 * GIB, limit=1 << 38)
     window = bus.host.windows[-1]
-    assert (window.base, window.size) == (128 * GIB, 128 * GIB)
+    assert (window.addresses.base, window.addresses.size) == (128 * GIB, 128 * GIB)
 
 
 def test_small_bars_go_below_when_there_is_no_room_above() -> None:

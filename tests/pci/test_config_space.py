@@ -197,7 +197,7 @@ def test_a_function_level_reset_forgets_everything() -> None:
     made.add_msix(Msix(2, sink := Sink()), (0, 0), (0, 0x800))
     bus = Bus(made)
     at = bus.capabilities()[EXPRESS]
-    bus.place(bus.host.windows[2].base)
+    bus.place(bus.host.windows[2].addresses.base)
     bus.command(MEMORY_ON | MASTER)
     bus.store(bus.capabilities()[MSIX] + 2, 1 << 15, 2)
     made.set_intx(True)

@@ -105,10 +105,7 @@ def check(bus: Bus, slots: Slots) -> None:
             assert wanted is not None
             there.add((bar.base, bar.base + bar.size))
             occupied.append((bar.base, bar.base + bar.size, bar.space))
-            assert any(
-                window.base <= bar.base and bar.base + bar.size <= window.end
-                for window in bus.host.windows
-            )
+            assert any(window.addresses.contains(bar.base, bar.size) for window in bus.host.windows)
             for low, high in (RAM, GIC):
                 assert bar.base + bar.size <= low or high <= bar.base
     assert set(windows) == there
@@ -128,8 +125,23 @@ def refusable(bus: Bus, bar: Bar, wanted: int) -> bool:
 
 addresses = st.sampled_from(
     [
-        *(0, 0x1000, RAM[0], RAM[1] - 0x1000, GIC[0], 0x0900_0000, ECAM, IO.base, 0xFFFF_F000),
-        *(MEMORY.base, MEMORY.base + 0x1000, MEMORY.base + 0x1_0000, MEMORY.end - 0x1000),
+        *(
+            0,
+            0x1000,
+            RAM[0],
+            RAM[1] - 0x1000,
+            GIC[0],
+            0x0900_0000,
+            ECAM,
+            IO.addresses.base,
+            0xFFFF_F000,
+        ),
+        *(
+            MEMORY.addresses.base,
+            MEMORY.addresses.base + 0x1000,
+            MEMORY.addresses.base + 0x1_0000,
+            MEMORY.addresses.end - 0x1000,
+        ),
         *(HIGH, HIGH + 0x1000, 2 * HIGH, 2 * HIGH - 0x1000, 3 * HIGH, LIMIT - 0x1000, LIMIT),
         *((1 << 64) - 0x1000, (1 << 64) - 1, 0x20, 0x100, 0xFFE0),
     ]
@@ -219,7 +231,7 @@ def test_memory_toggled_while_others_use_the_bar_hurts_nobody() -> None:
     """Two vCPUs read and write what a third switches on and off, and a fourth moves."""
     slots = Slots()
     bus = Bus(*functions(slots), above=RAM[1], limit=LIMIT)
-    base = bus.host.windows[-1].base
+    base = bus.host.windows[-1].addresses.base
     places = [base, base + 0x1000, base + 0x8000, RAM[0], 0]
     bus.place(base)
     seen: set[int] = set()

@@ -26,6 +26,7 @@ LAYERS: Final = (  # lowest first
             "closeable": "what a `with` closes",
             "events": "JSON lines about a machine",
             "thread": "threads that are started or are an error",
+            "address_range": "half-open intervals of addresses",
             "fd": "file descriptors and the one door for ioctls",
         },
     ),

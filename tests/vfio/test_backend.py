@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.vfio.pci_tree import GPU, Tree
+from vmm.address_range import AddressRange
 from vmm.errors import HostError, KernelError
 from vmm.vfio import backend
 from vmm.vfio.backend import Backend, open_iommu, why_not_iommufd
@@ -19,7 +20,7 @@ from vmm.vfio.fd import VfioError, VfioFd
 from vmm.vfio.function import Function
 from vmm.vfio.group import Container, _Group
 from vmm.vfio.ioctls import ContainerIoctl, DeviceIoctl, GroupIoctl, IommufdIoctl
-from vmm.vfio.iommu import Iommu, IovaRange
+from vmm.vfio.iommu import Iommu
 from vmm.vfio.iommufd import Iommufd
 
 
@@ -91,7 +92,7 @@ class Full(Iommu):
 
     def detach(self, device: VfioFd) -> None: ...
 
-    def iova_ranges(self) -> list[IovaRange]:
+    def iova_ranges(self) -> list[AddressRange]:
         return []
 
     def _map(self, iova: int, host_address: int, size: int, *, writable: bool) -> None:

@@ -6,13 +6,14 @@ import resource
 
 import pytest
 
+from vmm.address_range import AddressRange
 from vmm.errors import HostError
 from vmm.memory import Mapping, Region
 from vmm.vfio import iommu as iommu_module
 from vmm.vfio.dma import GuestDma
 from vmm.vfio.fd import VfioFd
 from vmm.vfio.function import Function
-from vmm.vfio.iommu import Iommu, IovaRange
+from vmm.vfio.iommu import Iommu
 
 MIB = 1 << 20
 RAM = 0x4000_0000
@@ -26,7 +27,7 @@ class Fake(Iommu):
     def __init__(self, top: int = (1 << 48) - 1) -> None:
         super().__init__()
         self.there: dict[int, tuple[int, int]] = {}
-        self.ranges = [IovaRange(0, 0x7FF_FFFF), IovaRange(0x810_0000, top)]
+        self.ranges = [AddressRange(0, 0x800_0000), AddressRange.to(0x810_0000, top + 1)]
 
     def _attach(self, function: Function) -> VfioFd:
         raise NotImplementedError
@@ -34,7 +35,7 @@ class Fake(Iommu):
     def detach(self, device: VfioFd) -> None:
         raise NotImplementedError
 
-    def iova_ranges(self) -> list[IovaRange]:
+    def iova_ranges(self) -> list[AddressRange]:
         return self.ranges
 
     def _map(self, iova: int, host_address: int, size: int, *, writable: bool) -> None:
@@ -71,7 +72,7 @@ def test_ram_is_mapped_at_the_guests_addresses_until_closed() -> None:
 
 def test_what_was_mapped_before_a_failure_is_unmapped() -> None:
     iommu = Fake()
-    iommu.ranges = [IovaRange(0, 1 << 40)]
+    iommu.ranges = [AddressRange(0, (1 << 40) + 1)]
     with Mapping.anonymous(2 * MIB) as memory:
         one, other = Region(RAM, memory.view[:MIB]), Region(13 * MIB, memory.view[MIB:])
         with pytest.raises(HostError, match="no more"):

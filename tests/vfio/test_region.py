@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from vmm._native import lib
+from vmm.address_range import AddressRange
 from vmm.errors import UserError
 from vmm.events import Events
 from vmm.vfio.fd import VfioError, VfioFd
 from vmm.vfio.mapping import LARGEST_BLOCK, alignment
 from vmm.vfio.region import Region
-from vmm.vfio.region_info import Area, RegionInfo
+from vmm.vfio.region_info import RegionInfo
 from vmm.vfio.trap import TrappedRegion
 
 PAGE = mmap.PAGESIZE
@@ -35,13 +36,13 @@ def file() -> Iterator[VfioFd]:
         yield file
 
 
-def make(file: VfioFd, *areas: Area, index: int = 4, flags: int = FLAGS) -> Region:
+def make(file: VfioFd, *areas: AddressRange, index: int = 4, flags: int = FLAGS) -> Region:
     return Region(BDF, RegionInfo(index, SIZE, OFFSET, flags, areas), file)
 
 
 @pytest.fixture
 def region(file: VfioFd) -> Region:
-    return make(file, Area(0, SIZE))
+    return make(file, AddressRange(0, SIZE))
 
 
 def mapped() -> int:
@@ -117,13 +118,13 @@ def test_alignment_is_the_largest_block_that_fits(size: int, expected: int) -> N
 
 
 def test_without_a_size_all_that_follows_is_mapped(file: VfioFd) -> None:
-    region = make(file, Area(0, PAGE), Area(4 * PAGE, 8 * PAGE))
-    assert region.check_map() == Area(0, PAGE)
-    assert region.check_map(5 * PAGE) == Area(5 * PAGE, 7 * PAGE)
+    region = make(file, AddressRange(0, PAGE), AddressRange(4 * PAGE, 8 * PAGE))
+    assert region.check_map() == AddressRange(0, PAGE)
+    assert region.check_map(5 * PAGE) == AddressRange(5 * PAGE, 7 * PAGE)
 
 
 def test_a_region_that_cannot_be_written_is_mapped_read_only(file: VfioFd) -> None:
-    region = make(file, Area(0, SIZE), flags=lib.VFIO_REGION_INFO_FLAG_READ)
+    region = make(file, AddressRange(0, SIZE), flags=lib.VFIO_REGION_INFO_FLAG_READ)
     with region.map() as mapping:
         assert mapping.view.readonly
         assert " r--s " in next(
@@ -169,7 +170,7 @@ def test_mapping_again_and_again_leaves_nothing(region: Region) -> None:
 
 
 def test_a_refused_mapping_leaves_no_reservation(file: VfioFd) -> None:
-    region = Region(BDF, RegionInfo(0, SIZE, 1 << 62, FLAGS, (Area(0, SIZE),)), file)
+    region = Region(BDF, RegionInfo(0, SIZE, 1 << 62, FLAGS, (AddressRange(0, SIZE),)), file)
     file.close()
     before = len(Path("/proc/self/maps").read_text().splitlines())
     with pytest.raises(VfioError, match=r"BAR0.*mmap\(offset=0, size=0x400000\)"):
@@ -196,7 +197,7 @@ def test_a_refused_mapping_leaves_no_reservation(file: VfioFd) -> None:
 def test_what_cannot_be_mapped_is_refused_with_what_can(
     file: VfioFd, offset: int, size: int | None, what: str
 ) -> None:
-    region = make(file, Area(0, PAGE), Area(4 * PAGE, PAGE))
+    region = make(file, AddressRange(0, PAGE), AddressRange(4 * PAGE, PAGE))
     possible = rf"\[0x0, {PAGE:#x}\), \[{4 * PAGE:#x}, {5 * PAGE:#x}\)"
     with pytest.raises(UserError, match=rf"{BDF} region 4 \(BAR4\).*{what}.*{possible}"):
         region.map(offset, size)

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm._native import lib
+from vmm.address_range import AddressRange
 from vmm.errors import UserError
 from vmm.vfio.info_caps import InfoCapsError, capabilities
-from vmm.vfio.region_info import Area, RegionInfo, region_index
+from vmm.vfio.region_info import RegionInfo, region_index
 
 PAGE = 0x1000
 RW = lib.VFIO_REGION_INFO_FLAG_READ | lib.VFIO_REGION_INFO_FLAG_WRITE
@@ -45,7 +46,7 @@ def parse(data: bytes) -> RegionInfo:
 
 def test_a_region_is_mapped_whole_without_a_sparse_area() -> None:
     info = parse(answer(0x100000, MMAP))
-    assert info.areas == (Area(0, 0x100000),)
+    assert info.areas == (AddressRange(0, 0x100000),)
     assert (info.index, info.size, info.offset) == (4, 0x100000, 4 << 40)
     assert info.name == "BAR4"
     assert info.readable
@@ -62,7 +63,7 @@ def test_a_region_without_the_flag_is_not_mapped_whatever_else_it_says() -> None
 def test_sparse_areas_say_what_can_be_mapped() -> None:
     areas = ((0x4000, 0x2000), (0, 0x1000))
     info = parse(answer(0x8000, CAPS, sparse(*areas)))
-    assert info.areas == (Area(0, 0x1000), Area(0x4000, 0x2000))
+    assert info.areas == (AddressRange(0, 0x1000), AddressRange(0x4000, 0x2000))
 
 
 def test_a_sparse_list_without_areas_maps_nothing() -> None:
@@ -71,16 +72,16 @@ def test_a_sparse_list_without_areas_maps_nothing() -> None:
 
 def test_areas_shrink_to_whole_pages() -> None:
     info = parse(answer(0x8000, CAPS, sparse((0x800, 0x2000), (0x5000, 0x10))))
-    assert info.areas == (Area(0x1000, 0x1000),)
+    assert info.areas == (AddressRange(0x1000, 0x1000),)
 
 
 def test_a_bar_smaller_than_a_page_is_mapped_as_one() -> None:
-    assert parse(answer(0x100, MMAP)).areas == (Area(0, PAGE),)
+    assert parse(answer(0x100, MMAP)).areas == (AddressRange(0, PAGE),)
 
 
 def test_areas_end_with_the_region() -> None:
     info = parse(answer(0x2000, CAPS, sparse((0, 1 << 40))))
-    assert info.areas == (Area(0, 0x2000),)
+    assert info.areas == (AddressRange(0, 0x2000),)
 
 
 def test_the_whole_chain_is_read() -> None:
@@ -88,7 +89,7 @@ def test_the_whole_chain_is_read() -> None:
     info = parse(answer(0x1000, CAPS, *links, sparse((0, 0x1000)), index=9))
     assert info.msix
     assert info.type == (0x80001234, 5)
-    assert info.areas == (Area(0, 0x1000),)
+    assert info.areas == (AddressRange(0, 0x1000),)
     assert info.name == "device-specific"
 
 
@@ -131,7 +132,7 @@ def test_no_answer_makes_us_loop_or_map_outside_the_region(
         return
     for area in info.areas:
         assert area.size > 0
-        assert area.offset % PAGE == area.size % PAGE == 0
+        assert area.base % PAGE == area.size % PAGE == 0
         assert area.end <= size + -size % PAGE
 
 

@@ -89,7 +89,7 @@ class PciDriver:
         self.vectors = FakeVectors()
         self.transport = PciTransport(device, self.vectors)
         self.bus = Bus(self.transport)
-        self.base = self.bus.host.windows[-1].base
+        self.base = self.bus.host.windows[-1].addresses.base
         self.bus.place(self.base)
         self.bus.command(MEMORY_ON | MASTER)
         self.parts: dict[int, tuple[int, int]] = {}

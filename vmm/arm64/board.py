@@ -10,7 +10,7 @@ from vmm.fdt import Node, Value, reg, u32, u64
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm.arm64.boot import Extent
+    from vmm.address_range import AddressRange
 
 CLOCK_PHANDLE = 3
 LOCAL_DISTANCE = 10
@@ -31,13 +31,13 @@ class Board(NamedTuple):
     numa_nodes  0 has the CPUs and RAM; each other is for memory that a device's driver brings
     """
 
-    ram: Extent
+    ram: AddressRange
     mpidrs: Sequence[int]
     interrupts: Node
     gic_version: int
     has_pmu: bool
     cmdline: str | None
-    initrd: Extent | None
+    initrd: AddressRange | None
     kaslr_seed: bytes
     rng_seed: bytes
     extra: Sequence[Node] = ()
@@ -93,7 +93,7 @@ def device_tree(board: Board) -> Node:
     )
 
 
-def coherent_memory(ranges: Sequence[Extent]) -> list[Node]:
+def coherent_memory(ranges: Sequence[AddressRange]) -> list[Node]:
     """Describe device memory that is as cacheable as RAM: memory, but not for general use.
 
     Linux then has page structures for it and maps it Normal Write-Back, and leaves it to who
@@ -117,7 +117,7 @@ def coherent_memory(ranges: Sequence[Extent]) -> list[Node]:
     ]
 
 
-def flash(banks: Sequence[Extent]) -> Node:
+def flash(banks: Sequence[AddressRange]) -> Node:
     """Describe flash of two chips of 16 bits a bank (bindings mtd/mtd-physmap.yaml)."""
     return Node(
         f"flash@{banks[0].base:x}",

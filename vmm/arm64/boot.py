@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmm.address_range import AddressRange
 from vmm.arm64 import layout
 from vmm.errors import UserError
 
@@ -40,18 +41,6 @@ PSTATE = PSTATE_DAIF | PSTATE_EL1H
 """EL1 with its own stack pointer; debug, SError, IRQ and FIQ masked (Arm ARM, C5.2)."""
 
 
-class Extent(NamedTuple):
-    """Guest physical addresses: *size* bytes from *base*."""
-
-    base: int
-    size: int
-
-    @property
-    def end(self) -> int:
-        """The first address that is not part of it."""
-        return self.base + self.size
-
-
 class BootPlan(NamedTuple):
     """Where everything goes in guest physical memory.
 
@@ -61,9 +50,9 @@ class BootPlan(NamedTuple):
     initrd    exactly the initrd, or None
     """
 
-    kernel: Extent | None
-    dtb: Extent
-    initrd: Extent | None = None
+    kernel: AddressRange | None
+    dtb: AddressRange
+    initrd: AddressRange | None = None
 
     @property
     def registers(self) -> Mapping[str, int]:
@@ -79,7 +68,7 @@ class BootPlan(NamedTuple):
 
 
 def plan(
-    ram: Extent,
+    ram: AddressRange,
     kernel: Kernel,
     initrd_size: int = 0,
     *,
@@ -93,13 +82,13 @@ def plan(
     """
     if not 0 < dtb_size <= DTB_LIMIT:
         raise ValueError(f"a device tree of {dtb_size} bytes: Linux reads up to {DTB_LIMIT}")
-    code = Extent(_up(ram.base, BLOCK) + kernel.text_offset, kernel.image_size)
-    dtb = Extent(_up(code.end, BLOCK), dtb_size)
+    code = AddressRange(_up(ram.base, BLOCK) + kernel.text_offset, kernel.image_size)
+    dtb = AddressRange(_up(code.end, BLOCK), dtb_size)
     if dtb.end > ram.end:
         raise _does_not_fit(f"{kernel.name}: the kernel ({_mib(code.size)} MiB)", ram, dtb.end)
     if not initrd_size:
         return BootPlan(code, dtb)
-    initrd = Extent(_up(dtb.end, PAGE), initrd_size)
+    initrd = AddressRange(_up(dtb.end, PAGE), initrd_size)
     if initrd.end > ram.end:
         what = f"{initrd_name}: the initrd ({_mib(initrd_size)} MiB)"
         raise _does_not_fit(what, ram, initrd.end)
@@ -112,12 +101,12 @@ def plan(
     return BootPlan(code, dtb, initrd)
 
 
-def firmware_plan(ram: Extent) -> BootPlan:
+def firmware_plan(ram: AddressRange) -> BootPlan:
     """Place a device tree for firmware in *ram*: both edk2 and U-Boot expect it there."""
-    return BootPlan(None, Extent(ram.base, min(DTB_LIMIT, ram.size)))
+    return BootPlan(None, AddressRange(ram.base, min(DTB_LIMIT, ram.size)))
 
 
-def _does_not_fit(what: str, ram: Extent, needed_end: int) -> UserError:
+def _does_not_fit(what: str, ram: AddressRange, needed_end: int) -> UserError:
     # Twice what must be loaded, because unpacking an initramfs takes about that again.
     enough = 64
     while enough * MIB < 2 * (needed_end - ram.base):

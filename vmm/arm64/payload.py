@@ -13,7 +13,8 @@ from vmm.arm64 import boot, image
 from vmm.closeable import Closeable
 
 if TYPE_CHECKING:
-    from vmm.arm64.boot import BootPlan, Extent
+    from vmm.address_range import AddressRange
+    from vmm.arm64.boot import BootPlan
     from vmm.arm64.image import Kernel
     from vmm.config import MachineConfig
 
@@ -26,7 +27,7 @@ class Payload(NamedTuple):
     initrd_name: str
     cmdline: str | None
 
-    def place(self, ram: Extent) -> BootPlan:
+    def place(self, ram: AddressRange) -> BootPlan:
         """Say where in *ram* everything goes. Raises `UserError` if it does not fit."""
         if self.kernel is None:
             return boot.firmware_plan(ram)

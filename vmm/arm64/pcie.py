@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from vmm.address_range import AddressRange
 from vmm.arm64 import gic, layout
 from vmm.fdt import Node, Value, reg, u32, u64
 from vmm.pci.bar import Space
@@ -26,7 +27,7 @@ DEVICE_MASK: Final = 0xF800
 REQUESTERS: Final = 0x1_0000
 
 FIXED: Final = (
-    PciWindow(Space.IO, layout.PCI_IO, layout.PCI_IO_SIZE, 0),
+    PciWindow(Space.IO, AddressRange(layout.PCI_IO, layout.PCI_IO_SIZE), 0),
     memory(Space.MEMORY32, layout.PCI_MEMORY, layout.PCI_MEMORY_SIZE),
 )
 """The windows that are always there."""
@@ -52,7 +53,7 @@ def node(
     *numa* maps slots of devices that bring memory to the NUMA nodes that it is for.
     """
     ranges = (
-        u32(SPACE_CODE[window.space]) + u64(window.bus_base, window.base, window.size)
+        u32(SPACE_CODE[window.space]) + u64(window.bus_base, *window.addresses)
         for window in windows
     )
     interrupts = [

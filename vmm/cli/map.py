@@ -36,6 +36,7 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
     """
     if not is_native(host):
         sys.exit(run_there(host))
+    from vmm.address_range import AddressRange  # noqa: PLC0415
     from vmm.arm64 import layout  # noqa: PLC0415
     from vmm.coherence import chart  # noqa: PLC0415
     from vmm.config import MachineConfig  # noqa: PLC0415
@@ -64,8 +65,8 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
     else:
         click.echo("\n".join(chart.table(entries)))
     if svg is not None:
-        windows = [chart.Window(name, base, size) for name, base, size in layout.WINDOWS]
+        registers = {name: AddressRange(base, size) for name, base, size in layout.WINDOWS}
         try:
-            svg.write_text(chart.svg(entries, windows))
+            svg.write_text(chart.svg(entries, registers))
         except OSError as error:
             raise UserError(f"--svg {svg}: {error.strerror}") from error

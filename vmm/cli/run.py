@@ -247,10 +247,10 @@ def _raise_descriptor_limit() -> None:
 
 def _check_files(config: MachineConfig) -> None:
     """Raise now, in no time, what would be raised in a lab host once that has booted."""
+    from vmm.address_range import AddressRange  # noqa: PLC0415
     from vmm.arm64 import layout, payload  # noqa: PLC0415
-    from vmm.arm64.boot import Extent  # noqa: PLC0415
 
-    payload.load(config).place(Extent(layout.RAM, config.memory))
+    payload.load(config).place(AddressRange(layout.RAM, config.memory))
     if config.firmware is not None or config.flash is not None:
         from vmm.machine.flash import check_files  # noqa: PLC0415
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from html import escape
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from vmm.address_range import AddressRange
 from vmm.coherence.policy import Stage2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping
 
     from vmm.coherence.ledger import Entry
 
@@ -23,15 +24,6 @@ COLOURS: Final = {
     Stage2.NO_SLOT: "#6d4c41",
 }
 DEVICE_COLOUR: Final = "#9e9e9e"
-
-
-@dataclass(frozen=True)
-class Window:
-    """A range of device registers: in the picture for orientation."""
-
-    name: str
-    base: int
-    size: int
 
 
 def human(size: int) -> str:
@@ -67,19 +59,26 @@ BAR_X: Final = 170
 BAR_WIDTH: Final = 150
 
 
-def svg(entries: Sequence[Entry], windows: Sequence[Window] = ()) -> str:
-    """Return the IPA space as an SVG: lowest address at the bottom, not to scale, gaps marked."""
-    items: list[Entry | Window] = [*entries, *windows]
-    ranges = sorted(items, key=lambda item: item.base, reverse=True)
+def svg(
+    entries: Iterable[Entry], registers: Mapping[str, AddressRange] = MappingProxyType({})
+) -> str:
+    """Return the IPA space as an SVG: lowest address at the bottom, not to scale, gaps marked.
+
+    *registers* are devices', by name: they are in the picture for orientation.
+    """
+    items = [(AddressRange(entry.base, entry.size), *_words(entry)) for entry in entries]
+    items += [
+        (there, DEVICE_COLOUR, name, "device registers: trapped")
+        for name, there in registers.items()
+    ]
     body: list[str] = []
     y, floor = 40, None
-    for item in ranges:
-        end = item.base + item.size
-        if floor is not None and end < floor:
-            body.append(_gap(y, floor - end))
+    for addresses, *words in sorted(items, reverse=True):
+        if floor is not None and addresses.end < floor:
+            body.append(_gap(y, floor - addresses.end))
             y += ROW // 2
-        body.append(_range(item, y))
-        floor = item.base
+        body.append(_range(addresses, *words, y=y))
+        floor = addresses.base
         y += ROW
     legend_y = y + 20
     return "\n".join(
@@ -98,25 +97,27 @@ def svg(entries: Sequence[Entry], windows: Sequence[Window] = ()) -> str:
     )
 
 
-def _range(item: Entry | Window, y: int) -> str:
-    end = item.base + item.size - 1
-    if isinstance(item, Window):
-        colour, first, second = DEVICE_COLOUR, item.name, "device registers: trapped"
-    else:
-        colour = COLOURS[item.promise.stage2]
-        slot = "no slot" if item.slot is None else f"slot {item.slot}"
-        first = f"{item.name}: {item.promise.stage2.value}"
-        second = f"{slot}, {item.backing.value}; {item.promise.because}"
+def _words(entry: Entry) -> tuple[str, str, str]:
+    """Return an entry's colour, and the two lines beside it."""
+    slot = "no slot" if entry.slot is None else f"slot {entry.slot}"
+    return (
+        COLOURS[entry.promise.stage2],
+        f"{entry.name}: {entry.promise.stage2.value}",
+        f"{slot}, {entry.backing.value}; {entry.promise.because}",
+    )
+
+
+def _range(addresses: AddressRange, colour: str, first: str, second: str, *, y: int) -> str:
     text_x = BAR_X + BAR_WIDTH + 14
     return (
         f'<g><title>{escape(second)}</title><rect x="{BAR_X}" y="{y}" width="{BAR_WIDTH}" '
         f'height="{ROW - 2}" fill="{colour}" rx="3"/>'
         f'<text x="{BAR_X + BAR_WIDTH // 2}" y="{y + 27}" fill="white" text-anchor="middle">'
-        f"{human(item.size)}</text>"
+        f"{human(addresses.size)}</text>"
         f'<text x="{BAR_X - 10}" y="{y + 14}" text-anchor="end" font-family="monospace" '
-        f'font-size="12">{end:#x}</text>'
+        f'font-size="12">{addresses.end - 1:#x}</text>'
         f'<text x="{BAR_X - 10}" y="{y + ROW - 8}" text-anchor="end" font-family="monospace" '
-        f'font-size="12">{item.base:#x}</text>'
+        f'font-size="12">{addresses.base:#x}</text>'
         f'<text x="{text_x}" y="{y + 18}" font-weight="bold">{escape(first)}</text>'
         f'<text x="{text_x}" y="{y + 36}" fill="#555">{escape(_cut(second))}</text></g>'
     )

@@ -14,6 +14,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from vmm.address_range import AddressRange
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -25,10 +27,9 @@ LAST_LEVEL: Final = 3
 
 
 class Span(NamedTuple):
-    """Guest physical addresses [start, end), mapped by entries of one level and one kind."""
+    """Guest physical *addresses* that entries of one level and one kind map."""
 
-    start: int
-    end: int
+    addresses: AddressRange
     level: int
     attributes: str
 
@@ -54,16 +55,16 @@ def parse(lines: Iterable[str]) -> Iterator[Span]:
         start, _, end = span.partition("-")
         if len(columns) > 2 and end:  # size and level only: a hole
             try:
-                yield Span(int(start, 16), int(end, 16), int(columns[1]), " ".join(columns))
+                addresses = AddressRange.to(int(start, 16), int(end, 16))
+                yield Span(addresses, int(columns[1]), " ".join(columns))
             except ValueError:
                 continue  # a heading
 
 
-def blocks(spans: Iterable[Span], start: int, end: int) -> dict[int, int]:
-    """Return how many bytes of [start, end) are mapped by blocks of each size, largest first."""
+def blocks(spans: Iterable[Span], addresses: AddressRange) -> dict[int, int]:
+    """Return how many bytes of *addresses* are mapped by blocks of each size, largest first."""
     found: dict[int, int] = {}
     for span in spans:
-        size = min(span.end, end) - max(span.start, start)
-        if size > 0:
+        if size := span.addresses.intersection(addresses):
             found[span.block()] = found.get(span.block(), 0) + size
     return dict(sorted(found.items(), reverse=True))

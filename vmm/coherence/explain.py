@@ -12,6 +12,7 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from vmm.address_range import AddressRange
 from vmm.coherence.capability import FlagAnswer, Generation, Support
 from vmm.coherence.policy import Stage1, Stage2
 from vmm.errors import HostError
@@ -47,7 +48,7 @@ class Slot:
     def __str__(self) -> str:
         flags = str(MemFlag(self.flags).name) if self.flags else "no flags"
         which = "new slot" if self.number is None else f"slot {self.number}"
-        return f"IPA [{self.base:#x}, {self.base + self.size:#x}) -> {which} ({flags})"
+        return f"IPA {AddressRange(self.base, self.size)} -> {which} ({flags})"
 
 
 MOST_PAGES: Final = (1 << 31) - 1

@@ -203,5 +203,5 @@ def _told(outcome: Outcome) -> str:
 def _dump(guest: ScratchGuest) -> str | None:
     """Return the stage-2 dump's line for the range, if this kernel has one for us."""
     spans = dump.read(guest.vm) or ()
-    found = (span.attributes for span in spans if span.start <= RANGE < span.end)
+    found = (span.attributes for span in spans if span.addresses.contains(RANGE))
     return next(found, None)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from vmm.address_range import AddressRange
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -20,10 +22,9 @@ HEADER: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+\s*(.*)"
 
 @dataclass(frozen=True)
 class Vma:
-    """Host virtual addresses [start, end) with one set of attributes."""
+    """Host virtual *addresses* with one set of attributes."""
 
-    start: int
-    end: int
+    addresses: AddressRange
     permissions: str
     name: str
     flags: frozenset[str]
@@ -35,7 +36,8 @@ class Vma:
 
     def __str__(self) -> str:
         kind = "PFNMAP" if self.is_pfnmap else "memory the kernel manages"
-        return f"VMA {self.start:#x}-{self.end:#x} of {self.name or 'anonymous memory'} ({kind})"
+        there = f"{self.addresses.base:#x}-{self.addresses.end:#x}"
+        return f"VMA {there} of {self.name or 'anonymous memory'} ({kind})"
 
 
 def parse(lines: Iterable[str]) -> Iterator[Vma]:
@@ -47,7 +49,8 @@ def parse(lines: Iterable[str]) -> Iterator[Vma]:
         elif header and line.startswith("VmFlags:"):
             start, end, permissions, name = header.groups()
             flags = frozenset(line.split()[1:])
-            yield Vma(int(start, 16), int(end, 16), permissions, name.strip(), flags)
+            addresses = AddressRange.to(int(start, 16), int(end, 16))
+            yield Vma(addresses, permissions, name.strip(), flags)
 
 
 def find(host_address: int, vmas: Iterable[Vma] | None = None) -> Vma | None:
@@ -55,4 +58,4 @@ def find(host_address: int, vmas: Iterable[Vma] | None = None) -> Vma | None:
     if vmas is None:
         with SMAPS.open() as lines:
             vmas = list(parse(lines))
-    return next((vma for vma in vmas if vma.start <= host_address < vma.end), None)
+    return next((vma for vma in vmas if vma.addresses.contains(host_address)), None)

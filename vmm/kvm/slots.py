@@ -6,6 +6,7 @@ import errno
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmm.address_range import AddressRange
 from vmm.kvm.capability import Cap
 from vmm.kvm.fd import KvmError
 from vmm.kvm.ioctls import Ioctl
@@ -29,12 +30,12 @@ class MemorySlot(NamedTuple):
     userspace_addr: int
 
     @property
-    def end(self) -> int:
-        """The first guest physical address after it."""
-        return self.guest_phys_addr + self.memory_size
+    def addresses(self) -> AddressRange:
+        """The guest physical addresses that it backs."""
+        return AddressRange(self.guest_phys_addr, self.memory_size)
 
     def __str__(self) -> str:
-        return f"slot {self.number} [{self.guest_phys_addr:#x}, {self.end:#x})"
+        return f"slot {self.number} {self.addresses}"
 
 
 class MemorySlots:
@@ -52,7 +53,7 @@ class MemorySlots:
 
     def find(self, address: int) -> MemorySlot | None:
         """Return the slot that guest physical *address* is in."""
-        return next((slot for slot in self if slot.guest_phys_addr <= address < slot.end), None)
+        return next((slot for slot in self if slot.addresses.contains(address)), None)
 
     def add(self, base: int, size: int, host_address: int, flags: int = 0) -> MemorySlot:
         """Show *size* bytes of our memory at *host_address* to the guest, at *base*.

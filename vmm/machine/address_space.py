@@ -11,8 +11,8 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from vmm._native import lib
+from vmm.address_range import AddressRange
 from vmm.arm64 import board, layout
-from vmm.arm64.boot import Extent
 from vmm.closeable import Closeable
 from vmm.errors import HostError, UserError
 from vmm.memory import Backing, GuestMemory, Mapping
@@ -64,7 +64,7 @@ class AddressSpace(Closeable):
             self._check_memory()
             make = Mapping.memfd if shared else Mapping.anonymous
             self._mapping = self._owned.enter_context(make(config.memory))
-            self.ram = Extent(layout.RAM, config.memory)
+            self.ram = AddressRange(layout.RAM, config.memory)
             self.pmems = self._open_pmems()
             files = [each.region() for each in self.pmems]
             self.memory = GuestMemory([self._mapping.region(layout.RAM), *files])
@@ -258,7 +258,7 @@ class AddressSpace(Closeable):
         """Describe coherent device memory for the device tree."""
         return board.coherent_memory(
             [
-                Extent(region.base + part.offset, part.size)
+                AddressRange(region.base + part.base, part.size)
                 for region in self._devices
                 for part in region.coherent
             ]

@@ -18,8 +18,8 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 from vmm._native import ffi, lib
+from vmm.address_range import AddressRange
 from vmm.arm64 import board, layout
-from vmm.arm64.boot import Extent
 from vmm.bus import MmioBus
 from vmm.closeable import Closeable
 from vmm.devices.cfi_flash import SIZE, CfiFlash
@@ -264,7 +264,7 @@ class Flash(Closeable):
 
     def node(self) -> Node:
         """Describe it for the device tree."""
-        return board.flash([Extent(bank.base, SIZE) for bank in self.banks])
+        return board.flash([AddressRange(bank.base, SIZE) for bank in self.banks])
 
     def reset(self) -> None:
         """Put all banks back to array mode. No VM may have them."""

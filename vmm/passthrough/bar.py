@@ -12,8 +12,8 @@ import mmap
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vmm._native import lib
+from vmm.address_range import AddressRange
 from vmm.pci.bar import Space
-from vmm.vfio.region_info import Area
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,27 +35,28 @@ class BarDevice:
     has *size* bytes. Beyond, and across two of them, nobody answers.
     """
 
-    def __init__(self, device: BusDevice, size: int, ours: Mapping[Area, BusDevice]) -> None:
-        self._parts = (*ours.items(), (Area(0, size), device))
+    def __init__(
+        self, device: BusDevice, size: int, ours: Mapping[AddressRange, BusDevice]
+    ) -> None:
+        self._parts = (*ours.items(), (AddressRange(0, size), device))
 
     def read(self, offset: int, size: int) -> int:
         """Read as the guest does."""
         if (found := self._find(offset, size)) is None:
             return (1 << 8 * size) - 1
         area, device = found
-        return device.read(offset - area.offset, size)
+        return device.read(offset - area.base, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Write as the guest does."""
         if (found := self._find(offset, size)) is not None:
             area, device = found
-            device.write(offset - area.offset, size, value)
+            device.write(offset - area.base, size, value)
 
-    def _find(self, offset: int, size: int) -> tuple[Area, BusDevice] | None:
+    def _find(self, offset: int, size: int) -> tuple[AddressRange, BusDevice] | None:
         for area, device in self._parts:
-            if offset < area.end and area.offset < offset + size:
-                whole = area.offset <= offset and offset + size <= area.end
-                return (area, device) if whole else None
+            if area.overlaps(AddressRange(offset, size)):
+                return (area, device) if area.contains(offset, size) else None
         return None
 
 

@@ -16,6 +16,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from vmm.address_range import AddressRange
 from vmm.arm64 import pcie
 from vmm.closeable import Closeable
 from vmm.coherence import dump
@@ -235,7 +236,7 @@ class Passthrough(Closeable):
             self._events.emit("stage2-blocks", what="all", mapped=UNKNOWN)
             return
         for entry in entries:
-            found = dump.blocks(spans, entry.base, entry.end)
+            found = dump.blocks(spans, AddressRange(entry.base, entry.size))
             if not (found or last):
                 continue
             self._looks[memory] = LOOKS

@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vmm._native import lib
+from vmm.address_range import AddressRange
 from vmm.coherence.policy import Cache, Stage1, region_attribute
 from vmm.config.bar import BarConfig
 from vmm.errors import HostError, UserError, VmmError
@@ -30,7 +31,6 @@ from vmm.pci.function import Identity, PciFunction
 from vmm.pci.msix import ENTRY, Msix
 from vmm.vfio.config import COMMAND, COMMAND_MEMORY
 from vmm.vfio.irq import IrqIndex
-from vmm.vfio.region_info import Area
 from vmm.vfio.trap import TrappedRegion
 
 if TYPE_CHECKING:
@@ -124,27 +124,29 @@ class PassthroughFunction(PciFunction):
 
     # --- what it is made of -------------------------------------------------------------------
 
-    def _find_msix(self, space: PassthroughConfig) -> tuple[tuple[int, Area], tuple[int, Area]]:
+    def _find_msix(
+        self, space: PassthroughConfig
+    ) -> tuple[tuple[int, AddressRange], tuple[int, AddressRange]]:
         """Make `_vectors`, if it has MSI-X; return the BARs and places of table and PBA."""
         at = space.capabilities.get(lib.PCI_CAP_ID_MSIX)
         self._vectors: Msix | None = None
         if at is None or not self.device.irq(IrqIndex.MSIX).count:
-            return (-1, Area(0, 0)), (-1, Area(0, 0))
+            return (-1, AddressRange(0, 0)), (-1, AddressRange(0, 0))
         read = self.device.config.read
         count = 1 + (read(at + lib.PCI_MSIX_FLAGS, 2) & lib.PCI_MSIX_FLAGS_QSIZE)
         self._vectors = Msix(count, self.interrupts.vectors(IrqIndex.MSIX))
         table, pba = read(at + lib.PCI_MSIX_TABLE, 4), read(at + lib.PCI_MSIX_PBA, 4)
         bir, offset = lib.PCI_MSIX_TABLE_BIR, lib.PCI_MSIX_TABLE_OFFSET
         return (
-            (table & bir, Area(table & offset, ENTRY * count)),
-            (pba & bir, Area(pba & offset, self._vectors.pba_size)),
+            (table & bir, AddressRange(table & offset, ENTRY * count)),
+            (pba & bir, AddressRange(pba & offset, self._vectors.pba_size)),
         )
 
-    def _regions(self, table: tuple[int, Area], pba: tuple[int, Area]) -> list[Bar]:
+    def _regions(self, table: tuple[int, AddressRange], pba: tuple[int, AddressRange]) -> list[Bar]:
         found = []
         for region in self.device.regions:
             if region.index in bars.BARS:
-                ours: dict[Area, BusDevice] = {}
+                ours: dict[AddressRange, BusDevice] = {}
                 if self._vectors is not None and region.index == table[0]:
                     ours[table[1]] = self._vectors.table
                 if self._vectors is not None and region.index == pba[0]:
@@ -154,7 +156,7 @@ class PassthroughFunction(PciFunction):
             found.append(expansion_rom(self.device, choice))
         return found
 
-    def _bar(self, region: Region, ours: Mapping[Area, BusDevice]) -> Bar:
+    def _bar(self, region: Region, ours: Mapping[AddressRange, BusDevice]) -> Bar:
         space, prefetchable = bars.space(self.device, region.index)
         trap = TrappedRegion(region, 0, region.size, self._events)
         self._traps.append(trap)

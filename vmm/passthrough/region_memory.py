@@ -14,6 +14,7 @@ import mmap
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from vmm.address_range import AddressRange
 from vmm.closeable import Closeable
 from vmm.coherence import explain, vma
 from vmm.coherence.ledger import Entry
@@ -38,7 +39,6 @@ from vmm.kvm.vm import MemFlag
 from vmm.memory import Backing
 from vmm.vfio.device import open_device
 from vmm.vfio.irq import IrqIndex
-from vmm.vfio.region_info import Area
 from vmm.vfio.trap import TrappedRegion
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class RegionMemory(Closeable):
         system: System,
         capability: Capability,
         *,
-        holes: Sequence[Area] = (),
+        holes: Sequence[AddressRange] = (),
         option: str = "--bar",
         registers: bool = False,
     ) -> None:
@@ -133,10 +133,10 @@ class RegionMemory(Closeable):
         return max(LEAST_ALIGNMENT, 1 << (self.size - 1).bit_length())
 
     @property
-    def coherent(self) -> list[Area]:
+    def coherent(self) -> list[AddressRange]:
         """The parts that guests may use as ordinary, cacheable memory."""
         if isinstance(self.decision, Map) and self.decision.promise.stage2 is Stage2.WRITE_BACK:
-            return [Area(mapping.offset, mapping.size) for mapping in self._mappings]
+            return [AddressRange(mapping.offset, mapping.size) for mapping in self._mappings]
         return []
 
     # --- before there are slots ---------------------------------------------------------------
@@ -150,7 +150,7 @@ class RegionMemory(Closeable):
         if isinstance(decision, Trap):
             return decision
         for area in without(self.region.info.areas or (self.region.check_map(),), self._keep_out):
-            mapping = self.region.map(area.offset, area.size)
+            mapping = self.region.map(area.base, area.size)
             self._owned.callback(mapping.close)
             self._mappings.append(mapping)
         chosen = self._ask(decision) if isinstance(decision, AskKernel) else decision
@@ -259,15 +259,15 @@ class RegionMemory(Closeable):
         rest = Promise(Stage2.NO_SLOT, "the driver does not have this part mapped: it is trapped")
         self.entries = entries + [self._entry(*hole, rest, None, 0) for hole in self._holes()]
 
-    def _holes(self) -> Iterator[Area]:
+    def _holes(self) -> Iterator[AddressRange]:
         """Yield the parts of the region that have no mapping."""
         at = 0
         for mapping in self._mappings:
             if at < mapping.offset:
-                yield Area(at, mapping.offset - at)
+                yield AddressRange(at, mapping.offset - at)
             at = mapping.offset + mapping.size
         if at < self.size:
-            yield Area(at, self.size - at)
+            yield AddressRange(at, self.size - at)
 
     def trap(self, events: Events) -> TrappedRegion:
         """Return the bus device that answers accesses to what has no slot."""
@@ -349,21 +349,21 @@ class RegionMemory(Closeable):
         self._owned.close()
 
 
-def without(areas: Iterable[Area], holes: Iterable[Area]) -> list[Area]:
+def without(areas: Iterable[AddressRange], holes: Iterable[AddressRange]) -> list[AddressRange]:
     """Return *areas* less each host page that has something of *holes*."""
     page = mmap.PAGESIZE
     left = list(areas)
     for hole in holes:
-        start, end = hole.offset & -page, hole.end + -hole.end % page
+        start, end = hole.base & -page, hole.end + -hole.end % page
         parts = [
             (first, last)
             for area in left
             for first, last in (
-                (area.offset, min(area.end, start)),
-                (max(area.offset, end), area.end),
+                (area.base, min(area.end, start)),
+                (max(area.base, end), area.end),
             )
         ]
-        left = [Area(first, last - first) for first, last in parts if first < last]
+        left = [AddressRange(first, last - first) for first, last in parts if first < last]
     return left
 
 

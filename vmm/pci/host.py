@@ -100,18 +100,18 @@ class PciHost(Closeable):
         if found is None:
             return above
         self._open(found)
-        return found.end
+        return found.addresses.end
 
     def _open(self, new: PciWindow) -> None:
         """Have a window; where no BAR is, reads end as ones: nobody claims them (master abort)."""
         self.windows += (new,)
-        self._bus.fill(new.base, new.size, 0xFF)
+        self._bus.fill(*new.addresses, 0xFF)
 
     def _bars(self, space: Space) -> list[Bar]:
         return [bar for _, bar in self._all() if bar.space is space]
 
     def _check(self, space: Space, bars: list[Bar]) -> None:
-        room = sum(each.size for each in self.windows if each.space is space)
+        room = sum(each.addresses.size for each in self.windows if each.space is space)
         if not window.fits(bars, room):
             largest = max(bars, key=lambda bar: bar.size)
             name = next(function.name for function, bar in self._all() if bar is largest)

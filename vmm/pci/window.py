@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from vmm.address_range import AddressRange
 from vmm.pci.bar import Space
 
 if TYPE_CHECKING:
@@ -18,27 +19,21 @@ FOUR_GIB: Final = 1 << 32
 
 
 class PciWindow(NamedTuple):
-    """*size* bytes at guest physical *base*, which are bus addresses from *bus_base* on."""
+    """Guest physical *addresses* that are bus addresses of *space* from *bus_base* on."""
 
     space: Space
-    base: int
-    size: int
+    addresses: AddressRange
     bus_base: int
-
-    @property
-    def end(self) -> int:
-        """The first guest physical address after it."""
-        return self.base + self.size
 
     def translate(self, address: int, size: int) -> int | None:
         """Return the guest physical address of *size* bytes at bus *address*, if they are here."""
         offset = address - self.bus_base
-        return self.base + offset if 0 <= offset <= self.size - size else None
+        return self.addresses.base + offset if 0 <= offset <= self.addresses.size - size else None
 
 
 def memory(space: Space, base: int, size: int) -> PciWindow:
     """Return a window of memory: bus addresses are guest physical ones, for DMA's sake."""
-    return PciWindow(space, base, size, base)
+    return PciWindow(space, AddressRange(base, size), base)
 
 
 def fits(bars: Iterable[Bar], size: int) -> bool:

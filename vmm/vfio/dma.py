@@ -57,11 +57,10 @@ def _check(iommu: Iommu, regions: Iterable[Region]) -> None:
     """Raise `HostError` for RAM at addresses that the IOMMU cannot have, or keeps for itself."""
     ranges = iommu.iova_ranges()
     for region in regions:
-        last = region.end - 1
-        if not any(one.start <= region.base and last <= one.last for one in ranges):
+        if not any(one.contains(region.base, region.size) for one in ranges):
             possible = ", ".join(map(str, ranges))
             raise HostError(
-                f"guest RAM at [{region.base:#x}, {last:#x}] is not within what this host's IOMMU "
-                f"can map for the guest's devices: {possible}",
+                f"guest RAM at [{region.base:#x}, {region.end:#x}) is not within what this host's "
+                f"IOMMU can map for the guest's devices: {possible}",
                 "use less --memory" if region.base < (1 << 32) else "",
             )

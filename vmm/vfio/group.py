@@ -13,19 +13,20 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from vmm._native import ffi, lib
+from vmm.address_range import AddressRange
 from vmm.errors import HostError
 from vmm.vfio.assignability import obstacle
 from vmm.vfio.fd import VfioError, VfioFd, open_node
 from vmm.vfio.host_paths import HOST, HostPaths
 from vmm.vfio.info_caps import capabilities
 from vmm.vfio.ioctls import ContainerIoctl, GroupIoctl
-from vmm.vfio.iommu import Iommu, IovaRange
+from vmm.vfio.iommu import Iommu
 
 if TYPE_CHECKING:
     from vmm.vfio.function import Function
     from vmm.vfio.kvm_files import KvmFiles
 
-_ALL: Final = IovaRange(0, (1 << 64) - 1)
+_ALL: Final = AddressRange(0, 1 << 64)
 
 
 class _Group(NamedTuple):
@@ -129,7 +130,7 @@ class Container(Iommu):
             if not self._groups:
                 self._mapped.clear()
 
-    def iova_ranges(self) -> list[IovaRange]:
+    def iova_ranges(self) -> list[AddressRange]:
         """Return what can be mapped; before Linux 5.4 the kernel does not tell."""
         request = ContainerIoctl.VFIO_IOMMU_GET_INFO
         answer = self._fd.ioctl_whole(request, "vfio_iommu_type1_info")
@@ -141,7 +142,7 @@ class Container(Iommu):
                 count = capability.struct(name).nr_iovas
                 found = capability.struct(name, count, "struct vfio_iova_range")
                 ranges = [found.iova_ranges[i] for i in range(count)]
-                return [IovaRange(int(one.start), int(one.end)) for one in ranges]
+                return [AddressRange.to(int(one.start), int(one.end) + 1) for one in ranges]
         return [_ALL]
 
     def _map(self, iova: int, host_address: int, size: int, *, writable: bool) -> None:

@@ -6,7 +6,7 @@ import errno
 import resource
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from vmm.closeable import Closeable
 from vmm.errors import HostError
@@ -16,19 +16,10 @@ from vmm.vfio.fd import VfioError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmm.address_range import AddressRange
     from vmm.vfio.fd import VfioFd
     from vmm.vfio.function import Function
     from vmm.vfio.kvm_files import KvmFiles
-
-
-class IovaRange(NamedTuple):
-    """I/O virtual addresses [start, last] that can be mapped."""
-
-    start: int
-    last: int
-
-    def __str__(self) -> str:
-        return f"[{self.start:#x}, {self.last:#x}]"
 
 
 class Iommu(Closeable, ABC):
@@ -49,8 +40,11 @@ class Iommu(Closeable, ABC):
         """Close a device that `attach` returned, and give back what was opened for it."""
 
     @abstractmethod
-    def iova_ranges(self) -> list[IovaRange]:
-        """Return what can be mapped, which shrinks with each device. Raises `VfioError`."""
+    def iova_ranges(self) -> list[AddressRange]:
+        """Return the I/O virtual addresses that can be mapped: fewer with each device.
+
+        Raises `VfioError`.
+        """
 
     @abstractmethod
     def _map(self, iova: int, host_address: int, size: int, *, writable: bool) -> None: ...

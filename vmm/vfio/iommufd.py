@@ -12,10 +12,11 @@ import errno
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from vmm._native import ffi, lib
+from vmm.address_range import AddressRange
 from vmm.vfio.fd import VfioError, VfioFd, open_node
 from vmm.vfio.host_paths import HOST, HostPaths
 from vmm.vfio.ioctls import DeviceIoctl, IommufdIoctl
-from vmm.vfio.iommu import Iommu, IovaRange
+from vmm.vfio.iommu import Iommu
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +86,7 @@ class Iommufd(Iommu):
         finally:
             device.close()
 
-    def iova_ranges(self) -> list[IovaRange]:
+    def iova_ranges(self) -> list[AddressRange]:
         """Return what can be mapped (IOMMU_IOAS_IOVA_RANGES). Raises `VfioError`."""
         request = IommufdIoctl.IOMMU_IOAS_IOVA_RANGES
         arg = ffi.new("struct iommu_ioas_iova_ranges *")
@@ -102,7 +103,7 @@ class Iommufd(Iommu):
                     raise
                 continue
             found = [ranges[i] for i in range(arg.num_iovas)]
-            return [IovaRange(int(one.start), int(one.last)) for one in found]
+            return [AddressRange.to(int(one.start), int(one.last) + 1) for one in found]
 
     def _map(self, iova: int, host_address: int, size: int, *, writable: bool) -> None:
         self._fd.ioctl_struct(

@@ -134,7 +134,7 @@ def _ask(function: Function, attribute: Attribute) -> list[RegionEntry]:
                 region.index,
                 region.info.name,
                 region.size,
-                [(area.offset, area.size) for area in region.info.areas],
+                [(area.base, area.size) for area in region.info.areas],
                 attribute(device.driver, region.index) if region.info.mappable else "",
             )
             for region in device.regions

@@ -11,8 +11,8 @@ from vmm.closeable import Closeable
 from vmm.vfio.fd import VfioError
 
 if TYPE_CHECKING:
+    from vmm.address_range import AddressRange
     from vmm.vfio.fd import VfioFd
-    from vmm.vfio.region_info import Area
 
 LARGEST_BLOCK: Final = 1 << 30
 """Bytes; PFNMAP has no larger (PUD) blocks with 4 KiB pages, and 512 MiB (PMD) is the largest
@@ -32,24 +32,24 @@ class RegionMapping(Closeable):
     """
 
     def __init__(
-        self, device: VfioFd, what: str, file_offset: int, area: Area, *, writable: bool
+        self, device: VfioFd, what: str, file_offset: int, area: AddressRange, *, writable: bool
     ) -> None:
         """Map *area* of the region that starts at *file_offset*. Raises `VfioError`."""
         self.what = what
-        self.offset = area.offset
+        self.offset = area.base
         self.size = area.size
         address = ffi.new("uintptr_t *")
         error = lib.pyvmm_map_aligned(
             device.fileno(),
-            file_offset + area.offset,
+            file_offset + area.base,
             area.size,
             writable,
             alignment(area.size),
-            area.offset,
+            area.base,
             address,
         )
         if error:
-            shown: dict[str, object] = {"offset": area.offset, "size": area.size}
+            shown: dict[str, object] = {"offset": area.base, "size": area.size}
             raise VfioError(what, "mmap", -error, shown)
         self.host_address = int(address[0])
         """Where it is in our address space."""

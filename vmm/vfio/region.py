@@ -9,10 +9,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from vmm._native import lib
+from vmm.address_range import AddressRange
 from vmm.errors import UserError
 from vmm.vfio.fd import VfioError
 from vmm.vfio.mapping import RegionMapping
-from vmm.vfio.region_info import CONFIG, Area
+from vmm.vfio.region_info import CONFIG
 
 if TYPE_CHECKING:
     from vmm.vfio.fd import VfioFd
@@ -110,7 +111,7 @@ class Region:
         self._mappings.append(mapping)
         return mapping
 
-    def check_map(self, offset: int = 0, size: int | None = None) -> Area:
+    def check_map(self, offset: int = 0, size: int | None = None) -> AddressRange:
         """Return what `map` would map. Raises `UserError`, which says what would be possible."""
         page = mmap.PAGESIZE
         if not self.info.mappable:
@@ -125,12 +126,12 @@ class Region:
         if size is not None and size <= 0:
             raise UserError(f"{self}: a mapping of {size} bytes makes no sense", possible)
         for area in self.info.areas:
-            if area.offset <= offset < area.end:
+            if area.base <= offset < area.end:
                 if size is None:
-                    return Area(offset, area.end - offset)
+                    return AddressRange(offset, area.end - offset)
                 if offset + size <= area.end:
-                    return Area(offset, size)
-        wanted = Area(offset, size) if size else f"from {offset:#x}"
+                    return AddressRange(offset, size)
+        wanted = AddressRange(offset, size) if size else f"from {offset:#x}"
         raise UserError(f"{self}: {wanted} cannot be mapped", possible)
 
     def _why_not(self) -> str:

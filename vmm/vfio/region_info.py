@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from vmm._native import ffi, lib
+from vmm.address_range import AddressRange
 from vmm.errors import UserError
 from vmm.vfio.info_caps import capabilities
 from vmm.vfio.ioctls import DeviceIoctl
@@ -37,21 +38,6 @@ def region_index(text: str) -> int:
     )
 
 
-class Area(NamedTuple):
-    """Bytes [offset, offset + size) of a region."""
-
-    offset: int
-    size: int
-
-    @property
-    def end(self) -> int:
-        """The first offset after it."""
-        return self.offset + self.size
-
-    def __str__(self) -> str:
-        return f"[{self.offset:#x}, {self.end:#x})"
-
-
 @dataclass(frozen=True)
 class RegionInfo:
     """What VFIO says of a region.
@@ -68,7 +54,7 @@ class RegionInfo:
     size: int
     offset: int
     flags: int
-    areas: tuple[Area, ...] = ()
+    areas: tuple[AddressRange, ...] = ()
     msix: bool = False
     type: tuple[int, int] | None = None
 
@@ -102,7 +88,7 @@ class RegionInfo:
     def parse(cls, answer: bytes, page: int = mmap.PAGESIZE) -> RegionInfo:
         """Read VFIO's answer: ``struct vfio_region_info`` and its chain. Raises `InfoCapsError`."""
         info = ffi.from_buffer("struct vfio_region_info *", answer)
-        sparse: list[Area] | None = None
+        sparse: list[AddressRange] | None = None
         msix = False
         type_: tuple[int, int] | None = None
         has_chain = info.flags & lib.VFIO_REGION_INFO_FLAG_CAPS
@@ -112,19 +98,21 @@ class RegionInfo:
                 item = "struct vfio_region_sparse_mmap_area"
                 count = capability.struct(name).nr_areas
                 found = capability.struct(name, count, item)
-                sparse = [Area(found.areas[i].offset, found.areas[i].size) for i in range(count)]
+                sparse = [
+                    AddressRange(found.areas[i].offset, found.areas[i].size) for i in range(count)
+                ]
             elif capability.id == lib.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE:
                 msix = True
             elif capability.id == lib.VFIO_REGION_INFO_CAP_TYPE:
                 found = capability.struct("struct vfio_region_info_cap_type")
                 type_ = found.type, found.subtype
-        areas: tuple[Area, ...] = ()
+        areas: tuple[AddressRange, ...] = ()
         if info.size and info.flags & lib.VFIO_REGION_INFO_FLAG_MMAP:
             areas = _areas(info.size, sparse, page)
         return cls(info.index, info.size, info.offset, info.flags, areas, msix, type_)
 
 
-def _areas(size: int, sparse: list[Area] | None, page: int) -> tuple[Area, ...]:
+def _areas(size: int, sparse: list[AddressRange] | None, page: int) -> tuple[AddressRange, ...]:
     """Return what can be mapped, in whole pages and within the region.
 
     A BAR smaller than a page counts as a whole one: VFIO allows its mapping only if nothing else
@@ -132,12 +120,12 @@ def _areas(size: int, sparse: list[Area] | None, page: int) -> tuple[Area, ...]:
     """
     limit = size + -size % page
     if sparse is None:
-        return (Area(0, limit),)
+        return (AddressRange(0, limit),)
     found = []
-    for area in sorted(sparse, key=lambda area: area.offset):
-        start = area.offset + -area.offset % page
+    for area in sorted(sparse, key=lambda area: area.base):
+        start = area.base + -area.base % page
         end = min(area.end + -area.end % page if area.end == size else area.end, limit)
         end -= end % page
         if start < end:
-            found.append(Area(start, end - start))
+            found.append(AddressRange(start, end - start))
     return tuple(found)

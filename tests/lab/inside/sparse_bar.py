@@ -105,7 +105,7 @@ def main(size: int, cmdline: str, image: str, initrd: str | None = None) -> None
             "made": made,
             "mapped": sparse.seconds,
             "bases": sparse.bases,
-            "window": [window.base, window.size],
+            "window": list(window.addresses),
             "written": [view[at] for at in (0, size // 2, size - 1)],
         }
     sys.stdout.write(f"\n{json.dumps(found)}\n")

@@ -127,7 +127,7 @@ def dma(device: Device) -> dict[str, Any]:
     device.dma_unmap(IOVA + page, page)
     found["unmapped"] = device.iommu.mapped == 0
     found["unmapped again"] = refusal(lambda: device.dma_unmap(IOVA, page))
-    found["ranges"] = [(one.start, one.last) for one in device.iommu.iova_ranges()]
+    found["ranges"] = [(one.base, one.end - 1) for one in device.iommu.iova_ranges()]
     return found
 
 

@@ -38,7 +38,7 @@ def look(device: Device) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for region in device.regions:
         one: dict[str, Any] = {"size": region.size, "name": region.info.name}
-        one["areas"] = [(area.offset, area.size) for area in region.info.areas]
+        one["areas"] = [(area.base, area.size) for area in region.info.areas]
         found[str(region.index)] = one
         if not region.info.mappable:
             continue
