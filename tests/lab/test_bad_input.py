@@ -17,7 +17,8 @@ import pytest
 from tests.lab.guest.flat_guest import POWER_OFF, assemble
 from vmm.lab import cache
 from vmm.lab.host import qemu
-from vmm.lab.host.emulated_host import Completed, Host
+from vmm.lab.host.emulated_host import Host
+from vmm.lab.host.session import Completed
 
 pytestmark = pytest.mark.lab
 

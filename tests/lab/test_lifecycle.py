@@ -22,7 +22,8 @@ from tests.lab.guest.flat_guest import (
     UNCLAIMED,
     assemble,
 )
-from vmm.lab.host.emulated_host import Completed, Host
+from vmm.lab.host.emulated_host import Host
+from vmm.lab.host.session import Completed
 
 pytestmark = pytest.mark.lab
 

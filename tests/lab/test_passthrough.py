@@ -19,7 +19,8 @@ from tests.lab.guest import flat_guest, flat_pci_guest
 from vmm.lab.guest import fixture
 from vmm.lab.guest.fixture import Guest
 from vmm.lab.host import gh200, profiles
-from vmm.lab.host.emulated_host import Completed, Host
+from vmm.lab.host.emulated_host import Host
+from vmm.lab.host.session import Completed
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 

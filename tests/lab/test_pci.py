@@ -15,7 +15,8 @@ import pytest
 
 from tests.lab.guest.flat_guest import assemble
 from vmm.lab.guest import fixture
-from vmm.lab.host.emulated_host import Completed, Host
+from vmm.lab.host.emulated_host import Host
+from vmm.lab.host.session import Completed
 from vmm.pci.host import COMPLAINTS
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]

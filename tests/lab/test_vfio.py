@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from vmm.lab.host import profiles
-from vmm.lab.host.emulated_host import Completed, Host
+from vmm.lab.host.emulated_host import Host
+from vmm.lab.host.session import Completed
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 

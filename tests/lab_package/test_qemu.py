@@ -9,11 +9,12 @@ import pytest
 
 from vmm.errors import HostError, UserError
 from vmm.lab.host import profiles, qemu, qmp
+from vmm.lab.host.profile import Profile
 
 FWB = profiles.PROFILES["fwb"]
 
 
-def arguments(profile: profiles.Profile, **fields: Path) -> dict[str, list[str]]:
+def arguments(profile: Profile, **fields: Path) -> dict[str, list[str]]:
     """Return QEMU's options for *profile*, each with the values it is given."""
     files = {"image": Path("/k"), "initrd": Path("/i"), "directory": Path("/d"), **fields}
     argv = qemu.arguments(profile, **files)  # type: ignore[arg-type]

@@ -6,6 +6,8 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -22,8 +24,6 @@ def step(label: str, total: float = 100.0) -> Iterator[Callable[[float], None]]:
         sys.stderr.flush()
         yield lambda _done: None
         return
-
-    import click  # noqa: PLC0415  (most commands show no bar)
 
     with click.progressbar(
         length=1000, label=f"pyvmm: {label}", file=sys.stderr, show_pos=False

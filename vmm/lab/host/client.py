@@ -12,6 +12,7 @@ from vmm.errors import EXIT_SIGNAL_BASE
 from vmm.lab import protocol
 from vmm.lab.host import session
 from vmm.lab.host.emulated_host import Host
+from vmm.lab.host.packages import install
 from vmm.lab.protocol import frame
 from vmm.terminal.raw_mode import Terminal
 
@@ -39,8 +40,6 @@ def run_in_lab(
     with ExitStack() as owned:
         host = Host.find(profile) or owned.enter_context(Host.start(profile))
         if packages:
-            from vmm.lab.host.packages import install  # noqa: PLC0415
-
             install(host, packages)
         return execute(host, argv, env)
 

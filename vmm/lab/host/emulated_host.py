@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from vmm.errors import HostError
 from vmm.lab import cache, protocol
 from vmm.lab.command import missing
 from vmm.lab.debian import rootfs
-from vmm.lab.host import profiles, qemu, qmp, state
+from vmm.lab.host import profiles, qemu, qmp, session, state
 from vmm.lab.inside.agent import READY
 from vmm.lab.progress import step
 
@@ -27,19 +27,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-    from vmm.lab.host.profiles import Profile
+    from vmm.lab.host.profile import Profile
 
 _TIMEOUT = 180.0
 """Seconds a host may take to come up. It takes under ten; a busy machine may take longer."""
-
-
-@dataclass(frozen=True)
-class Completed:
-    """What became of a command."""
-
-    status: int
-    stdout: bytes
-    stderr: bytes
 
 
 class Host:
@@ -175,14 +166,12 @@ class Host:
         cwd: str | Path | None = None,
         timeout: float | None = None,
         tree: bool = True,
-    ) -> Completed:
+    ) -> session.Completed:
         """Run *argv* there and return what became of it.
 
         *timeout* is in seconds; past it the command is ended and HostError raised. Without
         *tree* the working tree's vmm is not installed first.
         """
-        from vmm.lab.host import session  # noqa: PLC0415  (session needs Host)
-
         return session.run(self, argv, stdin=stdin, env=env, cwd=cwd, timeout=timeout, tree=tree)
 
 
@@ -236,29 +225,16 @@ def _await(pid: int, directory: Path, reach: Callable[[float], None]) -> None:
         if ended:
             raise HostError(
                 f"the lab host ended before it was up "
-                f"({os.waitstatus_to_exitcode(status)}): {tail(directory)}"
+                f"({os.waitstatus_to_exitcode(status)}): {state.tail(directory)}"
             )
         elapsed = time.monotonic() - started
         reach(elapsed)
         if elapsed > _TIMEOUT:
             raise HostError(
-                f"the lab host was not up after {_TIMEOUT:.0f} s: {tail(directory)}",
+                f"the lab host was not up after {_TIMEOUT:.0f} s: {state.tail(directory)}",
                 "is this machine very busy?",
             )
         time.sleep(0.02)
-
-
-def tail(directory: Path) -> str:
-    """Return, on one line, the last that QEMU and the host's kernel said, or why it panicked."""
-    said = []
-    for name in ("qemu.log", "console.log"):
-        try:
-            text = (directory / name).read_text(errors="replace")
-        except OSError:
-            continue
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        said += [line for line in lines if "Kernel panic" in line][:1] or lines[-4:]
-    return " | ".join(said) or "it said nothing"
 
 
 def device_tree(emulator: qemu.Emulator, profile: Profile, directory: Path) -> Path | None:

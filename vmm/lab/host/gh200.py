@@ -19,12 +19,9 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from vmm.lab.host.profile import Profile
 from vmm.lab.kernel.flavour import BuiltKernel
-
-if TYPE_CHECKING:
-    from vmm.lab.host.profiles import Profile
 
 MEMORY = 4 << 30
 """Bytes of RAM of the emulated machine, the GPU's included."""
@@ -56,7 +53,7 @@ SETUP = (
 
 def add_gpu(path: Path) -> None:
     """Describe the GPU in the device tree in the file *path*, which QEMU wrote."""
-    from vmm import fdt  # noqa: PLC0415  (the lab's commands need no extension otherwise)
+    from vmm import fdt
 
     root = fdt.loads(path.read_bytes())
     (bridge,) = (node.name for node in root.children if node.name.startswith("pcie@"))
@@ -74,8 +71,6 @@ def add_gpu(path: Path) -> None:
 
 def profiles() -> tuple[Profile, ...]:
     """Return the kinds of hosts that have the GPU: each generation of KVM's interface."""
-    from vmm.lab.host.profiles import Profile  # noqa: PLC0415  (profiles lists what we return)
-
     fwb = Profile(
         "gh200",
         "fwb with an emulated Grace Hopper GPU; 7.x built here, with nvgrace-gpu",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from vmm.lab.host.profiles import Profile
+    from vmm.lab.host.profile import Profile
 
 PROGRAM = "qemu-system-aarch64"
 MINIMUM = (10, 0)

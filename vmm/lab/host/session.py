@@ -6,13 +6,14 @@ import json
 import os
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm.errors import HostError, UserError
 from vmm.lab import protocol
 from vmm.lab.host import tree as worktree
-from vmm.lab.host.emulated_host import Completed, tail
+from vmm.lab.host.state import tail
 from vmm.lab.protocol import frame
 
 if TYPE_CHECKING:
@@ -114,6 +115,15 @@ def open_command(  # noqa: PLR0913
 def failed(payload: bytes) -> UserError:
     """Return the error for a command that could not be started."""
     return UserError(f"in the lab host: {payload.decode(errors='replace')}")
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What became of a command."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
 
 
 class _Exchange:

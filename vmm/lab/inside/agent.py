@@ -44,16 +44,14 @@ def _serve(connection: socket.socket, token: bytes) -> None:
     (hello, given), (kind, payload), *rest = pending
     if hello != protocol.HELLO or given != token:
         return
-    from vmm.lab.inside import zygote  # noqa: PLC0415  (later than READY)
+    from vmm.lab.inside import relay, zygote
 
     request = zygote.parse(payload)
     if kind == protocol.TREE:
         _install(connection, frames, rest, request["name"])
         zygote.start(TREES, request["name"])
     elif kind == protocol.RUN and not zygote.hand_over(connection, TREES, payload, rest, frames):
-        from vmm.lab.inside.relay import Session  # noqa: PLC0415
-
-        Session(connection, frames, rest).run(request)
+        relay.Session(connection, frames, rest).run(request)
 
 
 def _install(
@@ -96,15 +94,6 @@ def _install(
     connection.sendall(frame(protocol.EXIT, protocol.NUMBER.pack(1 if status else 0)))
 
 
-def reap(*_: object) -> None:
-    """Bury children: our own, and those that lost their parents to process 1."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
-
-
 def _parameter(name: str) -> str:
     with open("/proc/cmdline") as file:
         words = file.read().split()
@@ -120,10 +109,9 @@ def main() -> None:
         token = file.read().strip()
     with open("/dev/console", "w") as console:
         console.write(f"{READY}\n")
-    signal.signal(signal.SIGCHLD, reap)
-    import vmm.lab.inside.relay  # noqa: PLC0415  (for the processes to come)
-    import vmm.lab.inside.zygote  # noqa: F401, PLC0415
+    from vmm.lab.inside import zygote  # once, for all processes to come
 
+    signal.signal(signal.SIGCHLD, zygote.reap)
     while True:
         connection, _ = listener.accept()
         if os.fork() == 0:

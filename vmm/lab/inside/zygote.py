@@ -9,15 +9,21 @@ from the agent: those whose command is `pyvmm`, or Python without options of its
 # ruff: noqa: PTH108, PTH123, S606
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
+import runpy
 import signal
 import socket
 import struct
 import sys
+import threading
 from contextlib import suppress
+from types import ModuleType
 
 from vmm.lab import protocol
+from vmm.lab.inside import relay
 
 TYPE_CHECKING = False  # typing's own costs 50 ms here
 if TYPE_CHECKING:
@@ -123,9 +129,6 @@ def hand_over(
 
 def main() -> None:
     """Import, then serve until told to end."""
-    # The main module is not called `vmm.lab.inside.zygote`: do not import it a second time.
-    from vmm.lab.inside import agent, relay  # noqa: PLC0415
-
     listener = socket.socket(fileno=int(sys.argv[1]))
     listener.set_inheritable(False)
     for name in _PRELOADED:
@@ -133,11 +136,9 @@ def main() -> None:
             __import__(name)
         except Exception as error:  # noqa: BLE001  (a tree under work: its commands will tell)
             sys.stderr.write(f"zygote: {name}: {error}\n")
-    import gc  # noqa: PLC0415
-
     gc.collect()
     gc.freeze()  # children that collect garbage shall not copy all pages
-    signal.signal(signal.SIGCHLD, agent.reap)
+    signal.signal(signal.SIGCHLD, reap)
     while True:
         sender, _ = listener.accept()
         if os.fork() == 0:
@@ -148,6 +149,15 @@ def main() -> None:
             finally:
                 os._exit(0)
         sender.close()
+
+
+def reap(*_: object) -> None:
+    """Bury children: our own, and those that lost their parents to process 1."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
 
 
 def _take_over(sender: socket.socket, session: Callable[..., Any]) -> None:
@@ -188,9 +198,6 @@ def become(request: dict[str, Any]) -> None:
     except BaseException:  # noqa: BLE001  (this is what Python's main does)
         _report()
     finally:
-        import atexit  # noqa: PLC0415
-        import threading  # noqa: PLC0415
-
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001
         atexit._run_exitfuncs()  # noqa: SLF001
         _flush()
@@ -224,8 +231,6 @@ def _status(code: object) -> int:
 
 def _run_main(argv: list[str], tree: str) -> None:
     """Do what the command line *argv* says, as Python's own main would."""
-    import runpy  # noqa: PLC0415
-
     program, *arguments = argv
     if program == "pyvmm":
         sys.argv = [f"/run/pyvmm/{tree}/bin/pyvmm", *arguments]
@@ -235,8 +240,6 @@ def _run_main(argv: list[str], tree: str) -> None:
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     elif arguments[0] == "-c":
         sys.argv = ["-c", *arguments[2:]]
-        from types import ModuleType  # noqa: PLC0415
-
         module = ModuleType("__main__")
         sys.modules["__main__"] = module
         exec(compile(arguments[1], "<string>", "exec"), module.__dict__)  # noqa: S102
