@@ -24,7 +24,7 @@ class Events:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._logger: Any = None
         if stream is not None:
-            import structlog  # noqa: PLC0415  (2 s in an emulated host: only for listeners)
+            import structlog
 
             self._logger = structlog.wrap_logger(
                 structlog.WriteLogger(stream),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 from dataclasses import replace
 from typing import Any
@@ -148,8 +149,6 @@ def test_smaps_tells_which_mappings_are_pfnmap() -> None:
 
 def test_our_own_mappings_are_found() -> None:
     held = bytearray(1 << 22)
-    import ctypes  # noqa: PLC0415
-
     address = ctypes.addressof(ctypes.c_char.from_buffer(held))
     found = vma.find(address)
     assert found is not None

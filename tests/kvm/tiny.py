@@ -12,6 +12,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from vmm.arm64 import registers
 from vmm.kvm.slots import MemorySlots
 from vmm.memory import Mapping, Region
 
@@ -143,8 +144,6 @@ class Arm64:
         return struct.pack(f"<{len(words)}I", *words)
 
     def point(self, vm: Vm, vcpu: Vcpu) -> None:
-        from vmm.arm64 import registers  # noqa: PLC0415
-
         vcpu.arm_vcpu_init(vm.preferred_target())
         vcpu.set_one_reg(registers.PC, self.code)
 

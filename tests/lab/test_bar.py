@@ -13,8 +13,8 @@ import pytest
 from vmm.errors import EXIT_HOST, EXIT_USER
 from vmm.lab.guest import stock_guest
 from vmm.lab.host.emulated_host import Host
-from vmm.lab.host.session import Completed
 from vmm.lab.host.gh200 import BDF
+from vmm.lab.host.session import Completed
 from vmm.lab.kernel.flavour import BuiltKernel
 
 pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]

@@ -15,6 +15,7 @@ from tests.virtio.ring_driver import BASE, BUFFERS, SIZE, Buffer, Memory, SplitD
 from vmm.arm64 import layout, pcie
 from vmm.bus import MmioBus
 from vmm.config import MachineConfig
+from vmm.config.disk import DiskConfig
 from vmm.errors import UserError
 from vmm.events import Events
 from vmm.fdt import cells
@@ -228,8 +229,6 @@ def test_nothing_is_left_open(loop: Loop, ram: Memory) -> None:
 def test_a_device_too_many_is_an_error_that_leaves_nothing(
     loop: Loop, ram: Memory, tmp_path: Path
 ) -> None:
-    from vmm.config.disk import DiskConfig  # noqa: PLC0415
-
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(512))
     before = open_files()

@@ -55,11 +55,11 @@ def decompress(kind: str, data: memoryview, limit: int, name: str) -> memoryview
 
 def _decoder(kind: str) -> tuple[Callable[[], Any], type[Exception]] | None:
     if kind == "gzip":
-        import zlib  # noqa: PLC0415  (each of these costs time in an emulated host: as needed)
+        import zlib
 
         return lambda: zlib.decompressobj(wbits=31), zlib.error
     if kind == "xz":
-        import lzma  # noqa: PLC0415
+        import lzma
 
         return lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY), lzma.LZMAError
     for module in ("compression.zstd", "backports.zstd"):
@@ -76,7 +76,7 @@ def _libzstd(data: memoryview, limit: int, name: str) -> memoryview:
 
     Every Debian has it: dpkg needs it.
     """
-    import ctypes  # noqa: PLC0415
+    import ctypes
 
     try:
         library = ctypes.CDLL("libzstd.so.1")

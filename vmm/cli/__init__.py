@@ -59,7 +59,7 @@ class Commands(click.Group):
 
 def _tell_version(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001
     if asked:
-        from importlib import metadata  # noqa: PLC0415
+        from importlib import metadata
 
         try:
             version = metadata.version("pyvmm-arm64")

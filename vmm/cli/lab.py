@@ -10,6 +10,14 @@ from pathlib import Path
 import click
 
 from vmm.errors import UserError
+from vmm.lab.debian import apt, rootfs
+from vmm.lab.host import matrix as table
+from vmm.lab.host import packages, qemu, state, tree
+from vmm.lab.host.client import run_in_lab
+from vmm.lab.host.emulated_host import Host
+from vmm.lab.host.profiles import DEFAULT, PROFILES
+from vmm.lab.host.profiles import profile as known
+from vmm.lab.host.session import install_tree
 
 _PROFILE = click.argument("profile")
 _FILE = click.Path(path_type=Path)
@@ -27,8 +35,6 @@ def lab() -> None:
 @lab.command()
 def profiles() -> None:
     """List the kinds of hosts there are."""
-    from vmm.lab.host.profiles import DEFAULT, PROFILES  # noqa: PLC0415
-
     for name, profile in PROFILES.items():
         note = " (default)" if name == DEFAULT else ""
         click.echo(f"{name:10} {profile.description}{note}")
@@ -40,12 +46,9 @@ def profiles() -> None:
 @click.option("--refresh", is_flag=True, help="Take what the mirror offers today.")
 def build(names: tuple[str, ...], *, everything: bool, refresh: bool) -> None:
     """Download and build all that hosts of PROFILE need (default: fwb), and start none."""
-    from vmm.lab.debian import apt, rootfs  # noqa: PLC0415
-    from vmm.lab.host import profiles, qemu, tree  # noqa: PLC0415
-
-    chosen = [profiles.profile(name) for name in names or [profiles.DEFAULT]]
+    chosen = [known(name) for name in names or [DEFAULT]]
     if everything:
-        chosen = list(profiles.PROFILES.values())
+        chosen = list(PROFILES.values())
     if refresh:
         apt.forget()
     qemu.emulator()
@@ -59,9 +62,6 @@ def build(names: tuple[str, ...], *, everything: bool, refresh: bool) -> None:
 @_PROFILE
 def up(profile: str) -> None:
     """Start a host and keep it up, for commands to come."""
-    from vmm.lab.host.emulated_host import Host  # noqa: PLC0415
-    from vmm.lab.host.session import install_tree  # noqa: PLC0415
-
     host = Host.start(profile, keep=True)
     install_tree(host)
     click.echo(f"{profile} is up (it took {host.record.boot_seconds:.1f} s)")
@@ -75,10 +75,7 @@ def install(profile: str, names: tuple[str, ...]) -> None:
 
     `pyvmm run` does that by itself for what its options need, unless it is given --host native.
     """
-    from vmm.lab.host import packages, profiles  # noqa: PLC0415
-    from vmm.lab.host.emulated_host import Host  # noqa: PLC0415
-
-    host = Host.find(profiles.profile(profile).name)
+    host = Host.find(known(profile).name)
     if host is None:
         raise UserError(f"no lab host {profile} is up", f"start it: pyvmm lab up {profile}")
     packages.install(host, names)
@@ -89,12 +86,10 @@ def install(profile: str, names: tuple[str, ...]) -> None:
 @click.option("--all", "everything", is_flag=True, help="End all hosts, kept up or not.")
 def down(names: tuple[str, ...], *, everything: bool) -> None:
     """End hosts that are kept up."""
-    from vmm.lab.host import profiles, state  # noqa: PLC0415
-
     if not names and not everything:
         raise UserError("pyvmm lab down: which host?", "name its profile, or say --all")
     for name in names:
-        profiles.profile(name)
+        known(name)
     for directory, record in state.hosts():
         if everything or directory.name in names:
             state.discard(directory, record)
@@ -105,8 +100,6 @@ def down(names: tuple[str, ...], *, everything: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON array, for programs.")
 def status(*, as_json: bool) -> None:
     """List the hosts that run."""
-    from vmm.lab.host import state  # noqa: PLC0415
-
     found = [
         {
             "id": directory.name,
@@ -141,9 +134,6 @@ def execute(profile: str, command: tuple[str, ...]) -> None:
     installed there. Files of this machine are at their own places if those are not the
     host's own (/usr, /etc, /var, ...), and all of them are in /host.
     """
-    from vmm.lab.host.client import run_in_lab  # noqa: PLC0415
-    from vmm.lab.host.profiles import profile as known  # noqa: PLC0415
-
     sys.exit(run_in_lab(known(profile).name, command))
 
 
@@ -151,9 +141,6 @@ def execute(profile: str, command: tuple[str, ...]) -> None:
 @_PROFILE
 def shell(profile: str) -> None:
     """Run an interactive shell in a host of PROFILE."""
-    from vmm.lab.host.client import run_in_lab  # noqa: PLC0415
-    from vmm.lab.host.profiles import profile as known  # noqa: PLC0415
-
     name = known(profile).name
     sys.exit(run_in_lab(name, ["sh"], {"PS1": f"{name}:\\w# "}))
 
@@ -179,8 +166,6 @@ def matrix(  # noqa: PLR0913  (one argument per option)
     Each kind of memory is registered with the Write-Back flag and without, and what stage 2 gives
     it is proved. Exits with 1 where a row is not as expected.
     """
-    from vmm.lab.host import matrix as table  # noqa: PLC0415
-
     expected = table.load_expected(expect) if expect else None
     chosen = names or [
         name for name, (kernel, _) in table.PROFILES.items() if everything or kernel != "legacy"

@@ -8,8 +8,17 @@ from pathlib import Path
 
 import click
 
+from vmm.address_range import AddressRange
+from vmm.arm64 import layout
 from vmm.cli.place import host_option, is_native, run_there
+from vmm.coherence import chart
+from vmm.config import MachineConfig
+from vmm.config.bar import parse_bar
+from vmm.config.size import parse_size
 from vmm.errors import UserError
+from vmm.kvm.slots import MemorySlots
+from vmm.kvm.system import System
+from vmm.machine.address_space import AddressSpace
 
 
 @click.command()
@@ -36,16 +45,6 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
     """
     if not is_native(host):
         sys.exit(run_there(host))
-    from vmm.address_range import AddressRange  # noqa: PLC0415
-    from vmm.arm64 import layout  # noqa: PLC0415
-    from vmm.coherence import chart  # noqa: PLC0415
-    from vmm.config import MachineConfig  # noqa: PLC0415
-    from vmm.config.bar import parse_bar  # noqa: PLC0415
-    from vmm.config.size import parse_size  # noqa: PLC0415
-    from vmm.kvm.slots import MemorySlots  # noqa: PLC0415
-    from vmm.kvm.system import System  # noqa: PLC0415
-    from vmm.machine.address_space import AddressSpace  # noqa: PLC0415
-
     config = MachineConfig(
         image=Path(),
         memory=parse_size(memory, "--memory"),

@@ -43,7 +43,7 @@ def run_there(host: str, files: Sequence[Path] = (), packages: Sequence[str] = (
     *files* are those it names: they get the names by which they are visible there. *packages* are
     Debian's, with programs that it starts.
     """
-    from vmm.lab.host import client, profiles  # noqa: PLC0415
+    from vmm.lab.host import client, profiles
 
     profile = host.partition(":")[2] or profiles.DEFAULT
     arguments = [_visible(argument, files) for argument in _without_host(sys.argv[1:])]
@@ -61,7 +61,7 @@ def _visible(argument: str, files: Sequence[Path]) -> str:
     Options of the file's own may follow, and what it is for go before: ``FILE,ro``, ``DIR:TAG``,
     ``file=FILE``, ``BDF,rom=FILE``.
     """
-    from vmm.lab.host.session import inside  # noqa: PLC0415
+    from vmm.lab.host.session import inside
 
     for file in files:
         option, own = _around(argument, str(file))

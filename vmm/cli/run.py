@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from vmm.address_range import AddressRange
+from vmm.arm64 import layout, payload
 from vmm.cli.place import host_option, is_native, run_there
-from vmm.errors import EXIT_GUEST, EXIT_POWERED_OFF, EXIT_SIGNAL_BASE, UserError
+from vmm.config import MachineConfig
+from vmm.config.size import parse_size
+from vmm.errors import EXIT_GUEST, EXIT_POWERED_OFF, EXIT_SIGNAL_BASE, UserError, VmmError
+from vmm.events import Events
+from vmm.loop import Loop
+from vmm.machine.machine import Ending, Machine
+from vmm.terminal.console import StdioConsole, standard_input, standard_output, terminal_size
+from vmm.terminal.escape import parse_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import TextIO
-
-    from vmm.config import MachineConfig
-    from vmm.loop import Loop
-    from vmm.machine.machine import Machine
-    from vmm.terminal.console import StdioConsole
 
 SWITCH_INTERVAL: Final = 1e-4
 """Seconds that a Python thread may keep another, such as a vCPU's, from running."""
@@ -159,7 +163,7 @@ def run(**options: Any) -> None:
             _raise_descriptor_limit()
             sys.exit(run_machine(config, escape, events))
     if config.disks:
-        from vmm.virtio.block.image_format import with_formats  # noqa: PLC0415
+        from vmm.virtio.block.image_format import with_formats
 
         config = with_formats(config)
     _check_files(config)
@@ -175,10 +179,6 @@ def run(**options: Any) -> None:
 
 def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     """Return the machine and the console's escape prefix. Raises `UserError`."""
-    from vmm.config import MachineConfig  # noqa: PLC0415
-    from vmm.config.size import parse_size  # noqa: PLC0415
-    from vmm.terminal.escape import parse_prefix  # noqa: PLC0415
-
     config = MachineConfig(
         image=options["image"],
         firmware=options["firmware"],
@@ -221,7 +221,7 @@ def _each(texts: Sequence[str], name: str) -> tuple[Any, ...]:
 def _balloon(wanted: bool, size: str | None) -> int | None:  # noqa: FBT001  (a flag)
     if not wanted and size is None:
         return None
-    from vmm.config.balloon import parse_balloon  # noqa: PLC0415
+    from vmm.config.balloon import parse_balloon
 
     return parse_balloon(wanted, size)
 
@@ -247,16 +247,13 @@ def _raise_descriptor_limit() -> None:
 
 def _check_files(config: MachineConfig) -> None:
     """Raise now, in no time, what would be raised in a lab host once that has booted."""
-    from vmm.address_range import AddressRange  # noqa: PLC0415
-    from vmm.arm64 import layout, payload  # noqa: PLC0415
-
     payload.load(config).place(AddressRange(layout.RAM, config.memory))
     if config.firmware is not None or config.flash is not None:
-        from vmm.machine.flash import check_files  # noqa: PLC0415
+        from vmm.machine.flash import check_files
 
         check_files(config)
     if config.shares:
-        from vmm.virtio.fs.virtiofsd import check_directory  # noqa: PLC0415
+        from vmm.virtio.fs.virtiofsd import check_directory
 
         for share in config.shares:
             check_directory(share)
@@ -281,13 +278,6 @@ def _join_consoles(
     That is the serial port, or, with ``--console stdio``, the virtio console; then the serial
     port's output is shown, too, for what comes before the guest has a driver.
     """
-    from vmm.terminal.console import (  # noqa: PLC0415
-        StdioConsole,
-        standard_input,
-        standard_output,
-        terminal_size,
-    )
-
     stdin, stdout = standard_input(), standard_output()
     terminal, uart = machine.terminal, machine.uart
     if terminal is None:
@@ -322,8 +312,7 @@ def _squeeze(machine: Machine, config: MachineConfig, direction: int) -> str:
 
 def _map(machine: Machine) -> list[str]:
     """Return what to tell a user who asks what the guest's memory is promised."""
-    from vmm.coherence import chart  # noqa: PLC0415
-    from vmm.errors import VmmError  # noqa: PLC0415
+    from vmm.coherence import chart
 
     try:
         return chart.table(machine.ledger())
@@ -333,10 +322,6 @@ def _map(machine: Machine) -> list[str]:
 
 def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | None) -> int:
     """Run a machine with this process's stdin and stdout as its console; return the status."""
-    from vmm.events import Events  # noqa: PLC0415
-    from vmm.loop import Loop  # noqa: PLC0415
-    from vmm.machine.machine import Ending, Machine  # noqa: PLC0415
-
     status = {
         Ending.POWERED_OFF: EXIT_POWERED_OFF,
         Ending.RESET: EXIT_POWERED_OFF,

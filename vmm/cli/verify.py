@@ -9,6 +9,11 @@ from contextlib import ExitStack
 import click
 
 from vmm.cli.place import host_option, is_native, run_there
+from vmm.coherence.capability import Capability
+from vmm.coherence.policy import with_uapi
+from vmm.config.bar import parse_bar
+from vmm.kvm.system import System
+from vmm.passthrough.region_memory import open_all
 
 
 @click.command()
@@ -33,12 +38,6 @@ def verify(bars: tuple[str, ...], *, uapi: str, as_json: bool, host: str) -> Non
     """
     if not is_native(host):
         sys.exit(run_there(host))
-    from vmm.coherence.capability import Capability  # noqa: PLC0415
-    from vmm.coherence.policy import with_uapi  # noqa: PLC0415
-    from vmm.config.bar import parse_bar  # noqa: PLC0415
-    from vmm.kvm.system import System  # noqa: PLC0415
-    from vmm.passthrough.region_memory import open_all  # noqa: PLC0415
-
     configs = tuple(parse_bar(text) for text in bars)
     with ExitStack() as owned:
         system = owned.enter_context(System.open())

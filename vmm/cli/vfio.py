@@ -8,6 +8,10 @@ import sys
 import click
 
 from vmm.cli.place import host_option, is_native, run_there
+from vmm.coherence.policy import region_attribute
+from vmm.config.bdf import parse_bdf
+from vmm.vfio import binding
+from vmm.vfio.listing import listing
 
 _BDF = click.argument("bdf")
 
@@ -42,9 +46,6 @@ def list_(context: click.Context, *, as_json: bool, no_open: bool, host: str) ->
     their regions.
     """
     _go(context, host)
-    from vmm.coherence.policy import region_attribute  # noqa: PLC0415
-    from vmm.vfio.listing import listing  # noqa: PLC0415
-
     found = listing(
         lambda driver, region: region_attribute(driver, region).stage1.value, ask=not no_open
     )
@@ -65,9 +66,6 @@ def list_(context: click.Context, *, as_json: bool, no_open: bool, host: str) ->
 def bind(context: click.Context, bdf: str, driver: str | None, host: str) -> None:
     """Give the device BDF to VFIO."""
     _go(context, host)
-    from vmm.config.bdf import parse_bdf  # noqa: PLC0415
-    from vmm.vfio import binding  # noqa: PLC0415
-
     got = binding.bind(bdf, driver)
     click.echo(f"{parse_bdf(bdf)} has driver {got}")
 
@@ -79,8 +77,5 @@ def bind(context: click.Context, bdf: str, driver: str | None, host: str) -> Non
 def unbind(context: click.Context, bdf: str, host: str) -> None:
     """Undo what bind did: the device gets back the driver it had, if any."""
     _go(context, host)
-    from vmm.config.bdf import parse_bdf  # noqa: PLC0415
-    from vmm.vfio import binding  # noqa: PLC0415
-
     driver = binding.unbind(bdf)
     click.echo(f"{parse_bdf(bdf)} has {f'driver {driver}' if driver else 'no driver'} again")

@@ -99,18 +99,18 @@ class MachineConfig:
         if self.cmdline is not None and "\0" in self.cmdline:
             raise UserError("--cmdline: it contains a NUL character", "remove it")
         if self.vfio:
-            from vmm.config.vfio import check_devices  # noqa: PLC0415
+            from vmm.config.vfio import check_devices
 
             check_devices(self.vfio, self.bars)
         if self.firmware is not None or self.image is None:
-            from vmm.config.firmware import check_firmware  # noqa: PLC0415
+            from vmm.config.firmware import check_firmware
 
             check_firmware(self)
         if self.consoles:
-            from vmm.config.console import check_consoles  # noqa: PLC0415
+            from vmm.config.console import check_consoles
 
             check_consoles(self.consoles)
         if self.balloon is not None:
-            from vmm.config.balloon import check_balloon  # noqa: PLC0415
+            from vmm.config.balloon import check_balloon
 
             check_balloon(self.balloon, self.memory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm.errors import UserError
@@ -157,8 +158,6 @@ def _bridge(value: str) -> str:
 
 
 def _address(value: str) -> IPv4Interface | IPv6Interface:
-    from ipaddress import ip_interface  # noqa: PLC0415  (dear in an emulated host)
-
     if "/" not in value:
         raise ValueError("write an address of the host's with its network: address=10.0.0.1/24")
     return ip_interface(value)

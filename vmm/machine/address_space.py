@@ -35,10 +35,6 @@ if TYPE_CHECKING:
     from vmm.vfio.device import Device
     from vmm.virtio.pmem_file import PmemFile
 
-# vmm.coherence is imported where it is used: a guest of plain RAM needs none of it, and imports
-# are dear in an emulated host.
-# ruff: noqa: PLC0415
-
 PMEM_ALIGNMENT = 1 << 30
 """Bytes. Linux wants no section of memory (128 MiB, or 512 with pages of 64 KiB) to have both RAM
 and persistent memory."""

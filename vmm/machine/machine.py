@@ -111,7 +111,7 @@ class Machine(Closeable):
         """Have flash, if there is something in it, or to be kept in it."""
         if self._config.firmware is None and self._config.flash is None:
             return None
-        from vmm.machine.flash import Flash  # noqa: PLC0415
+        from vmm.machine.flash import Flash
 
         return self._owned.enter_context(Flash(self._config, self._bus, self._events))
 
@@ -146,7 +146,7 @@ class Machine(Closeable):
         """Have a PCI host bridge, if something is to be behind it."""
         if self._config.transport != "pci" and not self._config.vfio:
             return None
-        from vmm.machine.pci_root import PciRoot  # noqa: PLC0415
+        from vmm.machine.pci_root import PciRoot
 
         return self._owned.enter_context(PciRoot(self._bus, self._wire, self._events))
 
@@ -154,7 +154,7 @@ class Machine(Closeable):
         """Open the devices that are passed through, if any are, and put them behind the bridge."""
         if not self._config.vfio or self._root is None:
             return None
-        from vmm.passthrough.devices import Passthrough  # noqa: PLC0415
+        from vmm.passthrough.devices import Passthrough
 
         found = self._owned.enter_context(
             Passthrough(
@@ -178,7 +178,7 @@ class Machine(Closeable):
         small = config.rng, config.consoles, config.pmems, config.balloon is not None
         if not any((*small, config.disks, config.nets, config.shares, config.vsock)):
             return None
-        from vmm.machine.virtio_devices import VirtioDevices  # noqa: PLC0415
+        from vmm.machine.virtio_devices import VirtioDevices
 
         plane = self._owned.enter_context(
             VirtioDevices(
@@ -329,6 +329,6 @@ def _with_formats(config: MachineConfig) -> MachineConfig:
     """Look at disks' images, if that is still to be done. Raises `UserError`."""
     if not config.disks:
         return config
-    from vmm.virtio.block.image_format import with_formats  # noqa: PLC0415
+    from vmm.virtio.block.image_format import with_formats
 
     return with_formats(config)

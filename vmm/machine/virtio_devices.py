@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 def _disk(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
-    from vmm.virtio.block.open import open_disk  # noqa: PLC0415
+    from vmm.virtio.block.open import open_disk
 
     return open_disk(name, config, memory, events)
 
@@ -56,25 +56,25 @@ def _net(
     events: Events,
     say: Callable[[str], object],
 ) -> VirtioDevice:
-    from vmm.virtio.net.open import open_net  # noqa: PLC0415
+    from vmm.virtio.net.open import open_net
 
     return open_net(name, config, memory, events, say)
 
 
 def _share(name: str, config: ShareConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
-    from vmm.virtio.fs.open import open_share  # noqa: PLC0415
+    from vmm.virtio.fs.open import open_share
 
     return open_share(name, config, memory, events)
 
 
 def _vsock(cid: int, memory: MemoryMap, events: Events) -> Vsock:
-    from vmm.virtio.vsock import Vsock, VsockBackend  # noqa: PLC0415
+    from vmm.virtio.vsock import Vsock, VsockBackend
 
     return Vsock("vsock", memory, events, cid, VsockBackend(cid))
 
 
 def _pmem(name: str, file: PmemFile, memory: MemoryMap, events: Events) -> Pmem:
-    from vmm.virtio.pmem import Pmem  # noqa: PLC0415
+    from vmm.virtio.pmem import Pmem
 
     return Pmem(name, memory, events, file)
 
@@ -133,7 +133,7 @@ class VirtioDevices(Closeable):
     def _console(
         self, configs: Sequence[ConsoleConfig], memory: MemoryMap, events: Events
     ) -> Console:
-        from vmm.virtio.console.open import open_console  # noqa: PLC0415
+        from vmm.virtio.console.open import open_console
 
         say = self.notices.append
         device = open_console("console", configs, memory, events, self._loop, say)
@@ -141,7 +141,7 @@ class VirtioDevices(Closeable):
         return device
 
     def _balloon(self, config: MachineConfig, memory: MemoryMap, events: Events) -> Balloon:
-        from vmm.virtio.balloon import Balloon  # noqa: PLC0415
+        from vmm.virtio.balloon import Balloon
 
         pinned = bool(config.vfio)
         if pinned:
@@ -165,8 +165,8 @@ class VirtioDevices(Closeable):
         self, device: VirtioDevice, root: PciRoot
     ) -> Sequence[tuple[int, Callable[[], object]]]:
         """Make *device* a PCI function; return what the loop has to listen to."""
-        from vmm.machine.bar_ioeventfd import BarIoeventfds  # noqa: PLC0415
-        from vmm.virtio.transport.pci import PciTransport  # noqa: PLC0415
+        from vmm.machine.bar_ioeventfd import BarIoeventfds
+        from vmm.virtio.transport.pci import PciTransport
 
         msis = root.msis.function(device.name)
         with ExitStack() as undo:

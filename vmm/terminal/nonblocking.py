@@ -34,7 +34,7 @@ class NonblockingWriter(Closeable):
         if stat.S_ISREG(status.st_mode):
             self._fd = os.dup(fd)  # opened again it would start at offset 0
         elif stat.S_ISSOCK(status.st_mode):
-            import socket  # noqa: PLC0415  (costs 80 ms in an emulated host, and few have one)
+            import socket
 
             self._fd = os.dup(fd)
             self._socket = socket.socket(fileno=self._fd)

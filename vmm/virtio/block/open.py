@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm.errors import UserError
+from vmm.virtio.block.device import Blk
 from vmm.virtio.block.image_format import image_format
+from vmm.virtio.block.raw_image import CACHE_MODES, RawDisk
 
 if TYPE_CHECKING:
     from vmm.config.disk import DiskConfig
@@ -23,9 +25,6 @@ def open_disk(name: str, config: DiskConfig, memory: MemoryMap, events: Events) 
 
 
 def _open_raw(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
-    from vmm.virtio.block.device import Blk  # noqa: PLC0415
-    from vmm.virtio.block.raw_image import CACHE_MODES, RawDisk  # noqa: PLC0415
-
     backing = RawDisk(
         config.path,
         read_only=config.read_only,
@@ -42,8 +41,8 @@ def _open_raw(name: str, config: DiskConfig, memory: MemoryMap, events: Events) 
 def _open_daemon(
     name: str, config: DiskConfig, image: str, memory: MemoryMap, events: Events
 ) -> VirtioDevice:
-    from vmm.virtio.block.storage_daemon import storage  # noqa: PLC0415
-    from vmm.virtio.block.vhost_user import VhostUserBlk  # noqa: PLC0415
+    from vmm.virtio.block.storage_daemon import storage
+    from vmm.virtio.block.vhost_user import VhostUserBlk
 
     if config.cache not in ("auto", "writeback", "writethrough"):
         raise UserError(

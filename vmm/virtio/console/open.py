@@ -59,18 +59,18 @@ def _open(loop: Loop, config: ConsoleConfig) -> Chardev:
 
 def _open_kind(loop: Loop, config: ConsoleConfig, option: str) -> Chardev:
     if config.kind == "file" and config.path is not None:
-        from vmm.virtio.console.chardev.file import FileChardev  # noqa: PLC0415
+        from vmm.virtio.console.chardev.file import FileChardev
 
         return FileChardev(loop, config.path, option)
     if config.kind == "unix" and config.path is not None:
-        from vmm.virtio.console.chardev.unix import UnixChardev  # noqa: PLC0415
+        from vmm.virtio.console.chardev.unix import UnixChardev
 
         return UnixChardev(loop, config.path, option)
     if config.kind == "pty":
-        from vmm.virtio.console.chardev.pty import PtyChardev  # noqa: PLC0415
+        from vmm.virtio.console.chardev.pty import PtyChardev
 
         return PtyChardev(loop, option)
-    from vmm.virtio.console.chardev.pipes import PipeChardev  # noqa: PLC0415
+    from vmm.virtio.console.chardev.pipes import PipeChardev
 
     pipes = PipeChardev(loop)
     pipes.size = terminal_size()

@@ -56,7 +56,7 @@ def _open_tap(  # noqa: PLR0913, PLR0917  (as open_net, and more)
     events: Events,
     say: Callable[[str], object],
 ) -> Net:
-    from vmm.virtio.net.tap import Tap  # noqa: PLC0415
+    from vmm.virtio.net.tap import Tap
 
     with ExitStack() as undo:
         tap = undo.enter_context(Tap(config.name, config.queues, config.option))
@@ -87,9 +87,9 @@ def _tap_backend(config: NetConfig, tap: Tap, events: Events) -> VhostBackend:
 def _open_user(
     name: str, config: NetConfig, address: Address, memory: MemoryMap, events: Events
 ) -> VirtioDevice:
-    from vmm.virtio.net.passt import Passt, StreamBackend  # noqa: PLC0415
-    from vmm.virtio.net.vhost_user import VhostUserNet  # noqa: PLC0415
-    from vmm.virtio.vhost.user import DaemonRefusedError, VhostUser  # noqa: PLC0415
+    from vmm.virtio.net.passt import Passt, StreamBackend
+    from vmm.virtio.net.vhost_user import VhostUserNet
+    from vmm.virtio.vhost.user import DaemonRefusedError, VhostUser
 
     def passt(*, vhost_user: bool) -> Passt:
         return Passt(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -12,7 +13,6 @@ from vmm.errors import UserError
 from vmm.virtio.console.chardev.chardev import LOOK_AGAIN, Chardev, is_gone
 
 if TYPE_CHECKING:
-    import socket
     from pathlib import Path
 
     from vmm.loop import Loop
@@ -26,8 +26,6 @@ class UnixChardev(Chardev):
 
     def __init__(self, loop: Loop, path: Path, option: str) -> None:
         super().__init__(loop)
-        import socket  # noqa: PLC0415  (dear in an emulated host, and few need it)
-
         self._path = path
         self._listener = socket.socket(
             socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
@@ -56,8 +54,6 @@ class UnixChardev(Chardev):
 
     def _is_stale(self) -> bool:
         """Tell whether the path is a socket that nobody listens on: its owner was killed."""
-        import socket  # noqa: PLC0415
-
         if not stat.S_ISSOCK(self._path.lstat().st_mode):
             return False
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as client:
