@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import select
 
+from tests.virtio.driver import Driver
 from tests.virtio.ring_driver import Memory
 from vmm._native import lib
 from vmm.events import Events
-from vmm.virtio import device as virtio
-from vmm.virtio import status
 from vmm.virtio.device import VirtioDevice
-from vmm.virtio.queue import Areas, Format, MemoryMap, Queue
+from vmm.virtio.queue import Areas, MemoryMap, Queue
 from vmm.virtio.transport.mmio import MmioTransport
 
 REGISTERS = {
@@ -44,12 +43,6 @@ REGISTERS = {
     "Config": 0x100,
 }
 """By table 4.1's names: typed once more, against mistakes in what the transport says."""
-
-FORMAT_FEATURES = {
-    Format(): 0,
-    Format(indirect=True): virtio.F_INDIRECT_DESC,
-    Format(packed=True, indirect=True): virtio.F_INDIRECT_DESC | virtio.F_RING_PACKED,
-}
 
 
 class Recorded(Events):
@@ -94,8 +87,12 @@ class Echo(VirtioDevice):
         self.calls.append(f"stopped {index}")
 
 
-class MmioDriver:
-    """Speaks to *transport* as a driver does, and rings its doorbells' other ends as a loop."""
+class MmioDriver(Driver):
+    """Speaks to *transport* as a driver does, and reads its doorbells as a loop does."""
+
+    STATUS = "Status"
+    OFFERED = "DeviceFeaturesSel", "DeviceFeatures"
+    ACCEPTED = "DriverFeaturesSel", "DriverFeatures"
 
     def __init__(self, transport: MmioTransport) -> None:
         self.transport = transport
@@ -106,30 +103,6 @@ class MmioDriver:
     def store(self, register: str, value: int, size: int = 4) -> None:
         self.transport.write(REGISTERS[register], size, value)
 
-    def add_status(self, bit: int) -> int:
-        self.store("Status", self.load("Status") | bit)
-        return self.load("Status")
-
-    def offered(self) -> int:
-        features = 0
-        for word in range(4):
-            self.store("DeviceFeaturesSel", word)
-            features |= self.load("DeviceFeatures") << 32 * word
-        return features
-
-    def accept(self, features: int) -> None:
-        for word in range(2):
-            self.store("DriverFeaturesSel", word)
-            self.store("DriverFeatures", features >> 32 * word & 0xFFFF_FFFF)
-
-    def negotiate(self, features: int = 0) -> int:
-        """Go to FEATURES_OK, if the device agrees (3.1.1); return the status."""
-        self.store("Status", 0)
-        self.add_status(status.ACKNOWLEDGE)
-        self.add_status(status.DRIVER)
-        self.accept(features | virtio.F_VERSION_1)
-        return self.add_status(status.FEATURES_OK)
-
     def set_queue(self, index: int, size: int, areas: Areas) -> int:
         """Make a queue ready; return whether it is."""
         self.store("QueueSel", index)
@@ -139,12 +112,6 @@ class MmioDriver:
             self.store(f"Queue{name}High", address >> 32)
         self.store("QueueReady", 1)
         return self.load("QueueReady")
-
-    def start(self, size: int, areas: Areas, features: int = 0) -> None:
-        """Go all the way, with queue 0 ready."""
-        assert self.negotiate(features) & status.FEATURES_OK
-        self.set_queue(0, size, areas)
-        self.add_status(status.DRIVER_OK)
 
     def turn(self) -> None:
         """Do what the loop does: let the device serve whatever doorbell was rung."""

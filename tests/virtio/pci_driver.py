@@ -7,11 +7,10 @@ import select
 from collections.abc import Mapping
 
 from tests.pci.pci_bus import MASTER, MEMORY_ON, MSIX, Bus
+from tests.virtio.driver import Driver
 from tests.virtio.mmio_driver import Echo
 from vmm._native import lib
 from vmm.pci.msix import Message
-from vmm.virtio import device as virtio
-from vmm.virtio import status
 from vmm.virtio.queue import Areas
 from vmm.virtio.transport.pci import PciTransport
 
@@ -81,8 +80,12 @@ class FakeVectors:
         return found
 
 
-class PciDriver:
+class PciDriver(Driver):
     """Speaks to *device* as a driver does, through a bus."""
+
+    STATUS = "device_status"
+    OFFERED = "device_feature_select", "device_feature"
+    ACCEPTED = "driver_feature_select", "driver_feature"
 
     def __init__(self, device: Echo) -> None:
         self.device = device
@@ -122,30 +125,6 @@ class PciDriver:
     def config(self, offset: int, size: int) -> int:
         return self.bus.mmio.read(self.address(DEVICE, offset), size)
 
-    def add_status(self, bit: int) -> int:
-        self.store("device_status", self.load("device_status") | bit)
-        return self.load("device_status")
-
-    def offered(self) -> int:
-        features = 0
-        for word in range(4):
-            self.store("device_feature_select", word)
-            features |= self.load("device_feature") << 32 * word
-        return features
-
-    def accept(self, features: int) -> None:
-        for word in range(2):
-            self.store("driver_feature_select", word)
-            self.store("driver_feature", features >> 32 * word & 0xFFFF_FFFF)
-
-    def negotiate(self, features: int = 0) -> int:
-        """Go to FEATURES_OK, if the device agrees (3.1.1); return the status."""
-        self.store("device_status", 0)
-        self.add_status(status.ACKNOWLEDGE)
-        self.add_status(status.DRIVER)
-        self.accept(features | virtio.F_VERSION_1)
-        return self.add_status(status.FEATURES_OK)
-
     def enable_msix(self, vectors: int) -> None:
         """Give vector n the message n + 100, as Linux does."""
         self.bus.store(self.msix_at + 2, 3 << 14, 2)
@@ -168,12 +147,6 @@ class PciDriver:
             self.store(f"queue_{name}_hi", address >> 32)
         self.store("queue_enable", 1)
         return self.load("queue_enable")
-
-    def start(self, size: int, areas: Areas, features: int = 0) -> None:
-        """Go all the way, with queue 0 enabled."""
-        assert self.negotiate(features) & status.FEATURES_OK
-        self.set_queue(0, size, areas)
-        self.add_status(status.DRIVER_OK)
 
     def turn(self) -> None:
         """Do what the loop does."""

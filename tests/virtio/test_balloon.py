@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.virtio.mmio_driver import CONFIG, FORMAT_FEATURES, MmioDriver, Recorded
+from tests.virtio.driver import FORMAT_FEATURES
+from tests.virtio.mmio_driver import CONFIG, MmioDriver, Recorded
 from tests.virtio.ring_driver import (
     BASE,
     BUFFERS,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.virtio.mmio_driver import FORMAT_FEATURES, MmioDriver, Recorded
+from tests.virtio.driver import FORMAT_FEATURES
+from tests.virtio.mmio_driver import MmioDriver, Recorded
 from tests.virtio.ring_driver import (
     BASE,
     BUFFERS,

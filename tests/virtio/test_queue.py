@@ -66,10 +66,10 @@ def test_a_chain_comes_as_it_was_made_and_goes_back(driver: Driver, *, indirect:
     assert chain.read(3, offset=2) == b"que"
     assert chain.write(b"0123456789abcdefXYZ") == 17
     assert driver.memory.guest.read(BUFFERS + 0x200, 1) == b"X"
-    assert ring.in_flight == (1 if indirect or not driver.form.packed else 3)
+    assert ring.c.in_flight == (1 if indirect or not driver.form.packed else 3)
     ring.push(chain.id, 17)
     assert driver.used() == [(identity, 17)]
-    assert ring.in_flight == 0
+    assert ring.c.in_flight == 0
     assert ring.pop() is None
 
 

@@ -194,11 +194,6 @@ class Queue:
             )
         )
 
-    @property
-    def in_flight(self) -> int:
-        """How much of the ring is popped and not pushed: chains, or slots of a packed one."""
-        return int(self.c.in_flight)
-
     def pop(self, chain: Chain | None = None) -> Chain | None:
         """Return the next chain the driver made available, in *chain* if given; None: no more.
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.virtio.mmio_driver import FORMAT_FEATURES, MmioDriver
+from tests.virtio.driver import FORMAT_FEATURES
+from tests.virtio.mmio_driver import MmioDriver
 from tests.virtio.ring_driver import BASE, BUFFERS, KINDS, Buffer, Memory, PackedDriver, SplitDriver
 from vmm.virtio.block import device
 from vmm.virtio.transport.mmio import MmioTransport

@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from tests.virtio.mmio_driver import CONFIG, FORMAT_FEATURES, MmioDriver, Recorded
+from tests.virtio.driver import FORMAT_FEATURES
+from tests.virtio.mmio_driver import CONFIG, MmioDriver, Recorded
 from tests.virtio.ring_driver import (
     BASE,
     BUFFERS,

@@ -11,7 +11,8 @@ import struct
 import time
 from collections.abc import Callable
 
-from tests.virtio.mmio_driver import FORMAT_FEATURES, MmioDriver, Recorded
+from tests.virtio.driver import FORMAT_FEATURES
+from tests.virtio.mmio_driver import MmioDriver, Recorded
 from tests.virtio.ring_driver import BASE, KINDS, Buffer, Memory, PackedDriver, SplitDriver
 from vmm.virtio import status
 from vmm.virtio.net import registers

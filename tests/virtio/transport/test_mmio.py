@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from tests.virtio.driver import FORMAT_FEATURES, echo_once, start
 from tests.virtio.mmio_driver import (
     CONFIG,
-    FORMAT_FEATURES,
     REGISTERS,
     USED,
     Echo,
     MmioDriver,
     Recorded,
 )
-from tests.virtio.ring_driver import BASE, BUFFERS, KINDS, Buffer, Memory, PackedDriver, SplitDriver
+from tests.virtio.ring_driver import BASE, BUFFERS, Buffer, Memory, PackedDriver, SplitDriver
 from vmm.events import COMPLAINTS
 from vmm.virtio import device as virtio
 from vmm.virtio import status
@@ -22,25 +22,6 @@ from vmm.virtio.queue import Areas
 from vmm.virtio.transport.mmio import SIZE
 
 A, D, OK, LIVE = status.ACKNOWLEDGE, status.DRIVER, status.FEATURES_OK, status.DRIVER_OK
-
-
-@pytest.fixture(params=KINDS)
-def ring(request: pytest.FixtureRequest, memory: Memory) -> SplitDriver | PackedDriver:
-    return KINDS[request.param](memory)
-
-
-def start(driver: MmioDriver, ring: SplitDriver | PackedDriver, features: int = 0) -> None:
-    driver.start(ring.size, ring.areas, FORMAT_FEATURES[ring.form] | features)
-
-
-def echo_once(driver: MmioDriver, ring: SplitDriver | PackedDriver, index: int = 0) -> None:
-    """Have the device copy ten bytes."""
-    ring.memory.guest.write(BUFFERS, b"0123456789")
-    ring.memory.guest.write(BUFFERS + 16, bytes(10))
-    identity = ring.add(Buffer(BUFFERS, 10), Buffer(BUFFERS + 16, 10, writable=True))
-    driver.notify(index)
-    assert ring.used() == [(identity, 10)]
-    assert ring.memory.guest.read(BUFFERS + 16, 10) == b"0123456789"
 
 
 # --- registers ----------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.pci.pci_bus import EXPRESS, INTX_OFF, MASTER, MEMORY_ON, MSIX, POWER
-from tests.virtio.mmio_driver import FORMAT_FEATURES, Echo, Recorded
+from tests.virtio.driver import echo_once, start
+from tests.virtio.mmio_driver import Echo, Recorded
 from tests.virtio.pci_driver import (
     ACCESS,
     COMMON,
@@ -21,7 +22,7 @@ from tests.virtio.pci_driver import (
     VENDOR_CAPABILITY,
     PciDriver,
 )
-from tests.virtio.ring_driver import BASE, BUFFERS, KINDS, Buffer, Memory, PackedDriver, SplitDriver
+from tests.virtio.ring_driver import BASE, Memory, PackedDriver, SplitDriver
 from vmm.virtio import device as virtio
 from vmm.virtio import status
 from vmm.virtio.queue import Areas
@@ -34,25 +35,6 @@ def driver(memory: Memory, events: Recorded) -> Iterator[PciDriver]:
     driver = PciDriver(Echo(memory, events))
     yield driver
     driver.bus.host.close()
-
-
-@pytest.fixture(params=KINDS)
-def ring(request: pytest.FixtureRequest, memory: Memory) -> SplitDriver | PackedDriver:
-    return KINDS[request.param](memory)
-
-
-def start(driver: PciDriver, ring: SplitDriver | PackedDriver, features: int = 0) -> None:
-    driver.start(ring.size, ring.areas, FORMAT_FEATURES[ring.form] | features)
-
-
-def echo_once(driver: PciDriver, ring: SplitDriver | PackedDriver, index: int = 0) -> None:
-    """Have the device copy ten bytes."""
-    ring.memory.guest.write(BUFFERS, b"0123456789")
-    ring.memory.guest.write(BUFFERS + 16, bytes(10))
-    identity = ring.add(Buffer(BUFFERS, 10), Buffer(BUFFERS + 16, 10, writable=True))
-    driver.notify(index)
-    assert ring.used() == [(identity, 10)]
-    assert ring.memory.guest.read(BUFFERS + 16, 10) == b"0123456789"
 
 
 # --- what it looks like -------------------------------------------------------------------------

@@ -40,8 +40,6 @@ REGIONS_MAX: Final = 8
 F_PROTOCOL_FEATURES: Final = 1 << 30
 """The feature bit that says that there are protocol features (VHOST_USER_F_PROTOCOL_FEATURES)."""
 
-NO_FD: Final = 1 << 8
-
 
 class Protocol(IntFlag):
     """Protocol features: VHOST_USER_PROTOCOL_F_*."""
@@ -69,7 +67,6 @@ class Request(IntEnum):
     GET_QUEUE_NUM = 17
     SET_VRING_ENABLE = 18
     GET_CONFIG = 24
-    SET_CONFIG = 25
 
 
 def mem_table(regions: Sequence[Region]) -> bytes:
@@ -86,9 +83,9 @@ def vring_addr(index: int, ring: Ring) -> bytes:
     return _ADDRESS.pack(index, 0, areas.descriptors, areas.device, areas.driver, 0)
 
 
-def config(offset: int, data: bytes) -> bytes:
-    """Return the payload of GET_CONFIG (*data* is as long as what is wanted) and SET_CONFIG."""
-    return _CONFIG.pack(offset, len(data), 0) + data
+def get_config(size: int) -> bytes:
+    """Return GET_CONFIG's payload, for the first *size* bytes of the configuration."""
+    return _CONFIG.pack(0, size, 0) + bytes(size)
 
 
 def parse_config(payload: bytes) -> bytes:

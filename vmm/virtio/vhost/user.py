@@ -153,7 +153,7 @@ class VhostUser(Closeable):
     def read_config(self, size: int) -> bytes:
         """Return the first *size* bytes of the device's configuration (CONFIG)."""
         with self._talking() as channel:
-            payload = channel.ask(Request.GET_CONFIG, message.config(0, bytes(size)))
+            payload = channel.ask(Request.GET_CONFIG, message.get_config(size))
             data = message.parse_config(payload)
             if len(data) != size:
                 raise ChannelError(f"has {len(data)} bytes of configuration, not {size}")
