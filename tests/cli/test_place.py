@@ -3,57 +3,168 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from vmm.cli import place
+from vmm.cli import place, pyvmm
+from vmm.config import MachineConfig, codec
+from vmm.config.disk import DiskConfig
+from vmm.config.firmware import FlashConfig
+from vmm.config.net import NetConfig, NetKind
+from vmm.config.share import ShareConfig
+from vmm.config.vfio import VfioConfig
 from vmm.errors import UserError
+from vmm.lab.host import client
 
 
 @pytest.mark.parametrize(
-    ("typed", "files", "there"),
+    ("typed", "there"),
     [
-        ("/home/me/guest.img", ["/home/me/guest.img"], "/home/me/guest.img"),
-        ("guest.img", ["guest.img"], "guest.img"),
-        ("/var/guest.img", ["/var/guest.img"], "/host/var/guest.img"),
-        ("--initrd=/usr/i.cpio", ["/g", "/usr/i.cpio"], "--initrd=/host/usr/i.cpio"),
-        ("-i/usr/i.cpio", ["/usr/i.cpio"], "-i/host/usr/i.cpio"),
-        ("console=/usr/i.cpio", ["/usr/i.cpio"], "console=/usr/i.cpio"),
-        ("quiet", ["/var/guest.img"], "quiet"),
-        ("--share=/usr/d:tag,ro", ["/usr/d"], "--share=/host/usr/d:tag,ro"),
-        ("/usr/d:tag", ["/usr/d"], "/host/usr/d:tag"),
-        ("--disk=/d", ["/d"], "--disk=/d"),
-        ("1:0.0,rom=/usr/r,bind", ["/usr/r"], "1:0.0,rom=/host/usr/r,bind"),
+        ("/home/me/guest.img", "/home/me/guest.img"),
+        ("guest.img", "guest.img"),
+        ("/var/guest.img", "/host/var/guest.img"),
+        ("/usr/d:tag,ro", "/host/usr/d:tag,ro"),
+        ("/d", "/d"),
     ],
 )
 def test_a_file_gets_the_name_that_the_lab_host_has_for_it(
-    monkeypatch: pytest.MonkeyPatch, typed: str, files: list[str], there: str
+    monkeypatch: pytest.MonkeyPatch, typed: str, there: str
 ) -> None:
     monkeypatch.chdir("/")
     monkeypatch.setattr(os.path, "realpath", lambda path: str(Path("/home/me") / path))
     monkeypatch.setattr(os.path, "abspath", lambda path: str(Path("/home/me") / path))
-    assert place._visible(typed, [Path(file) for file in files]) == there
+    assert place.visible(Path(typed)) == Path(there)
 
 
 def test_a_link_is_followed_here_because_it_may_lead_elsewhere_there(tmp_path: Path) -> None:
-    (tmp_path / "guest.img").symlink_to("/usr/share/guest.img")
+    """Debian's AAVMF_CODE.fd is one."""
     link = tmp_path / "guest.img"
-    assert place._visible(str(link), [link]) == "/host/usr/share/guest.img"
+    link.symlink_to("/usr/share/guest.img")
+    assert place.visible(link) == Path("/host/usr/share/guest.img")
+
+
+# --- what is sent -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """``sent(word...)`` is the command line that runs in the lab host instead of this one."""
+    commands: list[tuple[str, list[str], list[str]]] = []
+
+    def run_in_lab(profile: str, argv: list[str], packages: list[str]) -> int:
+        commands.append((profile, argv, packages))
+        return 7
+
+    monkeypatch.setattr(client, "run_in_lab", run_in_lab)
+
+    def send(*words: str) -> list[str]:
+        done = CliRunner().invoke(pyvmm, words)
+        assert done.exit_code == 7, done.output
+        (profile, argv, _) = commands.pop()
+        assert profile == "nofwb"
+        assert argv[0] == "pyvmm"
+        assert argv[-2:] == ["--host", "native"]
+        return argv[1:-2]
+
+    return send
 
 
 @pytest.mark.parametrize(
-    ("typed", "kept"),
+    ("typed", "there"),
     [
-        (["run", "--host", "lab", "image"], ["run", "image"]),
-        (["run", "image", "--host=lab:nofwb", "-c", "2"], ["run", "image", "-c", "2"]),
-        (["run", "--", "--host"], ["run", "--", "--host"]),
+        (["probe", "--host", "lab:nofwb"], ["probe"]),
+        (["probe", "--host=lab:nofwb", "--all"], ["probe", "--all"]),
+        (
+            ["verify", "--bar", "1:0.0:4", "--host", "lab:nofwb", "--bar=2:0.0:0", "--uapi=rfc"],
+            ["verify", "--bar", "1:0.0:4", "--bar", "2:0.0:0", "--uapi", "rfc"],
+        ),
+        (
+            ["map", "-m", "1G", "--host=lab:nofwb", "--svg", "/usr/map.svg"],
+            ["map", "--memory", "1G", "--svg", "/host/usr/map.svg"],
+        ),
+        (["vfio", "--host=lab:nofwb", "list", "--json"], ["vfio", "list", "--json"]),
+        (
+            ["vfio", "bind", "0000:01:00.0", "--host", "lab:nofwb", "--driver", "vfio-pci"],
+            ["vfio", "bind", "--driver", "vfio-pci", "0000:01:00.0"],
+        ),
     ],
 )
 def test_the_command_in_the_lab_host_is_the_same_without_host(
-    typed: list[str], kept: list[str]
+    sent: Callable[..., list[str]], typed: list[str], there: list[str]
 ) -> None:
-    assert place._without_host(typed) == kept
+    assert sent(*typed) == there
+
+
+@pytest.fixture
+def run(sent: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """``run(word...)`` is the request that arrives in the lab host."""
+    monkeypatch.setattr("vmm.cli.run._check_files", lambda config: None)  # there are none
+
+    def arrived(*words: str) -> dict[str, Any]:
+        command, option, text = sent("run", "--host=lab:nofwb", *words)
+        assert (command, option) == ("run", "--request")
+        return codec.loads(text)
+
+    return arrived
+
+
+def test_a_machine_is_sent_as_data(run: Callable[..., Any]) -> None:
+    assert run("/usr/guest.img", "--escape", "none", "-c", "2") == {
+        "config": MachineConfig(image=Path("/host/usr/guest.img"), cpus=2),
+        "events": None,
+        "escape": None,
+    }
+
+
+def test_only_what_is_a_path_is_translated(run: Callable[..., Any]) -> None:
+    disk = "--disk=/usr/d,ro,format=raw,serial=/usr/d"
+    options = [disk, "--cmdline", "file=/usr/d", "--share=/usr/d:/usr/d", "--net=tap=d,bridge=/usr"]
+    config = run("/usr/d", *options, "--vfio=1:0.0,rom=/usr/d")["config"]
+    there = Path("/host/usr/d")
+    assert config == MachineConfig(
+        image=there,
+        cmdline="file=/usr/d",
+        disks=(DiskConfig(there, read_only=True, format="raw", serial="/usr/d"),),
+        shares=(ShareConfig(there, "/usr/d"),),
+        nets=(NetConfig("tap=d,bridge=/usr", NetKind.TAP, "d", bridge="/usr"),),
+        vfio=(VfioConfig("0000:01:00.0", rom=there),),
+    )
+
+
+def test_a_disk_behind_a_link_is_the_file_itself(run: Callable[..., Any], tmp_path: Path) -> None:
+    image, link = tmp_path / "disk.img", tmp_path / "link"
+    image.touch()
+    link.symlink_to(image)
+    config = run("a", "--disk", f"{link},ro,queues=2,format=raw")["config"]
+    assert config.disks == (DiskConfig(image, read_only=True, queues=2, format="raw"),)
+
+
+@pytest.mark.parametrize("options", ["", ",ro"])
+def test_firmware_behind_a_link_is_the_file_itself(
+    run: Callable[..., Any], tmp_path: Path, options: str
+) -> None:
+    path, link = tmp_path / "a.fd", tmp_path / "link.fd"
+    link.symlink_to(path)
+    config = run("--firmware", str(link), f"--flash={link}{options}")["config"]
+    assert config.firmware == path
+    assert config.flash == FlashConfig(path, bool(options))
+
+
+def test_events_go_to_the_users_file(run: Callable[..., Any], tmp_path: Path) -> None:
+    events = tmp_path / "events.json"
+    assert run("a", "--events", str(events))["events"] == events
+    assert events.exists(), "that it can be written is known before a host starts"
+
+
+def test_a_request_is_not_for_people() -> None:
+    assert "--request" not in CliRunner().invoke(pyvmm, ["run", "--help"]).output
+
+
+# --- which host -------------------------------------------------------------------------------
 
 
 def test_a_host_that_is_none_is_refused() -> None:

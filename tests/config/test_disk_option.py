@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from vmm.cli.place import _visible
 from vmm.config.disk import CACHES, DiskConfig, parse_disk
 from vmm.errors import UserError
 from vmm.virtio.block import raw_image
@@ -54,20 +53,6 @@ def test_what_cannot_be_used_is_named(text: str) -> None:
     with pytest.raises(UserError, match="--disk") as caught:
         parse_disk(text)
     assert caught.value.hint
-
-
-def test_a_disks_file_gets_the_lab_hosts_name_whatever_follows(tmp_path: Path) -> None:
-    image, link = tmp_path / "disk.img", tmp_path / "link.img"
-    image.touch()
-    link.symlink_to(image)
-    comma = tmp_path / "a,b"
-    comma.symlink_to(image)
-    plain = _visible(str(link), [link])
-    assert plain.endswith("/disk.img")
-    assert _visible(f"{link},ro,queues=2", [link]) == f"{plain},ro,queues=2"
-    assert _visible(f"--disk={link},ro", [link]) == f"--disk={plain},ro"
-    assert _visible(f"--initrd={comma}", [comma]) == f"--initrd={plain}"
-    assert _visible("ro,x", [link]) == "ro,x"
 
 
 @pytest.mark.parametrize("cache", CACHES)

@@ -8,7 +8,6 @@ import pytest
 
 from vmm.address_range import AddressRange
 from vmm.arm64 import boot, layout, payload
-from vmm.cli.place import _visible
 from vmm.config import MachineConfig
 from vmm.config.firmware import FlashConfig, parse_flash
 from vmm.errors import UserError
@@ -73,11 +72,3 @@ def test_firmware_starts_at_the_beginning_of_flash_and_finds_the_tree_where_ram_
 def test_firmware_is_told_of_a_command_line() -> None:
     config = MachineConfig(firmware=Path("f"), cmdline="quiet")
     assert payload.load(config).cmdline == "quiet"
-
-
-@pytest.mark.parametrize("text", ["{}", "{},ro", "--flash={},ro", "--firmware={}"])
-def test_a_lab_host_sees_what_a_link_leads_to(text: str, tmp_path: Path) -> None:
-    """Debian's AAVMF_CODE.fd is one."""
-    path, link = tmp_path / "a.fd", tmp_path / "link.fd"
-    link.symlink_to(path)
-    assert _visible(text.format(link), [link]) == text.format(path)

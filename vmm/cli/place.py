@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +13,6 @@ from vmm.kvm.system import DEVICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 OPTION = "--host"
 
@@ -27,7 +26,7 @@ host_option: Callable[[click.decorators.FC], click.decorators.FC] = click.option
 
 
 def is_native(host: str) -> bool:
-    """Tell whether *host* means this machine. Raises `UserError` for a host that is none."""
+    """Return whether *host* is this machine. Raises `UserError`: it is no kind of host."""
     if host == "auto":
         return os.uname().machine == "aarch64" and os.path.exists(DEVICE)  # noqa: PTH110
     if host == "native":
@@ -37,66 +36,64 @@ def is_native(host: str) -> bool:
     raise UserError(f"{OPTION} {host}: no such host", "use auto, native, lab or lab:PROFILE")
 
 
-def run_there(host: str, files: Sequence[Path] = (), packages: Sequence[str] = ()) -> int:
-    """Run this very command line in the lab host that *host* names; return its exit status.
+def run_there(host: str, command: Sequence[str] | None = None, packages: Sequence[str] = ()) -> int:
+    """Run a command of pyvmm in the lab host that *host* names; return its exit status.
 
-    *files* are those it names: they get the names by which they are visible there. *packages* are
-    Debian's, with programs that it starts.
+    *command* is its words, without the program; by default those of the command that runs.
+    *packages* are Debian packages that the lab host gets first.
     """
     from vmm.lab.host import client, profiles
 
     profile = host.partition(":")[2] or profiles.DEFAULT
-    arguments = [_visible(argument, files) for argument in _without_host(sys.argv[1:])]
-    command, rest = arguments[0], arguments[1:]
+    if command is None:
+        command = this_command(click.get_current_context())
     return client.run_in_lab(
         profiles.profile(profile).name,
-        ["pyvmm", command, OPTION, "native", *rest],
+        ["pyvmm", *command, OPTION, "native"],
         packages=packages,
     )
 
 
-def _visible(argument: str, files: Sequence[Path]) -> str:
-    """Return *argument*, be it ``FILE`` or ``--option=FILE``, as the lab host has that file.
+def visible(path: Path) -> Path:
+    """Return the name of the file *path* in a lab host.
 
-    Options of the file's own may follow, and what it is for go before: ``FILE,ro``, ``DIR:TAG``,
-    ``file=FILE``, ``BDF,rom=FILE``.
+    That is the user's own name where it works there, so that messages have it. Symbolic links are
+    followed here: in the lab host they may lead elsewhere.
     """
     from vmm.lab.host.session import inside
 
-    for file in files:
-        option, own = _around(argument, str(file))
-        if option is None:
+    real = os.path.realpath(path)
+    direct = real == os.path.abspath(path) and inside(real) == real  # noqa: PTH100
+    return path if direct else Path(inside(real))
+
+
+def this_command(context: click.Context) -> list[str]:
+    """Return the words of the command in *context*, without ``--host``, with its paths `visible`.
+
+    Built from the values that click has parsed. Options at their default are left out.
+    """
+    words: list[str] = []
+    while context.parent is not None:
+        words = [str(context.info_name), *_options(context), *words]
+        context = context.parent
+    return words
+
+
+def _options(context: click.Context) -> list[str]:
+    options: list[str] = []
+    arguments: list[str] = []
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        if source is not click.core.ParameterSource.COMMANDLINE or OPTION in parameter.opts:
             continue
-        # Links lead astray there; else the name that the user gave stays, for messages.
-        real = os.path.realpath(file)
-        direct = real == os.path.abspath(file) and inside(real) == real  # noqa: PTH100
-        return argument if direct else option + inside(real) + own
-    return argument
-
-
-def _around(argument: str, file: str) -> tuple[str | None, str]:
-    """Return what is before *file* in *argument*, and what after; None if that is not it."""
-    at = argument.find(file)
-    while at >= 0:
-        option, own = argument[:at], argument[at + len(file) :]
-        names = option in ("", "file=", "unix=") or option.startswith("-")
-        names = names or option.endswith(",rom=")
-        if names and own[:1] in ("", ",", ":"):
-            return option, own
-        at = argument.find(file, at + 1)
-    return None, ""
-
-
-def _without_host(arguments: list[str]) -> list[str]:
-    kept: list[str] = []
-    skip = False
-    for index, argument in enumerate(arguments):
-        if argument == "--":
-            return kept + arguments[index:]
-        if skip:
-            skip = False
-        elif argument == OPTION:
-            skip = True
-        elif not argument.startswith(OPTION + "="):
-            kept.append(argument)
-    return kept
+        given = context.params[name]
+        for value in given if isinstance(given, tuple) else (given,):
+            text = str(visible(value) if isinstance(value, Path) else value)
+            if isinstance(parameter, click.Argument):
+                arguments.append(text)
+            elif isinstance(parameter, click.Option) and parameter.is_flag:
+                options.append(parameter.opts[0])
+            else:
+                options += [parameter.opts[0], text]
+    return [*options, *arguments]

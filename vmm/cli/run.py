@@ -14,7 +14,7 @@ import click
 
 from vmm.address_range import AddressRange
 from vmm.arm64 import layout, payload
-from vmm.cli.place import host_option, is_native, run_there
+from vmm.cli.place import host_option, is_native, run_there, visible
 from vmm.config import MachineConfig
 from vmm.config.size import parse_size
 from vmm.errors import EXIT_GUEST, EXIT_POWERED_OFF, EXIT_SIGNAL_BASE, UserError, VmmError
@@ -147,6 +147,7 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
     metavar="C-<key>|none",
     help="Prefix of pyvmm's own console keys; C-a h lists them.",
 )
+@click.option("--request", hidden=True, help="All of the above, as vmm.config.codec writes it.")
 @host_option
 def run(**options: Any) -> None:
     """Run the guest in IMAGE, or what firmware finds on the guest's disks.
@@ -155,26 +156,36 @@ def run(**options: Any) -> None:
     unified kernel image with its own initrd and command line, or a flat binary.
     """
     native = is_native(options["host"])
-    config, escape = _configure(options)
+    request = _request(options)
     with ExitStack() as owned:
-        events = _open_events(options["events"], owned)
+        events = _open_events(request["events"], owned)
         if native:
             sys.setswitchinterval(SWITCH_INTERVAL)
             _raise_descriptor_limit()
-            sys.exit(run_machine(config, escape, events))
+            sys.exit(run_machine(request["config"], request["escape"], events))
+    from vmm.config import codec
+
+    config = request["config"]
     if config.disks:
         from vmm.virtio.block.image_format import with_formats
 
         config = with_formats(config)
     _check_files(config)
-    names = (options["image"], options["firmware"], options["initrd"], options["events"])
-    files = [name for name in names if name] + [disk.path for disk in config.disks]
-    files += [config.flash.path] if config.flash is not None else []
-    files += [pmem.path for pmem in config.pmems]
-    files += [share.path for share in config.shares]
-    files += [device.rom for device in config.vfio if isinstance(device.rom, Path)]
-    files += [console.path for console in config.consoles if console.path is not None]
-    sys.exit(run_there(options["host"], files, _packages(config)))
+    words = ["run", "--request", codec.dumps({**request, "config": config}, visible)]
+    sys.exit(run_there(options["host"], words, _packages(config)))
+
+
+def _request(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what to run: the machine, where events go, the console's prefix. Raises `UserError`.
+
+    Here they are options; in a lab host they are what `run` on the outside sent.
+    """
+    if options["request"] is not None:
+        from vmm.config import codec
+
+        return codec.loads(options["request"])
+    config, escape = _configure(options)
+    return {"config": config, "events": options["events"], "escape": escape}
 
 
 def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:

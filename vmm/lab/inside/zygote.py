@@ -36,6 +36,7 @@ _PRELOADED = (
     "vmm.cli.run",
     "vmm.machine.machine",
     "vmm._native",
+    "vmm.config.codec",
     "vmm.cli.probe",
     "structlog",
 )
