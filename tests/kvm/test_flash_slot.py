@@ -16,7 +16,8 @@ from vmm.kvm.exits import MmioRead, MmioWrite
 from vmm.kvm.slots import MemorySlots
 from vmm.kvm.vcpu import Vcpu
 from vmm.kvm.vm import MemFlag, Vm
-from vmm.machine.flash import FlashBank, FlashFile
+from vmm.machine.flash import FlashBank
+from vmm.machine.flash_file import FlashFile
 from vmm.memory import Mapping
 
 pytestmark = pytest.mark.kvm

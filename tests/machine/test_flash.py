@@ -21,7 +21,8 @@ from vmm.config.firmware import FlashConfig
 from vmm.devices.cfi_flash import BLOCK, SIZE
 from vmm.errors import UserError
 from vmm.fdt import cells, strings
-from vmm.machine.flash import PIECE, Flash, FlashFile
+from vmm.machine.flash import Flash, check_files
+from vmm.machine.flash_file import PIECE, FlashFile
 
 MIB = 1 << 20
 
@@ -220,6 +221,45 @@ def test_what_is_known_not_to_be_firmware(tmp_path: Path, content: bytes, messag
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"--firmware \S+: .*{message}"):
         Flash(MachineConfig(firmware=path), MmioBus(), Recorded())
+
+
+def check(code: Path, flash: Path, *, read_only: bool = False) -> None:
+    code.write_bytes(b"code")
+    check_files(MachineConfig(firmware=code, flash=FlashConfig(flash, read_only)))
+
+
+def test_a_check_makes_no_file(tmp_path: Path) -> None:
+    check(tmp_path / "code.fd", tmp_path / "vars.fd")
+    (tmp_path / "link.fd").symlink_to("vars.fd")
+    check(tmp_path / "code.fd", tmp_path / "link.fd")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["code.fd", "link.fd"]
+
+
+def test_a_check_changes_no_file(tmp_path: Path) -> None:
+    (tmp_path / "vars.fd").write_bytes(b"variables")
+    check(tmp_path / "code.fd", tmp_path / "vars.fd")
+    assert (tmp_path / "vars.fd").read_bytes() == b"variables"
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_check_finds_what_could_not_be_opened(tmp_path: Path, *, read_only: bool) -> None:
+    with pytest.raises(UserError, match=r"--flash \S+: No such file or directory; "):
+        check(tmp_path / "code.fd", tmp_path / "none" / "vars.fd", read_only=read_only)
+    (tmp_path / "link.fd").symlink_to("none/vars.fd")
+    with pytest.raises(UserError, match=r"--flash \S+: No such file or directory; "):
+        check(tmp_path / "code.fd", tmp_path / "link.fd", read_only=read_only)
+    with pytest.raises(UserError, match=r"--flash \S+: Not a directory; "):
+        check(tmp_path / "code.fd", tmp_path / "code.fd" / "vars.fd", read_only=read_only)
+    with pytest.raises(UserError, match=r"--flash \S+: it is what --firmware names; "):
+        check(tmp_path / "code.fd", tmp_path / "code.fd", read_only=read_only)
+
+
+def test_a_check_finds_a_directory_that_takes_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)  # root may write anywhere
+    with pytest.raises(UserError, match=r"--flash \S+: Permission denied; "):
+        check(tmp_path / "code.fd", tmp_path / "vars.fd")
 
 
 # --- the banks ----------------------------------------------------------------------------------
