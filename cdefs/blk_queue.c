@@ -17,9 +17,9 @@
 #include <errno.h>
 #include <linux/virtio_blk.h>
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/uio.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "blk.h"
 #include "uring.h"
@@ -45,7 +45,6 @@ struct work {
 static void report(struct pyvmm_blk_queue *blk, const struct pyvmm_blk_request *request)
 {
 	struct pyvmm_blk_failure *failure = &blk->failure;
-	uint64_t one = 1;
 
 	if (__atomic_load_n(&failure->pending, __ATOMIC_ACQUIRE))
 		return;
@@ -53,8 +52,7 @@ static void report(struct pyvmm_blk_queue *blk, const struct pyvmm_blk_request *
 	failure->error = request->error;
 	failure->offset = request->offset;
 	__atomic_store_n(&failure->pending, 1, __ATOMIC_RELEASE);
-	if (write(blk->trouble, &one, sizeof(one)) < 0)
-		return; /* signalled often enough */
+	eventfd_write(blk->trouble, 1);
 }
 
 /* Take the failure that there is. Returns whether there was one. From any thread. */
@@ -223,10 +221,10 @@ static void wait_one_by_one(const struct pyvmm_blk_queue *blk)
 		{ .fd = blk->stop, .events = POLLIN },
 		{ .fd = blk->doorbell, .events = POLLIN },
 	};
-	uint64_t count;
+	eventfd_t count;
 
-	if (poll(fds, 2, -1) > 0 && fds[1].revents && read(blk->doorbell, &count, sizeof(count)) < 0)
-		return; /* somebody else has emptied it */
+	if (poll(fds, 2, -1) > 0 && fds[1].revents)
+		eventfd_read(blk->doorbell, &count);
 }
 
 static int serve(struct work *work)
@@ -287,9 +285,6 @@ int pyvmm_blk_run(struct pyvmm_blk_queue *blk)
 /* Have pyvmm_blk_run return after the requests that are under way. From any thread. */
 void pyvmm_blk_stop(struct pyvmm_blk_queue *blk)
 {
-	uint64_t one = 1;
-
 	__atomic_store_n(&blk->stopping, 1, __ATOMIC_RELAXED);
-	if (write(blk->stop, &one, sizeof(one)) < 0)
-		return; /* signalled often enough */
+	eventfd_write(blk->stop, 1);
 }

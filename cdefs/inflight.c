@@ -5,7 +5,7 @@
 #include <poll.h>
 #include <stddef.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/eventfd.h>
 
 #include "inflight.h"
 
@@ -91,20 +91,17 @@ void pyvmm_inflight_run(struct pyvmm_inflight *inflight)
 		{ .fd = inflight->doorbell, .events = POLLIN },
 		{ .fd = inflight->stop, .events = POLLIN },
 	};
-	const uint64_t one = 1;
-	uint64_t rung;
+	eventfd_t rung;
 
 	for (;;) {
 		if (poll(fds, 2, -1) < 0 && errno != EINTR)
 			return;
 		if (fds[1].revents)
 			return;
-		if (read(inflight->doorbell, &rung, sizeof(rung)) < 0)
+		if (eventfd_read(inflight->doorbell, &rung))
 			continue;
 		pyvmm_inflight_look(inflight);
-		/* Fails only if it was kicked 2^64 - 2 times, which is often enough. */
-		if (write(inflight->kick, &one, sizeof(one)) < 0)
-			continue;
+		eventfd_write(inflight->kick, 1);
 	}
 }
 

@@ -8,6 +8,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -34,24 +35,21 @@ static int wait_for(struct pyvmm_net_ring *ring, short events)
 		{ .fd = ring->stop, .events = POLLIN },
 		{ .fd = events ? ring->file : ring->doorbell, .events = events ? events : POLLIN },
 	};
-	uint64_t count;
+	eventfd_t count;
 
 	while (poll(fds, 2, -1) < 0)
 		; /* EINTR */
 	if (fds[0].revents)
 		return STOPPED;
-	if (!events && read(ring->doorbell, &count, sizeof(count)) < 0)
-		count = 0; /* somebody else has emptied it */
+	if (!events)
+		eventfd_read(ring->doorbell, &count);
 	return GONE_ON;
 }
 
 static void interrupt(struct pyvmm_net_ring *ring)
 {
-	uint64_t one = 1;
-
-	/* The write fails only at the count's limit: then the interrupt is due already. */
-	if (pyvmm_queue_should_interrupt(ring->queue) && write(ring->call, &one, sizeof(one)) < 0)
-		return;
+	if (pyvmm_queue_should_interrupt(ring->queue))
+		eventfd_write(ring->call, 1);
 }
 
 static void count(uint64_t *counter, uint64_t more)
@@ -409,9 +407,6 @@ int pyvmm_net_receive(struct pyvmm_net_ring *ring)
 /* Have either return soon. From any thread. */
 void pyvmm_net_stop(struct pyvmm_net_ring *ring)
 {
-	uint64_t one = 1;
-
 	__atomic_store_n(&ring->stopping, 1, __ATOMIC_RELAXED);
-	if (write(ring->stop, &one, sizeof(one)) < 0)
-		return; /* signalled often enough */
+	eventfd_write(ring->stop, 1);
 }

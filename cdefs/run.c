@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -68,15 +69,6 @@ void pyvmm_clear_immediate_exit(struct pyvmm_vcpu *vcpu)
 
 /* --- Sinks --------------------------------------------------------------------------------- */
 
-static void signal_eventfd(int fd)
-{
-	uint64_t one = 1;
-
-	/* Fails only when the count is at its limit: then the reader has a reason to wake already. */
-	if (write(fd, &one, sizeof(one)) < 0)
-		return;
-}
-
 /* How many bytes wait. */
 uint32_t pyvmm_sink_waiting(struct pyvmm_sink *sink)
 {
@@ -126,7 +118,7 @@ static int put(struct pyvmm_sink *sink, uint8_t byte, int from_store)
 	before = head - atomic_load(&sink->tail);
 	unlock(sink);
 	if (before == 0)
-		signal_eventfd(sink->eventfd);
+		eventfd_write(sink->eventfd, 1);
 	return 0;
 }
 
@@ -234,7 +226,7 @@ static int answer_store(struct pyvmm_answered *entry, const struct kvm_run *run)
 {
 	switch (entry->answer) {
 	case PYVMM_ANSWER_DOORBELL:
-		signal_eventfd(entry->eventfd);
+		eventfd_write(entry->eventfd, 1);
 		return 1;
 	case PYVMM_ANSWER_UNCHANGED:
 		return stored(run) == __atomic_load_n(&entry->value, __ATOMIC_ACQUIRE);

@@ -4,7 +4,7 @@
  * indices (VIRTIO 1.2, 2.7.7, 2.7.10 and 2.8.14), and interrupts.
  */
 #include <linux/virtio_ring.h>
-#include <unistd.h>
+#include <sys/eventfd.h>
 
 #include "ring.h"
 
@@ -112,12 +112,9 @@ int pyvmm_queue_should_interrupt(struct pyvmm_queue *queue)
 /* Set bits of the status, then signal: whoever reads the status for this signal sees them. */
 void pyvmm_interrupt_raise(struct pyvmm_interrupt *interrupt, uint32_t bits)
 {
-	uint64_t one = 1;
-
 	__atomic_fetch_or(&interrupt->status, bits, __ATOMIC_SEQ_CST);
-	/* Fails only when the count is at its limit: then the interrupt is due already. */
-	if (write(interrupt->eventfd, &one, sizeof(one)) < 0)
-		return;
+	/* Fails only at the count's limit (here as everywhere): then it is signalled already. */
+	eventfd_write(interrupt->eventfd, 1);
 }
 
 void pyvmm_interrupt_acknowledge(struct pyvmm_interrupt *interrupt, uint32_t bits)

@@ -1,9 +1,14 @@
-"""Device nodes and their ioctls, with errors that say why: for all that is neither KVM nor VFIO."""
+"""Own file descriptors: close them once, issue their ioctls, signal and drain eventfds.
+
+`Fd.ioctl` is the one door through which ioctls go. A failure names the ioctl, its arguments and
+the likely cause. `vmm.kvm.fd` and `vmm.vfio.fd` differ in the error they raise.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from vmm._native import ffi, lib
@@ -13,6 +18,7 @@ from vmm.errors import HostError, KernelError
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from enum import IntEnum
+    from pathlib import Path
 
 GENERAL: Final[dict[int, str]] = {
     errno.EBADF: "the descriptor is closed",
@@ -21,22 +27,105 @@ GENERAL: Final[dict[int, str]] = {
     errno.EPERM: "not permitted: run as a user who may, or as root",
     errno.EACCES: "not permitted: run as a user who may, or as root",
 }
+"""Likely causes of an errno, whatever the ioctl."""
 
 
-class DeviceFile(Closeable):
-    """Owns the open device node at *path*; *option* is what errors name.
+def call(name: str, arguments: Mapping[str, object]) -> str:
+    """Format a call for an error's text: integers above 9 in hexadecimal."""
+    shown = (
+        f"{key}={value:#x}" if isinstance(value, int) and value > 9 else f"{key}={value}"
+        for key, value in arguments.items()
+    )
+    return f"{name}({', '.join(shown)})"
 
-    Raises `HostError`, which says what to do, if it cannot be opened.
+
+def open_node(path: str | Path, what: str, hints: Mapping[int, str], flags: int = 0) -> int:
+    """Open a device node for reading and writing; return the descriptor.
+
+    Raises `HostError`, which begins with *what*; *hints* says what to do, by errno.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | flags)
+    except OSError as error:
+        raise HostError(f"{what}: {error.strerror}", hints.get(error.errno or 0, "")) from error
+
+
+class Fd(Closeable):
+    """Own one file descriptor.
+
+    `close` replaces the number with -1 before it calls close(2). The kernel reuses numbers at
+    once, so a stale one could be another file; -1 can only be EBADF.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """Return the number, or -1 once closed."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close the descriptor. Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def error(self, request: IntEnum, errno: int, shown: dict[str, object]) -> KernelError:
+        """Return the error for *request*, which failed with *errno*."""
+        return KernelError(call(request.name, shown), errno, GENERAL.get(errno, ""))
+
+    def try_ioctl(self, request: IntEnum, arg: Any = 0) -> int:
+        """Issue *request* and return its result, or a negative errno. *arg*: see `ioctl`."""
+        address = arg if isinstance(arg, int) else int(ffi.cast("uintptr_t", arg))
+        result: int = lib.pyvmm_ioctl(self._fd, request, address)
+        return result
+
+    def ioctl(self, request: IntEnum, arg: Any = 0, /, **shown: object) -> int:
+        """Issue *request* and return its result.
+
+        *arg* is an integer, or cdata that the kernel reads or writes: a pointer or an array.
+        An error shows *shown* as the arguments. Raises `KernelError`, of the class that `error`
+        returns.
+        """
+        return self.checked(self.try_ioctl(request, arg), request, shown)
+
+    def ioctl_value(self, request: IntEnum, ctype: str, value: Any, /, **shown: object) -> Any:
+        """Issue *request* with a new *ctype* that holds *value*; return the pointer to it.
+
+        Raises as `ioctl` does.
+        """
+        arg = ffi.new(f"{ctype} *", value)
+        self.ioctl(request, arg, **shown)
+        return arg
+
+    def ioctl_struct(self, request: IntEnum, struct: str, /, **fields: Any) -> Any:
+        """Issue *request* with ``struct`` *struct* made of *fields*; return the struct.
+
+        An error shows the fields. Raises as `ioctl` does.
+        """
+        return self.ioctl_value(request, f"struct {struct}", fields, **fields)
+
+    def checked(self, result: int, request: IntEnum, shown: dict[str, object]) -> int:
+        """Return *result* of *request*. Raises as `ioctl` does if it is a negative errno."""
+        if result < 0:
+            raise self.error(request, -result, shown)
+        return result
+
+
+class DeviceFile(Fd):
+    """Own the open device node at *path*; errors name *option*. It does not block.
+
+    Raises `HostError` if it cannot be opened.
     """
 
     module: ClassVar[str] = ""
-    """The kernel module that is behind it."""
+    """The kernel module behind the node."""
 
     causes: ClassVar[Mapping[tuple[str, int], str]] = {}
-    """Why an ioctl, by name, is likely to have failed with an errno."""
+    """Likely causes, by the ioctl's name and errno."""
 
     def __init__(self, path: str, option: str) -> None:
-        self._fd = -1
+        super().__init__(-1)
         self.option = option
         hints = {
             errno.ENOENT: f"load its module: modprobe {self.module}",
@@ -45,44 +134,37 @@ class DeviceFile(Closeable):
             errno.EPERM: "the sandbox or container you are in forbids it",
             errno.EMFILE: "raise the limit on open files (ulimit -n)",
         }
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise HostError(
-                f"{option}: cannot open {path}: {error.strerror}", hints.get(error.errno or 0, "")
-            ) from error
+        self._fd = open_node(path, f"{option}: cannot open {path}", hints, os.O_NONBLOCK)
 
-    def fileno(self) -> int:
-        """Return the descriptor; -1 once closed."""
-        return self._fd
+    def error(self, request: IntEnum, errno: int, shown: dict[str, object]) -> KernelError:
+        """Return the error, which begins with the option."""
+        cause = self.causes.get((request.name, errno)) or GENERAL.get(errno, "")
+        return KernelError(f"{self.option}: {call(request.name, shown)}", errno, cause)
 
-    def close(self) -> None:
-        """Close it. Idempotent."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
 
-    def ioctl(self, request: IntEnum, arg: int = 0, **shown: object) -> int:
-        """Issue *request* and return its result. *shown* is what errors show as its arguments.
+class EventFd(Fd):
+    """Own a new eventfd that does not block. Raises OSError if the host has no more."""
 
-        Raises `KernelError`.
-        """
-        result: int = lib.pyvmm_ioctl(self._fd, request, arg)
-        return self.checked(result, request, shown)
+    def __init__(self) -> None:
+        super().__init__(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
 
-    def ioctl_struct(self, request: IntEnum, ctype: str, value: Any, **shown: object) -> Any:
-        """Issue *request* with a *ctype* made of *value*; return that. Raises `KernelError`."""
-        arg = ffi.new(f"{ctype} *", value)
-        self.ioctl(request, int(ffi.cast("uintptr_t", arg)), **shown)
-        return arg
+    def signal(self) -> None:
+        """Add one. Never waits; thread-safe."""
+        signal(self._fd)
 
-    def checked(self, result: int, request: IntEnum, shown: dict[str, object]) -> int:
-        """Return *result*, unless it is a negative errno: raise `KernelError` for that."""
-        if result < 0:
-            arguments = ", ".join(
-                f"{key}={value:#x}" if isinstance(value, int) and value > 9 else f"{key}={value}"
-                for key, value in shown.items()
-            )
-            cause = self.causes.get((request.name, -result)) or GENERAL.get(-result, "")
-            raise KernelError(f"{self.option}: {request.name}({arguments})", -result, cause)
-        return result
+    def drain(self) -> None:
+        """Reset to zero. Does nothing once closed."""
+        if self._fd >= 0:
+            drain(self._fd)
+
+
+def signal(eventfd: int) -> None:
+    """Add one to an eventfd that somebody else owns and that does not block."""
+    with suppress(BlockingIOError):  # the count is at its limit: signalled already
+        os.eventfd_write(eventfd, 1)
+
+
+def drain(eventfd: int) -> None:
+    """Reset an eventfd to zero that somebody else owns and that does not block."""
+    with suppress(BlockingIOError):
+        os.eventfd_read(eventfd)

@@ -22,6 +22,7 @@ from threading import Lock, get_ident
 from typing import NamedTuple, Protocol
 
 from vmm.closeable import Closeable
+from vmm.fd import EventFd
 
 Callback = Callable[[], object]
 """Its result is ignored."""
@@ -98,8 +99,8 @@ class Loop(Closeable):
         self._former_wakeup_fd = -1
         self._epoll = select.epoll()
         self._signals_in, self._signals_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.add_reader(self._wake, self._drain_wake)
+        self._wake = EventFd()
+        self.add_reader(self._wake.fileno(), self._wake.drain)
         self.add_reader(self._signals_in, self._take_signals)
 
     def close(self) -> None:
@@ -117,7 +118,7 @@ class Loop(Closeable):
             self._timers.clear()
             self._watches.clear()
             self._epoll.close()
-            os.close(self._wake)
+            self._wake.close()
             os.close(self._signals_in)
             os.close(self._signals_out)
 
@@ -259,11 +260,7 @@ class Loop(Closeable):
             return
         with self._lock:  # lest the number already belongs to another file
             if not self._closed:
-                os.eventfd_write(self._wake, 1)
-
-    def _drain_wake(self) -> None:
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
+                self._wake.signal()
 
     # Signals
 

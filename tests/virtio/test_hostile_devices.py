@@ -27,6 +27,7 @@ from tests.virtio.ring_driver import AVAIL, BASE, BUFFERS, NEXT, SECOND, SIZE, T
 from tests.virtio.test_hostile import FEATURES, Hostile, still_works
 from vmm.errors import HostError
 from vmm.events import Bounded
+from vmm.fd import EventFd
 from vmm.loop import Loop
 from vmm.memory import GuestMemory
 from vmm.virtio import device as virtio
@@ -41,7 +42,6 @@ from vmm.virtio.net import registers
 from vmm.virtio.net.device import Net
 from vmm.virtio.net.registers import Address
 from vmm.virtio.net.threads import ThreadBackend
-from vmm.virtio.notify import EventFd
 from vmm.virtio.pmem import Pmem
 from vmm.virtio.queue import Areas, MemoryMap
 from vmm.virtio.rng import Rng

@@ -7,11 +7,15 @@ stand under no ioctl. Sources: virt/kvm/kvm_main.c, arch/arm64/kvm/, Documentati
 from __future__ import annotations
 
 import errno as e
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from vmm import fd
 from vmm.kvm.ioctls import Ioctl
 
-CAUSES: Final[dict[tuple[Ioctl, int], str]] = {
+if TYPE_CHECKING:
+    from enum import IntEnum
+
+CAUSES: Final[dict[tuple[IntEnum, int], str]] = {
     (Ioctl.KVM_CREATE_VM, e.EINVAL): (
         "the kernel knows no such machine type: on arm64 the type is the IPA size in bits, "
         "32 up to KVM_CAP_ARM_VM_IPA_SIZE"
@@ -77,18 +81,16 @@ for _errno in (e.EINVAL, e.EEXIST, e.EFAULT, e.ENOMEM):
     ]
 
 GENERAL: Final[dict[int, str]] = {
-    e.EBADF: "the descriptor is closed",
+    **fd.GENERAL,
     e.EIO: (
         "another process opened this VM (its descriptors work only where it was created), or KVM "
         "has given it up after a bug: the host's log then says so"
     ),
-    e.ENOTTY: "this kernel does not know the ioctl",
     e.EMFILE: "too many open files: raise the limit (ulimit -n)",
     e.ENFILE: "the host is out of file table entries",
-    e.EPERM: "not permitted: run as a user who may, or as root",
 }
 
 
-def likely_cause(request: Ioctl, errno: int) -> str:
+def likely_cause(request: IntEnum, errno: int) -> str:
     """Return one clause that says why *request* is likely to have failed, or an empty string."""
     return CAUSES.get((request, errno)) or GENERAL.get(errno, "")

@@ -1,71 +1,37 @@
-"""Owning one of KVM's file descriptors, and the one door through which ioctls go."""
+"""KVM's file descriptors: their error, and device attributes."""
 
 from __future__ import annotations
 
-import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vmm._native import ffi, lib
-from vmm.closeable import Closeable
+from vmm._native import ffi
 from vmm.errors import KernelError
+from vmm.fd import Fd, call
 from vmm.kvm.causes import likely_cause
 from vmm.kvm.ioctls import Ioctl
 
+if TYPE_CHECKING:
+    from enum import IntEnum
+
 
 class KvmError(KernelError):
-    """KVM refused an ioctl: which, with what arguments, and why that is likely."""
+    """KVM refused an ioctl: which, with what arguments, and the likely cause."""
 
-    def __init__(self, request: Ioctl, errno: int, shown: dict[str, object]) -> None:
-        arguments = ", ".join(
-            f"{name}={value:#x}" if isinstance(value, int) and value > 9 else f"{name}={value}"
-            for name, value in shown.items()
-        )
-        super().__init__(f"{request.name}({arguments})", errno, likely_cause(request, errno))
+    def __init__(self, request: IntEnum, errno: int, shown: dict[str, object]) -> None:
+        super().__init__(call(request.name, shown), errno, likely_cause(request, errno))
         self.request = request
         self.arguments = shown
 
 
-class Fd(Closeable):
-    """Owns one file descriptor; use as a context manager.
+class KvmFd(Fd):
+    """One of KVM's descriptors. Its ioctls raise `KvmError`."""
 
-    Closing replaces the number with -1 before it calls ``close(2)``: numbers are reused at
-    once, so a stale one would reach somebody else's file, while -1 can only ever be EBADF.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def fileno(self) -> int:
-        """Return the number, or -1 once closed."""
-        return self._fd
-
-    def close(self) -> None:
-        """Close the descriptor. Again does no harm."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def ioctl(self, request: Ioctl, arg: int = 0, **shown: object) -> int:
-        """Issue *request* and return its result.
-
-        *shown* is what an error shows as the arguments. Raises `KvmError`.
-        """
-        result: int = lib.pyvmm_ioctl(self._fd, request, arg)
-        if result < 0:
-            raise KvmError(request, -result, shown or {"arg": arg})
-        return result
-
-    def ioctl_struct(self, request: Ioctl, struct: str, **fields: Any) -> Any:
-        """Issue *request* with ``struct`` *struct* made of *fields*; return the struct.
-
-        Raises `KvmError`, which shows the fields.
-        """
-        arg = ffi.new(f"struct {struct} *", fields)
-        self.ioctl(request, int(ffi.cast("uintptr_t", arg)), **fields)
-        return arg
+    def error(self, request: IntEnum, errno: int, shown: dict[str, object]) -> KvmError:
+        """Return the error for *request*."""
+        return KvmError(request, errno, shown)
 
 
-class AttributeFd(Fd):
+class AttributeFd(KvmFd):
     """A descriptor with KVM device attributes: a device, or an arm64 vCPU.
 
     Source: Documentation/virt/kvm/devices/.

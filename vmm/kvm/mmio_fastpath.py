@@ -6,12 +6,11 @@ build another.
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.closeable import Closeable
+from vmm.fd import EventFd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ class Sink(Closeable):
     def __init__(self, size: int = 1 << 16, headroom: int = 32) -> None:
         if size & (size - 1):
             raise ValueError(f"a sink's size is a power of two, not {size}")
-        self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._waiting = EventFd()
         self._ring = ffi.new("uint8_t[]", size)
         self._out = ffi.new("uint8_t[]", size)
         self._was_full = ffi.new("int *")
@@ -37,7 +36,7 @@ class Sink(Closeable):
                 "ring": self._ring,
                 "size": size,
                 "full_at": size - headroom,
-                "eventfd": self._eventfd,
+                "eventfd": self._waiting.fileno(),
             },
         )
         self.on_space: Callable[[], None] = lambda: None
@@ -45,13 +44,11 @@ class Sink(Closeable):
 
     def fileno(self) -> int:
         """Return the eventfd that tells of the first byte."""
-        return self._eventfd
+        return self._waiting.fileno()
 
     def close(self) -> None:
         """Close the eventfd. No vCPU may have this sink any more."""
-        fd, self._eventfd = self._eventfd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._waiting.close()
 
     def put(self, byte: int) -> bool:
         """Put one byte; False if there is no room. From any thread."""
@@ -73,12 +70,11 @@ class Sink(Closeable):
 
     def drain(self, most: int = 1 << 16) -> bytes:
         """Take up to *most* waiting bytes, oldest first. One thread at a time."""
-        with suppress(BlockingIOError):  # before the ring is read: a later byte signals again
-            os.eventfd_read(self._eventfd)
+        self._waiting.drain()  # before the ring is read: a later byte signals again
         length = lib.pyvmm_sink_drain(self.c, self._out, min(most, self.c.size), self._was_full)
         data = bytes(ffi.buffer(self._out, length))
         if lib.pyvmm_sink_waiting(self.c):
-            os.eventfd_write(self._eventfd, 1)
+            self._waiting.signal()
         if self._was_full[0]:
             self.on_space()
         return data

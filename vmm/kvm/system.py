@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 from typing import Final
 
 from vmm._native import lib
 from vmm.errors import HostError
+from vmm.fd import open_node
 from vmm.kvm.capability import Cap
-from vmm.kvm.fd import Fd
+from vmm.kvm.fd import KvmFd
 from vmm.kvm.ioctls import Ioctl
 from vmm.kvm.vm import Vm
 
@@ -29,17 +29,13 @@ HINTS: Final = {
 }
 
 
-class System(Fd):
+class System(KvmFd):
     """KVM's system file descriptor."""
 
     @classmethod
     def open(cls, path: str = DEVICE) -> System:
         """Open KVM. Raises `HostError` if there is none, or none that we may use."""
-        try:
-            system = cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-        except OSError as error:
-            hint = HINTS.get(error.errno or 0, "")
-            raise HostError(f"cannot open {path}: {error.strerror}", hint) from error
+        system = cls(open_node(path, f"cannot open {path}", HINTS))
         try:
             system.check_version()
         except BaseException:

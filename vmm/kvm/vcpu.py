@@ -119,7 +119,7 @@ class Vcpu(AttributeFd):
                 "struct kvm_one_reg *",
                 {"id": register, "addr": int(ffi.cast("uintptr_t", pointer))},
             )
-            self.ioctl(request, int(ffi.cast("uintptr_t", arg)), vcpu=self.id, id=register)
+            self.ioctl(request, arg, vcpu=self.id, id=register)
 
     @staticmethod
     def _reg_size(register: int) -> int:
@@ -129,18 +129,18 @@ class Vcpu(AttributeFd):
     def get_reg_list(self) -> list[int]:
         """Return the ids of all registers this vCPU has. Raises `KvmError`."""
         head = ffi.new("struct kvm_reg_list *")
-        result = lib.pyvmm_ioctl(self._fd, Ioctl.KVM_GET_REG_LIST, int(ffi.cast("uintptr_t", head)))
+        result = self.try_ioctl(Ioctl.KVM_GET_REG_LIST, head)
         if result != -errno.E2BIG:  # that is KVM's way to say how many there are
             raise KvmError(Ioctl.KVM_GET_REG_LIST, -result, {"vcpu": self.id})
         full = ffi.new("struct kvm_reg_list *", {"n": head.n, "reg": head.n})
-        self.ioctl(Ioctl.KVM_GET_REG_LIST, int(ffi.cast("uintptr_t", full)), n=head.n)
+        self.ioctl(Ioctl.KVM_GET_REG_LIST, full, n=head.n)
         return list(full.reg[0 : full.n])
 
     def arm_vcpu_init(self, init: Any) -> None:
         """Reset the vCPU to *init*, a ``struct kvm_vcpu_init`` (arm64). Raises `KvmError`."""
         self.ioctl(
             Ioctl.KVM_ARM_VCPU_INIT,
-            int(ffi.cast("uintptr_t", init)),
+            init,
             vcpu=self.id,
             target=init.target,
             features=init.features[0],
@@ -148,9 +148,8 @@ class Vcpu(AttributeFd):
 
     def arm_vcpu_finalize(self, feature: int) -> None:
         """Fix the configuration of *feature*, KVM_ARM_VCPU_SVE (arm64). Raises `KvmError`."""
-        arg = ffi.new("int *", feature)
-        address = int(ffi.cast("uintptr_t", arg))
-        self.ioctl(Ioctl.KVM_ARM_VCPU_FINALIZE, address, vcpu=self.id, feature=feature)
+        request = Ioctl.KVM_ARM_VCPU_FINALIZE
+        self.ioctl_value(request, "int", feature, vcpu=self.id, feature=feature)
 
     def inject_external_abort(self) -> None:
         """Have the guest take a synchronous external data abort on the access that exited.
@@ -158,9 +157,14 @@ class Vcpu(AttributeFd):
         For a vCPU that came back from `run` with an access nobody can answer (arm64,
         KVM_CAP_ARM_INJECT_EXT_DABT). Raises `KvmError`.
         """
-        arg = ffi.new("struct pyvmm_arm64_vcpu_events *", {"ext_dabt_pending": 1})
-        address = int(ffi.cast("uintptr_t", arg))
-        self.ioctl(Ioctl.KVM_SET_VCPU_EVENTS, address, vcpu=self.id, ext_dabt_pending=1)
+        events = {"ext_dabt_pending": 1}
+        self.ioctl_value(
+            Ioctl.KVM_SET_VCPU_EVENTS,
+            "struct pyvmm_arm64_vcpu_events",
+            events,
+            vcpu=self.id,
+            **events,
+        )
 
     def get_mp_state(self) -> int:
         """Return KVM_MP_STATE_*: runnable, stopped. Raises `KvmError`."""

@@ -6,8 +6,9 @@ from enum import IntFlag
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
+from vmm.fd import Fd
 from vmm.kvm.device import Device
-from vmm.kvm.fd import Fd
+from vmm.kvm.fd import KvmFd
 from vmm.kvm.ioctls import Ioctl
 from vmm.kvm.vcpu import Vcpu
 
@@ -45,7 +46,7 @@ class PinRoute(NamedTuple):
     irqchip: int = 0
 
 
-class Vm(Fd):
+class Vm(KvmFd):
     """A VM's file descriptor."""
 
     def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
@@ -135,8 +136,7 @@ class Vm(Fd):
     def create_guest_memfd(self, size: int, flags: int = 0) -> Fd:
         """Create guest-private memory of *size* bytes (KVM_CAP_GUEST_MEMFD)."""
         arg = ffi.new("struct kvm_create_guest_memfd *", {"size": size, "flags": flags})
-        address = int(ffi.cast("uintptr_t", arg))
-        return Fd(self.ioctl(Ioctl.KVM_CREATE_GUEST_MEMFD, address, size=size, flags=flags))
+        return Fd(self.ioctl(Ioctl.KVM_CREATE_GUEST_MEMFD, arg, size=size, flags=flags))
 
     # --- events and interrupts --------------------------------------------------------------
 
@@ -203,16 +203,14 @@ class Vm(Fd):
                 entry.type = lib.KVM_IRQ_ROUTING_MSI
                 _fill_msi(entry.u.msi, route)
                 entry.flags = 0 if route.devid is None else lib.KVM_MSI_VALID_DEVID
-        address = int(ffi.cast("uintptr_t", table))
-        self.ioctl(Ioctl.KVM_SET_GSI_ROUTING, address, nr=len(routes))
+        self.ioctl(Ioctl.KVM_SET_GSI_ROUTING, table, nr=len(routes))
 
     def signal_msi(self, route: MsiRoute) -> bool:
         """Deliver one message (KVM_CAP_SIGNAL_MSI); False if the guest blocks it."""
         msi = ffi.new("struct kvm_msi *")
         _fill_msi(msi, route)
         msi.flags = 0 if route.devid is None else lib.KVM_MSI_VALID_DEVID
-        address = int(ffi.cast("uintptr_t", msi))
-        return self.ioctl(Ioctl.KVM_SIGNAL_MSI, address, msi=route) > 0
+        return self.ioctl(Ioctl.KVM_SIGNAL_MSI, msi, msi=route) > 0
 
     # --- what a VM is made of ---------------------------------------------------------------
 
@@ -226,10 +224,7 @@ class Vm(Fd):
         arg = ffi.new(
             "struct kvm_create_device *", {"type": kind, "flags": lib.KVM_CREATE_DEVICE_TEST}
         )
-        result: int = lib.pyvmm_ioctl(
-            self._fd, Ioctl.KVM_CREATE_DEVICE, int(ffi.cast("uintptr_t", arg))
-        )
-        return result >= 0
+        return self.try_ioctl(Ioctl.KVM_CREATE_DEVICE, arg) >= 0
 
     def create_vcpu(self, vcpu_id: int) -> Vcpu:
         """Create the vCPU *vcpu_id*. Raises `KvmError`."""

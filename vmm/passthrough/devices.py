@@ -11,8 +11,7 @@ what device and guest have of it are the same pages.
 
 from __future__ import annotations
 
-import os
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +20,7 @@ from vmm.arm64 import pcie
 from vmm.closeable import Closeable
 from vmm.coherence import dump
 from vmm.events import Bounded
+from vmm.fd import drain
 from vmm.passthrough.function import PassthroughFunction
 from vmm.passthrough.peers import Peers
 from vmm.vfio.assignability import check_assignable
@@ -62,8 +62,7 @@ class DeviceErrors:
 
     def tell(self, fd: int) -> None:
         """Take what eventfd *fd*, which does not block, was signalled."""
-        with suppress(BlockingIOError):
-            os.eventfd_read(fd)
+        drain(fd)
         self._events.emit(
             "vfio-device-error",
             device=self._bdf,

@@ -10,8 +10,6 @@ A device has one kind at a time (VFIO insists), and INTx whenever the guest has 
 
 from __future__ import annotations
 
-import os
-import select
 from contextlib import ExitStack
 from functools import partial
 from threading import RLock
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING
 from vmm.closeable import Closeable
 from vmm.errors import VmmError
 from vmm.events import Bounded
+from vmm.fd import EventFd
 from vmm.vfio.irq import NO_EVENTFD, IrqIndex
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class Vectors:
         self._interrupts = interrupts
         self._index = index
         self._delivery = delivery
-        self._fds: dict[int, int] = {}
+        self._fds: dict[int, EventFd] = {}
         self._signalled: set[int] = set()
 
     def update(self, messages: Mapping[int, Message | None]) -> None:
@@ -68,7 +67,7 @@ class Vectors:
         if self._interrupts.resizable(self._index):
             for vector in sorted(new):
                 self._open(vector)
-                irqs.signal(self._index, [self._fds[vector]], vector)
+                irqs.signal(self._index, [self._fds[vector].fileno()], vector)
                 self._signalled.add(vector)
             return
         for vector in sorted(new):
@@ -87,36 +86,36 @@ class Vectors:
         finally:
             for vector in before & self._signalled:
                 # What was sent in between is lost: one too many does no harm.
-                os.eventfd_write(self._fds[vector], 1)
+                self._fds[vector].signal()
 
     def _signal_all(self, irqs: Irqs, wanted: set[int]) -> None:
         """Have VFIO signal *wanted*, where it signals none. Raises `VfioError`."""
         count = max(wanted) + 1
-        fds = [self._fds[one] if one in wanted else NO_EVENTFD for one in range(count)]
+        fds = [self._fds[one].fileno() if one in wanted else NO_EVENTFD for one in range(count)]
         irqs.signal(self._index, fds)
         self._signalled = wanted
 
     def _open(self, vector: int) -> None:
         """Have an eventfd for *vector*. Raises OSError."""
         if vector not in self._fds:
-            fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            eventfd = EventFd()
             try:
-                self._delivery.attach(vector, fd)
+                self._delivery.attach(vector, eventfd.fileno())
             except BaseException:
-                os.close(fd)
+                eventfd.close()
                 raise
-            self._fds[vector] = fd
+            self._fds[vector] = eventfd
 
     def forget(self) -> None:
         """Take it that VFIO signals nothing any more; drop what was signalled."""
         self._signalled.clear()
-        for fd in self._fds.values():
-            _drain(fd)
+        for eventfd in self._fds.values():
+            eventfd.drain()
 
     def close(self) -> None:
         """Close the eventfds. Idempotent."""
         while self._fds:
-            os.close(self._fds.popitem()[1])
+            self._fds.popitem()[1].close()
 
 
 class Interrupts(Closeable):
@@ -140,10 +139,8 @@ class Interrupts(Closeable):
         self._owned = ExitStack()
         with ExitStack() as undo:
             undo.callback(self.close)
-            self._trigger = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._owned.callback(os.close, self._trigger)
-            self._unmask = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._owned.callback(os.close, self._unmask)
+            self._trigger = self._owned.enter_context(EventFd())
+            self._unmask = self._owned.enter_context(EventFd())
             undo.pop_all()
         for vectors in self._vectors.values():
             self._owned.callback(vectors.close)
@@ -155,7 +152,7 @@ class Interrupts(Closeable):
     def connect(self, vm: Vm, gsi: int) -> None:
         """Have *vm*, which is about to run, raise interrupt *gsi* for INTx. Raises `KvmError`."""
         if self._has_pin:
-            vm.irqfd(self._trigger, gsi, resamplefd=self._unmask)
+            vm.irqfd(self._trigger.fileno(), gsi, resamplefd=self._unmask.fileno())
         self._connected = True
         self.follow(messages=False)
 
@@ -181,9 +178,9 @@ class Interrupts(Closeable):
     def _use_pin(self) -> None:
         self.silence()
         if self._has_pin and self._connected:
-            self._device.irqs.signal(IrqIndex.INTX, [self._trigger])
+            self._device.irqs.signal(IrqIndex.INTX, [self._trigger.fileno()])
             self._used = IrqIndex.INTX
-            self._device.irqs.unmask_by(IrqIndex.INTX, self._unmask)
+            self._device.irqs.unmask_by(IrqIndex.INTX, self._unmask.fileno())
 
     def take(self, index: IrqIndex) -> Irqs:
         """Have VFIO signal no other kind than *index*; return who to ask. Raises `VfioError`."""
@@ -212,7 +209,7 @@ class Interrupts(Closeable):
                     self.complain(used, error)
             for vectors in self._vectors.values():
                 vectors.forget()
-            _drain(self._trigger)
+            self._trigger.drain()
 
     def complain(self, index: IrqIndex, error: Exception) -> None:
         """Say that interrupts of *index* do not come."""
@@ -226,15 +223,3 @@ class Interrupts(Closeable):
     def close(self) -> None:
         """Close the eventfds. The device signals none by then. Idempotent."""
         self._owned.close()
-
-
-def _drain(fd: int) -> None:
-    """Have an eventfd that does not block be zero."""
-    if _signalled(fd):
-        os.eventfd_read(fd)
-
-
-def _signalled(fd: int) -> bool:
-    poll = select.poll()  # not select(): that ends at descriptor 1024
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from vmm._native import ffi, lib
 from vmm.closeable import Closeable
 from vmm.errors import HostError, UserError
+from vmm.fd import EventFd
 from vmm.vfio.assignability import check_assignable
 from vmm.vfio.backend import Backend, open_iommu
 from vmm.vfio.config import COMMAND, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace
@@ -74,7 +75,7 @@ class Device(Closeable):
         """The VFIO driver's name, which says how its regions are mapped."""
         self.iommu = iommu
         self._owns_iommu = owns_iommu
-        self._notices: dict[IrqIndex, int] = {}
+        self._notices: dict[IrqIndex, EventFd] = {}
         self._fd: VfioFd | None = iommu.attach(function)
         try:
             self._describe(self._fd)
@@ -154,7 +155,7 @@ class Device(Closeable):
         wanted.dma_ranges[0].offset, wanted.dma_ranges[0].length = offset, size
         return self._open_fd.ioctl(
             DeviceIoctl.VFIO_DEVICE_FEATURE,
-            int(ffi.cast("uintptr_t", whole)),
+            whole,
             feature="DMA_BUF",
             region=region,
             offset=offset,
@@ -188,17 +189,17 @@ class Device(Closeable):
         Raises `VfioError`.
         """
         if index in self._notices:
-            return self._notices[index]
+            return self._notices[index].fileno()
         if not self.irq(index).count:
             return None
-        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        eventfd = EventFd()
         try:
-            self.irqs.signal(index, [fd])
+            self.irqs.signal(index, [eventfd.fileno()])
         except BaseException:
-            os.close(fd)
+            eventfd.close()
             raise
-        self._notices[index] = fd
-        return fd
+        self._notices[index] = eventfd
+        return eventfd.fileno()
 
     @property
     def closed(self) -> bool:
@@ -223,7 +224,7 @@ class Device(Closeable):
             if self._owns_iommu:
                 owned.callback(self.iommu.close)
             for notice in self._notices.values():
-                owned.callback(os.close, notice)
+                owned.callback(notice.close)
             self._notices.clear()
             owned.callback(self.iommu.detach, fd)
             for region in self.regions:

@@ -1,14 +1,14 @@
-"""Owning one of VFIO's file descriptors, and the one door through which their ioctls go."""
+"""VFIO's and iommufd's file descriptors: their error, and structs that begin with their size."""
 
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING, Any, Final
 
-from vmm._native import ffi, lib
-from vmm.errors import HostError, KernelError
-from vmm.kvm.fd import Fd
+from vmm import fd
+from vmm._native import ffi
+from vmm.errors import KernelError
+from vmm.fd import Fd, call
 from vmm.vfio.causes import likely_cause
 
 if TYPE_CHECKING:
@@ -30,40 +30,30 @@ class VfioError(KernelError):
     def __init__(
         self, name: str, request: IntEnum | str, errno: int, shown: dict[str, object]
     ) -> None:
-        arguments = ", ".join(
-            f"{key}={value:#x}" if isinstance(value, int) and value > 9 else f"{key}={value}"
-            for key, value in shown.items()
-        )
-        call = request if isinstance(request, str) else request.name
-        super().__init__(f"{name}: {call}({arguments})", errno, likely_cause(request, errno))
-        self.request = call
+        self.request = request if isinstance(request, str) else request.name
+        what = f"{name}: {call(self.request, shown)}"
+        super().__init__(what, errno, likely_cause(request, errno))
 
 
 class VfioFd(Fd):
     """A descriptor of VFIO's or of iommufd's; *name* says in errors which."""
 
-    def __init__(self, fd: int, name: str) -> None:
-        super().__init__(fd)
+    def __init__(self, number: int, name: str) -> None:
+        super().__init__(number)
         self.name = name
 
-    def ioctl(self, request: IntEnum, arg: int = 0, **shown: object) -> int:
-        """Issue *request* and return its result.
+    def error(self, request: IntEnum, errno: int, shown: dict[str, object]) -> VfioError:
+        """Return the error for *request*."""
+        return VfioError(self.name, request, errno, shown)
 
-        *shown* is what an error shows as the arguments. Raises `VfioError`.
-        """
-        result: int = lib.pyvmm_ioctl(self.fileno(), request, arg)
-        if result < 0:
-            raise VfioError(self.name, request, -result, shown)
-        return result
-
-    def ioctl_struct(self, request: IntEnum, struct: str, **fields: Any) -> Any:
+    def ioctl_struct(self, request: IntEnum, struct: str, /, **fields: Any) -> Any:
         """Issue *request* with ``struct`` *struct* made of *fields*; return the struct.
 
-        Each starts with its own size, ``argsz`` or ``size``, filled in here. Raises `VfioError`.
+        Its first field is its size, ``argsz`` or ``size``, and filled in here. Raises `VfioError`.
         """
         arg = ffi.new(f"struct {struct} *", fields)
         ffi.cast("uint32_t *", arg)[0] = ffi.sizeof(arg[0])
-        self.ioctl(request, int(ffi.cast("uintptr_t", arg)), **fields)
+        self.ioctl(request, arg, **fields)
         return arg
 
     def ioctl_whole(self, request: IntEnum, struct: str, **fields: Any) -> bytes:
@@ -79,16 +69,12 @@ class VfioFd(Fd):
             for name, value in fields.items():
                 setattr(arg, name, value)
             arg.argsz = size
-            self.ioctl(request, int(ffi.cast("uintptr_t", arg)), **fields)
+            self.ioctl(request, arg, **fields)
             if arg.argsz <= size:
                 return bytes(ffi.buffer(room))
             size = arg.argsz
 
 
 def open_node(path: Path, purpose: str) -> int:
-    """Open a device node for reading and writing. Raises `HostError`, which says what to do."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        hint = NODE_HINTS.get(error.errno or 0, "")
-        raise HostError(f"cannot open {path} ({purpose}): {error.strerror}", hint) from error
+    """Open one of VFIO's device nodes. Raises `HostError`, which says what to do."""
+    return fd.open_node(path, f"cannot open {path} ({purpose})", NODE_HINTS)

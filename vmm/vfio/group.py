@@ -73,7 +73,7 @@ class Container(Iommu):
         try:
             fd = group.fd.ioctl(
                 GroupIoctl.VFIO_GROUP_GET_DEVICE_FD,
-                int(ffi.cast("uintptr_t", name)),
+                name,
                 device=function.bdf,
             )
         except BaseException:
@@ -95,7 +95,7 @@ class Container(Iommu):
             container = ffi.new("int *", self._fd.fileno())
             fd.ioctl(
                 GroupIoctl.VFIO_GROUP_SET_CONTAINER,
-                int(ffi.cast("uintptr_t", container)),
+                container,
                 container=self._fd.fileno(),
             )
             if not self._groups:  # the last one to leave takes the IOMMU with it

@@ -97,7 +97,7 @@ class Iommufd(Iommu):
             ranges = ffi.new("struct iommu_iova_range[]", room or 1)
             arg.allowed_iovas = int(ffi.cast("uintptr_t", ranges))
             try:
-                self._fd.ioctl(request, int(ffi.cast("uintptr_t", arg)), ioas_id=self._ioas)
+                self._fd.ioctl(request, arg, ioas_id=self._ioas)
             except VfioError as error:
                 if error.errno != errno.EMSGSIZE or arg.num_iovas <= room:
                     raise

@@ -125,7 +125,7 @@ class Irqs:
             ffi.cast("int32_t *", arg.data)[0 : len(eventfds)] = list(eventfds)
         self._device.ioctl(
             DeviceIoctl.VFIO_DEVICE_SET_IRQS,
-            int(ffi.cast("uintptr_t", whole)),
+            whole,
             irq=index.name,
             flags=kind | action,
             start=start,

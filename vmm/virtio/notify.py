@@ -6,12 +6,10 @@ Interrupt  whoever used a chain --> the driver (irqfd)
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from vmm._native import ffi, lib
-from vmm.closeable import Closeable
+from vmm.fd import EventFd
 
 USED: Final[int] = lib.VIRTIO_MMIO_INT_VRING
 """Interrupt status: the device used a chain. The ISR status of PCI has the same bits (4.1.4.5)."""
@@ -20,36 +18,12 @@ CONFIG: Final[int] = lib.VIRTIO_MMIO_INT_CONFIG
 """Interrupt status: the device's configuration changed, or it needs a reset."""
 
 
-class EventFd(Closeable):
-    """Owns an eventfd."""
-
-    def __init__(self) -> None:
-        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
-        return self._fd
-
-    def drain(self) -> None:
-        """Forget what was signalled."""
-        if self._fd >= 0:
-            with suppress(BlockingIOError):
-                os.eventfd_read(self._fd)
-
-    def close(self) -> None:
-        """Close it. No VM and no loop may have it any more. Idempotent."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-
 class Doorbell(EventFd):
     """Tells that the driver made chains of one queue available."""
 
     def ring(self) -> None:
         """Do what the driver's store to QueueNotify does. From any thread; never waits."""
-        with suppress(BlockingIOError):  # it has been rung 2^64 - 2 times: that is enough
-            os.eventfd_write(self._fd, 1)
+        self.signal()
 
 
 class Interrupt(EventFd):

@@ -40,7 +40,7 @@ class VsockBackend(KernelBackend):
         self._set: set[int] = set()
         self._running = False
         try:
-            self._file.ioctl_struct(
+            self._file.ioctl_value(
                 VhostIoctl.VHOST_VSOCK_SET_GUEST_CID, "uint64_t", cid, guest_cid=cid
             )
         except BaseException:
@@ -53,7 +53,7 @@ class VsockBackend(KernelBackend):
 
     def _run(self, *, on: bool) -> None:
         if on != self._running:
-            self._file.ioctl_struct(
+            self._file.ioctl_value(
                 VhostIoctl.VHOST_VSOCK_SET_RUNNING, "int", int(on), running=int(on)
             )
             self._running = on

@@ -14,8 +14,9 @@ from vmm import thread
 from vmm._native import ffi, lib
 from vmm.closeable import Closeable
 from vmm.errors import HostError, host_errors
+from vmm.fd import EventFd
 from vmm.virtio.device import VirtioDevice
-from vmm.virtio.notify import USED, Doorbell, EventFd
+from vmm.virtio.notify import USED, Doorbell
 from vmm.virtio.queue import RingError
 
 if TYPE_CHECKING:

@@ -106,7 +106,7 @@ class Tap(Closeable):
             # One that was made for several queues wants to hear that from each.
             name = queue.interface(TunIoctl.TUNSETIFF, name, flags | lib.IFF_MULTI_QUEUE)
         size = lib.PYVMM_NET_HEADER
-        queue.ioctl_struct(TunIoctl.TUNSETVNETHDRSZ, "int", size, size=size)
+        queue.ioctl_value(TunIoctl.TUNSETVNETHDRSZ, "int", size, size=size)
         self.queues.append(queue)
         return name
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from vmm import thread
+from vmm import fd, thread
 from vmm._native import ffi, lib
 from vmm.closeable import Closeable
 from vmm.virtio.device import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, RING_FEATURES
@@ -61,8 +60,7 @@ class RingThread(Closeable):
         serve = lib.pyvmm_net_receive if self._receives else lib.pyvmm_net_transmit
         self.result = serve(self.c)
         if self.result:
-            with suppress(BlockingIOError):
-                os.eventfd_write(self._err, 1)
+            fd.signal(self._err)
 
     def close(self) -> None:
         """End it. When this returns, nothing touches the ring. Idempotent."""

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Final
 
 from vmm._native import lib
 from vmm.closeable import Closeable
+from vmm.fd import EventFd
 from vmm.virtio import status
-from vmm.virtio.notify import CONFIG, USED, EventFd, Interrupt, Ioeventfd
+from vmm.virtio.notify import CONFIG, USED, Interrupt, Ioeventfd
 from vmm.virtio.transport.registers import HALVES, CommonRegisters, Fields
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from vmm.errors import HostError, host_errors
+from vmm.fd import EventFd
 from vmm.virtio.device import F_RING_PACKED, F_RING_RESET, F_VERSION_1, RING_FEATURES, VirtioDevice
-from vmm.virtio.notify import EventFd
 from vmm.virtio.vhost.backend import PACKED_BASE, Ring
 
 if TYPE_CHECKING:

@@ -69,12 +69,12 @@ class VhostFile(DeviceFile):
 
     def features(self) -> int:
         """Return what the driver can do."""
-        return int(self.ioctl_struct(VhostIoctl.VHOST_GET_FEATURES, "uint64_t", 0)[0])
+        return int(self.ioctl_value(VhostIoctl.VHOST_GET_FEATURES, "uint64_t", 0)[0])
 
     def start(self, features: int, memory: GuestMemory) -> None:
         """Set those of *features* that the driver has a part in, and where guest memory is."""
         features &= self.features()
-        self.ioctl_struct(
+        self.ioctl_value(
             VhostIoctl.VHOST_SET_FEATURES, "uint64_t", features, features=hex(features)
         )
         regions = [
@@ -86,7 +86,7 @@ class VhostFile(DeviceFile):
             for region in memory
         ]
         table = {"nregions": len(regions), "regions": regions}
-        self.ioctl_struct(
+        self.ioctl_value(
             VhostIoctl.VHOST_SET_MEM_TABLE, "struct vhost_memory", table, nregions=len(regions)
         )
 
@@ -100,21 +100,17 @@ class VhostFile(DeviceFile):
             "avail_user_addr": ring.host.driver,
             "used_user_addr": ring.host.device,
         }
-        self.ioctl_struct(
-            VhostIoctl.VHOST_SET_VRING_ADDR, "struct vhost_vring_addr", addresses, **addresses
-        )
+        self.ioctl_struct(VhostIoctl.VHOST_SET_VRING_ADDR, "vhost_vring_addr", **addresses)
         self.set_file(VhostIoctl.VHOST_SET_VRING_CALL, index, ring.call)
         self.set_file(VhostIoctl.VHOST_SET_VRING_ERR, index, ring.err)
         self.set_file(VhostIoctl.VHOST_SET_VRING_KICK, index, ring.kick)
 
     def _state(self, request: VhostIoctl, index: int, number: int) -> None:
-        state = {"index": index, "num": number}
-        self.ioctl_struct(request, "struct vhost_vring_state", state, **state)
+        self.ioctl_struct(request, "vhost_vring_state", index=index, num=number)
 
     def set_file(self, request: VhostIoctl, index: int, fd: int) -> None:
         """Give ring *index* a file for what *request* says; -1: none."""
-        state = {"index": index, "fd": fd}
-        self.ioctl_struct(request, "struct vhost_vring_file", state, **state)
+        self.ioctl_struct(request, "vhost_vring_file", index=index, fd=fd)
 
 
 class KernelBackend(Closeable):
