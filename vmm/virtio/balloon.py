@@ -169,7 +169,7 @@ class Balloon(VirtioDevice):
             if self._role(index) == F_STATS_VQ and self._stats is not None and slot.queue:
                 slot.queue.push(self._stats, 0)
                 self._stats = None
-                slot.doorbell.ring()  # whoever serves it also interrupts
+                slot.doorbell.signal()  # whoever serves it also interrupts
 
     def queue_stopped(self, index: int) -> None:
         """Forget the chain that waits."""

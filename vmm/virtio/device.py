@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from vmm._native import lib
 from vmm.closeable import Closeable
 from vmm.events import Bounded
+from vmm.fd import EventFd
 from vmm.virtio import status
-from vmm.virtio.notify import Doorbell
 from vmm.virtio.queue import Areas, Format, MemoryMap, Queue, RingError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class QueueSlot:
 
     def __init__(self, size_max: int) -> None:
         self.size_max = size_max
-        self.doorbell = Doorbell()
+        self.doorbell = EventFd()
         self.queue: Queue | None = None
         self.reset()
 
@@ -210,7 +210,7 @@ class VirtioDevice(Closeable):
         slot = self.slots[index]
         if slot.queue is not None and not self._status & status.NEEDS_RESET:
             self.queue_started(index, slot.queue)
-            slot.doorbell.ring()  # what came before was not looked at
+            slot.doorbell.signal()  # what came before was not looked at
 
     def _agreed(self) -> bool:
         excess = self._accepted & ~self.offered
@@ -290,7 +290,7 @@ class VirtioDevice(Closeable):
         if queue.should_interrupt() and self.interrupts is not None:
             self.interrupts.used(index)
         if not self.awaits_host(index) and queue.enable_notify():
-            slot.doorbell.ring()
+            slot.doorbell.signal()
 
     def config_changed(self) -> None:
         """Tell the driver that `config` is another now."""

@@ -1,6 +1,6 @@
 """Notifications between driver and device, each over an eventfd that KVM can have instead of us.
 
-Doorbell   the driver's store to QueueNotify (ioeventfd) --> whoever serves the queue
+EventFd   the driver's store to QueueNotify (ioeventfd) --> whoever serves the queue
 Interrupt  whoever used a chain --> the driver (irqfd)
 """
 
@@ -16,14 +16,6 @@ USED: Final[int] = lib.VIRTIO_MMIO_INT_VRING
 
 CONFIG: Final[int] = lib.VIRTIO_MMIO_INT_CONFIG
 """Interrupt status: the device's configuration changed, or it needs a reset."""
-
-
-class Doorbell(EventFd):
-    """Tells that the driver made chains of one queue available."""
-
-    def ring(self) -> None:
-        """Do what the driver's store to QueueNotify does. From any thread; never waits."""
-        self.signal()
 
 
 class Interrupt(EventFd):

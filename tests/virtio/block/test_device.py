@@ -30,11 +30,11 @@ from tests.virtio.block.blk_driver import (
 from tests.virtio.mmio_driver import Recorded
 from tests.virtio.ring_driver import BASE, KINDS, SECOND, Buffer, Memory, SplitDriver
 from vmm.errors import UserError
+from vmm.fd import EventFd
 from vmm.virtio import status
 from vmm.virtio.block import device as blk
 from vmm.virtio.block.device import Blk
 from vmm.virtio.block.raw_image import RawDisk
-from vmm.virtio.notify import Doorbell
 from vmm.virtio.queue import MemoryMap
 from vmm.virtio.transport.mmio import MmioTransport
 
@@ -263,12 +263,12 @@ def test_a_request_has_a_header_and_a_status(
 def test_a_host_that_is_out_of_descriptors_breaks_a_disk_and_no_more(
     make: Callable[..., Disk], events: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> Doorbell:
+    def fail() -> EventFd:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     disk = make()
     with monkeypatch.context() as patch:
-        patch.setattr(blk, "Doorbell", fail)
+        patch.setattr(blk, "EventFd", fail)
         disk.start()
     assert disk.driver.load("Status") & status.NEEDS_RESET
     ((name, fields),) = events.seen

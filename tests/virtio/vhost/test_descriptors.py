@@ -11,7 +11,7 @@ import pytest
 
 from vmm.errors import HostError
 from vmm.events import Events
-from vmm.virtio.notify import Doorbell
+from vmm.fd import EventFd
 from vmm.virtio.queue import Areas
 from vmm.virtio.vhost.backend import Ring
 from vmm.virtio.vhost.inflight import Inflight
@@ -48,7 +48,7 @@ def test_a_connection_is_one_clear_error(left: int, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("left", [0, 1])
 def test_a_ring_is_one_clear_error(left: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Doorbell() as bell:
+    with EventFd() as bell:
         areas = Areas(0, 0, 0)
         fd = bell.fileno()
         ring = Ring(size=8, guest=areas, host=areas, packed=False, base=0, kick=fd, call=fd, err=fd)

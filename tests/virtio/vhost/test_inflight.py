@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.virtio.ring_driver import BUFFERS, Buffer, Memory, SplitDriver
 from vmm._native import ffi, lib
 from vmm.errors import HostError
-from vmm.virtio.notify import Doorbell
+from vmm.fd import EventFd
 from vmm.virtio.queue import Format, MemoryMap, Queue
 from vmm.virtio.vhost.backend import Ring
 from vmm.virtio.vhost.inflight import Inflight
@@ -60,7 +60,7 @@ class Ringed:
         self.memory.pack(self.driver.areas.driver + 2, "H", base)
         self.memory.pack(self.driver.areas.device + 2, "H", base)
         queue = Queue(MemoryMap(self.memory.guest), size, self.driver.areas, Format())
-        self.bells = [Doorbell() for _ in range(3)]
+        self.bells = [EventFd() for _ in range(3)]
         fds = [bell.fileno() for bell in self.bells]
         areas = self.driver.areas
         self.ring = Ring(size, areas, queue.host_areas, False, base, *fds)  # noqa: FBT003
@@ -198,12 +198,12 @@ def test_after_a_moment_of_rest_it_is_known_again(ringed: Ringed) -> None:
 def test_doorbells_are_passed_on_while_it_is_started(ringed: Ringed) -> None:
     bell, kick = ringed.bells[0], ringed.inflight.kick
     for _ in range(3):
-        bell.ring()
+        bell.signal()
         ringed.inflight.start()
         assert select.select([kick], [], [], 10)[0]
         ringed.inflight.stop()
         kick.drain()
-        bell.ring()
+        bell.signal()
         assert not select.select([kick], [], [], 0.05)[0]
 
 

@@ -21,10 +21,10 @@ from tests.virtio.mmio_driver import MmioDriver, Recorded
 from tests.virtio.ring_driver import Memory, SplitDriver
 from tests.virtio.vhost.fake_daemon import CONFIG, FEATURES, Answer, FakeService, framed, right
 from vmm.errors import HostError, UserError
+from vmm.fd import EventFd
 from vmm.memory import Mapping
 from vmm.virtio import status
 from vmm.virtio.block.vhost_user import VhostUserBlk
-from vmm.virtio.notify import Doorbell
 from vmm.virtio.queue import Format, MemoryMap, Queue
 from vmm.virtio.transport.mmio import MmioTransport
 from vmm.virtio.vhost import channel
@@ -47,7 +47,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel, "PATIENCE", 5.0)
 
 
-def ring(memory: Memory, bells: list[Doorbell]) -> Ring:
+def ring(memory: Memory, bells: list[EventFd]) -> Ring:
     driver = SplitDriver(memory)
     queue = Queue(MemoryMap(memory.guest), driver.size, driver.areas, Format())
     fds = [bell.fileno() for bell in bells]
@@ -56,7 +56,7 @@ def ring(memory: Memory, bells: list[Doorbell]) -> Ring:
 
 def use(service: FakeService, memory: Memory) -> int:
     """Do all that there is to do with a back end; return how far it got."""
-    bells = [Doorbell() for _ in range(3)]
+    bells = [EventFd() for _ in range(3)]
     done = 0
     try:
         with VhostUser(service, Protocol.CONFIG) as backend:
@@ -111,7 +111,7 @@ def test_of_one_that_uses_chains_in_order_more_is_offered() -> None:
 
 def test_another_goes_on_where_one_that_uses_chains_in_order_got_to(memory: Memory) -> None:
     service = FakeService()
-    bells = [Doorbell() for _ in range(3)]
+    bells = [EventFd() for _ in range(3)]
     with VhostUser(service, in_order=True) as backend, ExitStack() as owned:
         for bell in bells:
             owned.enter_context(bell)

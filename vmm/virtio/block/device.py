@@ -16,7 +16,7 @@ from vmm.closeable import Closeable
 from vmm.errors import HostError, host_errors
 from vmm.fd import EventFd
 from vmm.virtio.device import VirtioDevice
-from vmm.virtio.notify import USED, Doorbell
+from vmm.virtio.notify import USED
 from vmm.virtio.queue import RingError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Worker(Closeable):
         assert interrupts is not None, "a transport comes first"
         self._device = device
         self._index = index
-        self._stop = Doorbell()
+        self._stop = EventFd()
         self._keep = queue, _Slots(), interrupts.of_queue(index)
         self.c: Any = ffi.new(
             "struct pyvmm_blk_queue *",

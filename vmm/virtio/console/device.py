@@ -121,7 +121,7 @@ class Console(VirtioDevice):
         if waits is Waits.FOR_HOST:
             self._awaits_host.add(index)
         elif waits is Waits.FOR_ITS_TURN:
-            self.slots[index].doorbell.ring()
+            self.slots[index].doorbell.signal()
 
     def awaits_host(self, index: int) -> bool:
         """Whether there is nothing to do with more chains."""
@@ -172,7 +172,7 @@ class Console(VirtioDevice):
             self._introduce(port)
         elif event == lib.VIRTIO_CONSOLE_PORT_OPEN and port is not None:
             port.guest_open = bool(value)
-            self.slots[queue_of(number)].doorbell.ring()
+            self.slots[queue_of(number)].doorbell.signal()
         else:  # it could not set something up, or speaks nonsense
             self._complain("virtio-console-control", port=number, message=event, value=value)
 
@@ -188,7 +188,7 @@ class Console(VirtioDevice):
     def _post(self, port: int, event: int, value: int, data: bytes = b"") -> None:
         self._outbox.pop((port, event, value), None)
         self._outbox[port, event, value] = data
-        self.slots[RECEIVE_CONTROL].doorbell.ring()
+        self.slots[RECEIVE_CONTROL].doorbell.signal()
 
     def _post_size(self, port: Port) -> None:
         if port.chardev.size is not None and self.accepted & F_SIZE:

@@ -78,7 +78,7 @@ class Fs(VhostUserDevice):
         bell = self.slots[index].doorbell
         self._own.add(index)
         self.watch(bell.fileno(), partial(self._process, index))
-        bell.ring()
+        bell.signal()
 
     def serve(self, index: int, queue: Queue) -> None:
         """Refuse all requests but the first of a new mount."""
@@ -127,7 +127,7 @@ class Fs(VhostUserDevice):
             self.backend.start_ring(index, ring)
         for index in self._own:
             self.watch(self._errors[index].fileno(), partial(self._ring_failed, index))
-            self.slots[index].doorbell.ring()
+            self.slots[index].doorbell.signal()
         self._listen()
 
     def _refuse_mounts(self) -> None:

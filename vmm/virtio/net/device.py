@@ -157,7 +157,7 @@ class Net(VhostDevice):
         assert self._switch is not None, "else nobody asks"
         self._switch.set_pairs(pairs)
         for index in range(self._active, pairs):
-            self.slots[2 * index].doorbell.ring()  # a thread of ours had found its queue detached
+            self.slots[2 * index].doorbell.signal()  # a thread of ours had found its queue detached
         self._active = pairs
 
     def set_offloads(self, features: int) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 from vmm import fd, thread
 from vmm._native import ffi, lib
 from vmm.closeable import Closeable
+from vmm.fd import EventFd
 from vmm.virtio.device import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, RING_FEATURES
 from vmm.virtio.net import registers
-from vmm.virtio.notify import Doorbell
 from vmm.virtio.queue import Chain, Format, MemoryMap, Queue, RingError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class RingThread(Closeable):
 
     def __init__(self, index: int, ring: Ring, queue: Queue, file: int, frame: Any) -> None:
         self._index = index
-        self._stop = Doorbell()
+        self._stop = EventFd()
         self._err = ring.err
         self._receives = index % RECEIVE == 0
         self.mergeable = False

@@ -149,4 +149,4 @@ class CommonRegisters:
     def notify(self, index: int) -> None:
         """Signal the doorbell of queue *index*, as KVM does if it has the ioeventfd."""
         if index < len(self._device.slots):
-            self._device.slots[index].doorbell.ring()
+            self._device.slots[index].doorbell.signal()

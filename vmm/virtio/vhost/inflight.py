@@ -14,7 +14,7 @@ from vmm import thread
 from vmm._native import ffi, lib
 from vmm.closeable import Closeable
 from vmm.errors import HostError, host_errors
-from vmm.virtio.notify import Doorbell
+from vmm.fd import EventFd
 
 if TYPE_CHECKING:
     from threading import Thread
@@ -30,8 +30,8 @@ class Inflight(Closeable):
 
     def __init__(self, ring: Ring) -> None:
         with host_errors("cannot make an eventfd"), ExitStack() as undo:
-            self.kick = undo.enter_context(Doorbell())
-            self._stop = Doorbell()
+            self.kick = undo.enter_context(EventFd())
+            self._stop = EventFd()
             undo.pop_all()
         self._keep = ffi.new("uint64_t[]", ring.size), ffi.new("uint8_t[]", ring.size)
         self.c: Any = ffi.new(
@@ -62,7 +62,7 @@ class Inflight(Closeable):
         """Pass no more doorbells on, until `start`. Idempotent."""
         runs, self._thread = self._thread, None
         if runs is not None:
-            self._stop.ring()
+            self._stop.signal()
             runs.join()
 
     def requeue(self) -> int:

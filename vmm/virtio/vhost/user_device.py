@@ -138,6 +138,6 @@ class VhostUserDevice(VhostDevice):
         self.backend.restart(self._guest_memory)
         self._listen()
         for index in self._serving:
-            self.slots[index].doorbell.ring()  # it may have swallowed the driver's
+            self.slots[index].doorbell.signal()  # it may have swallowed the driver's
             self.interrupts.used(index)  # and not have told of what it used
         self._complain("vhost-user-restarted")
