@@ -16,7 +16,7 @@ from vmm.address_range import AddressRange
 from vmm.vfio.config import COMMAND, COMMAND_MEMORY
 from vmm.vfio.fd import VfioError, VfioFd
 from vmm.vfio.irq import IrqIndex, IrqInfo
-from vmm.vfio.region import Region
+from vmm.vfio.region import VfioRegion
 from vmm.vfio.region_info import RegionInfo
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class FakeIrqs:
 
 
 class FakeDevice:
-    """Stands in for `vmm.vfio.device.Device`."""
+    """Stands in for `vmm.vfio.device.VfioDevice`."""
 
     def __init__(
         self, owned: ExitStack, *, resizable: bool = True, resettable: bool = True
@@ -153,7 +153,7 @@ class FakeDevice:
         self.file = owned.enter_context(VfioFd(fd, BDF))
         flags = lib.VFIO_REGION_INFO_FLAG_READ | lib.VFIO_REGION_INFO_FLAG_WRITE
         self.regions = [
-            Region(BDF, RegionInfo(index, size, index * STRIDE, flags, areas), self.file)
+            VfioRegion(BDF, RegionInfo(index, size, index * STRIDE, flags, areas), self.file)
             for index, size, areas in (
                 (BAR0, BAR0_SIZE, (AddressRange(0, BAR0_SIZE),)),
                 (BAR2, BAR2_SIZE, (AddressRange(0, BAR2_SIZE),)),
@@ -163,7 +163,7 @@ class FakeDevice:
             )
         ]
 
-    def region(self, index: int) -> Region:
+    def region(self, index: int) -> VfioRegion:
         return next(region for region in self.regions if region.index == index)
 
     def irq(self, index: IrqIndex) -> IrqInfo:

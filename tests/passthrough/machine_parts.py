@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmm.kvm.system import System
     from vmm.kvm.vm import MsiRoute, PinRoute, Vm
     from vmm.passthrough.region_memory import RegionMemory
-    from vmm.vfio.device import Device
+    from vmm.vfio.device import VfioDevice
 
 END = 1 << 40
 INTX = layout.SPI_PCI + 1
@@ -93,7 +93,7 @@ class Parts:
         self.device = FakeDevice(self.owned, **device)
         self.diary = self.device.diary
         self.seen: list[tuple[str, int]] = []
-        """What it is told of its memory, as a watcher."""
+        """What it is told of its memory, as a observer."""
         self.bus = MmioBus()
         self.vm = FakeVm(self.diary, lambda: self.device.config.answers)
         self.device.config.on_write = self._check_slots
@@ -102,13 +102,13 @@ class Parts:
         self.owned.callback(self.root.close)
         self.function = PassthroughFunction(
             config or VfioConfig(self.device.bdf),
-            cast("Device", self.device),
+            cast("VfioDevice", self.device),
             system=cast("System", None),
             capability=capability(),
             events=self.events,
             slots=lambda: self.slots,
             msis=self.root.msis,
-            watcher=self,
+            observer=self,
         )
         self.owned.callback(self.function.close)
         self.slot = self.root.attach(self.function, *self.function.deliveries)
@@ -116,10 +116,10 @@ class Parts:
         self.root.place(layout.RAM + (1 << 30), END)
         self.connect()
 
-    def shown(self, memory: RegionMemory) -> None:
+    def slots_added(self, memory: RegionMemory) -> None:
         self.seen.append(("shown", memory.config.region))
 
-    def hiding(self, memory: RegionMemory) -> None:
+    def slots_removing(self, memory: RegionMemory) -> None:
         self.seen.append(("hiding", memory.config.region))
 
     def restart(self) -> None:

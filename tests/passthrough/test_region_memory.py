@@ -33,7 +33,7 @@ from vmm.kvm.vm import MemFlag
 from vmm.machine.address_space import AddressSpace
 from vmm.passthrough.region_memory import RegionMemory, without
 from vmm.vfio.fd import VfioError, VfioFd
-from vmm.vfio.region import Region
+from vmm.vfio.region import VfioRegion
 from vmm.vfio.region_info import RegionInfo
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def memory(
     fd = os.memfd_create("device")
     os.ftruncate(fd, SIZE)
     file = owned.enter_context(VfioFd(fd, BDF))
-    region = Region(BDF, RegionInfo(4, SIZE, 0, FLAGS, areas), file)
+    region = VfioRegion(BDF, RegionInfo(4, SIZE, 0, FLAGS, areas), file)
     device: Any = SimpleNamespace(
         bdf=BDF,
         function=SimpleNamespace(driver=driver),

@@ -13,7 +13,7 @@ import pytest
 
 from tests.passthrough.machine_parts import Diary
 from vmm.errors import KernelError
-from vmm.passthrough.interrupts import Interrupts, Vectors
+from vmm.passthrough.interrupts import PassthroughInterrupts, Vectors
 from vmm.pci.msix import Message
 from vmm.vfio.irq import NO_EVENTFD, IrqIndex
 
@@ -65,7 +65,7 @@ def host() -> Host:
 
 @pytest.fixture
 def vectors(host: Host) -> Iterator[Vectors]:
-    with Interrupts(host, Diary(), lambda: host) as interrupts:  # type: ignore[arg-type]
+    with PassthroughInterrupts(host, Diary(), lambda: host) as interrupts:  # type: ignore[arg-type]
         yield interrupts.vectors(IrqIndex.MSIX)
 
 

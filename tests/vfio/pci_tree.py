@@ -27,12 +27,12 @@ class Tree:
     written: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.places = HostPaths(
+        self.paths = HostPaths(
             *(self.root / name for name in ("sys", "dev", "proc", "lib", "run/pyvmm"))
         )
-        for path in (self.places.devices, self.places.drivers, self.places.proc):
+        for path in (self.paths.devices, self.paths.drivers, self.paths.proc):
             path.mkdir(parents=True)
-        (self.places.dev / "vfio/devices").mkdir(parents=True)
+        (self.paths.dev / "vfio/devices").mkdir(parents=True)
 
     def function(
         self,
@@ -46,7 +46,7 @@ class Tree:
         numa_node: int = -1,
     ) -> Path:
         """Add a function."""
-        path = self.places.devices / bdf
+        path = self.paths.devices / bdf
         path.mkdir()
         vendor, device = ids
         for name, text in {
@@ -60,22 +60,22 @@ class Tree:
         }.items():
             (path / name).write_text(f"{text}\n")
         if group is not None:
-            members = self.places.sys / f"kernel/iommu_groups/{group}/devices"
+            members = self.paths.sys / f"kernel/iommu_groups/{group}/devices"
             members.mkdir(parents=True, exist_ok=True)
             (members / bdf).symlink_to(path)
             (path / "iommu_group").symlink_to(members.parent)
         if driver:
             self.driver(driver)
-            (path / "driver").symlink_to(self.places.drivers / driver)
+            (path / "driver").symlink_to(self.paths.drivers / driver)
         return path
 
     def driver(self, name: str) -> None:
         """Add a driver."""
-        (self.places.drivers / name).mkdir(exist_ok=True)
+        (self.paths.drivers / name).mkdir(exist_ok=True)
 
     def process(self, pid: int, name: str, *open_files: Path) -> None:
         """Add a process with files open."""
-        directory = self.places.proc / str(pid) / "fd"
+        directory = self.paths.proc / str(pid) / "fd"
         directory.mkdir(parents=True)
         (directory.parent / "comm").write_text(f"{name}\n")
         for number, path in enumerate(open_files):
@@ -83,7 +83,7 @@ class Tree:
 
     def modules(self, aliases: str, builtin: bytes = b"") -> None:
         """Add what the running kernel's modules say they are for."""
-        directory = self.places.lib / "modules" / os.uname().release
+        directory = self.paths.lib / "modules" / os.uname().release
         directory.mkdir(parents=True)
         (directory / "modules.alias").write_text(aliases)
         if builtin:
@@ -95,9 +95,9 @@ class Tree:
         if path.name == "driver_override":
             path.write_text(f"{text.strip() or '(null)'}\n")
         elif path.name == "unbind":
-            (self.places.devices / text / "driver").unlink()
+            (self.paths.devices / text / "driver").unlink()
         elif path.name == "bind":
-            device = self.places.devices / text
+            device = self.paths.devices / text
             override = (device / "driver_override").read_text().strip()
             if path.parent.name in self.refuses or override not in ("(null)", path.parent.name):
                 raise HostError(f"cannot write {text!r} to {path}: No such device")

@@ -17,7 +17,7 @@ from vmm.vfio.backend import Backend, open_iommu, why_not_iommufd
 from vmm.vfio.causes import CAUSES, likely_cause
 from vmm.vfio.device import open_device
 from vmm.vfio.fd import VfioError, VfioFd
-from vmm.vfio.function import Function
+from vmm.vfio.function import HostFunction
 from vmm.vfio.group import Container, _Group
 from vmm.vfio.ioctls import ContainerIoctl, DeviceIoctl, GroupIoctl, IommufdIoctl
 from vmm.vfio.iommu import Iommu
@@ -25,43 +25,43 @@ from vmm.vfio.iommufd import Iommufd
 
 
 @pytest.fixture
-def gpu(tree: Tree) -> Function:
+def gpu(tree: Tree) -> HostFunction:
     path = tree.function(GPU, group=1, driver="vfio-pci")
     (path / "vfio-dev/vfio0").mkdir(parents=True)
-    (tree.places.dev / "vfio/1").touch()
-    return Function.find(GPU, tree.places)
+    (tree.paths.dev / "vfio/1").touch()
+    return HostFunction.find(GPU, tree.paths)
 
 
 def with_iommufd(tree: Tree) -> None:
-    (tree.places.dev / "iommu").touch()
-    (tree.places.dev / "vfio/devices/vfio0").touch()
+    (tree.paths.dev / "iommu").touch()
+    (tree.paths.dev / "vfio/devices/vfio0").touch()
 
 
-def test_iommufd_is_used_where_all_of_it_is_there(tree: Tree, gpu: Function) -> None:
+def test_iommufd_is_used_where_all_of_it_is_there(tree: Tree, gpu: HostFunction) -> None:
     with_iommufd(tree)
     assert why_not_iommufd(gpu) == ""
 
 
-def test_without_a_device_file_the_group_is_used(gpu: Function) -> None:
+def test_without_a_device_file_the_group_is_used(gpu: HostFunction) -> None:
     assert "CONFIG_VFIO_DEVICE_CDEV" in why_not_iommufd(gpu)
 
 
-def test_without_iommufd_the_group_is_used(tree: Tree, gpu: Function) -> None:
-    (tree.places.dev / "vfio/devices/vfio0").touch()
+def test_without_iommufd_the_group_is_used(tree: Tree, gpu: HostFunction) -> None:
+    (tree.paths.dev / "vfio/devices/vfio0").touch()
     assert "iommufd" in why_not_iommufd(gpu)
 
 
 @pytest.mark.parametrize("forbidden", ["iommu", "vfio/devices/vfio0"])
 def test_where_only_the_group_was_given_to_us_it_is_used(
-    tree: Tree, gpu: Function, monkeypatch: pytest.MonkeyPatch, forbidden: str
+    tree: Tree, gpu: HostFunction, monkeypatch: pytest.MonkeyPatch, forbidden: str
 ) -> None:
     with_iommufd(tree)
-    monkeypatch.setattr(backend, "_usable", lambda path: path != tree.places.dev / forbidden)
-    assert why_not_iommufd(gpu) == f"{tree.places.dev / forbidden} is not ours to use"
+    monkeypatch.setattr(backend, "_usable", lambda path: path != tree.paths.dev / forbidden)
+    assert why_not_iommufd(gpu) == f"{tree.paths.dev / forbidden} is not ours to use"
 
 
 def test_where_nothing_was_given_to_us_iommufd_may_say_so(
-    tree: Tree, gpu: Function, monkeypatch: pytest.MonkeyPatch
+    tree: Tree, gpu: HostFunction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_iommufd(tree)
     monkeypatch.setattr(backend, "_usable", lambda path: False)
@@ -72,13 +72,13 @@ def test_where_nothing_was_given_to_us_iommufd_may_say_so(
     ("chosen", "node"), [(Backend.GROUP, "vfio/vfio"), (Backend.IOMMUFD, "iommu")]
 )
 def test_a_missing_node_is_said_with_the_module(
-    tree: Tree, gpu: Function, chosen: Backend, node: str
+    tree: Tree, gpu: HostFunction, chosen: Backend, node: str
 ) -> None:
-    path = tree.places.dev / node
+    path = tree.paths.dev / node
     with pytest.raises(HostError, match=rf"cannot open {path}.*modprobe"):
         open_iommu(gpu, chosen)
     with pytest.raises(HostError, match=f"cannot open {path}"):
-        open_device(GPU, backend=chosen, places=tree.places)
+        open_device(GPU, backend=chosen, paths=tree.paths)
 
 
 # --- locked memory ----------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_a_missing_node_is_said_with_the_module(
 class Full(Iommu):
     """Takes one mapping, and then no more."""
 
-    def _attach(self, function: Function) -> VfioFd:
+    def _attach(self, function: HostFunction) -> VfioFd:
         raise VfioError(function.bdf, GroupIoctl.VFIO_GROUP_SET_CONTAINER, errno.EPERM, {})
 
     def detach(self, device: VfioFd) -> None: ...
@@ -143,7 +143,7 @@ def test_unmapping_covers_whole_mappings() -> None:
 # --- why --------------------------------------------------------------------------------------
 
 
-def test_a_device_that_is_refused_names_its_groups_obstacles(tree: Tree, gpu: Function) -> None:
+def test_a_device_that_is_refused_names_its_groups_obstacles(tree: Tree, gpu: HostFunction) -> None:
     with Full() as iommu, pytest.raises(HostError, match="another device of the group"):
         iommu.attach(gpu)
     tree.function("0000:01:00.1", group=1, driver="snd_hda_intel")

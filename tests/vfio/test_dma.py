@@ -12,7 +12,7 @@ from vmm.memory import Mapping, Region
 from vmm.vfio import iommu as iommu_module
 from vmm.vfio.dma import GuestDma
 from vmm.vfio.fd import VfioFd
-from vmm.vfio.function import Function
+from vmm.vfio.function import HostFunction
 from vmm.vfio.iommu import Iommu
 
 MIB = 1 << 20
@@ -29,7 +29,7 @@ class Fake(Iommu):
         self.there: dict[int, tuple[int, int]] = {}
         self.ranges = [AddressRange(0, 0x800_0000), AddressRange.to(0x810_0000, top + 1)]
 
-    def _attach(self, function: Function) -> VfioFd:
+    def _attach(self, function: HostFunction) -> VfioFd:
         raise NotImplementedError
 
     def detach(self, device: VfioFd) -> None:

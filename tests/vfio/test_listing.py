@@ -22,7 +22,7 @@ def attribute(driver: str, region: int) -> str:
 
 def lines(tree: Tree, *, ask: bool = True) -> list[str]:
     return [
-        line for entry in listing(attribute, ask=ask, places=tree.places) for line in entry.lines()
+        line for entry in listing(attribute, ask=ask, paths=tree.paths) for line in entry.lines()
     ]
 
 
@@ -42,10 +42,10 @@ def test_devices_are_listed_with_driver_group_and_bars(tree: Tree) -> None:
 def test_a_device_of_vfios_that_cannot_be_asked_says_why(tree: Tree) -> None:
     tree.driver("vfio-pci")
     tree.function(GPU, group=3, resource=RESOURCE)
-    bind(GPU, places=tree.places)
+    bind(GPU, paths=tree.paths)
     listed = lines(tree)
     assert "vfio-pci, bound by pyvmm, group 3" in listed[0]
-    assert f"cannot open {tree.places.dev}/vfio/vfio" in listed[-1]
+    assert f"cannot open {tree.paths.dev}/vfio/vfio" in listed[-1]
     assert "cannot open" not in "\n".join(lines(tree, ask=False))
 
 

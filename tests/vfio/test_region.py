@@ -16,7 +16,7 @@ from vmm.errors import UserError
 from vmm.events import Events
 from vmm.vfio.fd import VfioError, VfioFd
 from vmm.vfio.mapping import LARGEST_BLOCK, alignment
-from vmm.vfio.region import Region
+from vmm.vfio.region import VfioRegion
 from vmm.vfio.region_info import RegionInfo
 from vmm.vfio.trap import TrappedRegion
 
@@ -36,12 +36,12 @@ def file() -> Iterator[VfioFd]:
         yield file
 
 
-def make(file: VfioFd, *areas: AddressRange, index: int = 4, flags: int = FLAGS) -> Region:
-    return Region(BDF, RegionInfo(index, SIZE, OFFSET, flags, areas), file)
+def make(file: VfioFd, *areas: AddressRange, index: int = 4, flags: int = FLAGS) -> VfioRegion:
+    return VfioRegion(BDF, RegionInfo(index, SIZE, OFFSET, flags, areas), file)
 
 
 @pytest.fixture
-def region(file: VfioFd) -> Region:
+def region(file: VfioFd) -> VfioRegion:
     return make(file, AddressRange(0, SIZE))
 
 
@@ -53,7 +53,7 @@ def mapped() -> int:
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_reads_and_writes_are_little_endian(region: Region, size: int) -> None:
+def test_reads_and_writes_are_little_endian(region: VfioRegion, size: int) -> None:
     value = 0x8877665544332211 & (1 << 8 * size) - 1
     region.write(0x100, size, value)
     assert region.read_bytes(0x100, 8) == bytes.fromhex("1122334455667788")[:size].ljust(8, b"\0")
@@ -61,20 +61,22 @@ def test_reads_and_writes_are_little_endian(region: Region, size: int) -> None:
 
 
 @pytest.mark.parametrize(("offset", "size"), [(SIZE, 1), (SIZE - 1, 2), (-1, 1), (1 << 60, 4)])
-def test_accesses_past_the_region_reach_no_other(region: Region, offset: int, size: int) -> None:
+def test_accesses_past_the_region_reach_no_other(
+    region: VfioRegion, offset: int, size: int
+) -> None:
     with pytest.raises(UserError, match="region 4"):
         region.read(offset, size)
     with pytest.raises(UserError, match="region 4"):
         region.write(offset, size, 0)
 
 
-def test_a_short_answer_is_an_error(file: VfioFd, region: Region) -> None:
+def test_a_short_answer_is_an_error(file: VfioFd, region: VfioRegion) -> None:
     os.ftruncate(file.fileno(), OFFSET + SIZE // 2)
     with pytest.raises(VfioError, match=r"BAR4.*pread.*does not answer"):
         region.read(SIZE // 2, 4)
 
 
-def test_a_closed_device_is_said(file: VfioFd, region: Region) -> None:
+def test_a_closed_device_is_said(file: VfioFd, region: VfioRegion) -> None:
     file.close()
     with pytest.raises(VfioError, match="the descriptor is closed"):
         region.write(0, 4, 0)
@@ -83,7 +85,7 @@ def test_a_closed_device_is_said(file: VfioFd, region: Region) -> None:
 # --- mapped ---------------------------------------------------------------------------------
 
 
-def test_a_mapping_shows_the_region(region: Region) -> None:
+def test_a_mapping_shows_the_region(region: VfioRegion) -> None:
     with region.map(PAGE, 2 * PAGE) as mapping:
         assert (mapping.offset, mapping.size) == (PAGE, 2 * PAGE)
         mapping.view[:4] = b"here"
@@ -96,7 +98,7 @@ def test_a_mapping_shows_the_region(region: Region) -> None:
     ("offset", "size"), [(0, SIZE), (PAGE, SIZE - PAGE), (SIZE // 2, SIZE // 2), (PAGE, PAGE)]
 )
 def test_host_address_and_offset_agree_so_that_blocks_can_be_mapped(
-    region: Region, offset: int, size: int
+    region: VfioRegion, offset: int, size: int
 ) -> None:
     with region.map(offset, size) as mapping:
         assert (mapping.host_address - offset) % alignment(size) == 0
@@ -132,7 +134,7 @@ def test_a_region_that_cannot_be_written_is_mapped_read_only(file: VfioFd) -> No
         )
 
 
-def test_closing_again_does_no_harm_and_a_closed_view_reads_nothing(region: Region) -> None:
+def test_closing_again_does_no_harm_and_a_closed_view_reads_nothing(region: VfioRegion) -> None:
     mapping = region.map()
     mapping.close()
     mapping.close()
@@ -141,7 +143,7 @@ def test_closing_again_does_no_harm_and_a_closed_view_reads_nothing(region: Regi
         mapping.view[0]
 
 
-def test_a_view_in_use_keeps_the_mapping_and_is_complained_about(region: Region) -> None:
+def test_a_view_in_use_keeps_the_mapping_and_is_complained_about(region: VfioRegion) -> None:
     mapping = region.map()
     slice_ = mapping.view[:4]
     with pytest.raises(BufferError, match=r"BAR4.*in use"):
@@ -154,7 +156,7 @@ def test_a_view_in_use_keeps_the_mapping_and_is_complained_about(region: Region)
     assert mapped() == 0
 
 
-def test_closing_the_region_unmaps_all(region: Region) -> None:
+def test_closing_the_region_unmaps_all(region: VfioRegion) -> None:
     for _ in range(3):
         region.map()
     region.close()
@@ -162,7 +164,7 @@ def test_closing_the_region_unmaps_all(region: Region) -> None:
     assert mapped() == 0
 
 
-def test_mapping_again_and_again_leaves_nothing(region: Region) -> None:
+def test_mapping_again_and_again_leaves_nothing(region: VfioRegion) -> None:
     for _ in range(100):
         region.map().close()
     assert len(region._mappings) == 1
@@ -170,7 +172,7 @@ def test_mapping_again_and_again_leaves_nothing(region: Region) -> None:
 
 
 def test_a_refused_mapping_leaves_no_reservation(file: VfioFd) -> None:
-    region = Region(BDF, RegionInfo(0, SIZE, 1 << 62, FLAGS, (AddressRange(0, SIZE),)), file)
+    region = VfioRegion(BDF, RegionInfo(0, SIZE, 1 << 62, FLAGS, (AddressRange(0, SIZE),)), file)
     file.close()
     before = len(Path("/proc/self/maps").read_text().splitlines())
     with pytest.raises(VfioError, match=r"BAR0.*mmap\(offset=0, size=0x400000\)"):
@@ -223,7 +225,7 @@ class Log(Events):
         self.seen.append({"event": event, **fields})
 
 
-def test_a_trapped_region_is_a_bus_device(region: Region) -> None:
+def test_a_trapped_region_is_a_bus_device(region: VfioRegion) -> None:
     log = Log()
     trapped = TrappedRegion(region, PAGE, PAGE, log)
     trapped.write(8, 4, 0x12345678)
@@ -232,7 +234,7 @@ def test_a_trapped_region_is_a_bus_device(region: Region) -> None:
 
 
 def test_a_device_that_does_not_answer_reads_as_ones_and_is_told_of_once(
-    file: VfioFd, region: Region
+    file: VfioFd, region: VfioRegion
 ) -> None:
     log = Log()
     trapped = TrappedRegion(region, 0, PAGE, log)
@@ -244,7 +246,7 @@ def test_a_device_that_does_not_answer_reads_as_ones_and_is_told_of_once(
     assert (event["device"], event["region"]) == (BDF, 4)
 
 
-def test_what_a_trapped_region_says_has_an_end(file: VfioFd, region: Region) -> None:
+def test_what_a_trapped_region_says_has_an_end(file: VfioFd, region: VfioRegion) -> None:
     """A guest that switches memory off and on again must not fill the host's disk with it."""
     seen: list[str] = []
 
@@ -262,7 +264,7 @@ def test_what_a_trapped_region_says_has_an_end(file: VfioFd, region: Region) -> 
     assert seen == ["vfio-no-answer"] * 100
 
 
-def test_a_detached_region_touches_no_descriptor(file: VfioFd, region: Region) -> None:
+def test_a_detached_region_touches_no_descriptor(file: VfioFd, region: VfioRegion) -> None:
     """Whatever the number of the device's has become meanwhile."""
     trap = TrappedRegion(region, 0, SIZE, Events())
     trap.write(0, 4, 0x1234_5678)

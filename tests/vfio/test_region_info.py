@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vmm._native import lib
 from vmm.address_range import AddressRange
 from vmm.errors import UserError
-from vmm.vfio.info_caps import InfoCapsError, capabilities
+from vmm.vfio.info_caps import InfoCapsError, info_caps
 from vmm.vfio.region_info import RegionInfo, region_index
 
 PAGE = 0x1000
@@ -140,7 +140,7 @@ def test_no_answer_makes_us_loop_or_map_outside_the_region(
 def test_each_capability_is_seen_once(links: list[tuple[int, int]]) -> None:
     built = answer(0x1000, CAPS, *((id_, bytes(size)) for id_, size in links))
     offset = FIXED if links else 0
-    ids = [capability.id for capability in capabilities(built, offset)]
+    ids = [cap.id for cap in info_caps(built, offset)]
     assert ids == [id_ for id_, _ in links]
 
 

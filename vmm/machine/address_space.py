@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vmm.loop import Loop
     from vmm.memory import Region
     from vmm.passthrough.region_memory import RegionMemory
-    from vmm.vfio.device import Device
+    from vmm.vfio.device import VfioDevice
     from vmm.virtio.pmem_file import PmemFile
 
 PMEM_ALIGNMENT = 1 << 30
@@ -179,7 +179,7 @@ class AddressSpace(Closeable):
         """What devices may access: RAM. Files' pages cannot be pinned for long."""
         return [region for region in self.memory if region.backing is not Backing.FILE]
 
-    def follow(self, memories: Iterable[RegionMemory]) -> int | None:
+    def register_bars(self, memories: Iterable[RegionMemory]) -> int | None:
         """Know of a device's memory that the guest puts where it wants: its BARs.
 
         Return the NUMA node for what of it is as cacheable as RAM; None if nothing is.
@@ -224,7 +224,7 @@ class AddressSpace(Closeable):
                 self._owned.callback(loop.remove_reader, fd)
 
     def _give_back(
-        self, device: Device, fd: int, loop: Loop, on_removal: Callable[[str], None]
+        self, device: VfioDevice, fd: int, loop: Loop, on_removal: Callable[[str], None]
     ) -> None:
         loop.remove_reader(fd)
         for region in self._devices:

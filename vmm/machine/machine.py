@@ -168,7 +168,7 @@ class Machine(Closeable):
         for function in found.functions:
             self._root.attach(function, *function.deliveries)
             function.host = self._root.host
-            function.numa_node = self.space.follow(function.memories)
+            function.numa_node = self.space.register_bars(function.memories)
         found.watch(self._loop, self._on_removal)
         return found
 

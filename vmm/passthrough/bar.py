@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from vmm.bus import BusDevice
     from vmm.kvm.slots import MemorySlots
     from vmm.passthrough.region_memory import RegionMemory
-    from vmm.vfio.device import Device
-    from vmm.vfio.region import Region
+    from vmm.vfio.device import VfioDevice
+    from vmm.vfio.region import VfioRegion
 
 BARS: Final = range(lib.VFIO_PCI_BAR0_REGION_INDEX, lib.VFIO_PCI_BAR5_REGION_INDEX + 1)
 """Region indices that are BARs, and which."""
@@ -60,20 +60,20 @@ class BarDevice:
         return None
 
 
-class Watcher(Protocol):
+class SlotObserver(Protocol):
     """Who is told where device memory is. With the host bridge's lock. May not raise."""
 
-    def shown(self, memory: RegionMemory) -> None:
+    def slots_added(self, memory: RegionMemory) -> None:
         """Hear that *memory* has slots now."""
 
-    def hiding(self, memory: RegionMemory) -> None:
+    def slots_removing(self, memory: RegionMemory) -> None:
         """Hear that *memory* is about to lose its slots, if it has any."""
 
 
-class Shown:
+class BarSlots:
     """Device memory that is in the guest wherever the guest decodes its BAR.
 
-    *slots* returns those of the VM that runs now, if one does; *watcher* hears of it when it has
+    *slots* returns those of the VM that runs now, if one does; *observer* hears of it when it has
     come, and before it goes.
     """
 
@@ -81,26 +81,26 @@ class Shown:
         self,
         memory: RegionMemory,
         slots: Callable[[], MemorySlots | None],
-        watcher: Watcher,
+        observer: SlotObserver,
     ) -> None:
         self.memory = memory
         self._slots = slots
-        self._watcher = watcher
+        self._observer = observer
 
     def on_map(self, base: int) -> None:
         """Give it slots at *base*. Raises `HostError`; all is trapped then."""
         if (slots := self._slots()) is not None and not base % mmap.PAGESIZE:
             self.memory.base = base
             self.memory.plug(slots)
-            self._watcher.shown(self.memory)
+            self._observer.slots_added(self.memory)
 
     def on_unmap(self) -> None:
         """Take them away."""
-        self._watcher.hiding(self.memory)
+        self._observer.slots_removing(self.memory)
         self.memory.hide(self._slots(), "the guest does not decode its BAR")
 
 
-def space(device: Device, index: int) -> tuple[Space, bool]:
+def space(device: VfioDevice, index: int) -> tuple[Space, bool]:
     """Return what BAR *index* is, and whether it is prefetchable. Raises `VfioError`."""
     register = device.config.read(lib.PCI_BASE_ADDRESS_0 + 4 * index, 4)
     if register & lib.PCI_BASE_ADDRESS_SPACE_IO:
@@ -110,6 +110,6 @@ def space(device: Device, index: int) -> tuple[Space, bool]:
     return kind, bool(register & lib.PCI_BASE_ADDRESS_MEM_PREFETCH)
 
 
-def decoded_size(region: Region) -> int:
+def decoded_size(region: VfioRegion) -> int:
     """Return how many bytes a BAR of *region* decodes: a power of two."""
     return 1 << (region.size - 1).bit_length()

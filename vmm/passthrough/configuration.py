@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 from vmm._native import lib
 from vmm.errors import VmmError
-from vmm.passthrough import capabilities
+from vmm.passthrough import capability_list
 from vmm.pci.config import SIZE, ConfigSpace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.vfio.config import ConfigSpace as DeviceConfig
+    from vmm.vfio.config import DeviceConfigSpace
 
 COMMAND_WRITABLE: Final[int] = (
     lib.PCI_COMMAND_IO
@@ -42,26 +42,26 @@ _HAS_LINK2: Final = 2
 """The version of that capability from which on it has the second part."""
 
 
-class PassthroughConfig(ConfigSpace):
+class PassthroughConfigSpace(ConfigSpace):
     """Configuration space of *device*. Calls come one at a time: the host bridge sees to that.
 
     *lost* is told of what the device does not answer; the guest then reads ones.
     """
 
-    def __init__(self, device: DeviceConfig, lost: Callable[[VmmError], None]) -> None:
+    def __init__(self, device: DeviceConfigSpace, lost: Callable[[VmmError], None]) -> None:
         """Read it, as it is after a reset. Raises `VfioError`."""
         super().__init__()
-        self._device: DeviceConfig | None = device
+        self._device: DeviceConfigSpace | None = device
         self._lost = lost
         self._ours = bytearray(SIZE)
         self.size = min(device.size, SIZE)
         read = device.read
-        self.capabilities = {one.kind: one.offset for one in capabilities.capabilities(read)}
+        self.capabilities = {one.kind: one.offset for one in capability_list.capabilities(read)}
         """Where the device has them: PCI_CAP_ID_* to an offset."""
         self._define_header(device)
-        for offset, value in capabilities.links(read).items():
+        for offset, value in capability_list.links(read).items():
             self.define(offset, bytes([value]))
-        for offset, value in capabilities.extended_headers(read, self.size).items():
+        for offset, value in capability_list.extended_headers(read, self.size).items():
             self.define(offset, value.to_bytes(4, "little"))
         self._define_express(device)
 
@@ -70,7 +70,7 @@ class PassthroughConfig(ConfigSpace):
         super().define(offset, value, writable, clears)
         self._ours[offset : offset + len(value)] = b"\xff" * len(value)
 
-    def _define_header(self, device: DeviceConfig) -> None:
+    def _define_header(self, device: DeviceConfigSpace) -> None:
         self.define(lib.PCI_COMMAND, bytes(2), COMMAND_WRITABLE.to_bytes(2, "little"))
         self.define(lib.PCI_CACHE_LINE_SIZE, bytes(2), b"\xff\0")  # and no latency timer
         # One function: the others of a device are the guest's only if they are passed as well.
@@ -81,7 +81,7 @@ class PassthroughConfig(ConfigSpace):
         self.define(lib.PCI_INTERRUPT_LINE, bytes(1), b"\xff")
         self.define(lib.PCI_INTERRUPT_PIN, bytes(1))
 
-    def _define_express(self, device: DeviceConfig) -> None:
+    def _define_express(self, device: DeviceConfigSpace) -> None:
         base = self.capabilities.get(lib.PCI_CAP_ID_EXP)
         if base is None:
             return

@@ -28,7 +28,7 @@ from vmm.vfio.backend import Backend, open_iommu
 from vmm.vfio.binding import borrowed
 from vmm.vfio.device import open_device
 from vmm.vfio.dma import GuestDma
-from vmm.vfio.function import Function
+from vmm.vfio.function import HostFunction
 from vmm.vfio.irq import IrqIndex
 from vmm.vfio.kvm_files import KvmFiles
 
@@ -99,7 +99,7 @@ class Passthrough(Closeable):
             for config in configs:
                 if config.bind:
                     self._owned.enter_context(borrowed(config.bdf))
-            functions = [Function.find(config.bdf) for config in configs]
+            functions = [HostFunction.find(config.bdf) for config in configs]
             for function in functions:
                 check_assignable(function)
             backend = Backend(configs[0].backend)
@@ -119,7 +119,7 @@ class Passthrough(Closeable):
                         events=events,
                         slots=lambda: self._slots,
                         msis=msis,
-                        watcher=self,
+                        observer=self,
                     )
                 )
                 self._owned.callback(self.functions[-1].close)
@@ -208,12 +208,12 @@ class Passthrough(Closeable):
 
     # --- what the guest shows and hides ---------------------------------------------------------
 
-    def shown(self, memory: RegionMemory) -> None:
+    def slots_added(self, memory: RegionMemory) -> None:
         """Let the other devices reach *memory*."""
         if self._peers is not None:
             self._peers.add(memory)
 
-    def hiding(self, memory: RegionMemory) -> None:
+    def slots_removing(self, memory: RegionMemory) -> None:
         """Take *memory* from the other devices; see what stage 2 has of it."""
         self._look(memory)
         if self._peers is not None:

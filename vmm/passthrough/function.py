@@ -21,8 +21,8 @@ from vmm.coherence.policy import Cache, Stage1, region_attribute
 from vmm.config.bar import BarConfig
 from vmm.errors import HostError, UserError, VmmError
 from vmm.passthrough import bar as bars
-from vmm.passthrough.configuration import PassthroughConfig
-from vmm.passthrough.interrupts import Interrupts
+from vmm.passthrough.configuration import PassthroughConfigSpace
+from vmm.passthrough.interrupts import PassthroughInterrupts
 from vmm.passthrough.msi import Msi
 from vmm.passthrough.region_memory import RegionMemory
 from vmm.passthrough.rom import RomBar, expansion_rom
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from vmm.kvm.system import System
     from vmm.kvm.vm import Vm
     from vmm.pci.host import PciHost
-    from vmm.vfio.device import Device
-    from vmm.vfio.region import Region
+    from vmm.vfio.device import VfioDevice
+    from vmm.vfio.region import VfioRegion
 
 _POWER_STATE: int = lib.PCI_PM_CTRL_STATE_MASK
 
@@ -61,14 +61,14 @@ class PassthroughFunction(PciFunction):
     def __init__(  # noqa: PLR0913  (what a device has to do with the host, one argument each)
         self,
         config: VfioConfig,
-        device: Device,
+        device: VfioDevice,
         *,
         system: System,
         capability: Capability,
         events: Events,
         slots: Callable[[], MemorySlots | None],
         msis: IrqRouting,
-        watcher: bars.Watcher,
+        observer: bars.SlotObserver,
     ) -> None:
         self.device = device
         self.host: PciHost | None = None
@@ -84,7 +84,7 @@ class PassthroughFunction(PciFunction):
         self._system = system
         self._events = events
         self._slots = slots
-        self._watcher = watcher
+        self._observer = observer
         self._owned = ExitStack()
         self._said: set[str] = set()
         self._traps: list[TrappedRegion] = []
@@ -96,11 +96,11 @@ class PassthroughFunction(PciFunction):
                 raise UserError(
                     f"--vfio {device.bdf}: this is a bridge", "pass the devices behind it"
                 )
-            space = PassthroughConfig(device.config, self._lost)
+            space = PassthroughConfigSpace(device.config, self._lost)
             self.deliveries: list[FunctionMsis] = []
             """Who sends its messages: for the root complex."""
             self.interrupts = self._owned.enter_context(
-                Interrupts(device, events, partial(self._deliver, msis))
+                PassthroughInterrupts(device, events, partial(self._deliver, msis))
             )
             table, pba = self._find_msix(space)
             found = self._regions(table, pba)
@@ -115,7 +115,7 @@ class PassthroughFunction(PciFunction):
             )
             pin = read(lib.PCI_INTERRUPT_PIN, 1) if device.irq(IrqIndex.INTX).count else 0
             super().__init__(device.bdf, identity, found, pin=min(pin, 1))
-            self.config: PassthroughConfig = space
+            self.config: PassthroughConfigSpace = space
             self._compose(identity, min(pin, 1))
             self.quiesce()
             if not device.resettable:
@@ -125,7 +125,7 @@ class PassthroughFunction(PciFunction):
     # --- what it is made of -------------------------------------------------------------------
 
     def _find_msix(
-        self, space: PassthroughConfig
+        self, space: PassthroughConfigSpace
     ) -> tuple[tuple[int, AddressRange], tuple[int, AddressRange]]:
         """Make `_vectors`, if it has MSI-X; return the BARs and places of table and PBA."""
         at = space.capabilities.get(lib.PCI_CAP_ID_MSIX)
@@ -156,7 +156,7 @@ class PassthroughFunction(PciFunction):
             found.append(expansion_rom(self.device, choice))
         return found
 
-    def _bar(self, region: Region, ours: Mapping[AddressRange, BusDevice]) -> Bar:
+    def _bar(self, region: VfioRegion, ours: Mapping[AddressRange, BusDevice]) -> Bar:
         space, prefetchable = bars.space(self.device, region.index)
         trap = TrappedRegion(region, 0, region.size, self._events)
         self._traps.append(trap)
@@ -181,11 +181,11 @@ class PassthroughFunction(PciFunction):
                 )
             )
             self.memories.append(memory)
-            shown = bars.Shown(memory, self._slots, self._watcher)
+            shown = bars.BarSlots(memory, self._slots, self._observer)
             bar.on_map, bar.on_unmap = shown.on_map, shown.on_unmap
         return bar
 
-    def _cache(self, region: Region) -> str:
+    def _cache(self, region: VfioRegion) -> str:
         """Return what is asked of *region*: ``require`` is not about what is never cacheable."""
         stage1 = region_attribute(self.device.driver, region.index).stage1
         if self._choice.cache == Cache.REQUIRE.value and stage1 is Stage1.UNCACHED:
@@ -256,7 +256,7 @@ class PassthroughFunction(PciFunction):
             self._msi.update()
         if before != (now := self._wants()):
             self._follow(before, now)
-        self.interrupts.follow(
+        self.interrupts.update_intx(
             messages=bool((self.msix and self.msix.enabled) or (self._msi and self._msi.enabled))
         )
 
@@ -312,7 +312,7 @@ class PassthroughFunction(PciFunction):
         if self._connected and not self.lost:
             self.interrupts.disconnect()
             for memory in self.memories:
-                self._watcher.hiding(memory)
+                self._observer.slots_removing(memory)
                 memory.hide(self._slots(), "the guest has stopped")
             self.quiesce()
             self.reset_device()

@@ -27,14 +27,16 @@ if TYPE_CHECKING:
     from vmm.events import Events
     from vmm.kvm.vm import Vm
     from vmm.pci.msix import Message, MsiDelivery
-    from vmm.vfio.device import Device
+    from vmm.vfio.device import VfioDevice
     from vmm.vfio.irq import Irqs
 
 
 class Vectors:
     """MSI or MSI-X: hears of messages (a `vmm.pci.msix.MsiSink`), and tells VFIO and KVM."""
 
-    def __init__(self, interrupts: Interrupts, index: IrqIndex, delivery: MsiDelivery) -> None:
+    def __init__(
+        self, interrupts: PassthroughInterrupts, index: IrqIndex, delivery: MsiDelivery
+    ) -> None:
         self._interrupts = interrupts
         self._index = index
         self._delivery = delivery
@@ -118,13 +120,15 @@ class Vectors:
             self._fds.popitem()[1].close()
 
 
-class Interrupts(Closeable):
+class PassthroughInterrupts(Closeable):
     """All of one device's. `with` closes the eventfds.
 
     Thread-safe: the MSI-X table is no configuration space, and each has a lock of its own.
     """
 
-    def __init__(self, device: Device, events: Events, delivery: Callable[[], MsiDelivery]) -> None:
+    def __init__(
+        self, device: VfioDevice, events: Events, delivery: Callable[[], MsiDelivery]
+    ) -> None:
         """*delivery* makes who sends messages, one for each kind."""
         self.lock = RLock()
         """Comes after the host bridge's and the MSI-X table's."""
@@ -154,14 +158,14 @@ class Interrupts(Closeable):
         if self._has_pin:
             vm.irqfd(self._trigger.fileno(), gsi, resamplefd=self._unmask.fileno())
         self._connected = True
-        self.follow(messages=False)
+        self.update_intx(messages=False)
 
     def disconnect(self) -> None:
         """Have VFIO signal nothing: the VM is about to go."""
         self._connected = False
         self.silence()
 
-    def follow(self, *, messages: bool) -> None:
+    def update_intx(self, *, messages: bool) -> None:
         """Have INTx, or not, by whether the guest has *messages* switched on."""
         with self.lock:
             if self._device.closed:

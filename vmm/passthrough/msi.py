@@ -12,14 +12,14 @@ from vmm._native import lib
 from vmm.pci.msix import Message
 
 if TYPE_CHECKING:
-    from vmm.passthrough.configuration import PassthroughConfig
+    from vmm.passthrough.configuration import PassthroughConfigSpace
     from vmm.pci.msix import MsiSink
 
 
 class Msi:
     """The capability at *at* in *config*; *sink* delivers. Calls come one at a time."""
 
-    def __init__(self, config: PassthroughConfig, at: int, sink: MsiSink) -> None:
+    def __init__(self, config: PassthroughConfigSpace, at: int, sink: MsiSink) -> None:
         self._config = config
         self._sink = sink
         flags = config.read(at + lib.PCI_MSI_FLAGS, 2)
@@ -87,6 +87,8 @@ class Msi:
         }
 
 
-def _define(config: PassthroughConfig, offset: int, size: int, value: int, writable: int) -> None:
+def _define(
+    config: PassthroughConfigSpace, offset: int, size: int, value: int, writable: int
+) -> None:
     masks = writable.to_bytes(size, "little")
     config.define(offset, value.to_bytes(size, "little"), masks)

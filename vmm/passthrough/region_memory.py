@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from vmm.events import Events
     from vmm.kvm.slots import MemorySlots
     from vmm.kvm.system import System
-    from vmm.vfio.device import Device
+    from vmm.vfio.device import VfioDevice
     from vmm.vfio.mapping import RegionMapping
-    from vmm.vfio.region import Region
+    from vmm.vfio.region import VfioRegion
 
 LEAST_ALIGNMENT = 2 << 20
 
@@ -65,7 +65,7 @@ EXPECTED = {
 class RegionContents:
     """A region's bytes, around stage 2: for `vmm.coherence.verdict`."""
 
-    def __init__(self, region: Region, offset: int) -> None:
+    def __init__(self, region: VfioRegion, offset: int) -> None:
         self._region = region
         self._offset = offset
 
@@ -92,7 +92,7 @@ class RegionMemory(Closeable):
     def __init__(  # noqa: PLR0913  (all but the first four have defaults)
         self,
         config: BarConfig,
-        device: Device,
+        device: VfioDevice,
         system: System,
         capability: Capability,
         *,
@@ -378,7 +378,7 @@ def open_all(
 
     What is opened belongs to *owned*. Raises `HostError` or `UserError`.
     """
-    devices: dict[str, Device] = {}
+    devices: dict[str, VfioDevice] = {}
     regions = []
     for config in configs:
         if config.bdf not in devices:

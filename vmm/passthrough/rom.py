@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmm.bus import BusDevice
-    from vmm.vfio.device import Device
+    from vmm.vfio.device import VfioDevice
 
 ROM: Final[int] = lib.VFIO_PCI_ROM_REGION_INDEX
 LEAST_ROM: Final = 2048
@@ -54,14 +54,14 @@ class RomContents:
         """Drop it: it is read-only."""
 
 
-def expansion_rom(device: Device, choice: Path | bool) -> RomBar:  # noqa: FBT001  (True: its own)
+def expansion_rom(device: VfioDevice, choice: Path | bool) -> RomBar:  # noqa: FBT001  (True: its own)
     """Return the ROM's BAR: *device*'s own, or the contents of a file. Raises `UserError`."""
     data = _own(device) if isinstance(choice, bool) else _file(device, choice)
     size = max(LEAST_ROM, 1 << (len(data) - 1).bit_length())
     return RomBar(size, RomContents(data))
 
 
-def _own(device: Device) -> bytes:
+def _own(device: VfioDevice) -> bytes:
     region = next((one for one in device.regions if one.index == ROM), None)
     if region is None:
         raise UserError(
@@ -72,7 +72,7 @@ def _own(device: Device) -> bytes:
     return region.read_bytes(0, region.size)
 
 
-def _file(device: Device, path: Path) -> bytes:
+def _file(device: VfioDevice, path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from vmm.errors import HostError, UserError
 
 if TYPE_CHECKING:
-    from vmm.vfio.function import Function
+    from vmm.vfio.function import HostFunction
     from vmm.vfio.host_paths import HostPaths
 
 
-def check_assignable(function: Function) -> None:
+def check_assignable(function: HostFunction) -> None:
     """Raise what is wrong with a device before anything of it is opened.
 
     `HostError` if no IOMMU translates its DMA, `UserError` if its driver is not one of VFIO's.
@@ -34,7 +34,7 @@ def check_assignable(function: Function) -> None:
         )
 
 
-def obstacle(function: Function) -> HostError | None:
+def obstacle(function: HostFunction) -> HostError | None:
     """Return the error that names who is in the way, or None if nobody is seen to be."""
     if found := function.group_obstacles:
         named = ", ".join(f"{other.bdf} ({other.driver})" for other in found)
@@ -52,31 +52,31 @@ def obstacle(function: Function) -> HostError | None:
     return None
 
 
-def check_unused(function: Function) -> None:
+def check_unused(function: HostFunction) -> None:
     """Raise `UserError` if a program has the device open: unbinding would wait for it."""
     if holders := users(function):
         raise UserError(f"{function.bdf} is in use by {', '.join(holders)}", "end that first")
 
 
-def users(function: Function) -> list[str]:
+def users(function: HostFunction) -> list[str]:
     """Return the other processes that have the device or its group open, as far as we may see."""
-    places = function.places
-    nodes = {str(places.dev / "vfio" / str(function.iommu_group))}
+    paths = function.paths
+    nodes = {str(paths.dev / "vfio" / str(function.iommu_group))}
     if name := function.vfio_name:
-        nodes.add(str(places.dev / "vfio/devices" / name))
+        nodes.add(str(paths.dev / "vfio/devices" / name))
     return [
-        f"process {pid} ({_name(places, pid)})"
-        for pid in _processes(places)
-        if pid != os.getpid() and _holds(places, pid, nodes)
+        f"process {pid} ({_name(paths, pid)})"
+        for pid in _processes(paths)
+        if pid != os.getpid() and _holds(paths, pid, nodes)
     ]
 
 
-def _processes(places: HostPaths) -> list[int]:
-    return sorted(int(path.name) for path in places.proc.iterdir() if path.name.isdecimal())
+def _processes(paths: HostPaths) -> list[int]:
+    return sorted(int(path.name) for path in paths.proc.iterdir() if path.name.isdecimal())
 
 
-def _holds(places: HostPaths, pid: int, nodes: set[str]) -> bool:
-    directory = places.proc / str(pid) / "fd"
+def _holds(paths: HostPaths, pid: int, nodes: set[str]) -> bool:
+    directory = paths.proc / str(pid) / "fd"
     try:
         for name in os.listdir(directory):  # noqa: PTH208  (thousands of them: no Path for each)
             try:
@@ -89,8 +89,8 @@ def _holds(places: HostPaths, pid: int, nodes: set[str]) -> bool:
     return False
 
 
-def _name(places: HostPaths, pid: int) -> str:
+def _name(paths: HostPaths, pid: int) -> str:
     try:
-        return (places.proc / str(pid) / "comm").read_text().strip()
+        return (paths.proc / str(pid) / "comm").read_text().strip()
     except OSError:
         return "ended"

@@ -14,7 +14,7 @@ from vmm.vfio.iommufd import Iommufd, device_node
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmm.vfio.function import Function
+    from vmm.vfio.function import HostFunction
     from vmm.vfio.iommu import Iommu
     from vmm.vfio.kvm_files import KvmFiles
 
@@ -28,7 +28,7 @@ class Backend(Enum):
 
 
 def open_iommu(
-    function: Function,
+    function: HostFunction,
     backend: Backend = Backend.AUTO,
     events: Events | None = None,
     kvm: KvmFiles | None = None,
@@ -43,7 +43,7 @@ def open_iommu(
     if backend is Backend.GROUP:
         missing = "the group interface was asked for"
     chosen = Container if missing else Iommufd
-    opened: Iommu = chosen(function.places, kvm)
+    opened: Iommu = chosen(function.paths, kvm)
     (events or Events()).emit(
         "vfio-backend",
         device=function.bdf,
@@ -53,15 +53,15 @@ def open_iommu(
     return opened
 
 
-def why_not_iommufd(function: Function) -> str:
+def why_not_iommufd(function: HostFunction) -> str:
     """Return what the host lacks for iommufd, or what we may not use; empty: nothing."""
     node = device_node(function)
     if node is None:
         return "the kernel makes no device file (Linux 6.6, CONFIG_VFIO_DEVICE_CDEV)"
-    iommu = function.places.dev / "iommu"
+    iommu = function.paths.dev / "iommu"
     if not iommu.exists():
         return f"there is no {iommu} (Linux 6.2, module iommufd)"
-    group = function.places.dev / "vfio" / str(function.iommu_group)
+    group = function.paths.dev / "vfio" / str(function.iommu_group)
     if _usable(group):  # else neither is, and iommufd's error is the better one
         for needed in (iommu, node):
             if not _usable(needed):

@@ -20,7 +20,7 @@ from vmm.config.bdf import parse_bdf
 from vmm.errors import HostError, UserError
 from vmm.vfio import drivers
 from vmm.vfio.assignability import check_unused
-from vmm.vfio.function import Function
+from vmm.vfio.function import HostFunction
 from vmm.vfio.host_paths import HOST, HostPaths
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class Binding:
     driver_override: str
 
     @classmethod
-    def load(cls, bdf: str, places: HostPaths) -> Binding | None:
+    def load(cls, bdf: str, paths: HostPaths) -> Binding | None:
         """Return what is recorded of a device; None if nothing is. Raises `HostError`."""
-        path = _record(bdf, places)
+        path = _record(bdf, paths)
         try:
             return cls(**json.loads(path.read_text()))
         except FileNotFoundError:
@@ -47,9 +47,9 @@ class Binding:
         except (OSError, ValueError, TypeError) as error:
             raise HostError(f"{path} cannot be read: {error}", "remove it") from error
 
-    def save(self, places: HostPaths) -> None:
+    def save(self, paths: HostPaths) -> None:
         """Record it, whole or not at all. Raises `HostError`."""
-        path = _record(self.bdf, places)
+        path = _record(self.bdf, paths)
         temporary = path.with_suffix(".new")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,98 +59,98 @@ class Binding:
             raise HostError(f"cannot write {path}: {error.strerror}", _hint(error)) from error
 
 
-def bind(address: str, driver: str | None = None, places: HostPaths = HOST) -> str:
+def bind(address: str, driver: str | None = None, paths: HostPaths = HOST) -> str:
     """Give the device at *address* to *driver*, by default the VFIO driver made for it.
 
     Returns the driver's name. A device that has that driver is left alone. Raises `UserError`
     or `HostError`, and then all is as it was.
     """
-    function = Function.find(address, places)
+    function = HostFunction.find(address, paths)
     if function.iommu_group is None:
         raise HostError(
             f"{function.bdf} is behind no IOMMU, and VFIO takes no such device",
             "switch the IOMMU on in firmware and kernel",
         )
-    target = drivers.ready(driver or drivers.wanted_module(function), places)
+    target = drivers.ready(driver or drivers.wanted_module(function), paths)
     drivers.check_vfio(target)
-    with _alone(places):
+    with _alone(paths):
         return _bind(function, target)
 
 
-def _bind(function: Function, target: str) -> str:
-    places = function.places
+def _bind(function: HostFunction, target: str) -> str:
+    paths = function.paths
     if function.driver == target:
         return target
     if function.driven_by_vfio:
         check_unused(function)
     now = Binding(function.bdf, function.driver, function.driver_override)
-    is_first = Binding.load(function.bdf, places) is None
+    is_first = Binding.load(function.bdf, paths) is None
     if is_first:
-        now.save(places)
+        now.save(paths)
     try:
         _write(function.path / "driver_override", target)
         _rebind(function, target)
     except BaseException:
         _restore(function, now)
         if is_first:
-            _record(function.bdf, places).unlink()
+            _record(function.bdf, paths).unlink()
         raise
     return target
 
 
-def unbind(address: str, places: HostPaths = HOST) -> str | None:
+def unbind(address: str, paths: HostPaths = HOST) -> str | None:
     """Undo `bind`; return the driver the device has again, if it had one.
 
     Raises `UserError` if pyvmm did not bind the device or a program has it open, `HostError` if
     the host refuses.
     """
-    with _alone(places):
-        return _unbind(parse_bdf(address), places)
+    with _alone(paths):
+        return _unbind(parse_bdf(address), paths)
 
 
-def _unbind(bdf: str, places: HostPaths) -> str | None:
-    was = Binding.load(bdf, places)
+def _unbind(bdf: str, paths: HostPaths) -> str | None:
+    was = Binding.load(bdf, paths)
     if was is None:
-        function = Function.find(bdf, places)
+        function = HostFunction.find(bdf, paths)
         raise UserError(
             f"{bdf} was not bound by pyvmm; its driver is {function.driver or 'none'}",
             f"/sys/bus/pci/devices/{bdf}/driver/unbind takes it from that driver",
         )
-    function = Function(bdf, places)
+    function = HostFunction(bdf, paths)
     if function.path.exists():
         check_unused(function)
         _restore(function, was)
-    _record(bdf, places).unlink(missing_ok=True)
+    _record(bdf, paths).unlink(missing_ok=True)
     return was.driver
 
 
 @contextmanager
-def borrowed(address: str, driver: str | None = None, places: HostPaths = HOST) -> Iterator[str]:
+def borrowed(address: str, driver: str | None = None, paths: HostPaths = HOST) -> Iterator[str]:
     """Have the device bound to a VFIO driver meanwhile; yield the driver's name.
 
     One that a VFIO driver has already is left alone, before and after. Close the device first.
     """
-    function = Function.find(address, places)
+    function = HostFunction.find(address, paths)
     if function.driven_by_vfio and driver in (None, function.driver):
         yield function.driver or ""
         return
-    got = bind(address, driver, places)
+    got = bind(address, driver, paths)
     try:
         yield got
     finally:
-        unbind(address, places)
+        unbind(address, paths)
 
 
-def bound(places: HostPaths = HOST) -> list[str]:
+def bound(paths: HostPaths = HOST) -> list[str]:
     """Return the addresses of the devices that `bind` took and `unbind` can give back."""
-    directory = places.run / "vfio"
+    directory = paths.run / "vfio"
     return sorted(path.stem for path in directory.glob("*.json")) if directory.is_dir() else []
 
 
 @contextmanager
-def _alone(places: HostPaths) -> Iterator[None]:
+def _alone(paths: HostPaths) -> Iterator[None]:
     """Hold the right to bind and unbind: one program at a time."""
-    path = places.run / "vfio/lock"
+    path = paths.run / "vfio/lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -163,7 +163,7 @@ def _alone(places: HostPaths) -> Iterator[None]:
         os.close(fd)
 
 
-def _restore(function: Function, was: Binding) -> None:
+def _restore(function: HostFunction, was: Binding) -> None:
     if function.driver_override != was.driver_override:
         # A lone newline clears it (driver_set_override).
         _write(function.path / "driver_override", was.driver_override or "\n")
@@ -171,13 +171,13 @@ def _restore(function: Function, was: Binding) -> None:
         _rebind(function, was.driver)
 
 
-def _rebind(function: Function, driver: str | None) -> None:
+def _rebind(function: HostFunction, driver: str | None) -> None:
     """Take the device from the driver it has, and give it to *driver*."""
     if function.driver:
         _write(function.path / "driver/unbind", function.bdf)
     if driver is None:
         return
-    directory = function.places.drivers / driver
+    directory = function.paths.drivers / driver
     if not directory.exists():
         raise HostError(
             f"{function.bdf}: its driver {driver} is no longer loaded", f"modprobe {driver}"
@@ -206,5 +206,5 @@ def _hint(error: OSError) -> str:
     return "the kernel's log (dmesg) may say why"
 
 
-def _record(bdf: str, places: HostPaths) -> Path:
-    return places.run / "vfio" / f"{bdf}.json"
+def _record(bdf: str, paths: HostPaths) -> Path:
+    return paths.run / "vfio" / f"{bdf}.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from vmm.vfio.region import Region
+    from vmm.vfio.region import VfioRegion
 
 VENDOR: Final = 0x00
 DEVICE: Final = 0x02
@@ -16,10 +16,10 @@ COMMAND_MASTER: Final = 1 << 2
 """PCI Local Bus Specification 3.0, sections 6.1 and 6.2.2: registers of a type 0 header."""
 
 
-class ConfigSpace:
-    """Reads and writes of configuration space, as bytes of a `Region`."""
+class DeviceConfigSpace:
+    """Reads and writes of configuration space, as bytes of a `VfioRegion`."""
 
-    def __init__(self, region: Region) -> None:
+    def __init__(self, region: VfioRegion) -> None:
         self._region = region
 
     @property

@@ -21,13 +21,13 @@ from vmm.errors import HostError, UserError
 from vmm.fd import EventFd
 from vmm.vfio.assignability import check_assignable
 from vmm.vfio.backend import Backend, open_iommu
-from vmm.vfio.config import COMMAND, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace
+from vmm.vfio.config import COMMAND, COMMAND_MASTER, COMMAND_MEMORY, DeviceConfigSpace
 from vmm.vfio.fd import VfioError
-from vmm.vfio.function import Function
+from vmm.vfio.function import HostFunction
 from vmm.vfio.host_paths import HOST, HostPaths
 from vmm.vfio.ioctls import DeviceIoctl
 from vmm.vfio.irq import IrqIndex, IrqInfo, Irqs
-from vmm.vfio.region import Region
+from vmm.vfio.region import VfioRegion
 from vmm.vfio.region_info import CONFIG, RegionInfo, region_index
 
 if TYPE_CHECKING:
@@ -44,30 +44,30 @@ def open_device(  # noqa: PLR0913  (one argument each is what most callers give)
     backend: Backend = Backend.AUTO,
     events: Events | None = None,
     kvm: KvmFiles | None = None,
-    places: HostPaths = HOST,
-) -> Device:
+    paths: HostPaths = HOST,
+) -> VfioDevice:
     """Open the PCI device at *bdf*, which a VFIO driver has.
 
     Devices that share an *iommu* (`open_iommu`) do DMA in the same address space; without one
     the device gets its own, which is closed with it, and whose VM, if any, is *kvm*. Raises
     `UserError` or `HostError`.
     """
-    function = Function.find(bdf, places)
+    function = HostFunction.find(bdf, paths)
     check_assignable(function)
     if iommu is not None:
-        return Device(function, iommu)
+        return VfioDevice(function, iommu)
     own = open_iommu(function, backend, events, kvm)
     try:
-        return Device(function, own, owns_iommu=True)
+        return VfioDevice(function, own, owns_iommu=True)
     except BaseException:
         own.close()
         raise
 
 
-class Device(Closeable):
+class VfioDevice(Closeable):
     """One open device. `with` closes it: its mappings, its eventfds, itself."""
 
-    def __init__(self, function: Function, iommu: Iommu, *, owns_iommu: bool = False) -> None:
+    def __init__(self, function: HostFunction, iommu: Iommu, *, owns_iommu: bool = False) -> None:
         """Attach *function* to *iommu*. Raises `HostError`."""
         self.function = function
         self.bdf = function.bdf
@@ -91,10 +91,10 @@ class Device(Closeable):
         """Whether `reset` works."""
         found = [_region_info(fd, index) for index in range(info.num_regions)]
         self.regions = tuple(
-            Region(self.bdf, one, fd) for one in found if one is not None and one.size
+            VfioRegion(self.bdf, one, fd) for one in found if one is not None and one.size
         )
         """The regions it has, by index; BARs it lacks are left out."""
-        self.config = ConfigSpace(self.region(CONFIG))
+        self.config = DeviceConfigSpace(self.region(CONFIG))
         self.irqs = Irqs(fd)
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ class Device(Closeable):
 
     # --- regions ------------------------------------------------------------------------------
 
-    def region(self, which: int | str) -> Region:
+    def region(self, which: int | str) -> VfioRegion:
         """Return a region by its index, or by what a user calls it. Raises `UserError`."""
         index = which if isinstance(which, int) else region_index(which)
         for region in self.regions:

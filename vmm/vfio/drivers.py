@@ -16,7 +16,7 @@ from vmm.errors import HostError, UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmm.vfio.function import Function
+    from vmm.vfio.function import HostFunction
     from vmm.vfio.host_paths import HostPaths
 
 PLAIN: Final = "vfio-pci"
@@ -24,20 +24,20 @@ _PREFIX: Final = "vfio_pci:"
 _MODPROBE: Final = "modprobe"
 
 
-def wanted_module(function: Function) -> str:
+def wanted_module(function: HostFunction) -> str:
     """Return the module whose alias fits the device most closely; vfio-pci if none is known."""
     name = function.modalias.replace("pci:", _PREFIX, 1)
     fitting = [
         (pattern.count("*"), module)
-        for pattern, module in _aliases(function.places)
+        for pattern, module in _aliases(function.paths)
         if fnmatchcase(name, pattern)
     ]
     return min(fitting, default=(0, PLAIN))[1]
 
 
-def _aliases(places: HostPaths) -> Iterator[tuple[str, str]]:
+def _aliases(paths: HostPaths) -> Iterator[tuple[str, str]]:
     """Yield (pattern, module) of the running kernel's modules, loadable and built in."""
-    directory = places.lib / "modules" / os.uname().release
+    directory = paths.lib / "modules" / os.uname().release
     try:
         for line in (directory / "modules.alias").read_text().splitlines():
             if line.startswith(f"alias {_PREFIX}"):
@@ -56,15 +56,15 @@ def _aliases(places: HostPaths) -> Iterator[tuple[str, str]]:
             yield pattern, module
 
 
-def ready(module: str, places: HostPaths) -> str:
+def ready(module: str, paths: HostPaths) -> str:
     """Return the name of the PCI driver in *module*, after loading the module if need be.
 
     *module* may be the driver's name as well. Raises `HostError` if there is none.
     """
-    if driver := _driver(module, places):
+    if driver := _driver(module, paths):
         return driver
     said = _load(module)
-    if driver := _driver(module, places):
+    if driver := _driver(module, paths):
         return driver
     raise HostError(
         f"this host has no driver {module}: {said}",
@@ -72,10 +72,10 @@ def ready(module: str, places: HostPaths) -> str:
     )
 
 
-def _driver(module: str, places: HostPaths) -> str | None:
-    if (places.drivers / module).exists():
+def _driver(module: str, paths: HostPaths) -> str | None:
+    if (paths.drivers / module).exists():
         return module
-    directory = places.sys / "module" / module.replace("-", "_") / "drivers"
+    directory = paths.sys / "module" / module.replace("-", "_") / "drivers"
     if directory.is_dir():
         for path in sorted(directory.iterdir()):  # pci:vfio-pci
             bus, _, driver = path.name.partition(":")

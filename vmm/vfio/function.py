@@ -27,7 +27,7 @@ _OWN_DMA_LEFT_ALONE: Final = frozenset({"pcieport", "pci-stub", "shpchp"})
 
 
 @dataclass(frozen=True)
-class Bar:
+class SysfsBar:
     """A base address register in use: *start* is a host physical address, *size* in bytes."""
 
     index: int
@@ -49,18 +49,18 @@ class Bar:
         return bool(self.flags & _IORESOURCE_MEM)
 
 
-class Function:
+class HostFunction:
     """One PCI function. Nothing is remembered: each attribute is read when asked for."""
 
-    def __init__(self, bdf: str, places: HostPaths = HOST) -> None:
+    def __init__(self, bdf: str, paths: HostPaths = HOST) -> None:
         self.bdf = bdf
-        self.places = places
-        self.path = places.devices / bdf
+        self.paths = paths
+        self.path = paths.devices / bdf
 
     @classmethod
-    def find(cls, address: str, places: HostPaths = HOST) -> Function:
+    def find(cls, address: str, paths: HostPaths = HOST) -> HostFunction:
         """Return the function at *address*. Raises `UserError` if it is malformed or empty."""
-        function = cls(parse_bdf(address), places)
+        function = cls(parse_bdf(address), paths)
         if not function.path.exists():
             raise UserError(
                 f"there is no PCI device {function.bdf}", "`pyvmm vfio list` shows those there are"
@@ -68,11 +68,11 @@ class Function:
         return function
 
     @classmethod
-    def all(cls, places: HostPaths = HOST) -> list[Function]:
+    def all(cls, paths: HostPaths = HOST) -> list[HostFunction]:
         """Return every PCI function of the host, by address."""
-        if not places.devices.is_dir():
+        if not paths.devices.is_dir():
             return []
-        return [cls(path.name, places) for path in sorted(places.devices.iterdir())]
+        return [cls(path.name, paths) for path in sorted(paths.devices.iterdir())]
 
     def __str__(self) -> str:
         return self.bdf
@@ -121,14 +121,14 @@ class Function:
         return int(name) if name else None
 
     @property
-    def group_members(self) -> list[Function]:
+    def group_members(self) -> list[HostFunction]:
         """The other functions of its IOMMU group: they are isolated together, or not at all."""
         directory = self.path / "iommu_group/devices"
         names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
-        return [Function(name, self.places) for name in names if name != self.bdf]
+        return [HostFunction(name, self.paths) for name in names if name != self.bdf]
 
     @property
-    def group_obstacles(self) -> list[Function]:
+    def group_obstacles(self) -> list[HostFunction]:
         """Those of `group_members` whose drivers keep the group from being ours."""
         return [
             member
@@ -151,13 +151,13 @@ class Function:
         return self.vfio_name is not None or "vfio" in (self.driver or "")
 
     @property
-    def bars(self) -> list[Bar]:
+    def bars(self) -> list[SysfsBar]:
         """Its base address registers as the host has assigned them, the ROM's (6) included."""
         found = []
         for index, line in enumerate(self._read("resource").splitlines()[:7]):
             start, end, flags = (int(field, 16) for field in line.split())
             if flags & (_IORESOURCE_IO | _IORESOURCE_MEM):
-                found.append(Bar(index, start, end - start + 1, flags))
+                found.append(SysfsBar(index, start, end - start + 1, flags))
         return found
 
     def _number(self, name: str) -> int:

@@ -18,12 +18,12 @@ from vmm.errors import HostError
 from vmm.vfio.assignability import obstacle
 from vmm.vfio.fd import VfioError, VfioFd, open_node
 from vmm.vfio.host_paths import HOST, HostPaths
-from vmm.vfio.info_caps import capabilities
+from vmm.vfio.info_caps import info_caps
 from vmm.vfio.ioctls import ContainerIoctl, GroupIoctl
 from vmm.vfio.iommu import Iommu
 
 if TYPE_CHECKING:
-    from vmm.vfio.function import Function
+    from vmm.vfio.function import HostFunction
     from vmm.vfio.kvm_files import KvmFiles
 
 _ALL: Final = AddressRange(0, 1 << 64)
@@ -42,11 +42,11 @@ class Container(Iommu):
 
     name: ClassVar[str] = "group"
 
-    def __init__(self, places: HostPaths = HOST, kvm: KvmFiles | None = None) -> None:
+    def __init__(self, paths: HostPaths = HOST, kvm: KvmFiles | None = None) -> None:
         """Open one. Raises `HostError`."""
         super().__init__(kvm)
         self._groups: list[_Group] = []
-        path = places.dev / "vfio/vfio"
+        path = paths.dev / "vfio/vfio"
         self._fd = VfioFd(open_node(path, "VFIO container"), str(path))
         try:
             self._check()
@@ -64,7 +64,7 @@ class Container(Iommu):
                 "this host has no type 1 IOMMU driver for VFIO", "modprobe vfio_iommu_type1"
             )
 
-    def _attach(self, function: Function) -> VfioFd:
+    def _attach(self, function: HostFunction) -> VfioFd:
         number = function.iommu_group
         assert number is not None  # check_assignable has seen it
         group = next((group for group in self._groups if group.number == number), None)
@@ -82,8 +82,8 @@ class Container(Iommu):
         group.devices.append(VfioFd(fd, function.bdf))
         return group.devices[-1]
 
-    def _add_group(self, function: Function, number: int) -> _Group:
-        node = function.places.dev / "vfio" / str(number)
+    def _add_group(self, function: HostFunction, number: int) -> _Group:
+        node = function.paths.dev / "vfio" / str(number)
         try:
             fd = VfioFd(open_node(node, f"IOMMU group of {function.bdf}"), str(node))
         except HostError as error:  # EBUSY: a group is opened once
@@ -136,11 +136,11 @@ class Container(Iommu):
         answer = self._fd.ioctl_whole(request, "vfio_iommu_type1_info")
         info = ffi.from_buffer("struct vfio_iommu_type1_info *", answer)
         has_chain = info.flags & lib.VFIO_IOMMU_INFO_CAPS
-        for capability in capabilities(answer, info.cap_offset if has_chain else 0):
-            if capability.id == lib.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE:
+        for cap in info_caps(answer, info.cap_offset if has_chain else 0):
+            if cap.id == lib.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE:
                 name = "struct vfio_iommu_type1_info_cap_iova_range"
-                count = capability.struct(name).nr_iovas
-                found = capability.struct(name, count, "struct vfio_iova_range")
+                count = cap.struct(name).nr_iovas
+                found = cap.struct(name, count, "struct vfio_iova_range")
                 ranges = [found.iova_ranges[i] for i in range(count)]
                 return [AddressRange.to(int(one.start), int(one.end) + 1) for one in ranges]
         return [_ALL]

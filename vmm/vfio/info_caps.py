@@ -1,4 +1,4 @@
-"""Capability chains: what VFIO appends to the answers of its INFO ioctls.
+"""InfoCap chains: what VFIO appends to the answers of its INFO ioctls.
 
     | struct ...info | ... | header: id, version, next | data | ... | header | data |
            cap_offset ------^                    next ----------------^
@@ -27,7 +27,7 @@ class InfoCapsError(HostError):
         super().__init__(f"VFIO's capability chain {what}", "this is a bug of the device's driver")
 
 
-class Capability:
+class InfoCap:
     """One link of a chain."""
 
     def __init__(self, answer: bytes, offset: int) -> None:
@@ -60,7 +60,7 @@ class _Kept:
         return getattr(self._pointer, name)
 
 
-def capabilities(answer: bytes, offset: int) -> Iterator[Capability]:
+def info_caps(answer: bytes, offset: int) -> Iterator[InfoCap]:
     """Yield the capabilities of *answer*, whose chain starts at *offset*; 0 is an empty chain.
 
     Raises `InfoCapsError` if it leaves the answer or bites its tail.
@@ -72,6 +72,6 @@ def capabilities(answer: bytes, offset: int) -> Iterator[Capability]:
         if offset > len(answer):
             raise InfoCapsError(f"leads to {offset:#x}, outside of {len(answer)} bytes")
         seen.add(offset)
-        capability = Capability(answer, offset)
+        capability = InfoCap(answer, offset)
         yield capability
         offset = capability.next

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vmm.address_range import AddressRange
     from vmm.vfio.fd import VfioFd
-    from vmm.vfio.function import Function
+    from vmm.vfio.function import HostFunction
     from vmm.vfio.kvm_files import KvmFiles
 
 
@@ -33,7 +33,7 @@ class Iommu(Closeable, ABC):
         self._kvm = kvm
 
     @abstractmethod
-    def _attach(self, function: Function) -> VfioFd: ...
+    def _attach(self, function: HostFunction) -> VfioFd: ...
 
     @abstractmethod
     def detach(self, device: VfioFd) -> None:
@@ -55,14 +55,14 @@ class Iommu(Closeable, ABC):
     @abstractmethod
     def _close(self) -> None: ...
 
-    def attach(self, function: Function) -> VfioFd:
+    def attach(self, function: HostFunction) -> VfioFd:
         """Open a device and attach it. Raises `HostError`, which says what is in the way."""
         try:
             return self._attach(function)
         except VfioError as error:
             raise self._explain(function, error) from error
 
-    def _explain(self, function: Function, error: VfioError) -> HostError:
+    def _explain(self, function: HostFunction, error: VfioError) -> HostError:
         """Return the error for a device that could not be attached: who is in the way, if known."""
         if error.errno == errno.ENOMEM:
             return self._memory_limit(0) or error
@@ -95,10 +95,10 @@ class Iommu(Closeable, ABC):
         self._mapped[iova] = size
 
     def dma_map_file(self, iova: int, fd: int, size: int) -> None:
-        """Let the devices reach the dma-buf *fd* of a device's memory (`Device.export`), at *iova*.
+        """Let the devices reach the dma-buf *fd* of a device's memory at *iova*.
 
-        It is out of reach by itself when that device's memory is off. `dma_unmap` undoes it.
-        Raises `HostError`.
+        `VfioDevice.export` makes the dma-buf. The kernel unmaps it when that device's memory is
+        switched off. `dma_unmap` undoes it. Raises `HostError`.
         """
         raise HostError(
             f"the {self.name} interface cannot map the {size:#x} bytes of device memory in "

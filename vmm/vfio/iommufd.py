@@ -21,16 +21,16 @@ from vmm.vfio.iommu import Iommu
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmm.vfio.function import Function
+    from vmm.vfio.function import HostFunction
     from vmm.vfio.kvm_files import KvmFiles
 
 _FIXED: Final = lib.IOMMU_IOAS_MAP_FIXED_IOVA | lib.IOMMU_IOAS_MAP_READABLE
 
 
-def device_node(function: Function) -> Path | None:
+def device_node(function: HostFunction) -> Path | None:
     """Return the device's own file; None if this kernel makes none."""
     name = function.vfio_name
-    node = function.places.dev / "vfio/devices" / (name or "")
+    node = function.paths.dev / "vfio/devices" / (name or "")
     return node if name and node.exists() else None
 
 
@@ -39,11 +39,11 @@ class Iommufd(Iommu):
 
     name: ClassVar[str] = "iommufd"
 
-    def __init__(self, places: HostPaths = HOST, kvm: KvmFiles | None = None) -> None:
+    def __init__(self, paths: HostPaths = HOST, kvm: KvmFiles | None = None) -> None:
         """Open one. Raises `HostError`."""
         super().__init__(kvm)
         self._devices: list[VfioFd] = []
-        path = places.dev / "iommu"
+        path = paths.dev / "iommu"
         self._fd = VfioFd(open_node(path, "iommufd"), str(path))
         try:
             made = self._fd.ioctl_struct(IommufdIoctl.IOMMU_IOAS_ALLOC, "iommu_ioas_alloc")
@@ -52,8 +52,8 @@ class Iommufd(Iommu):
             raise
         self._ioas = int(made.out_ioas_id)
 
-    def _attach(self, function: Function) -> VfioFd:
-        node = device_node(function) or function.places.dev / "vfio/devices"
+    def _attach(self, function: HostFunction) -> VfioFd:
+        node = device_node(function) or function.paths.dev / "vfio/devices"
         device = VfioFd(open_node(node, f"device {function.bdf}"), function.bdf)
         try:
             self._announce(device)

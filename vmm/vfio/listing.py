@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vmm.errors import VmmError
 from vmm.vfio.binding import bound
 from vmm.vfio.device import open_device
-from vmm.vfio.function import Function
+from vmm.vfio.function import HostFunction
 from vmm.vfio.host_paths import HOST, HostPaths
 from vmm.vfio.region_info import NAMES
 
@@ -86,23 +86,23 @@ def _size(size: int) -> str:
 
 
 def listing(
-    attribute: Attribute, *, ask: bool = True, every: bool = True, places: HostPaths = HOST
+    attribute: Attribute, *, ask: bool = True, every: bool = True, paths: HostPaths = HOST
 ) -> list[DeviceEntry]:
     """Return all devices, or those only that VFIO has or could have if not *every*.
 
     With *ask* those that a VFIO driver has, and nobody uses, are opened (and so reset) to ask
     about their regions; otherwise sysfs tells what it knows.
     """
-    ours = set(bound(places))
+    ours = set(bound(paths))
     return [
         _entry(function, attribute, ask=ask, bound_by_pyvmm=function.bdf in ours)
-        for function in Function.all(places)
+        for function in HostFunction.all(paths)
         if every or function.iommu_group is not None
     ]
 
 
 def _entry(
-    function: Function, attribute: Attribute, *, ask: bool, bound_by_pyvmm: bool
+    function: HostFunction, attribute: Attribute, *, ask: bool, bound_by_pyvmm: bool
 ) -> DeviceEntry:
     regions: list[RegionEntry] | None = None
     note = ""
@@ -127,8 +127,8 @@ def _entry(
     )
 
 
-def _ask(function: Function, attribute: Attribute) -> list[RegionEntry]:
-    with open_device(function.bdf, places=function.places) as device:
+def _ask(function: HostFunction, attribute: Attribute) -> list[RegionEntry]:
+    with open_device(function.bdf, paths=function.paths) as device:
         return [
             RegionEntry(
                 region.index,
@@ -141,5 +141,5 @@ def _ask(function: Function, attribute: Attribute) -> list[RegionEntry]:
         ]
 
 
-def _from_sysfs(function: Function) -> list[RegionEntry]:
+def _from_sysfs(function: HostFunction) -> list[RegionEntry]:
     return [RegionEntry(bar.index, NAMES[bar.index], bar.size, None, "") for bar in function.bars]

@@ -59,7 +59,7 @@ class RegionMapping(Closeable):
             ffi.cast("uint8_t *", self.host_address), partial(_unmap, self._mapped, self.size)
         )
         self.view = memoryview(ffi.buffer(memory, self.size))
-        """Its bytes. Wide or ordered accesses are better made through `Region.read`."""
+        """Its bytes. Wide or ordered accesses are better made through `VfioRegion.read`."""
         if not writable:
             self.view = self.view.toreadonly()
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmm.vfio.region_info import RegionInfo
 
 
-class Region:
+class VfioRegion:
     """One region of an open device.
 
     `read` and `write` are a bus device's, for those who trap the guest's accesses; see
@@ -100,7 +100,7 @@ class Region:
 
         The host address agrees with the offset modulo the largest power of two that fits in the
         size, at most 1 GiB, so that the kernel can map blocks of 2 MiB and 1 GiB (of 32 or
-        512 MiB with larger pages). The device's memory must be on: see `Device.enable_memory`.
+        512 MiB with larger pages). The device's memory must be on: see `VfioDevice.enable_memory`.
         The mapping is closed with the device at the latest. Raises `UserError` or `VfioError`.
         """
         area = self.check_map(offset, size)

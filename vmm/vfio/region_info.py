@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from vmm._native import ffi, lib
 from vmm.address_range import AddressRange
 from vmm.errors import UserError
-from vmm.vfio.info_caps import capabilities
+from vmm.vfio.info_caps import info_caps
 from vmm.vfio.ioctls import DeviceIoctl
 
 if TYPE_CHECKING:
@@ -92,19 +92,19 @@ class RegionInfo:
         msix = False
         type_: tuple[int, int] | None = None
         has_chain = info.flags & lib.VFIO_REGION_INFO_FLAG_CAPS
-        for capability in capabilities(answer, info.cap_offset if has_chain else 0):
-            if capability.id == lib.VFIO_REGION_INFO_CAP_SPARSE_MMAP:
+        for cap in info_caps(answer, info.cap_offset if has_chain else 0):
+            if cap.id == lib.VFIO_REGION_INFO_CAP_SPARSE_MMAP:
                 name = "struct vfio_region_info_cap_sparse_mmap"
                 item = "struct vfio_region_sparse_mmap_area"
-                count = capability.struct(name).nr_areas
-                found = capability.struct(name, count, item)
+                count = cap.struct(name).nr_areas
+                found = cap.struct(name, count, item)
                 sparse = [
                     AddressRange(found.areas[i].offset, found.areas[i].size) for i in range(count)
                 ]
-            elif capability.id == lib.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE:
+            elif cap.id == lib.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE:
                 msix = True
-            elif capability.id == lib.VFIO_REGION_INFO_CAP_TYPE:
-                found = capability.struct("struct vfio_region_info_cap_type")
+            elif cap.id == lib.VFIO_REGION_INFO_CAP_TYPE:
+                found = cap.struct("struct vfio_region_info_cap_type")
                 type_ = found.type, found.subtype
         areas: tuple[AddressRange, ...] = ()
         if info.size and info.flags & lib.VFIO_REGION_INFO_FLAG_MMAP:

@@ -9,7 +9,7 @@ from vmm.vfio.fd import VfioError
 
 if TYPE_CHECKING:
     from vmm.events import Events
-    from vmm.vfio.region import Region
+    from vmm.vfio.region import VfioRegion
 
 
 NOTES: Final = 100
@@ -24,7 +24,7 @@ class TrappedRegion:
     time is an event, and again after it has answered.
     """
 
-    def __init__(self, region: Region, offset: int, size: int, events: Events) -> None:
+    def __init__(self, region: VfioRegion, offset: int, size: int, events: Events) -> None:
         self.size = size
         self._region = region
         self._offset = offset

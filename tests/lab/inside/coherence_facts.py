@@ -29,7 +29,7 @@ from vmm.vfio.device import open_device
 
 if TYPE_CHECKING:
     from vmm.coherence.verdict import Verdict
-    from vmm.vfio.region import Region
+    from vmm.vfio.region import VfioRegion
 
 BDF = sys.argv[1]
 BAR_AT = 0x1_0000_0000
@@ -41,7 +41,7 @@ def told(verdict: Verdict) -> list[str]:
     return [verdict.memory_type.value, *verdict.evidence]
 
 
-def write_and_prove(system: System, region: Region) -> dict[str, object]:
+def write_and_prove(system: System, region: VfioRegion) -> dict[str, object]:
     """Prove a region with everything that writes, memory though it may not be for KVM."""
     before = os.urandom(8192)
     region.write_bytes(0, before)

@@ -17,13 +17,13 @@ from vmm.errors import VmmError
 from vmm.vfio import binding
 from vmm.vfio.backend import Backend
 from vmm.vfio.device import open_device
-from vmm.vfio.function import Function
+from vmm.vfio.function import HostFunction
 from vmm.vfio.irq import IrqIndex
 
 ROUNDS = 20
 
 
-def state(function: Function) -> list[object]:
+def state(function: HostFunction) -> list[object]:
     """Return all that binding may change."""
     return [function.driver, function.driver_override, binding.bound()]
 
@@ -78,7 +78,7 @@ def refusal(command: str, *arguments: str) -> str:
 def main() -> None:
     """Print what was found before, between and after."""
     bdf, backend = sys.argv[1], Backend(sys.argv[2])
-    function = Function.find(bdf)
+    function = HostFunction.find(bdf)
     found: dict[str, Any] = {"before": state(function)}
     try:
         open_device(bdf)

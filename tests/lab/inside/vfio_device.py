@@ -22,8 +22,8 @@ from vmm.errors import VmmError
 from vmm.events import Events
 from vmm.kvm.system import System
 from vmm.vfio.backend import Backend, open_iommu
-from vmm.vfio.device import Device, open_device
-from vmm.vfio.function import Function
+from vmm.vfio.device import VfioDevice, open_device
+from vmm.vfio.function import HostFunction
 from vmm.vfio.irq import IrqIndex
 from vmm.vfio.kvm_files import KvmFiles
 from vmm.vfio.trap import TrappedRegion
@@ -80,7 +80,7 @@ def host_address(memory: mmap.mmap) -> int:
         return int(ffi.cast("uintptr_t", pointer))
 
 
-def registers(device: Device) -> dict[str, Any]:
+def registers(device: VfioDevice) -> dict[str, Any]:
     """Use the device's registers, by system call and mapped."""
     bar = device.region(0)
     found: dict[str, Any] = {"identification": bar.read(IDENTIFICATION, 4)}
@@ -96,7 +96,7 @@ def registers(device: Device) -> dict[str, Any]:
     return found
 
 
-def dma(device: Device) -> dict[str, Any]:
+def dma(device: VfioDevice) -> dict[str, Any]:
     """Have the device copy from our memory to itself, and back to another place."""
     page = mmap.PAGESIZE
     memory = mmap.mmap(-1, 2 * page)
@@ -131,7 +131,7 @@ def dma(device: Device) -> dict[str, Any]:
     return found
 
 
-def interrupts(device: Device) -> dict[str, Any]:
+def interrupts(device: VfioDevice) -> dict[str, Any]:
     """Have the device interrupt us, by message and by pin."""
     bar = device.region(0)
     event = os.eventfd(0, os.EFD_NONBLOCK)
@@ -156,7 +156,7 @@ def interrupts(device: Device) -> dict[str, Any]:
     return found
 
 
-def refusals(device: Device) -> dict[str, str]:
+def refusals(device: VfioDevice) -> dict[str, str]:
     """Ask for what can't be."""
     bar = device.region(0)
     return {
@@ -169,7 +169,7 @@ def refusals(device: Device) -> dict[str, str]:
     }
 
 
-def memory_off(device: Device) -> dict[str, Any]:
+def memory_off(device: VfioDevice) -> dict[str, Any]:
     """Reset the device, which switches its memory off; trap accesses meanwhile."""
     log = Log()
     trapped = TrappedRegion(device.region(0), 0, device.region(0).size, log)
@@ -240,7 +240,7 @@ def memory_limit(bdf: str, backend: Backend) -> str:
 def shared(bdf: str, other: str, backend: Backend) -> dict[str, Any]:
     """Have two devices in one address space."""
     log = Log()
-    with open_iommu(Function.find(bdf), backend, log) as iommu:
+    with open_iommu(HostFunction.find(bdf), backend, log) as iommu:
         with open_device(bdf, iommu=iommu) as one, open_device(other, iommu=iommu) as two:
             copied = dma(one)["copied"]
             with two.region(0).map() as mapping:

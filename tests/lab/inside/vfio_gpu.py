@@ -18,7 +18,7 @@ from vmm.kvm.exits import MmioWrite
 from vmm.kvm.system import System
 from vmm.memory import Mapping, Region
 from vmm.vfio.backend import Backend
-from vmm.vfio.device import Device, open_device
+from vmm.vfio.device import VfioDevice, open_device
 
 if TYPE_CHECKING:
     from vmm.vfio.mapping import RegionMapping
@@ -33,7 +33,7 @@ PATTERN = bytes(range(256)) * 16
 FAR = 0x123_4000
 
 
-def look(device: Device) -> dict[str, Any]:
+def look(device: VfioDevice) -> dict[str, Any]:
     """Return what each region is, and whether a mapping and VFIO's read and write agree."""
     found: dict[str, Any] = {}
     for region in device.regions:
@@ -83,7 +83,7 @@ def block(system: System, mapping: RegionMapping, ipa: int) -> str:
     return "no dump"
 
 
-def blocks(device: Device) -> dict[str, list[str]]:
+def blocks(device: VfioDevice) -> dict[str, list[str]]:
     """Return what whole regions get, and what parts get that do not agree with their IPA."""
     found = {}
     with System.open() as system:

@@ -44,34 +44,34 @@ EXTENDED: Final[int] = lib.PCI_CFG_SPACE_SIZE
 """Where extended capabilities start."""
 
 
-class Capability(NamedTuple):
+class CapabilityEntry(NamedTuple):
     """One link of a list: what it is, and where."""
 
     kind: int
     offset: int
 
 
-def capabilities(read: Read) -> list[Capability]:
+def capabilities(read: Read) -> list[CapabilityEntry]:
     """Return the capabilities of a function, in order. A list that makes no sense ends there."""
-    found: list[Capability] = []
+    found: list[CapabilityEntry] = []
     if not read(lib.PCI_STATUS, 2) & lib.PCI_STATUS_CAP_LIST:
         return found
     offset = read(lib.PCI_CAPABILITY_LIST, 1) & ~3
     while offset >= lib.PCI_STD_HEADER_SIZEOF and offset not in {one.offset for one in found}:
-        found.append(Capability(read(offset, 1), offset))
+        found.append(CapabilityEntry(read(offset, 1), offset))
         offset = read(offset + lib.PCI_CAP_LIST_NEXT, 1) & ~3
     return found
 
 
-def extended_capabilities(read: Read, size: int) -> list[Capability]:
+def extended_capabilities(read: Read, size: int) -> list[CapabilityEntry]:
     """Return the extended capabilities of a function with *size* bytes of configuration space."""
-    found: list[Capability] = []
+    found: list[CapabilityEntry] = []
     offset = EXTENDED
     while EXTENDED <= offset <= size - 4 and offset not in {one.offset for one in found}:
         header = read(offset, 4)
         if header in (0, 0xFFFF_FFFF):
             break
-        found.append(Capability(header & 0xFFFF, offset))
+        found.append(CapabilityEntry(header & 0xFFFF, offset))
         offset = header >> 20 & ~3
     return found
 

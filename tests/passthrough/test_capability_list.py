@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vmm._native import lib
-from vmm.passthrough.capabilities import (
-    Capability,
+from vmm.passthrough.capability_list import (
+    CapabilityEntry,
     capabilities,
     extended_capabilities,
     extended_headers,
@@ -43,10 +43,10 @@ def test_a_device_without_a_list_has_none() -> None:
 
 def test_a_list_ends_where_it_bites_its_tail_or_leaves_its_room() -> None:
     loop = Space((0x40, 1, 0x50), (0x50, 5, 0x40))
-    assert capabilities(loop.read) == [Capability(1, 0x40), Capability(5, 0x50)]
+    assert capabilities(loop.read) == [CapabilityEntry(1, 0x40), CapabilityEntry(5, 0x50)]
     assert links(loop.read) == {0x34: 0x40, 0x41: 0x50, 0x51: 0}
     assert capabilities(Space(first=0x10).read) == []
-    assert capabilities(Space((0xFC, 9, 0), first=0xFF).read) == [Capability(9, 0xFC)]
+    assert capabilities(Space((0xFC, 9, 0), first=0xFF).read) == [CapabilityEntry(9, 0xFC)]
 
 
 def test_hidden_ones_are_bridged() -> None:
