@@ -8,7 +8,7 @@ know the capability (legacy-gh200), a region that is not cacheable (region 2).
 
 import sys
 
-from vmm.coherence.capability import Capability
+from vmm.coherence.capability import HostCapability
 from vmm.coherence.policy import AskKernel, Cache, Map, Refuse, Trap, decide, region_attribute
 from vmm.coherence.verdict import prove
 from vmm.errors import VmmError
@@ -22,7 +22,7 @@ GUEST_ADDRESS = 0x1_0000_0000
 def main(bdf: str, index: int) -> None:
     """Map region *index* of the device at *bdf*."""
     with System.open() as kvm, open_device(bdf) as device, kvm.create_vm() as vm:
-        capability = Capability.probe(kvm)  # on a scratch VM, never on the guest's
+        capability = HostCapability.probe(kvm)  # on a scratch VM, never on the guest's
         print("this host:  ", capability.support.value, "|", capability.evidence[0])
 
         # The driver that made our mapping is the authority on its attributes.

@@ -29,7 +29,7 @@ class Window(NamedTuple):
     device: BusDevice
 
 
-class Map:
+class AddressMap:
     """What a bus looks like at one time; never changed, for vCPU threads may be reading it."""
 
     def __init__(self, windows: list[Window]) -> None:
@@ -47,7 +47,7 @@ class MmioBus:
     """
 
     def __init__(self) -> None:
-        self._map = Map([])
+        self._map = AddressMap([])
         self._empty: list[tuple[AddressRange, int]] = []
         self.unclaimed = 0
 
@@ -57,7 +57,7 @@ class MmioBus:
         for window in self._map.windows:
             if window.addresses.overlaps(new.addresses):
                 raise ValueError(f"{new.addresses} overlaps {window.device} at {window.addresses}")
-        self._map = Map([*self._map.windows, new])
+        self._map = AddressMap([*self._map.windows, new])
 
     def detach(self, base: int) -> None:
         """Take the device at *base* off the bus. Raises ValueError if none begins there.
@@ -67,7 +67,7 @@ class MmioBus:
         left = [window for window in self._map.windows if window.addresses.base != base]
         if len(left) == len(self._map.windows):
             raise ValueError(f"nothing begins at {base:#x}")
-        self._map = Map(left)
+        self._map = AddressMap(left)
 
     def fill(self, base: int, size: int, byte: int) -> None:
         """Have [base, base + size) read as *byte*, over and over, where no device is."""

@@ -1,11 +1,11 @@
-"""Hosts as `Capability.probe` finds them, by name: for tests of what follows from them."""
+"""Hosts as `HostCapability.probe` finds them, by name: for tests of what follows from them."""
 
 from __future__ import annotations
 
-from vmm.coherence.capability import Capability, FlagAnswer, Generation, judge
+from vmm.coherence.capability import FlagAnswer, Generation, HostCapability, judge
 
 
-def host(on_system: int | None, on_vm: int | None, bit3: FlagAnswer) -> Capability:
+def host(on_system: int | None, on_vm: int | None, bit3: FlagAnswer) -> HostCapability:
     support, generation, evidence = judge(on_system, on_vm, bit3)
     claimed = bit3 is not FlagAnswer.ACCEPTED or generation is Generation.RFC
     flags = {
@@ -13,7 +13,7 @@ def host(on_system: int | None, on_vm: int | None, bit3: FlagAnswer) -> Capabili
             "KVM_SET_USER_MEMORY_REGION": bit3 if claimed else FlagAnswer.AMBIGUOUS,
         }
     }
-    return Capability(
+    return HostCapability(
         support=support,
         generation=generation,
         on_system=on_system,

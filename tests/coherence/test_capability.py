@@ -8,7 +8,7 @@ import os
 import pytest
 
 from tests.coherence.hosts import HOSTS, NO, YES
-from vmm.coherence.capability import Capability, FlagAnswer, Generation, Support, judge
+from vmm.coherence.capability import FlagAnswer, Generation, HostCapability, Support, judge
 from vmm.kvm.system import DEVICE, System
 
 
@@ -43,7 +43,7 @@ def test_an_accepted_bit_3_alone_proves_nothing() -> None:
 
 
 def test_a_yes_counts_only_where_the_system_descriptor_says_einval() -> None:
-    """Capability numbers collide out of tree; a legacy kernel must never pass for mainline."""
+    """HostCapability numbers collide out of tree; a legacy kernel must never pass for mainline."""
     for answer in (1, 2, 3):
         support, generation, evidence = judge(answer, answer, YES)
         assert (support, generation) == (Support.UNKNOWN, Generation.LEGACY)
@@ -66,7 +66,7 @@ def test_this_machines_kernel_can_be_probed() -> None:
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         pytest.skip(f"no {DEVICE} that we may use")
     with System.open() as system:
-        capability = Capability.probe(system)
+        capability = HostCapability.probe(system)
     assert capability.flags["READONLY"]["KVM_SET_USER_MEMORY_REGION"] is FlagAnswer.ACCEPTED
     assert capability.flags["WRITE_BACK"]["KVM_SET_USER_MEMORY_REGION"] is not FlagAnswer.ACCEPTED
     assert json.loads(json.dumps(capability.as_json()))["generation"] == "legacy"

@@ -13,7 +13,7 @@ from tests.coherence.hosts import HOSTS
 from vmm.address_range import AddressRange
 from vmm.coherence import vma
 from vmm.coherence.capability import Generation
-from vmm.coherence.explain import Slot, Suspect, refusal, run_causes, slot_causes
+from vmm.coherence.explain import RequestedSlot, Suspect, refusal, run_causes, slot_causes
 from vmm.coherence.ledger import Entry
 from vmm.coherence.policy import Attribute, Promise, Stage1, Stage2
 from vmm.coherence.vma import Vma
@@ -25,8 +25,8 @@ PFNMAP = Vma(ADDRESSES, "rw-s", "anon_inode:[vfio-device]", frozenset({"pf"}))
 ANONYMOUS = Vma(ADDRESSES, "rw-p", "", frozenset({"rd"}))
 
 
-def slot(flags: int = 0, base: int = 0x1_0000_0000) -> Slot:
-    return Slot(3, flags, base, 0x2000_0000, PFNMAP.addresses.base)
+def slot(flags: int = 0, base: int = 0x1_0000_0000) -> RequestedSlot:
+    return RequestedSlot(3, flags, base, 0x2000_0000, PFNMAP.addresses.base)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def slot(flags: int = 0, base: int = 0x1_0000_0000) -> Slot:
     ],
 )
 def test_einval_has_a_first_cause(
-    host: str, asked: Slot, where: Vma, stage1: Stage1, word: str
+    host: str, asked: RequestedSlot, where: Vma, stage1: Stage1, word: str
 ) -> None:
     causes = slot_causes(errno.EINVAL, asked, where, stage1, HOSTS[host])
     assert word in causes[0].what
@@ -56,7 +56,7 @@ def test_einval_has_a_first_cause(
 
 def test_einval_that_nothing_explains_is_ranked_not_claimed() -> None:
     """Nor is a live slot's change suspected of a slot that is new."""
-    new = Slot(None, 0, 0x1_0000_0000, 0x2000_0000, PFNMAP.addresses.base)
+    new = RequestedSlot(None, 0, 0x1_0000_0000, 0x2000_0000, PFNMAP.addresses.base)
     for stage1 in (Stage1.UNKNOWN, Stage1.UNCACHED):
         causes = slot_causes(errno.EINVAL, new, PFNMAP, stage1, HOSTS["mainline-nofwb"])
         assert not any(cause.certain for cause in causes)
@@ -97,7 +97,7 @@ def test_other_errnos_have_their_own_causes(number: int) -> None:
 
 
 def test_a_slot_has_a_largest_size() -> None:
-    huge = Slot(None, 0, 0, 1 << 43, PFNMAP.addresses.base)
+    huge = RequestedSlot(None, 0, 0, 1 << 43, PFNMAP.addresses.base)
     first, *_ = slot_causes(errno.EINVAL, huge, PFNMAP, Stage1.CACHEABLE, HOSTS["mainline"])
     assert first.certain
     assert "at most" in first.what

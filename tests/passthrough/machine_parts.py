@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from tests.passthrough.fake_device import FakeDevice
 from vmm.arm64 import layout
 from vmm.bus import MmioBus
-from vmm.coherence.capability import Capability, FlagAnswer, judge
+from vmm.coherence.capability import FlagAnswer, HostCapability, judge
 from vmm.config.vfio import VfioConfig
 from vmm.events import Events
 from vmm.kvm.slots import MemorySlots
@@ -154,11 +154,11 @@ class Parts:
         self.owned.close()
 
 
-def capability(on_vm: int = 1) -> Capability:
+def capability(on_vm: int = 1) -> HostCapability:
     """Return that of a mainline kernel, with FWB unless *on_vm* is 0."""
     no = FlagAnswer.UNSUPPORTED
     support, generation, evidence = judge(None, on_vm, no)
     flags: Mapping[str, Mapping[str, FlagAnswer]] = {
         "WRITE_BACK": {"KVM_SET_USER_MEMORY_REGION": no}
     }
-    return Capability(support, generation, None, on_vm, 4096, 40, None, None, flags, evidence)
+    return HostCapability(support, generation, None, on_vm, 4096, 40, None, None, flags, evidence)

@@ -19,7 +19,7 @@ import pytest
 
 from vmm._native import lib
 from vmm.address_range import AddressRange
-from vmm.coherence.capability import Capability, FlagAnswer, Generation, judge
+from vmm.coherence.capability import FlagAnswer, Generation, HostCapability, judge
 from vmm.coherence.policy import NVGRACE, Stage2, with_uapi
 from vmm.coherence.verdict import MemoryType, Verdict
 from vmm.coherence.vma import Vma
@@ -60,10 +60,10 @@ class Kernel:
     """All that were ever made, scratch VMs' included."""
 
     @property
-    def capability(self) -> Capability:
+    def capability(self) -> HostCapability:
         support, generation, evidence = judge(self.on_system, self.on_vm, self.bit3)
         flags = {"WRITE_BACK": {"KVM_SET_USER_MEMORY_REGION": self.bit3}}
-        return Capability(
+        return HostCapability(
             support, generation, self.on_system, self.on_vm, 4096, 40, None, None, flags, evidence
         )
 
@@ -121,7 +121,7 @@ def memory(
     driver: str = NVGRACE,
     cache: str = "auto",
     areas: tuple[AddressRange, ...] = (AddressRange(0, SIZE),),
-    capability: Capability | None = None,
+    capability: HostCapability | None = None,
 ) -> RegionMemory:
     fd = os.memfd_create("device")
     os.ftruncate(fd, SIZE)

@@ -8,7 +8,7 @@ import sys
 import click
 
 from vmm.cli.place import host_option, is_native, run_there
-from vmm.coherence.host_report import Probe
+from vmm.coherence.host_report import HostReport
 
 
 @click.command()
@@ -19,7 +19,7 @@ def probe(*, as_json: bool, everything: bool, host: str) -> None:
     """Tell what this host's KVM can do: every capability, and the host's own facts."""
     if not is_native(host):
         sys.exit(run_there(host))
-    found = Probe.run()
+    found = HostReport.run()
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=1))
     else:

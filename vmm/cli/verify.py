@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import click
 
 from vmm.cli.place import host_option, is_native, run_there
-from vmm.coherence.capability import Capability
+from vmm.coherence.capability import HostCapability
 from vmm.coherence.policy import with_uapi
 from vmm.config.bar import parse_bar
 from vmm.kvm.system import System
@@ -41,7 +41,7 @@ def verify(bars: tuple[str, ...], *, uapi: str, as_json: bool, host: str) -> Non
     configs = tuple(parse_bar(text) for text in bars)
     with ExitStack() as owned:
         system = owned.enter_context(System.open())
-        capability = with_uapi(Capability.probe(system), uapi)
+        capability = with_uapi(HostCapability.probe(system), uapi)
         for region in open_all(configs, system, capability, owned, 0):
             verdicts = region.verify()
             for verdict in verdicts:

@@ -73,7 +73,7 @@ class FlagAnswer(Enum):
 
 
 @dataclass(frozen=True)
-class Capability:
+class HostCapability:
     """All that is known of a host before any memory is shown to a guest.
 
     on_system, on_vm   KVM_CHECK_EXTENSION's answers for the capability; None: EINVAL
@@ -96,7 +96,7 @@ class Capability:
     evidence: tuple[str, ...]
 
     @classmethod
-    def probe(cls, system: System) -> Capability:
+    def probe(cls, system: System) -> HostCapability:
         """Ask KVM, on a scratch VM that is gone when this returns. Raises `KvmError`."""
         with system.create_vm() as vm:
             on_system = _answer(system.check_extension)

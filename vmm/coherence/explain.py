@@ -21,7 +21,7 @@ from vmm.kvm.vm import MemFlag
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vmm.coherence.capability import Capability
+    from vmm.coherence.capability import HostCapability
     from vmm.coherence.ledger import Entry
     from vmm.coherence.vma import Vma
 
@@ -36,7 +36,7 @@ class Cause:
 
 
 @dataclass(frozen=True)
-class Slot:
+class RequestedSlot:
     """A memory slot as it was asked for, or is; *number* None: a new one."""
 
     number: int | None
@@ -82,7 +82,7 @@ PLAIN: Final = {
 
 
 def slot_causes(
-    error: int, slot: Slot, vma: Vma | None, stage1: Stage1, capability: Capability
+    error: int, slot: RequestedSlot, vma: Vma | None, stage1: Stage1, capability: HostCapability
 ) -> list[Cause]:
     """Return why KVM refused *slot* with errno *error*, the likeliest first. Pure."""
     if error in PLAIN:
@@ -108,7 +108,7 @@ def slot_causes(
     return sorted(causes, key=lambda cause: not cause.certain)
 
 
-def _flag_causes(slot: Slot, capability: Capability) -> list[Cause]:
+def _flag_causes(slot: RequestedSlot, capability: HostCapability) -> list[Cause]:
     if not slot.flags & MemFlag.WRITE_BACK:
         return []
     if capability.support is Support.UNSUPPORTED:
@@ -124,7 +124,7 @@ def _flag_causes(slot: Slot, capability: Capability) -> list[Cause]:
     return []
 
 
-def _pfnmap_causes(slot: Slot, stage1: Stage1, capability: Capability) -> list[Cause]:
+def _pfnmap_causes(slot: RequestedSlot, stage1: Stage1, capability: HostCapability) -> list[Cause]:
     causes = []
     if slot.flags & MemFlag.LOG_DIRTY_PAGES:
         what = "dirty logging does not work on device memory"
@@ -218,7 +218,7 @@ def _misused(entry: Entry) -> Cause | None:
 VERIFY: Final = "`pyvmm verify` tells its type"
 
 
-def refusal(slot: Slot, vma: Vma | None, error: int, causes: list[Cause]) -> HostError:
+def refusal(slot: RequestedSlot, vma: Vma | None, error: int, causes: list[Cause]) -> HostError:
     """Return the one-line error for a refused slot."""
     chain = f"{slot} -> {vma or 'no VMA'}"
     name = errno.errorcode.get(error, str(error))

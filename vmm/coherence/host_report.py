@@ -22,7 +22,7 @@ Answer = int | None
 
 
 @dataclass(frozen=True)
-class Capability:
+class Extension:
     """One capability: KVM's answers on /dev/kvm and on a VM."""
 
     number: int
@@ -31,24 +31,24 @@ class Capability:
 
 
 @dataclass(frozen=True)
-class Probe:
+class HostReport:
     """All that `pyvmm probe` tells."""
 
     host: Mapping[str, str | int]
-    coherence: coherence.Capability
-    capabilities: Mapping[str, Capability]
+    coherence: coherence.HostCapability
+    capabilities: Mapping[str, Extension]
 
     @classmethod
-    def run(cls) -> Probe:
+    def run(cls) -> HostReport:
         """Ask KVM. Raises `HostError` if there is none."""
         with System.open() as system, system.create_vm() as vm:
             answers = {
-                name: Capability(
+                name: Extension(
                     number, _ask(system.check_extension, number), _ask(vm.check_extension, number)
                 )
                 for name, number in capabilities().items()
             }
-            found = coherence.Capability.probe(system)
+            found = coherence.HostCapability.probe(system)
         return cls(_host_facts(answers), found, answers)
 
     def as_json(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def _shown(answer: Answer) -> str:
     return str(answer) if answer < 1 << 16 else f"{answer:#x}"
 
 
-def _host_facts(answers: Mapping[str, Capability]) -> dict[str, str | int]:
+def _host_facts(answers: Mapping[str, Extension]) -> dict[str, str | int]:
     facts: dict[str, str | int] = {
         "kernel": platform.release(),
         "machine": platform.machine(),

@@ -31,7 +31,7 @@ from vmm.errors import UserError
 from vmm.kvm.vm import MemFlag
 
 if TYPE_CHECKING:
-    from vmm.coherence.capability import Capability
+    from vmm.coherence.capability import HostCapability
 
 
 class Cache(Enum):
@@ -140,7 +140,7 @@ def region_attribute(driver: str, region: int) -> Attribute:
     return Attribute(Stage1.UNKNOWN, f"pyvmm does not know how {driver} maps its regions")
 
 
-def decide(attribute: Attribute, capability: Capability, cache: Cache) -> Decision:
+def decide(attribute: Attribute, capability: HostCapability, cache: Cache) -> Decision:
     """Decide for a range of device memory."""
     if cache is Cache.FORBID and attribute.stage1 is not Stage1.UNCACHED:
         return Trap(f"cache=forbid, and the host's mapping is {attribute.stage1.value}")
@@ -162,7 +162,7 @@ def _decide_uncached(attribute: Attribute, cache: Cache) -> Decision:
     return Map(MemFlag(0), Promise(Stage2.NON_CACHEABLE, because))
 
 
-def _decide_cacheable(capability: Capability) -> Decision:
+def _decide_cacheable(capability: HostCapability) -> Decision:
     if capability.support is Support.UNKNOWN:
         return Refuse(
             "this kernel does not know KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED (243): it would "
@@ -183,7 +183,7 @@ def _decide_cacheable(capability: Capability) -> Decision:
     return Map(MemFlag(0), Promise(Stage2.WRITE_BACK, because))
 
 
-def _decide_unknown(attribute: Attribute, capability: Capability, cache: Cache) -> Decision:
+def _decide_unknown(attribute: Attribute, capability: HostCapability, cache: Cache) -> Decision:
     if capability.generation is Generation.RFC and capability.support is Support.SUPPORTED:
         uncached = Attribute(Stage1.UNCACHED, "the kernel refuses Write-Back for it")
         first = _decide_cacheable(capability)
@@ -204,7 +204,7 @@ def _decide_unknown(attribute: Attribute, capability: Capability, cache: Cache) 
     return Map(MemFlag(0), Promise(Stage2.UNPROMISED, because))
 
 
-def decide_ram(capability: Capability, *, write_back: bool) -> Decision:
+def decide_ram(capability: HostCapability, *, write_back: bool) -> Decision:
     """Decide for memory that the kernel manages; *write_back*: ask for the flag."""
     if write_back:
         if capability.generation is not Generation.RFC:
@@ -231,7 +231,7 @@ def decide_ram(capability: Capability, *, write_back: bool) -> Decision:
     return Map(MemFlag(0), Promise(Stage2.GUEST_DECIDES, because))
 
 
-def with_uapi(capability: Capability, uapi: str) -> Capability:
+def with_uapi(capability: HostCapability, uapi: str) -> HostCapability:
     """Return *capability* as somebody who knows the kernel says it is: auto, mainline, rfc.
 
     What the kernel has shown goes before what is said of it: none knows the capability because

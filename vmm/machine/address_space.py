@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from vmm.bus import MmioBus
-    from vmm.coherence.capability import Capability
+    from vmm.coherence.capability import HostCapability
     from vmm.coherence.ledger import Ledger
     from vmm.config import MachineConfig
     from vmm.events import Events
@@ -156,12 +156,12 @@ class AddressSpace(Closeable):
             )
 
     @cached_property
-    def capability(self) -> Capability:
+    def capability(self) -> HostCapability:
         """What this host can do for cacheable memory. Raises `KvmError`."""
-        from vmm.coherence.capability import Capability
+        from vmm.coherence.capability import HostCapability
         from vmm.coherence.policy import with_uapi
 
-        return with_uapi(Capability.probe(self._system), self._config.uapi)
+        return with_uapi(HostCapability.probe(self._system), self._config.uapi)
 
     @property
     def end(self) -> int:

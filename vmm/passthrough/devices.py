@@ -35,7 +35,7 @@ from vmm.vfio.kvm_files import KvmFiles
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from vmm.coherence.capability import Capability
+    from vmm.coherence.capability import HostCapability
     from vmm.config.vfio import VfioConfig
     from vmm.events import Events
     from vmm.kvm.irq_routing import IrqRouting
@@ -81,7 +81,7 @@ class Passthrough(Closeable):
         configs: Sequence[VfioConfig],
         *,
         system: System,
-        capability: Capability,
+        capability: HostCapability,
         msis: IrqRouting,
         events: Events,
     ) -> None:

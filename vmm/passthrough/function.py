@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from vmm.bus import BusDevice
-    from vmm.coherence.capability import Capability
+    from vmm.coherence.capability import HostCapability
     from vmm.config.vfio import VfioConfig
     from vmm.events import Events
     from vmm.kvm.irq_routing import FunctionMsis, IrqRouting
@@ -64,7 +64,7 @@ class PassthroughFunction(PciFunction):
         device: VfioDevice,
         *,
         system: System,
-        capability: Capability,
+        capability: HostCapability,
         events: Events,
         slots: Callable[[], MemorySlots | None],
         msis: IrqRouting,

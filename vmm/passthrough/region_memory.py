@@ -44,7 +44,7 @@ from vmm.vfio.trap import TrappedRegion
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from vmm.coherence.capability import Capability
+    from vmm.coherence.capability import HostCapability
     from vmm.config.bar import BarConfig
     from vmm.events import Events
     from vmm.kvm.slots import MemorySlots
@@ -94,7 +94,7 @@ class RegionMemory(Closeable):
         config: BarConfig,
         device: VfioDevice,
         system: System,
-        capability: Capability,
+        capability: HostCapability,
         *,
         holes: Sequence[AddressRange] = (),
         option: str = "--bar",
@@ -321,7 +321,7 @@ class RegionMemory(Closeable):
     def _refused(self, base: int, mapping: RegionMapping, flags: int, error: KvmError) -> HostError:
         if error.request is not Ioctl.KVM_SET_USER_MEMORY_REGION:
             return error
-        asked = explain.Slot(None, flags, base, mapping.size, mapping.host_address)
+        asked = explain.RequestedSlot(None, flags, base, mapping.size, mapping.host_address)
         where = vma.find(mapping.host_address)
         causes = explain.slot_causes(
             error.errno, asked, where, self.attribute.stage1, self._capability
@@ -370,7 +370,7 @@ def without(areas: Iterable[AddressRange], holes: Iterable[AddressRange]) -> lis
 def open_all(
     configs: tuple[BarConfig, ...],
     system: System,
-    capability: Capability,
+    capability: HostCapability,
     owned: ExitStack,
     above: int,
 ) -> list[RegionMemory]:
