@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from tests.lab.guest.flat_guest import assemble
+from vmm.events import COMPLAINTS
 from vmm.lab.guest import fixture
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.session import Completed
-from vmm.pci.host import COMPLAINTS
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 

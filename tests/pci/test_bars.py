@@ -19,8 +19,8 @@ from tests.pci.pci_bus import (
     function,
 )
 from vmm.errors import HostError, UserError
+from vmm.events import COMPLAINTS
 from vmm.pci.bar import Space
-from vmm.pci.host import COMPLAINTS
 
 HIGH = 1 << 32
 GIB = 1 << 30

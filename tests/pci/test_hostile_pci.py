@@ -22,9 +22,9 @@ from tests.pci.pci_bus import (
     Sink,
     function,
 )
+from vmm.events import COMPLAINTS
 from vmm.pci.bar import Bar, Space
 from vmm.pci.function import PciFunction
-from vmm.pci.host import COMPLAINTS
 from vmm.pci.msix import Msix
 
 RAM = (0x4000_0000, 0x8000_0000)

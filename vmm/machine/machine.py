@@ -14,7 +14,7 @@ from vmm.bus import MmioBus
 from vmm.closeable import Closeable
 from vmm.devices import pl011
 from vmm.devices.pl031 import Pl031
-from vmm.devices.pvpanic import PanicEvent, PvPanic
+from vmm.devices.pvpanic import PvPanic
 from vmm.errors import GuestError
 from vmm.irq import SwitchableLine
 from vmm.kvm.exits import SystemEvent, SystemEventType
@@ -89,7 +89,7 @@ class Machine(Closeable):
             self._flash = self._add_flash()
             self._add_uart()
             self._add_rtc()
-            self._bus.attach(layout.PVPANIC, layout.DEVICE_SIZE, PvPanic(self._on_panic))
+            self._bus.attach(layout.PVPANIC, layout.DEVICE_SIZE, PvPanic(self._on_panic, events))
             self._root = self._add_pci()
             self._passthrough = self._add_passthrough()
             self._virtio_devices = self._add_virtio()
@@ -315,10 +315,8 @@ class Machine(Closeable):
         self._events.emit("device-removed", device=bdf)
         self.say(f"the host took {bdf} back; its memory now reads as ones")
 
-    def _on_panic(self, event: PanicEvent) -> None:
-        self._events.emit("panic", report=event.name)
-        if PanicEvent.PANICKED in event:
-            self.end(Ending.PANICKED)
+    def _on_panic(self) -> None:
+        self.end(Ending.PANICKED)
 
     def close(self) -> None:
         """Take the machine apart. Idempotent."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmm.closeable import Closeable
 from vmm.errors import UserError, VmmError
+from vmm.events import Bounded
 from vmm.pci import window
 from vmm.pci.bar import Space
 from vmm.pci.config import SIZE as FUNCTION_SIZE
@@ -37,9 +38,6 @@ BUS_SIZE: Final = 1 << 20
 SLOTS: Final = 32
 FIRST_SLOT: Final = 1
 """Device 0 of a root bus is the host bridge's, on real machines; here nobody has it."""
-
-COMPLAINTS: Final = 100
-"""How many events each function can cause: a hostile guest must not fill the host's disk."""
 
 
 class PciHost(Closeable):
@@ -63,7 +61,7 @@ class PciHost(Closeable):
         self._line = line
         self._events = events
         self._lock = RLock()
-        self._complaints: dict[str, int] = {}
+        self._bounded: dict[str, Bounded] = {}  # by function: one must not silence another
         for each in fixed:
             self._open(each)
 
@@ -225,17 +223,15 @@ class PciHost(Closeable):
     def _complain(
         self, event: str, function: PciFunction, bar: Bar, address: int, because: str
     ) -> None:
-        count = self._complaints.get(function.name, 0)
-        if count < COMPLAINTS:
-            self._complaints[function.name] = count + 1
-            self._events.emit(
-                event,
-                device=function.name,
-                bar=bar.index,
-                address=address,
-                size=bar.size,
-                because=because,
-            )
+        events = self._bounded.setdefault(function.name, Bounded(self._events))
+        events.emit(
+            event,
+            device=function.name,
+            bar=bar.index,
+            address=address,
+            size=bar.size,
+            because=because,
+        )
 
     # Life
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from vmm.events import Bounded
 from vmm.vfio.fd import VfioError
 
 if TYPE_CHECKING:
     from vmm.events import Events
     from vmm.vfio.region import VfioRegion
-
-
-NOTES: Final = 100
-"""How many events a region can cause: a guest that switches memory off must not fill a disk."""
 
 
 class TrappedRegion:
@@ -28,11 +25,10 @@ class TrappedRegion:
         self.size = size
         self._region = region
         self._offset = offset
-        self._events = events
+        self._events = Bounded(events)
         self._lock = Lock()
         self._detached = False
         self._silent = False
-        self._notes = 0
 
     def read(self, offset: int, size: int) -> int:
         """Read as the guest does."""
@@ -65,9 +61,8 @@ class TrappedRegion:
             self._detached = True
 
     def _note(self, error: VfioError) -> None:
-        if not self._silent and self._notes < NOTES:
+        if not self._silent:
             self._silent = True
-            self._notes += 1
             self._events.emit(
                 "vfio-no-answer",
                 device=self._region.bdf,
