@@ -17,9 +17,10 @@ from tests.virtio.ring_driver import BASE, BUFFERS, Buffer, Memory, SplitDriver
 from vmm.virtio import status
 from vmm.virtio.device import F_EVENT_IDX, F_INDIRECT_DESC, F_RING_RESET
 from vmm.virtio.net import registers
-from vmm.virtio.net.device import KernelNetBackend, Net
+from vmm.virtio.net.device import Net
 from vmm.virtio.net.registers import Address
 from vmm.virtio.net.tap import Tap
+from vmm.virtio.net.vhost_net import KernelNetBackend
 from vmm.virtio.queue import MemoryMap
 from vmm.virtio.transport.mmio import MmioTransport
 

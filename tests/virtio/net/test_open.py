@@ -17,7 +17,7 @@ from vmm.config.net import parse_net
 from vmm.errors import HostError, KernelError
 from vmm.memory import GuestMemory, Mapping
 from vmm.virtio import status
-from vmm.virtio.net import device as net
+from vmm.virtio.net import vhost_net
 from vmm.virtio.net.device import Net
 from vmm.virtio.net.open import PREFIX, open_net
 from vmm.virtio.net.tap import PATH
@@ -38,7 +38,7 @@ def memory() -> Iterator[MemoryMap]:
 
 @pytest.fixture(autouse=True)
 def _no_vhost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(net, "PATH", str(tmp_path / "vhost-net"))
+    monkeypatch.setattr(vhost_net, "PATH", str(tmp_path / "vhost-net"))
 
 
 def test_without_vhost_net_threads_move_packets(memory: MemoryMap) -> None:

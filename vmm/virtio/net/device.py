@@ -1,7 +1,7 @@
-"""The network device: `vmm.virtio.net.registers` for what it says, a back end for its packets.
+"""The network device (VIRTIO 1.2, 5.1): registers and control queue here, packets in a back end.
 
-tap   KernelBackend (vhost-net) or ThreadBackend, over a TAP interface's queues
-user  passt: over vhost-user, or its stream socket and ThreadBackend
+tap   KernelNetBackend (vhost-net) or ThreadBackend, over the queues of a TAP interface
+user  passt: over its stream socket and ThreadBackend; over vhost-user see `vhost_user`
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmm._native import lib
 from vmm.virtio.net import registers
-from vmm.virtio.net.threads import ThreadBackend
 from vmm.virtio.vhost.device import VhostDevice
-from vmm.virtio.vhost.kernel import KernelBackend, VhostFile, VhostIoctl
 
 if TYPE_CHECKING:
     from vmm.events import Events
@@ -20,13 +18,11 @@ if TYPE_CHECKING:
     from vmm.virtio.net.registers import Address
     from vmm.virtio.net.tap import Tap
     from vmm.virtio.queue import MemoryMap, Queue
-    from vmm.virtio.vhost.backend import Ring, VhostBackend
+    from vmm.virtio.vhost.backend import VhostBackend
 
-PATH: Final = "/dev/vhost-net"
-QUEUE_SIZE: Final = 256
 CONTROL_SIZE: Final = 64
 COMMANDS: Final = 16
-"""Commands of the control queue before others have a turn."""
+"""Commands of the control queue in one call of `Net.serve`, so that other devices get a turn."""
 
 TUN_FLAGS: Final = {
     registers.F_GUEST_CSUM: lib.TUN_F_CSUM,
@@ -36,61 +32,15 @@ TUN_FLAGS: Final = {
 }
 
 
-class NetFile(VhostFile):
-    """An instance of vhost-net."""
-
-    module = "vhost_net"
-
-
-class TapSwitch:
-    """What the control queue can do to *tap* (`vmm.virtio.net.registers.Switch`)."""
-
-    def __init__(self, tap: Tap) -> None:
-        self._tap = tap
-
-    def set_pairs(self, pairs: int) -> None:
-        """Use the first *pairs* pairs of queues only."""
-        self._tap.set_pairs(pairs)
-
-    def set_offloads(self, features: int) -> None:
-        """Have TAP send packets unfinished as GUEST_* *features* say."""
-        flags = sum(flag for feature, flag in TUN_FLAGS.items() if features & feature)
-        self._tap.set_offload(flags)
-
-
-class KernelNetBackend(KernelBackend):
-    """vhost-net: an instance for each of *tap*'s queues. Raises `HostError`."""
-
-    def __init__(self, tap: Tap, option: str) -> None:
-        super().__init__(PATH, NetFile, len(tap.queues), option)
-        self._tap = tap
-
-    def features(self) -> int:
-        """Return what the kernel can do of rings, and what TAP can do of packets."""
-        return int(super().features() | registers.GUEST_OFFLOADS | registers.HOST_OFFLOADS)
-
-    def start_ring(self, index: int, ring: Ring) -> None:
-        """Set the ring up and connect it to its TAP queue."""
-        file, number = self._files[index // 2], index % 2
-        file.set_ring(number, ring)
-        queue = self._tap.queues[index // 2].fileno()
-        file.set_file(VhostIoctl.VHOST_NET_SET_BACKEND, number, queue)
-
-    def stop_ring(self, index: int) -> None:
-        """Disconnect the ring from its TAP queue."""
-        self._files[index // 2].set_file(VhostIoctl.VHOST_NET_SET_BACKEND, index % 2, -1)
-
-
-def thread_backend(tap: Tap) -> ThreadBackend:
-    """Return threads of ours that move packets between rings and *tap*, which must outlive it."""
-    files = [queue.fileno() for queue in tap.queues]
-    return ThreadBackend(files, offers=registers.GUEST_OFFLOADS | registers.HOST_OFFLOADS)
+def tun_flags(features: int) -> int:
+    """Return GUEST_* *features* as the TUN_F_* flags of `vmm.virtio.net.tap.Tap.set_offload`."""
+    return int(sum(flag for feature, flag in TUN_FLAGS.items() if features & feature))
 
 
 class Net(VhostDevice):
-    """A network interface for the guest. Owns *backend* and *tap*, if there is one.
+    """A network interface for the guest. Owns *backend*, and *tap* if there is one.
 
-    With a TAP there are offloads that the driver can change, and several pairs of queues.
+    With a TAP the driver can change offloads, and use several pairs of queues.
     """
 
     device_id: int = lib.VIRTIO_ID_NET
@@ -105,18 +55,13 @@ class Net(VhostDevice):
         backend: VhostBackend,
         tap: Tap | None = None,
     ) -> None:
-        features = registers.F_MAC | registers.F_STATUS | backend.features() & registers.PACKETS
-        features |= registers.F_MTU if address.mtu else 0
-        sizes = [QUEUE_SIZE] * (2 * address.pairs)
-        if tap is not None:
-            features |= registers.F_CTRL_VQ | registers.F_CTRL_GUEST_OFFLOADS
-            features |= registers.F_MQ if address.pairs > 1 else 0
-            sizes.append(CONTROL_SIZE)
+        features = address.features(backend.features(), control=tap is not None)
+        sizes = [registers.QUEUE_SIZE] * (2 * address.pairs)
+        sizes += [] if tap is None else [CONTROL_SIZE]
         super().__init__(name, memory, events, sizes, features, backend=backend)
         self._address = address
         self._config = address.config()
         self._tap = tap
-        self._switch = TapSwitch(tap) if tap is not None else None
         self._active = 1
 
     def config(self) -> bytes:
@@ -125,26 +70,26 @@ class Net(VhostDevice):
 
     @property
     def _pairs(self) -> int:
-        """How many pairs of queues the driver knows of."""
+        """How many pairs of queues the driver knows of (5.1.2)."""
         return self._address.pairs if self.accepted & registers.F_MQ else 1
 
     def is_ours(self, index: int) -> bool:
-        """Keep the control queue, and what is beyond it for a driver without MQ."""
+        """Keep the control queue, and the queues beyond it that a driver without MQ ignores."""
         return index >= 2 * self._pairs
 
     def prepare(self, features: int, memory: GuestMemory) -> None:
-        """Begin with a driver: TAP gives it no packets that it cannot take."""
-        if self._switch is not None:
-            self._switch.set_offloads(registers.without_unmet(features) & registers.GUEST_OFFLOADS)
+        """Start with a driver: TAP passes it no packets that it did not accept."""
+        if self._tap is not None:
+            self.set_offloads(registers.without_unmet(features) & registers.GUEST_OFFLOADS)
         super().prepare(features, memory)
 
     def awaits_host(self, index: int) -> bool:
-        """Leave alone what a driver made ready that it cannot know of."""
+        """Whether queue *index* is one that the driver cannot know of, and must not have filled."""
         return index != 2 * self._pairs
 
     def serve(self, index: int, queue: Queue) -> None:
-        """Do commands."""
-        if self._switch is None or index != 2 * self._pairs:
+        """Execute commands of the control queue."""
+        if self._tap is None or index != 2 * self._pairs:
             return
         control = registers.Control(self, self.accepted, self._pairs)
         for chain in queue.batch(COMMANDS):
@@ -154,21 +99,21 @@ class Net(VhostDevice):
 
     def set_pairs(self, pairs: int) -> None:
         """Use the first *pairs* pairs of queues only."""
-        assert self._switch is not None, "else nobody asks"
-        self._switch.set_pairs(pairs)
+        assert self._tap is not None, "there is no control queue without"
+        self._tap.set_pairs(pairs)
         for index in range(self._active, pairs):
-            self.slots[2 * index].doorbell.signal()  # a thread of ours had found its queue detached
+            self.slots[2 * index].doorbell.signal()  # our thread had found its queue detached
         self._active = pairs
 
     def set_offloads(self, features: int) -> None:
-        """Send packets unfinished as *features* say."""
-        assert self._switch is not None, "else nobody asks"
-        self._switch.set_offloads(features)
+        """Pass the driver packets with the offloads in *features* (GUEST_*) left undone."""
+        assert self._tap is not None, "there is no control queue without"
+        self._tap.set_offload(tun_flags(features))
 
     def stopped(self) -> None:
-        """Be as before the driver: one pair of queues."""
+        """Go back to one pair of queues, as before the driver."""
         super().stopped()
-        if self._switch is not None and self._active > 1:
+        if self._tap is not None and self._active > 1:
             self._try(lambda: self.set_pairs(1))
 
     def close(self) -> None:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from vmm.config.net import NetKind
 from vmm.errors import HostError
-from vmm.virtio.net.device import KernelNetBackend, Net, thread_backend
-from vmm.virtio.net.registers import Address
+from vmm.virtio.net.device import Net
+from vmm.virtio.net.registers import GUEST_OFFLOADS, HOST_OFFLOADS, Address
+from vmm.virtio.net.threads import ThreadBackend
+from vmm.virtio.net.vhost_net import KernelNetBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +83,8 @@ def _tap_backend(config: NetConfig, tap: Tap, events: Events) -> VhostBackend:
             if config.vhost:
                 raise
             events.emit("vhost-unavailable", error=str(error))
-    return thread_backend(tap)
+    files = [queue.fileno() for queue in tap.queues]
+    return ThreadBackend(files, offers=GUEST_OFFLOADS | HOST_OFFLOADS)
 
 
 def _open_user(

@@ -1,7 +1,7 @@
-"""The network device's registers and control queue (VIRTIO 1.2, 5.1); packets go elsewhere.
+"""Feature bits, configuration and control queue of network devices (VIRTIO 1.2, 5.1).
 
-queues  0 receive, 1 transmit, 2 receive, 3 transmit ... and one for control after the last
-        pair that the driver knows of: MQ tells whether it knows of more than one (5.1.2)
+queues  0 receive, 1 transmit, 2 receive, 3 transmit ... then the control queue, after the last
+        pair that the driver knows of: with MQ all pairs, without it the first (5.1.2)
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.virtio.queue import Chain
+
+QUEUE_SIZE: Final = 256
 
 F_CSUM: Final = 1 << lib.VIRTIO_NET_F_CSUM
 F_GUEST_CSUM: Final = 1 << lib.VIRTIO_NET_F_GUEST_CSUM
@@ -36,13 +38,13 @@ F_CTRL_VQ: Final = 1 << lib.VIRTIO_NET_F_CTRL_VQ
 F_MQ: Final = 1 << lib.VIRTIO_NET_F_MQ
 
 GUEST_OFFLOADS: Final = F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_ECN
-"""Packets that the guest takes unfinished."""
+"""Packets that the driver accepts with a checksum or a segmentation left undone."""
 
 HOST_OFFLOADS: Final = F_CSUM | F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_ECN
-"""Packets that we take unfinished."""
+"""Packets that the device accepts with a checksum or a segmentation left undone."""
 
 PACKETS: Final = GUEST_OFFLOADS | HOST_OFFLOADS | F_MRG_RXBUF
-"""What is up to whoever moves the packets."""
+"""Features that depend on the back end that moves the packets."""
 
 REQUIRES: Final = {
     F_GUEST_TSO4: F_GUEST_CSUM,
@@ -52,7 +54,7 @@ REQUIRES: Final = {
     F_HOST_TSO6: F_CSUM,
     F_HOST_ECN: F_HOST_TSO4 | F_HOST_TSO6,
 }
-"""Feature: those of which it needs one (5.1.3.1)."""
+"""For each feature, those of which at least one must be accepted with it (5.1.3.1)."""
 
 
 SET_PAIRS: Final = (lib.VIRTIO_NET_CTRL_MQ, lib.VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET)
@@ -63,18 +65,35 @@ SET_OFFLOADS: Final = (
 """Commands of the control queue: class and command (5.1.6.5)."""
 
 COMMAND_BYTES: Final = 2
-"""Class and command; data follow, then a byte for the device to write."""
+"""Class and command. Data follow, then a status byte that the device writes."""
 
 LONGEST: Final = 8
-"""Bytes of data: what we know has no more."""
+"""Bytes of data of the longest command in `Control`."""
 
 
 class Address(NamedTuple):
-    """What the driver is told: its MAC address and, unless 0, its MTU; how many pairs there are."""
+    """What the configuration tells the driver.
+
+    mac    6 bytes
+    mtu    bytes; 0: the driver is not told
+    pairs  of queues
+    """
 
     mac: bytes
     mtu: int = 0
     pairs: int = 1
+
+    def features(self, backend: int, *, control: bool = False) -> int:
+        """Return the features to offer over a back end with features *backend*.
+
+        control  there is a control queue, for offloads and, with several pairs, their number
+        """
+        found: int = F_MAC | F_STATUS | backend & PACKETS
+        found |= F_MTU if self.mtu else 0
+        if control:
+            found |= F_CTRL_VQ | F_CTRL_GUEST_OFFLOADS
+            found |= F_MQ if self.pairs > 1 else 0
+        return found
 
     def config(self) -> bytes:
         """Return ``struct virtio_net_config`` (5.1.4): the link is up."""
@@ -88,17 +107,17 @@ class Address(NamedTuple):
 
 
 class Switch(Protocol):
-    """What the control queue controls. Raises `HostError`."""
+    """What the control queue controls. Its methods raise `HostError`."""
 
     def set_pairs(self, pairs: int) -> None:
         """Use the first *pairs* pairs of queues only."""
 
     def set_offloads(self, features: int) -> None:
-        """Send the driver packets that are unfinished as GUEST_* *features* say."""
+        """Pass the driver packets with the offloads in *features* (GUEST_*) left undone."""
 
 
 def unmet(accepted: int) -> int:
-    """Return those of the *accepted* features whose needs are not accepted."""
+    """Return those of the *accepted* features whose requirements are not accepted."""
     return sum(
         feature
         for feature, needs in REQUIRES.items()
@@ -107,14 +126,19 @@ def unmet(accepted: int) -> int:
 
 
 def without_unmet(features: int) -> int:
-    """Return *features* without those whose needs are not among them."""
+    """Return *features* without those whose requirements are not among them."""
     while bad := unmet(features):
         features &= ~bad
     return features
 
 
 class ControlCommand(NamedTuple):
-    """A command of the control queue: what it takes to be known, its data, what does it."""
+    """A command of the control queue.
+
+    feature  the driver must have accepted it
+    data     how the command's data are laid out
+    do       executes it; returns whether the command was valid
+    """
 
     feature: int
     data: struct.Struct
@@ -122,9 +146,10 @@ class ControlCommand(NamedTuple):
 
 
 class Control:
-    """The control queue's commands (5.1.6.5), of a driver that *accepted* those features.
+    """The control queue's commands (5.1.6.5).
 
-    *pairs* is how many pairs of queues it knows of.
+    accepted  features of the driver
+    pairs     of queues that the driver knows of
     """
 
     def __init__(self, switch: Switch, accepted: int, pairs: int) -> None:
@@ -139,7 +164,10 @@ class Control:
         }
 
     def do(self, chain: Chain) -> int:
-        """Do one; return how many bytes were written. Raises `RingError` for what is none."""
+        """Execute the command in *chain* and write its status; return how many bytes that took.
+
+        Raises `RingError` for a chain without room for command and status.
+        """
         if chain.readable < COMMAND_BYTES or chain.writable < 1:
             raise RingError(lib.PYVMM_RING_REQUEST)
         request = chain.read(COMMAND_BYTES + LONGEST + 1)

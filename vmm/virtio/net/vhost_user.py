@@ -1,12 +1,11 @@
-"""A network device that a vhost-user daemon serves: passt."""
+"""The network device whose queues a vhost-user daemon serves: passt."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 from vmm._native import lib
-from vmm.virtio.net import registers
-from vmm.virtio.net.device import QUEUE_SIZE
+from vmm.virtio.net.registers import QUEUE_SIZE
 from vmm.virtio.vhost.user_device import VhostUserDevice
 
 if TYPE_CHECKING:
@@ -32,8 +31,7 @@ class VhostUserNet(VhostUserDevice):
         *,
         backend: VhostUser,
     ) -> None:
-        features = registers.F_MAC | registers.F_STATUS | backend.features() & registers.PACKETS
-        features |= registers.F_MTU if address.mtu else 0
+        features = address.features(backend.features())
         super().__init__(name, memory, events, SIZES, features, backend=backend)
         self._config = address.config()
 
