@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.virtio.driver import FORMAT_FEATURES
 from tests.virtio.mmio_driver import MmioDriver
 from tests.virtio.ring_driver import BASE, BUFFERS, KINDS, Buffer, Memory, PackedDriver, SplitDriver
-from vmm.virtio.block import device
+from vmm.virtio.block.registers import F_FLUSH
 from vmm.virtio.transport.mmio import MmioTransport
 
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
@@ -38,7 +38,7 @@ class Disk:
         self.path = path
         self.ring: SplitDriver | PackedDriver = SplitDriver(memory)
 
-    def start(self, kind: str = "split", features: int = device.F_FLUSH) -> None:
+    def start(self, kind: str = "split", features: int = F_FLUSH) -> None:
         self.memory.guest.write(BASE, bytes(0x1_0000))
         self.ring = KINDS[kind](self.memory)
         features |= FORMAT_FEATURES[self.ring.form]

@@ -32,7 +32,8 @@ from tests.virtio.ring_driver import BASE, KINDS, SECOND, Buffer, Memory, SplitD
 from vmm.errors import UserError
 from vmm.fd import EventFd
 from vmm.virtio import status
-from vmm.virtio.block import device as blk
+from vmm.virtio.block import device
+from vmm.virtio.block import registers as blk
 from vmm.virtio.block.device import Blk
 from vmm.virtio.block.raw_image import RawDisk
 from vmm.virtio.queue import MemoryMap
@@ -268,7 +269,7 @@ def test_a_host_that_is_out_of_descriptors_breaks_a_disk_and_no_more(
 
     disk = make()
     with monkeypatch.context() as patch:
-        patch.setattr(blk, "EventFd", fail)
+        patch.setattr(device, "EventFd", fail)
         disk.start()
     assert disk.driver.load("Status") & status.NEEDS_RESET
     ((name, fields),) = events.seen

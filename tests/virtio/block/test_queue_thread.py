@@ -28,7 +28,7 @@ from vmm._native import lib
 from vmm.errors import UserError
 from vmm.events import COMPLAINTS
 from vmm.virtio import status
-from vmm.virtio.block import device as blk
+from vmm.virtio.block import registers as blk
 from vmm.virtio.block.device import Blk
 from vmm.virtio.block.raw_image import CacheMode, RawDisk
 from vmm.virtio.device import F_EVENT_IDX, F_INDIRECT_DESC

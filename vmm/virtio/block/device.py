@@ -1,8 +1,8 @@
-"""The block device (VIRTIO 1.2, 5.2). Its requests are done in C, a thread a queue.
+"""The block device (VIRTIO 1.2, 5.2) over a raw image: requests are done in C, a thread a queue.
 
     guest --doorbell--> cdefs/blk_queue.c: pop a batch, io_uring, stage, publish, interrupt
 
-Python starts the threads, and hears of them when they end: at a reset, or at a bad ring.
+Python starts the threads. They end at a reset, or when they find a bad ring.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from vmm._native import ffi, lib
 from vmm.closeable import Closeable
 from vmm.errors import HostError, host_errors
 from vmm.fd import EventFd
+from vmm.virtio.block import registers
 from vmm.virtio.device import VirtioDevice
 from vmm.virtio.notify import USED
 from vmm.virtio.queue import RingError
@@ -28,38 +29,20 @@ if TYPE_CHECKING:
 
 QUEUE_SIZE: Final = 256
 SEGMENTS: Final = QUEUE_SIZE - 2
-"""Buffers of data in a request: header and status need two more."""
+"""Buffers of data in a request; header and status take two more."""
 CHAIN_SEGMENTS: Final = QUEUE_SIZE + 16
-"""What a request may have in all: a driver may put header and status into more than two."""
-
-BLOCK_SIZE: Final = 512
-
-F_SEG_MAX: Final = 1 << lib.VIRTIO_BLK_F_SEG_MAX
-F_RO: Final = 1 << lib.VIRTIO_BLK_F_RO
-F_BLK_SIZE: Final = 1 << lib.VIRTIO_BLK_F_BLK_SIZE
-F_FLUSH: Final = 1 << lib.VIRTIO_BLK_F_FLUSH
-F_MQ: Final = 1 << lib.VIRTIO_BLK_F_MQ
-F_DISCARD: Final = 1 << lib.VIRTIO_BLK_F_DISCARD
-F_WRITE_ZEROES: Final = 1 << lib.VIRTIO_BLK_F_WRITE_ZEROES
-
-OPERATIONS: Final = {
-    lib.VIRTIO_BLK_T_IN: "read",
-    lib.VIRTIO_BLK_T_OUT: "write",
-    lib.VIRTIO_BLK_T_FLUSH: "flush",
-    lib.VIRTIO_BLK_T_DISCARD: "discard",
-    lib.VIRTIO_BLK_T_WRITE_ZEROES: "write-zeroes",
-}
-"""Types of requests (5.2.6), as events call them."""
+"""Buffers in a request in all: a driver may split header and status over more than two."""
 
 STOP_CHECK: Final = 0.05
-"""Seconds between looks, by a thread that has bad news, at whether anybody still wants them."""
+"""Seconds that a failed worker waits for the device's lock before it looks whether it is being
+stopped: whoever stops it holds the lock."""
 
 
 _untouched = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 class _Slots:
-    """Room for the requests of a queue that are under way; memory is used as far as it is."""
+    """Room for a queue's requests in flight. Not cleared, so only what is used takes memory."""
 
     def __init__(self) -> None:
         count, size = lib.PYVMM_BLK_DEPTH, CHAIN_SEGMENTS
@@ -76,7 +59,7 @@ class _Slots:
 class Worker(Closeable):
     """The thread that serves one queue, from its start to its stop.
 
-    Raises `HostError` and OSError: no threads, or descriptors, left.
+    Raises `HostError` and OSError when threads or descriptors run out.
     """
 
     def __init__(self, device: Blk, index: int, queue: Queue) -> None:
@@ -111,21 +94,21 @@ class Worker(Closeable):
             self._device.worker_failed(self, self._index, wrong)
 
     def failure(self) -> tuple[int, int, int] | None:
-        """Return the type, the errno and the offset of what failed, if something did."""
+        """Return type, errno and offset (bytes) of a request that failed; None: none did."""
         failure = ffi.new("struct pyvmm_blk_failure *")
         if not lib.pyvmm_blk_take_failure(self.c, failure):
             return None
         return int(failure.type), int(failure.error), int(failure.offset)
 
     def stop(self) -> None:
-        """End it. When this returns, no request is under way."""
+        """Stop the thread. When this returns, no request is in flight."""
         self.stopping = True
         lib.pyvmm_blk_stop(self.c)
         self._thread.join()
         self.close()
 
     def close(self) -> None:
-        """Let go of what `stop` needs, once the thread is at its end."""
+        """Close the eventfd that `stop` signals, once the thread has ended."""
         self._stop.close()
 
 
@@ -145,15 +128,14 @@ class Blk(VirtioDevice):
         queues: int = 1,
         serial: str = "",
     ) -> None:
-        features = F_SEG_MAX | F_BLK_SIZE
-        features |= 0 if backing.cache.write_through else F_FLUSH
-        features |= F_RO if backing.read_only else F_DISCARD | F_WRITE_ZEROES
-        features |= F_MQ if queues > 1 else 0
+        features = registers.features(
+            queues=queues, read_only=backing.read_only, flush=not backing.cache.write_through
+        )
         super().__init__(name, memory, events, [QUEUE_SIZE] * queues, features)
         self._backing = backing
         self._workers: dict[int, Worker] = {}
         self.trouble = EventFd()
-        """Signalled when the host could not do something."""
+        """Signalled when a request failed on the host."""
         self.disk: Any = ffi.new(
             "struct pyvmm_disk *",
             {
@@ -167,7 +149,7 @@ class Blk(VirtioDevice):
                 "serial": serial.encode()[: lib.PYVMM_BLK_SERIAL_BYTES],
             },
         )
-        self._config = bytes(ffi.buffer(_configuration(backing.sectors, queues)))
+        self._config = registers.config(sectors=backing.sectors, segments=SEGMENTS, queues=queues)
 
     def config(self) -> bytes:
         """Return ``struct virtio_blk_config`` (5.2.4)."""
@@ -175,9 +157,9 @@ class Blk(VirtioDevice):
 
     def queue_started(self, index: int, queue: Queue) -> None:
         """Start the queue's thread."""
-        # Without FLUSH a driver cannot ask for durability, so it gets it always (5.2.6.2).
+        # Without FLUSH a driver cannot ask for durability: each write must be durable (5.2.6.2).
         unsafe = self._backing.cache.unsafe
-        self.disk.write_through = not unsafe and not self.accepted & F_FLUSH
+        self.disk.write_through = not unsafe and not self.accepted & registers.F_FLUSH
         try:
             with host_errors(self.name):  # no descriptors left
                 self._workers[index] = Worker(self, index, queue)
@@ -185,18 +167,21 @@ class Blk(VirtioDevice):
             self._break(error, index)
 
     def queue_stopped(self, index: int) -> None:
-        """End the queue's thread, after the requests that are under way."""
+        """Stop the queue's thread, after the requests in flight."""
         if worker := self._workers.get(index):
             worker.stop()
             self._tell_failure(index)
             del self._workers[index]
 
     def readers(self) -> list[tuple[int, Callable[[], object]]]:
-        """Have the loop listen to what the host cannot do."""
+        """Return the eventfd of failed requests, and what to do when it is readable."""
         return [(self.trouble.fileno(), self.tell_failures)]
 
     def tell_failures(self) -> None:
-        """Emit events for what the host could not do; a guest has seen I/O errors. In the loop."""
+        """Emit a ``disk-error`` for what failed on the host; the guest has seen an I/O error.
+
+        In the loop's thread.
+        """
         self.trouble.drain()
         with self._lock:
             for index in list(self._workers):
@@ -210,15 +195,15 @@ class Blk(VirtioDevice):
         self._complain(
             "disk-error",
             queue=index,
-            operation=OPERATIONS.get(kind, str(kind)),
+            operation=registers.OPERATIONS.get(kind, str(kind)),
             offset=offset,
             error=os.strerror(error),
         )
 
     def worker_failed(self, worker: Worker, index: int, wrong: int) -> None:
-        """Stand still, for *worker* has found a bad ring. In its thread."""
+        """Break the device: *worker* has found a bad ring. In the worker's thread."""
         while not worker.stopping:
-            # Whoever stops the worker has the lock, and waits for this thread.
+            # Whoever stops the worker holds the lock and waits for this thread.
             if self._lock.acquire(timeout=STOP_CHECK):
                 try:
                     if self._workers.get(index) is worker:
@@ -231,25 +216,7 @@ class Blk(VirtioDevice):
                 return
 
     def close(self) -> None:
-        """End the threads and close the backing. Idempotent."""
+        """Stop the threads and close the image. Idempotent."""
         super().close()
         self.trouble.close()
         self._backing.close()
-
-
-def _configuration(sectors: int, queues: int) -> Any:
-    return ffi.new(
-        "struct virtio_blk_config *",
-        {
-            "capacity": sectors,
-            "seg_max": SEGMENTS,
-            "blk_size": BLOCK_SIZE,
-            "num_queues": queues,
-            "max_discard_sectors": lib.PYVMM_BLK_MAX_SECTORS,
-            "max_discard_seg": lib.PYVMM_BLK_MAX_RANGES,
-            "discard_sector_alignment": 1,
-            "max_write_zeroes_sectors": lib.PYVMM_BLK_MAX_SECTORS,
-            "max_write_zeroes_seg": lib.PYVMM_BLK_MAX_RANGES,
-            "write_zeroes_may_unmap": 1,
-        },
-    )

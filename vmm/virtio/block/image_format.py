@@ -1,4 +1,4 @@
-"""What a disk image is, by its first bytes."""
+"""Find out a disk image's format from its first bytes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from vmm.config.disk import DiskConfig
 
 MAGIC: Final = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vhd"}
-"""By QEMU's docs/interop/qcow2, VMware's, and Microsoft's specifications of these formats."""
+"""From QEMU's docs/interop/qcow2, and VMware's and Microsoft's specifications."""
 
 QCOW2: Final = struct.Struct(">4sIQ")
-"""Magic, version, and where the name of a backing file is: 0 if there is none."""
+"""Magic, version, and the offset of the backing file's name: 0 if there is none."""
 INCOMPATIBLE: Final = struct.Struct(">Q")
 INCOMPATIBLE_AT: Final = 72
-"""Bytes; from version 3 on."""
+"""Offset of the incompatible features in the header, from version 3 on."""
 EXTERNAL_DATA_FILE: Final = 1 << 2
 ENOUGH: Final = INCOMPATIBLE_AT + INCOMPATIBLE.size
 
@@ -29,17 +29,18 @@ ENOUGH: Final = INCOMPATIBLE_AT + INCOMPATIBLE.size
 def with_formats(config: MachineConfig) -> MachineConfig:
     """Return *config* with the formats of its disks' images in place of "auto".
 
-    So each image is looked at once, however many decisions hang on it. Raises `UserError`.
+    Each image is read once here, and never again for a decision. Raises `UserError`.
     """
     disks = tuple(disk._replace(format=image_format(disk)) for disk in config.disks)
     return replace(config, disks=disks)
 
 
 def image_format(config: DiskConfig) -> str:
-    """Return the format of a disk's image: what it was said to be, or what it looks like.
+    """Return the format of a disk's image: the configured one or, for "auto", what it looks like.
 
-    A guest can make its raw disk look like anything, and wait for the next boot. So by looks
-    alone no image is taken that names other files of ours. Raises `UserError`.
+    A guest can make its raw disk look like another format and wait for the next boot. So an image
+    that may name other files of the host is refused unless the user gives its format. Raises
+    `UserError`.
     """
     if config.format != "auto":
         return config.format
@@ -68,7 +69,7 @@ def _start(path: Path, option: str) -> bytes:
 def _names_files(start: bytes) -> bool:
     """Tell whether a qcow2 image has a backing file, or its data elsewhere."""
     if len(start) < QCOW2.size:
-        return False  # and no image, as who opens it will say
+        return False  # too short for an image: whoever opens it will say so
     _, version, backing_file = QCOW2.unpack_from(start)
     if backing_file:
         return True

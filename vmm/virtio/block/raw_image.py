@@ -1,4 +1,4 @@
-"""The file or block device behind a disk: opened, locked, measured."""
+"""Open, lock and measure the file or block device behind a disk."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ from vmm._native import ffi, lib
 from vmm.closeable import Closeable
 from vmm.errors import UserError
 from vmm.image_lock import lock_image
+from vmm.virtio.block.registers import SECTOR
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-SECTOR: Final = 512
-"""Bytes, whatever the block size (5.2.4)."""
-
 
 class CacheMode(NamedTuple):
-    """What is between a disk's writes and its medium.
+    """What caches a disk's writes.
 
-    direct         not the host's page cache: O_DIRECT
-    write_through  nothing: each write is durable when it is done
-    unsafe         all that the host has, even after a flush: a crash of the host loses data
+    direct         bypass the host's page cache with O_DIRECT
+    write_through  each write is durable when it completes
+    unsafe         flushes are ignored: a crash of the host loses data
     """
 
     direct: bool = False
@@ -33,7 +31,7 @@ class CacheMode(NamedTuple):
 
 
 WRITE_BACK: Final = CacheMode()
-"""The host's page cache, until a flush."""
+"""Writes stay in the host's page cache until a flush."""
 
 CACHE_MODES: Final = {
     "auto": WRITE_BACK,
@@ -43,20 +41,24 @@ CACHE_MODES: Final = {
     "directsync": CacheMode(direct=True, write_through=True),
     "unsafe": CacheMode(unsafe=True),
 }
-"""What ``cache=`` means."""
+"""The words of ``cache=``, as QEMU defines them."""
 
 
 class Alignment(NamedTuple):
-    """What addresses in memory, and offsets and lengths in a file, direct transfers need. Bytes."""
+    """Alignment that O_DIRECT needs, in bytes.
+
+    memory  of buffers' addresses
+    offset  of offsets and lengths in the file
+    """
 
     memory: int = 4096
     offset: int = 4096
 
 
 class RawDisk(Closeable):
-    """Owns a raw image. Raises `UserError`, which names *option*, for what is none.
+    """Own a raw image. Raises `UserError`, which names *option*, for anything else.
 
-    A disk that can be written is locked (flock), against a second machine that writes it.
+    The image is locked with flock: exclusive for a writer, shared for readers.
     """
 
     def __init__(
@@ -98,10 +100,10 @@ class RawDisk(Closeable):
         return size // SECTOR
 
     def _open_direct(self) -> None:
-        """Open the same file once more, for what goes past the page cache."""
+        """Open the same file again with O_DIRECT."""
         mode = os.O_RDONLY if self.read_only else os.O_RDWR
         try:
-            # Not by its path, which may be another file's by now.
+            # Not by its path, which may name another file by now.
             self._direct = os.open(f"/proc/self/fd/{self._fd}", mode | os.O_CLOEXEC | os.O_DIRECT)
         except OSError as error:
             raise UserError(
@@ -117,11 +119,11 @@ class RawDisk(Closeable):
         return self._fd
 
     def direct_fileno(self) -> int:
-        """Return the descriptor that goes past the host's page cache; -1 if there is none."""
+        """Return the descriptor that bypasses the host's page cache; -1 if there is none."""
         return self._direct
 
     def close(self) -> None:
-        """Close it, which unlocks. Idempotent."""
+        """Close the image, which unlocks it. Idempotent."""
         fd, self._fd = self._fd, -1
         direct, self._direct = self._direct, -1
         for each in (direct, fd):

@@ -1,6 +1,6 @@
-"""Disk images that are more than raw: qemu-storage-daemon reads and writes them, for a guest.
+"""Serve disk images of other formats than raw with qemu-storage-daemon.
 
-It is QEMU's block layer in a program of its own, in Debian's package qemu-utils.
+It is QEMU's block layer as a program of its own, in Debian's package qemu-utils.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ PROGRAM: Final = "qemu-storage-daemon"
 PACKAGE: Final = "qemu-utils (in Debian 12: qemu-system-common)"
 
 DRIVERS: Final = {"qcow2": "qcow2", "vmdk": "vmdk", "vhdx": "vhdx", "vhd": "vpc"}
-"""What QEMU calls the formats."""
+"""QEMU's block drivers for our names of formats."""
 
 
 def storage(config: DiskConfig, image_format: str, events: Events) -> Service:
-    """Return the service of a disk.
+    """Return what starts a daemon that serves the disk *config*.
 
-    Raises `UserError` if there is no such file, `HostError` if there is no such program.
+    Raises `UserError` if the image does not exist, `HostError` if the program does not.
     """
     what = f"--disk {config.path}"
-    path = os.path.abspath(config.path)  # noqa: PTH100  (resolves no links: its user may mean them)
+    path = os.path.abspath(config.path)  # noqa: PTH100  (keeps symbolic links, as the user gave them)
     try:
         driver = "host_device" if stat.S_ISBLK(os.stat(path).st_mode) else "file"  # noqa: PTH116
     except OSError as error:
@@ -49,14 +49,14 @@ def storage(config: DiskConfig, image_format: str, events: Events) -> Service:
 
 
 def command(program: str, blockdev: dict[str, Any], config: DiskConfig, fd: int) -> list[str]:
-    """Return the command line of the daemon that listens on *fd*."""
+    """Return the command line of a daemon that listens on *fd*."""
     export = {
         "type": "vhost-user-blk",
         "id": "disk",
         "node-name": "disk",
         "writable": not config.read_only,
         "num-queues": config.queues,
-        # Its cache of an image's tables dies with it. A guest would never hear of that.
+        # The daemon caches the image's tables. If it dies they are lost, and no guest is told.
         "writethrough": config.cache != "writeback",
         "addr": {"type": "fd", "str": str(fd)},
     }

@@ -1,13 +1,13 @@
-"""A block device (VIRTIO 1.2, 5.2) that a vhost-user daemon serves."""
+"""The block device (VIRTIO 1.2, 5.2) whose queues a vhost-user daemon serves."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from vmm._native import ffi, lib
+from vmm._native import lib
 from vmm.errors import HostError, UserError
-from vmm.virtio.block import device
+from vmm.virtio.block.registers import CONFIG_SIZE, FEATURES
 from vmm.virtio.vhost.message import Protocol
 from vmm.virtio.vhost.user import VhostUser
 from vmm.virtio.vhost.user_device import VhostUserDevice
@@ -19,26 +19,12 @@ if TYPE_CHECKING:
 
 QUEUE_SIZE: Final = 128
 
-FEATURES: Final = (
-    device.F_SEG_MAX
-    | device.F_RO
-    | device.F_BLK_SIZE
-    | device.F_FLUSH
-    | device.F_MQ
-    | device.F_DISCARD
-    | device.F_WRITE_ZEROES
-)
-"""What is passed on of what a daemon offers: all that needs nothing but it and the driver."""
-
-CONFIG_SIZE: Final = ffi.offsetof("struct virtio_blk_config", "write_zeroes_may_unmap") + 4
-"""Bytes of configuration that those features are about; old daemons have no more."""
-
 
 class VhostUserBlk(VhostUserDevice):
     """A disk with *queues* queues that *service* serves. Owns *service*. Raises `HostError`.
 
-    durable  what was written, and not flushed, outlives the daemon; else its death is one of the
-             disk, for a guest would never hear of what is missing
+    durable  writes outlive the daemon without a flush. If not, the death of the daemon breaks the
+             disk, because the guest would never learn which writes are lost
     """
 
     device_id: int = lib.VIRTIO_ID_BLOCK
@@ -68,7 +54,7 @@ class VhostUserBlk(VhostUserDevice):
             undo.pop_all()
 
     def revive(self) -> None:
-        """Go on with another daemon, if nothing is lost. Raises `HostError`."""
+        """Continue with another daemon if no write is lost. Raises `HostError`."""
         if not self._durable:
             raise HostError(
                 "what was written and not flushed is lost",
@@ -77,5 +63,5 @@ class VhostUserBlk(VhostUserDevice):
         super().revive()
 
     def config(self) -> bytes:
-        """Return ``struct virtio_blk_config`` (5.2.4), as the daemon has it."""
+        """Return the daemon's ``struct virtio_blk_config`` (5.2.4)."""
         return self._config
