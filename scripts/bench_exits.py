@@ -33,7 +33,7 @@ from vmm._native import ffi as native
 from vmm.bus import MmioBus
 from vmm.events import Events
 from vmm.kvm.exits import Interrupted
-from vmm.kvm.mmio_fastpath import Doorbell, MmioFastpath, Shadow, Sink, Store
+from vmm.kvm.mmio_fastpath import MmioFastpath, Shadow, Sink, ToEventfd, ToSink
 from vmm.kvm.system import System
 from vmm.machine.vcpu_thread import VcpuThread
 from vmm.memory import Mapping
@@ -75,8 +75,8 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         runner = _Runner(guest.vcpu, sink)
         stores = {
             "Python device": None,
-            "C, into a sink": MmioFastpath([Store(DEVICE, sink)]),
-            DOORBELL: MmioFastpath([Doorbell(DEVICE, bell)]),
+            "C, into a sink": MmioFastpath([ToSink(DEVICE, sink)]),
+            DOORBELL: MmioFastpath([ToEventfd(DEVICE, bell)]),
         }
         loads = {"Python device": None, "C, shadow": MmioFastpath([Shadow(DEVICE, 5)])}
         for kind, opcode, tables in (("store", STORE, stores), ("load", LOAD, loads)):

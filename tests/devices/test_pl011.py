@@ -108,15 +108,29 @@ class Board:
         self.in_python = 0
         self._wakeups = 0
         self.mask = -1
-        self.uart.on_shadow = self._on_shadow
-        self.uart.follow_mask(self._on_mask)
+        self.uart.use(self)
         self.uart.on_space = self._on_space
 
-    def _on_shadow(self, flags: int, stores: bool) -> None:  # noqa: FBT001
-        self.flags, self.stores = flags, stores
+    def add_sink(self, offset: int) -> None:
+        assert offset == UARTDR
 
-    def _on_mask(self, mask: int) -> None:
-        self.mask = mask
+    def add_shadow(self, offset: int, value: int, flip_when_full: int) -> None:
+        assert (offset, flip_when_full) == (UARTFR, FR_TXFE | FR_TXFF)
+        self.flags = value
+
+    def add_unchanged(self, offset: int, value: int) -> None:
+        assert offset == UARTIMSC
+        self.mask = value
+
+    def set_value(self, offset: int, value: int) -> None:
+        assert offset in {UARTFR, UARTIMSC}
+        if offset == UARTFR:
+            self.flags = value
+        else:
+            self.mask = value
+
+    def take_stores(self, take: bool) -> None:  # noqa: FBT001  (the protocol's signature)
+        self.stores = take
 
     def _on_space(self) -> None:
         self._wakeups += 1

@@ -15,15 +15,15 @@ from vmm.kvm.capability import Cap, capabilities
 from vmm.kvm.exits import Interrupted, MmioRead, MmioWrite
 from vmm.kvm.fd import KvmError
 from vmm.kvm.mmio_fastpath import (
-    Doorbell,
     InterruptAck,
     InterruptStatus,
     MmioFastpath,
     Shadow,
     Sink,
+    ToEventfd,
+    ToSink,
     Unchanged,
 )
-from vmm.kvm.mmio_fastpath import Store as ToSink
 from vmm.kvm.system import System
 from vmm.kvm.vm import MemFlag
 
@@ -81,7 +81,7 @@ def test_c_answers_doorbells_sinks_and_shadows(tiny: Start, eventfd: int) -> Non
     with Sink() as sink:
         sink.take_stores(True)  # noqa: FBT003
         answers = MmioFastpath(
-            [Doorbell(DEVICE, eventfd), ToSink(DEVICE + 1, sink), Shadow(DEVICE + 2)]
+            [ToEventfd(DEVICE, eventfd), ToSink(DEVICE + 1, sink), Shadow(DEVICE + 2)]
         )
         answers.set_value(DEVICE + 2, 0x42)
         guest.vcpu.set_answers(answers)

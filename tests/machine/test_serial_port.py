@@ -27,7 +27,7 @@ from vmm.devices.pl011 import (
     Pl011,
 )
 from vmm.irq import SwitchableLine
-from vmm.kvm.mmio_fastpath import MmioFastpath, Shadow, Sink, Store
+from vmm.kvm.mmio_fastpath import DeviceFastpath, MmioFastpath, Sink
 from vmm.loop import Loop
 from vmm.terminal.console import StdioConsole
 
@@ -65,18 +65,8 @@ class Port:
         self.sink = Sink(size, headroom=FIFO_DEPTH)
         self.uart = Pl011(wire, self.sink)
         self.sink.on_space = self.uart.transmit_space
-        self._answers = answers = MmioFastpath(
-            [
-                Store(BASE + UARTDR, self.sink),
-                Shadow(BASE + UARTFR, 0, self.sink, FR_TXFE | FR_TXFF),
-            ]
-        )
-
-        def shadow(flags: int, stores: bool) -> None:  # noqa: FBT001
-            answers.set_value(BASE + UARTFR, flags)
-            self.sink.take_stores(stores)
-
-        self.uart.on_shadow = shadow
+        self._answers = MmioFastpath()
+        self.uart.use(DeviceFastpath(self._answers, BASE, self.sink))
 
     def cpu(self) -> Cpu:
         return Cpu(self.uart, self._answers)

@@ -3,9 +3,9 @@
     guest store to DR --> Transmitter (a ring that a console empties)
                                              user --> receive() --> FIFO --> guest load from DR
 
-The transmitter may live in C, which then answers two accesses without asking this class: stores
-to DR and loads of FR. `Pl011.on_shadow` tells it what it needs: see there. All state that C can
-change behind our back is one running count of bytes and one "full", so nothing can disagree.
+The transmitter may live in C, and C then answers some accesses without calling this class: see
+`Pl011.use`. All state that C changes by itself is one running count of bytes and one "full", so the
+two cannot disagree.
 
 Baud rates, parity and word lengths are registers that remember and do nothing: bytes arrive at
 once and whole. Two consequences, both within the specification's timing:
@@ -142,6 +142,32 @@ class Transmitter(Protocol):
         """Take one byte."""
 
 
+class Fastpath(Protocol):
+    """What answers some accesses without this class, by register offset: see `Pl011.use`.
+
+    `vmm.kvm.mmio_fastpath.DeviceFastpath` does, in C. `set_value` and `take_stores` are called with
+    the device's lock held, before the state that they announce takes effect.
+    """
+
+    def add_sink(self, offset: int) -> None:
+        """Put the low byte of stores into the transmitter, while stores are taken."""
+
+    def add_shadow(self, offset: int, value: int, flip_when_full: int) -> None:
+        """Answer loads with *value*; with those bits flipped while the transmitter is full."""
+
+    def add_unchanged(self, offset: int, value: int) -> None:
+        """Drop stores of *value*."""
+
+    def set_value(self, offset: int, value: int) -> None:
+        """Replace the value at *offset*."""
+
+    def take_stores(self, take: bool) -> None:  # noqa: FBT001  (says what, like a setter)
+        """Take stores, or leave them to `Pl011.write`.
+
+        Looking at this and taking the byte are one step, under the transmitter's lock.
+        """
+
+
 class Pl011:
     """One UART, as a bus device.
 
@@ -160,8 +186,7 @@ class Pl011:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.on_space: Callable[[], None] = lambda: None
-        self._on_shadow: Callable[[int, bool], None] = lambda _flags, _stores: None
-        self._on_mask: Callable[[int], None] = lambda _mask: None
+        self._fastpath: Fastpath | None = None
         self._line = line
         self._transmitter = transmitter
         self._call_later = call_later
@@ -190,7 +215,7 @@ class Pl011:
         self._looped = 0  # bytes sent to ourselves
         self._acknowledged = self._transmitter.written  # bytes sent when ICR last cleared TXRIS
         self._settled_at = 0.0
-        self._on_mask(0)
+        self._mask_changed()
 
     def reset(self) -> None:
         """Do what the reset input does: registers as in table 3-1, FIFOs empty, interrupt low."""
@@ -198,34 +223,22 @@ class Pl011:
             self._power_on()
             self._update()
 
-    @property
-    def on_shadow(self) -> Callable[[int, bool], None]:
-        """What C is told, as ``on_shadow(flags, stores)``: at once when set, then on each change.
+    def use(self, fastpath: Fastpath) -> None:
+        """Let *fastpath* answer some accesses, and keep it up to date. Before the first access.
 
-        From then on C may answer loads of FR with *flags* - TXFE and TXFF flipped while the
-        transmitter is full - and, if *stores* is true, may take stores to DR itself. Called with
-        the device's lock held, and always before the state it announces is acted upon. C must
-        look at *stores* and take the byte in one step, under the transmitter's lock.
+        - Loads of FR: the flags, with TXFE and TXFF flipped while the transmitter is full.
+        - Stores to DR, while `Fastpath.take_stores` says so.
+        - Stores to IMSC of the value it holds, which are dropped. Linux stores it after each piece
+          of a line (pl011_stop_tx), and it has no effect.
         """
-        return self._on_shadow
-
-    @on_shadow.setter
-    def on_shadow(self, hook: Callable[[int, bool], None]) -> None:
         with self._lock:
-            self._on_shadow = hook
+            flags, _ = self._shadow_now()
+            fastpath.add_sink(UARTDR)
+            fastpath.add_shadow(UARTFR, flags, FR_TXFE | FR_TXFF)
+            fastpath.add_unchanged(UARTIMSC, self._stored[UARTIMSC])
+            self._fastpath = fastpath
             self._shadow = NOT_ANNOUNCED
             self._update()
-
-    def follow_mask(self, hook: Callable[[int], None]) -> None:
-        """Tell *hook* what IMSC holds, now and whenever it is stored to.
-
-        C may drop stores to IMSC of what it holds already: Linux stores it after each piece of
-        a line (pl011_stop_tx), and nothing comes of it. As ``on_shadow``, it is called with the
-        device's lock held.
-        """
-        with self._lock:
-            self._on_mask = hook
-            hook(self._stored[UARTIMSC])
 
     # Guest side
 
@@ -274,7 +287,7 @@ class Pl011:
         elif offset in STORED:
             self._stored[offset] = value & STORED[offset][0]
             if offset == UARTIMSC:
-                self._on_mask(self._stored[UARTIMSC])
+                self._mask_changed()
                 if value & INT_RECEIVE and self._receiver_on():
                     self._settled_at = 0.0
 
@@ -445,14 +458,23 @@ class Pl011:
 
     def _update(self) -> None:
         """Drive what follows from the state: C's shadow first, then the interrupt line."""
-        control, mask = self._stored[UARTCR], self._stored[UARTIMSC]
-        # A store that would raise the interrupt has to come to Python, as has loopback's.
-        silent = not mask & INT_TX or self._sent() != self._acknowledged
-        shadow = (self._flags(), silent and not control & CR_LBE)
-        if shadow != self._shadow:
+        shadow = self._shadow_now()
+        if self._fastpath is not None and shadow != self._shadow:
             self._shadow = shadow
-            self._on_shadow(*shadow)
-        level = bool(self._ris() & mask)
+            flags, stores = shadow
+            self._fastpath.set_value(UARTFR, flags)
+            self._fastpath.take_stores(stores)
+        level = bool(self._ris() & self._stored[UARTIMSC])
         if level != self._level:
             self._level = level
             self._line.set_level(level)
+
+    def _shadow_now(self) -> tuple[int, bool]:
+        """Return FR's flags for the fast path, and whether it may take stores to DR."""
+        # A store that would raise the interrupt has to come to Python, as has loopback's.
+        silent = not self._stored[UARTIMSC] & INT_TX or self._sent() != self._acknowledged
+        return self._flags(), silent and not self._stored[UARTCR] & CR_LBE
+
+    def _mask_changed(self) -> None:
+        if self._fastpath is not None:
+            self._fastpath.set_value(UARTIMSC, self._stored[UARTIMSC])

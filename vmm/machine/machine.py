@@ -19,7 +19,7 @@ from vmm.errors import GuestError
 from vmm.irq import SwitchableLine
 from vmm.kvm.exits import SystemEvent, SystemEventType
 from vmm.kvm.fd import KvmError
-from vmm.kvm.mmio_fastpath import MmioFastpath, Shadow, Sink, Store, Unchanged
+from vmm.kvm.mmio_fastpath import DeviceFastpath, MmioFastpath, Sink
 from vmm.kvm.system import System
 from vmm.machine.address_space import AddressSpace
 from vmm.machine.power_cycle import PowerCycle
@@ -117,23 +117,9 @@ class Machine(Closeable):
 
     def _add_uart(self) -> None:
         self.output = sink = self._owned.enter_context(Sink(headroom=pl011.FIFO_DEPTH))
-        data, flags = layout.UART + pl011.UARTDR, layout.UART + pl011.UARTFR
-        mask = layout.UART + pl011.UARTIMSC
-        self._answers = answers = MmioFastpath(
-            [
-                Store(data, sink),
-                Shadow(flags, pl011.FR_TXFE, sink, pl011.FR_TXFE | pl011.FR_TXFF),
-                Unchanged(mask, 0),
-            ]
-        )
-
-        def shadow(value: int, stores: bool) -> None:  # noqa: FBT001  (the hook's signature)
-            answers.set_value(flags, value)
-            sink.take_stores(stores)
-
+        self._answers = MmioFastpath()
         self.uart = pl011.Pl011(self._wire(layout.SPI_UART), sink, call_later=self._loop.call_later)
-        self.uart.on_shadow = shadow
-        self.uart.follow_mask(lambda value: answers.set_value(mask, value))
+        self.uart.use(DeviceFastpath(self._answers, layout.UART, sink))
         sink.on_space = self.uart.transmit_space
         self._bus.attach(layout.UART, layout.DEVICE_SIZE, self.uart)
 
