@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import functools
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import click
 import native
 import setuptools
+from click.shell_completion import get_completion_class
 from setuptools import build_meta as _setuptools
 from setuptools.build_meta import (
     get_requires_for_build_editable,
@@ -22,6 +26,9 @@ from setuptools.build_meta import (
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "build_editable",
@@ -57,10 +64,34 @@ def extension() -> setuptools.Extension:
     )
 
 
+COMPLETION = {
+    "bash": "share/bash-completion/completions/pyvmm",
+    "zsh": "share/zsh/site-functions/_pyvmm",
+    "fish": "share/fish/vendor_completions.d/pyvmm.fish",
+}
+"""Where each shell looks for a command's completion, below the installation's prefix."""
+
+
+def _complete(build: Path) -> list[tuple[str, Sequence[str]]]:
+    """Write click's completion scripts below *build*; return them as setuptools' data files."""
+    files: list[tuple[str, Sequence[str]]] = []
+    for shell, name in COMPLETION.items():
+        made = get_completion_class(shell)
+        assert made
+        script = made(click.Group("pyvmm"), {}, "pyvmm", "_PYVMM_COMPLETE")
+        path = build / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(script.source_template % script.source_vars())
+        files.append((os.path.dirname(name), [str(path)]))  # noqa: PTH120  (of no real path)
+    return files
+
+
 def _prepare() -> None:
     native.emit()
+    pages = sorted(str(path) for path in Path("scripts/man").glob("*.1"))
+    data: list[tuple[str, Sequence[str]]] = [("share/man/man1", pages), *_complete(Path("build"))]
     # Without a setup.py, setuptools' backend calls setup() without arguments.
-    setup = functools.partial(setuptools.setup, ext_modules=[extension()])
+    setup = functools.partial(setuptools.setup, ext_modules=[extension()], data_files=data)
     setuptools.setup = setup
 
 

@@ -21,7 +21,7 @@ from vmm.errors import HostError, VmmError
 from vmm.lab.host.wheel import extension
 
 ROOT: Final = Path(__file__).parent.parent
-SOURCES: Final = ("LICENSE", "README.md", "pyproject.toml", "cdefs", "vmm")
+SOURCES: Final = ("scripts/man", "LICENSE", "README.md", "pyproject.toml", "cdefs", "vmm")
 LEFT_OUT: Final = ("*.so", "*.pyc", "__pycache__", "_native.c", ".*")
 NATIVE: Final = "vmm/_native.abi3.so"
 

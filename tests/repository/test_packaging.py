@@ -90,8 +90,17 @@ def test_the_wheel_has_all_of_vmm_and_nothing_else(wheel: Path) -> None:
         for path in (ROOT / "vmm").rglob("*")
         if path.is_file() and path.suffix not in {".pyc", ".so"} and path.name[0] != "."
     }
-    assert found == wanted | {NATIVE}
+    data = f"pyvmm_arm64-{PROJECT['version']}.data/data/"
+    shared = {name.removeprefix(data) for name in found if name.startswith(data)}
+    assert {name for name in found if not name.startswith(data)} == wanted | {NATIVE}
     assert "vmm/py.typed" in found
+    pages = {f"share/man/man1/{path.name}" for path in (ROOT / "scripts/man").iterdir()}
+    assert pages
+    assert shared == pages | {
+        "share/bash-completion/completions/pyvmm",
+        "share/fish/vendor_completions.d/pyvmm.fish",
+        "share/zsh/site-functions/_pyvmm",
+    }
 
 
 def test_the_wheel_says_what_it_needs(wheel: Path) -> None:
@@ -130,6 +139,8 @@ def test_the_wheel_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> N
     assert where == str(inside / NATIVE)
     assert "Usage" in run("pyvmm", "run", "--help")
     assert "fwb" in run("pyvmm", "lab", "profiles")
+    assert "Words that are ours" in run("pyvmm", "help", "vmm")
+    assert (scratch / "share/man/man1/pyvmm-run.1").exists()
 
 
 @pytest.mark.lab  # cross-building downloads arm64 headers
