@@ -77,8 +77,7 @@ class Fd(Closeable):
     def try_ioctl(self, request: IntEnum, arg: Any = 0) -> int:
         """Issue *request* and return its result, or a negative errno. *arg*: see `ioctl`."""
         address = arg if isinstance(arg, int) else int(ffi.cast("uintptr_t", arg))
-        result: int = lib.pyvmm_ioctl(self._fd, request, address)
-        return result
+        return lib.pyvmm_ioctl(self._fd, request, address)
 
     def ioctl(self, request: IntEnum, arg: Any = 0, /, **shown: object) -> int:
         """Issue *request* and return its result.

@@ -66,8 +66,7 @@ class Sink(Closeable):
     @property
     def written(self) -> int:
         """How many bytes were ever put."""
-        count: int = lib.pyvmm_sink_written(self.c)
-        return count
+        return lib.pyvmm_sink_written(self.c)
 
     def drain(self, most: int = 1 << 16) -> bytes:
         """Return up to *most* waiting bytes, oldest first. One thread at a time."""

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED: Final = Interrupted()
 EINTR: Final = -errno.EINTR
-STORE: Final[int] = lib.PYVMM_RUN_STORE
-LOAD: Final[int] = lib.PYVMM_RUN_LOAD
+STORE: Final = lib.PYVMM_RUN_STORE
+LOAD: Final = lib.PYVMM_RUN_LOAD
 
 
 class Vcpu(AttributeFd):
@@ -58,7 +58,7 @@ class Vcpu(AttributeFd):
 
         Returns `Interrupted` after a `kick`. Raises `KvmError`.
         """
-        result: int = lib.pyvmm_run(self._state)
+        result = lib.pyvmm_run(self._state)
         if result == STORE:
             return self._store()
         if result == LOAD:
@@ -91,14 +91,12 @@ class Vcpu(AttributeFd):
     @property
     def exits(self) -> int:
         """How often KVM_RUN has returned."""
-        count: int = lib.pyvmm_exits(self._state)
-        return count
+        return lib.pyvmm_exits(self._state)
 
     @property
     def answered(self) -> int:
         """How many of those returns C answered."""
-        count: int = lib.pyvmm_answered_count(self._state)
-        return count
+        return lib.pyvmm_answered_count(self._state)
 
     # --- registers and state ----------------------------------------------------------------
 
@@ -123,8 +121,7 @@ class Vcpu(AttributeFd):
 
     @staticmethod
     def _reg_size(register: int) -> int:
-        size: int = 1 << ((register & lib.KVM_REG_SIZE_MASK) >> lib.KVM_REG_SIZE_SHIFT)
-        return size
+        return 1 << ((register & lib.KVM_REG_SIZE_MASK) >> lib.KVM_REG_SIZE_SHIFT)
 
     def get_reg_list(self) -> list[int]:
         """Return the ids of all registers this vCPU has. Raises `KvmError`."""
