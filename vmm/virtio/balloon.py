@@ -1,12 +1,12 @@
-"""The memory balloon (VIRTIO 1.2, 5.5): memory that the guest can do without, for the host.
+"""The memory balloon (VIRTIO 1.2, 5.5): return memory that the guest does not use to the host.
 
-    inflateq    pages that the guest gives, until the balloon has as many as `resize` asked for
-    deflateq    pages that it takes back: when fewer are asked for, or it is short of memory
-    statsq      how much it has; one buffer, which is with the device until that wants to know
-    reportingq  free memory, without being asked: gone when the chain is used
+    inflateq    pages that the guest gives, until the balloon has the size that `resize` set
+    deflateq    pages that it takes back: the balloon is to be smaller, or memory is short
+    statsq      memory statistics: one buffer, which the device keeps until it wants an update
+    reportingq  free memory that the guest reports unasked; returned before the chain is used
 
-cdefs/balloon.c gives the memory back. What a device may access by DMA (VFIO) is pinned, and must
-stay where it is: then nothing goes back, and free memory is not even asked for.
+cdefs/balloon.c returns the memory. Memory that a device may access by DMA (VFIO) is pinned and must
+stay where it is: nothing is returned then, and free page reporting is not offered.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 QUEUE_SIZE: Final = 128
 
 TURN: Final = 4
-"""Chains before other devices get their turn: each may name 65536 pages, one by one."""
+"""Chains served before other devices get their turn: each may name 65536 pages one by one."""
 
 F_STATS_VQ: Final = 1 << lib.VIRTIO_BALLOON_F_STATS_VQ
 F_DEFLATE_ON_OOM: Final = 1 << lib.VIRTIO_BALLOON_F_DEFLATE_ON_OOM
@@ -37,10 +37,10 @@ F_PAGE_POISON: Final = 1 << lib.VIRTIO_BALLOON_F_PAGE_POISON
 F_REPORTING: Final = 1 << lib.VIRTIO_BALLOON_F_REPORTING
 
 PAGE: Final[int] = 1 << lib.VIRTIO_BALLOON_PFN_SHIFT
-"""Bytes of a page as the balloon counts them, whatever pages guest and host have."""
+"""Bytes of a page as the balloon counts, whatever page size guest and host have (5.5.6)."""
 
 ADVICE: Final = {Backing.ANONYMOUS: mmap.MADV_DONTNEED, Backing.MEMFD: mmap.MADV_REMOVE}
-"""What madvise(2) calls giving memory back; of a file, all who map it must lose it."""
+"""madvise(2)'s advice that frees memory. A file's pages must be freed for all who map them."""
 
 ACTUAL: Final = ffi.offsetof("struct virtio_balloon_config", "actual")
 POISON: Final = ffi.offsetof("struct virtio_balloon_config", "poison_val")
@@ -49,7 +49,7 @@ STATISTIC: Final = struct.Struct("<HQ")
 """``struct virtio_balloon_stat``: tag and value."""
 
 MOST_STATISTICS: Final = 64
-"""More than any driver has, yet."""
+"""Statistics read of a buffer: more than any driver has so far."""
 
 STATISTICS: Final = {
     lib.VIRTIO_BALLOON_S_SWAP_IN: "swap_in",
@@ -66,7 +66,7 @@ STATISTICS: Final = {
 
 
 class Balloon(VirtioDevice):
-    """A balloon that shall have *size* bytes. *pinned*: nothing may go back to the host."""
+    """A balloon of *size* bytes at first. With *pinned* nothing is returned to the host."""
 
     device_id: int = lib.VIRTIO_ID_BALLOON
 
@@ -79,32 +79,32 @@ class Balloon(VirtioDevice):
         self._keep, self.c = _balloon(memory.memory, pinned=pinned)
         self._target = size // PAGE
         self._actual = self._poison = 0
-        self._stats: int | None = None  # the chain that waits for us to be curious
+        self._stats: int | None = None  # the chain that we keep until statistics are wanted
         self._curious = True
-        self._awaited = True  # nobody was told that it has what it shall have
-        self._reports = Bounded(events)  # since the host last wanted something
+        self._awaited = True  # balloon-reached was not emitted for this target
+        self._reports = Bounded(events)  # bounded anew whenever the host asks
 
     # The host's side
 
     @property
     def target(self) -> int:
-        """Bytes that the balloon shall have."""
+        """Bytes that the balloon is to have."""
         return self._target * PAGE
 
     @property
     def actual(self) -> int:
-        """Bytes that the guest says it has."""
+        """Bytes that the balloon has, as the guest reports."""
         return self._actual * PAGE
 
     def resize(self, size: int) -> None:
-        """Have *size* bytes in the balloon, sooner or later. Thread-safe."""
+        """Ask the guest for a balloon of *size* bytes. Thread-safe; does not wait for the guest."""
         self._target = size // PAGE
         self._awaited = True
         self._reports = Bounded(self._events)
         self.config_changed()
 
     def ask(self) -> None:
-        """Have the guest tell how much memory it has: the event ``balloon-stats``. Thread-safe."""
+        """Ask the guest for statistics: the event ``balloon-stats`` follows. Thread-safe."""
         self._reports = Bounded(self._events)
         self._ask()
 
@@ -116,25 +116,25 @@ class Balloon(VirtioDevice):
     # The guest's
 
     def _role(self, index: int) -> int | None:
-        """Return the feature that queue *index* is for; None: the first two.
+        """Return the feature that queue *index* is for; None for the first two.
 
-        Those that were not agreed upon have no queue, and leave no gap, as Linux counts.
+        A feature that was not negotiated has no queue and leaves no gap, as Linux counts them.
         """
         optional = [each for each in (F_STATS_VQ, F_REPORTING) if self.accepted & each]
         return optional[index - 2] if 2 <= index < len(optional) + 2 else None
 
     def serve(self, index: int, queue: Queue) -> None:
-        """Take pages, let them go, or hear how many there are."""
+        """Inflate, deflate, take statistics or reported free pages, by the queue's role."""
         role = self._role(index)
         for chain in queue.batch(TURN):
             if role == F_STATS_VQ:
                 self._hear(chain.read(STATISTIC.size * MOST_STATISTICS))
-                if self._stats is not None:  # one too many
+                if self._stats is not None:  # the driver may have only one (5.5.6.3.1)
                     queue.push(self._stats, 0)
                 self._stats = chain.id
                 continue
             if role == F_REPORTING:
-                # What was poisoned must stay so (5.5.6.7.1), and the host would make it zeroes.
+                # Poisoned pages must keep their poison (5.5.6.7.1); the host would return zeroes.
                 if not self._poison:
                     lib.pyvmm_balloon_report(self.c, chain.c)
             elif index == 0:
@@ -161,7 +161,7 @@ class Balloon(VirtioDevice):
             self._report("balloon-stats", target=self.target, actual=self.actual, **named)
 
     def _report(self, event: str, **fields: object) -> None:
-        """Emit *event*, but not without end: a guest can start over as often as it likes."""
+        """Emit *event*, bounded: a guest can start over as often as it likes."""
         self._reports.emit(event, device=self.name, **fields)
 
     def _return_stats(self) -> None:
@@ -172,12 +172,12 @@ class Balloon(VirtioDevice):
                 slot.doorbell.signal()  # whoever serves it also interrupts
 
     def queue_stopped(self, index: int) -> None:
-        """Forget the chain that waits."""
+        """Forget the statistics buffer, which goes with its queue."""
         if self._role(index) == F_STATS_VQ:
             self._stats = None
 
     def stopped(self) -> None:
-        """Start with an empty balloon: the next driver uses all memory."""
+        """Empty the balloon: the next driver uses all memory."""
         lib.pyvmm_balloon_forget(self.c)
         self._actual = self._poison = 0
         self._stats = None
@@ -191,7 +191,7 @@ class Balloon(VirtioDevice):
         return bytes(ffi.buffer(ffi.new("struct virtio_balloon_config *", values)))
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Take how many pages the driver has given, or what it fills free memory with."""
+        """Store the number of pages in the balloon, or the poison of free pages."""
         if len(data) == 4 and offset == ACTUAL:
             self._actual = int.from_bytes(data, "little")
             if self._actual == self._target and self._awaited:
@@ -203,7 +203,7 @@ class Balloon(VirtioDevice):
 
 
 def _balloon(memory: GuestMemory, *, pinned: bool) -> tuple[Any, Any]:
-    """Return ``struct pyvmm_balloon`` for the RAM in *memory*, and what it needs to live."""
+    """Return what must outlive ``struct pyvmm_balloon`` for the RAM in *memory*, and the struct."""
     regions = [region for region in memory if region.backing in ADVICE]
     ranges = ffi.new("struct pyvmm_balloon_range[]", max(len(regions), 1))
     maps = []

@@ -1,11 +1,11 @@
-"""What all virtio devices have in common, whatever they do and however they are attached.
+"""What all kinds of virtio device share: features, status, queues, service, reset (VIRTIO 1.2, 2).
 
     transport (mmio, pci)  --registers-->  VirtioDevice  --serve-->  Rng, ...
                            <-interrupts--       |
                                       queues and their doorbells
 
-A kind of device derives from `VirtioDevice`; a transport knows nothing but that class. Whoever
-has the event loop calls `process` when a queue's doorbell has been rung.
+A kind of device derives from `VirtioDevice`. A transport knows nothing but that class. The event
+loop calls `process` when a queue's doorbell was signalled.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ F_RING_RESET: Final = 1 << lib.VIRTIO_F_RING_RESET
 
 RING_FEATURES: Final = F_INDIRECT_DESC | F_EVENT_IDX | F_RING_PACKED | F_RING_RESET
 FEATURE_WORDS: Final = 4
-"""Words of 32 feature bits that a transport shows; 2.2 has allotted fewer."""
+"""Words of 32 feature bits that a transport shows; section 2.2 has allotted fewer."""
 
 
 class TransportInterrupts(Protocol):
-    """How a transport tells the driver something. Thread-safe."""
+    """The device's notifications to the driver, as a transport sends them (2.3). Thread-safe."""
 
     def of_queue(self, queue: int) -> Interrupt:
-        """Return what `used` raises, with `USED`, for who does that himself, in C."""
+        """Return the interrupt that `used` raises with `USED`, for C and other processes."""
 
     def used(self, queue: int) -> None:
-        """Say that chains of *queue* were used."""
+        """Send a used buffer notification for *queue*."""
 
     def config_changed(self) -> None:
-        """Say that the configuration changed, or that the device needs a reset."""
+        """Send a configuration change notification; also for DEVICE_NEEDS_RESET (2.1.2)."""
 
     def clear(self) -> None:
-        """Say nothing of what was said before: the device was reset."""
+        """Withdraw what was sent and not seen yet: the device was reset."""
 
 
 class QueueSlot:
-    """One of a device's queues as the transport's registers show it; *queue* while it is ready."""
+    """One of a device's queues as the transport's registers show it; *queue* is set while ready."""
 
     def __init__(self, size_max: int) -> None:
         self.size_max = size_max
@@ -65,20 +65,21 @@ class QueueSlot:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what the driver said."""
+        """Forget what the driver wrote."""
         self.queue = None
         self.size = self.size_max
         self.areas = Areas(0, 0, 0)
 
 
 class VirtioDevice(Closeable):
-    """A device of some kind, with queues of at most *queue_sizes* over *memory*.
+    """A device with queues of at most *queue_sizes* descriptors each, over *memory*.
 
-    name  what events call it
+    name      what events call the device
+    features  the feature bits of its kind to offer, besides the ring's
     """
 
     device_id: int
-    """Its type (section 5)."""
+    """The device's type (section 5)."""
 
     def __init__(
         self,
@@ -105,9 +106,9 @@ class VirtioDevice(Closeable):
     # What a kind of device provides
 
     def serve(self, index: int, queue: Queue) -> None:
-        """Handle what waits in queue number *index*, but not without end: `process` comes again.
+        """Handle what waits in queue *index*; do a bounded amount, as `process` comes again.
 
-        With the device's lock, in the loop's thread. `RingError` may pass through.
+        Called with the device's lock, in the loop's thread. May raise `RingError`.
         """
         raise NotImplementedError
 
@@ -116,35 +117,35 @@ class VirtioDevice(Closeable):
         return b""
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Take what the driver wrote to the configuration; most kinds have nothing to write."""
+        """Store what the driver wrote to the configuration. Most kinds have nothing to write."""
 
     def awaits_host(self, index: int) -> bool:  # noqa: ARG002
-        """Whether more chains in queue *index* are of no use until something happens here.
+        """Tell whether more chains in queue *index* are of no use until the host does something.
 
-        Asked after `serve`; whoever sees it happen calls `process`.
+        Asked after `serve`. Whoever sees the host do it calls `process`.
         """
         return False
 
     has_threads = False
-    """Whether somebody else than the loop serves its queues: then `process` is not for them."""
+    """Whether somebody other than the loop serves the queues; `process` is then not for them."""
 
     def queue_started(self, index: int, queue: Queue) -> None:
-        """Begin with queue *index*: it may be used from now on. With the device's lock."""
+        """Start queue *index*: it may be used from now on. Called with the device's lock."""
 
     def queue_stopped(self, index: int) -> None:
-        """End all that touches queue *index*, for it is about to go. With the device's lock.
+        """Stop everything that touches queue *index*. Called with the device's lock.
 
-        Harmless if it was not started.
+        The queue goes once this returns. Harmless if the queue was not started.
         """
 
     def stopped(self) -> None:
-        """End what is common to all queues, which have been stopped. With the device's lock.
+        """Stop what all queues share, after each was stopped. Called with the device's lock.
 
         Harmless if nothing was started.
         """
 
     def readers(self) -> list[tuple[int, Callable[[], object]]]:
-        """Return what the loop has to listen to, and what it then calls; always the same."""
+        """Return the descriptors that the loop polls, each with its callback; always the same."""
         if self.has_threads:
             return []
         return [
@@ -156,7 +157,7 @@ class VirtioDevice(Closeable):
 
     @property
     def accepted(self) -> int:
-        """The features that the driver wants; once FEATURES_OK is set, those agreed upon."""
+        """The features that the driver accepted; negotiated once FEATURES_OK is set (2.2)."""
         return self._accepted
 
     @property
@@ -166,26 +167,26 @@ class VirtioDevice(Closeable):
 
     @property
     def live(self) -> bool:
-        """Whether the queues may be used: DRIVER_OK, and nothing is broken."""
+        """Whether the queues may be used: DRIVER_OK is set, and nothing is broken."""
         return bool(self._status & status.DRIVER_OK) and not self._status & status.NEEDS_RESET
 
     def features(self, word: int) -> int:
-        """Return the 32 feature bits of *word* that are offered."""
+        """Return the 32 offered feature bits of *word*."""
         return self.offered >> 32 * word & 0xFFFF_FFFF if word < FEATURE_WORDS else 0
 
     def accept(self, word: int, bits: int) -> None:
-        """Take what the driver accepts of *word*; too late once FEATURES_OK is set (2.2.1)."""
+        """Store the accepted feature bits of *word*; ignored once FEATURES_OK is set (2.2.1)."""
         with self._lock:
             if word < FEATURE_WORDS and not self._status & status.FEATURES_OK:
                 self._accepted &= ~(0xFFFF_FFFF << 32 * word)
                 self._accepted |= bits << 32 * word
 
     def read_config(self, offset: int, size: int) -> int:
-        """Return *size* bytes of the configuration; beyond its end there are zeroes."""
+        """Return *size* bytes of the configuration; bytes beyond its end are zero."""
         return int.from_bytes(self.config()[offset : offset + size], "little")
 
     def write_status(self, value: int) -> None:
-        """Do what the driver's store to the status does: a step, some steps, or, by 0, a reset."""
+        """Store to the status: one or several steps (3.1.1), or a reset if *value* is 0."""
         if value == 0:
             self.reset()
             return
@@ -210,7 +211,7 @@ class VirtioDevice(Closeable):
         slot = self.slots[index]
         if slot.queue is not None and not self._status & status.NEEDS_RESET:
             self.queue_started(index, slot.queue)
-            slot.doorbell.signal()  # what came before was not looked at
+            slot.doorbell.signal()  # chains may have come before anybody looked
 
     def _agreed(self) -> bool:
         excess = self._accepted & ~self.offered
@@ -220,14 +221,14 @@ class VirtioDevice(Closeable):
         return True
 
     def set_size(self, index: int, size: int) -> None:
-        """Take how many descriptors queue *index* shall have; too late once it is ready."""
+        """Store the number of descriptors of queue *index*; ignored once the queue is ready."""
         with self._lock:
             slot = self.slots[index]
             if slot.queue is None:
                 slot.size = size
 
     def set_address(self, index: int, area: str, shift: int, value: int) -> None:
-        """Take 32 bits of an area's address, from bit *shift* on; too late once it is ready."""
+        """Store 32 bits of an area's address, from bit *shift* on; ignored once it is ready."""
         with self._lock:
             slot = self.slots[index]
             if slot.queue is None:
@@ -235,9 +236,9 @@ class VirtioDevice(Closeable):
                 slot.areas = slot.areas._replace(**{area: other | value << shift})
 
     def enable_queue(self, index: int) -> None:
-        """Make queue *index* ready, as its slot says; before DRIVER_OK, or after `reset_queue`.
+        """Make queue *index* ready as its slot describes: before DRIVER_OK, or after `reset_queue`.
 
-        Nothing happens before features are agreed upon: they decide what a ring looks like.
+        Ignored before FEATURES_OK: the features decide the ring's layout.
         """
         with self._lock:
             slot = self.slots[index]
@@ -262,7 +263,7 @@ class VirtioDevice(Closeable):
                     self._start_queue(index)
 
     def reset_queue(self, index: int) -> None:
-        """Stop queue *index* and forget it (2.6.1); when this returns, nothing touches it."""
+        """Stop queue *index* and reset its slot (2.6.1). When this returns, nothing touches it."""
         with self._lock:
             self.queue_stopped(index)
             self.slots[index].reset()
@@ -270,9 +271,9 @@ class VirtioDevice(Closeable):
     # Service
 
     def process(self, index: int) -> None:
-        """Serve queue *index*: its doorbell was rung. In the loop's thread.
+        """Serve queue *index*, whose doorbell was signalled. Called in the loop's thread.
 
-        What the guest did wrong breaks the device, not us: nothing is raised for it.
+        A guest error breaks the device (`RingError` becomes DEVICE_NEEDS_RESET) and raises nothing.
         """
         with self._lock:
             self._process(index)
@@ -293,13 +294,13 @@ class VirtioDevice(Closeable):
             slot.doorbell.signal()
 
     def config_changed(self) -> None:
-        """Tell the driver that `config` is another now."""
+        """Tell the driver that `config` changed."""
         with self._lock:
             self.generation += 1
             self._tell()
 
     def _break(self, error: VmmError, index: int) -> None:
-        """Stand still until the driver resets the device (2.1.2)."""
+        """Stop all queues until the driver resets the device (2.1.2)."""
         self._status |= status.NEEDS_RESET
         for each in range(len(self.slots)):
             self.queue_stopped(each)
@@ -307,7 +308,7 @@ class VirtioDevice(Closeable):
         self._tell()
 
     def _complain(self, event: str, **fields: object) -> None:
-        """Emit what the driver may cause without end."""
+        """Emit an event that the driver can cause without end; a bounded number of each kind."""
         self._bounded.emit(event, device=self.name, **fields)
 
     def _tell(self) -> None:
@@ -317,13 +318,13 @@ class VirtioDevice(Closeable):
     # Life
 
     def cancel_waits(self) -> None:
-        """Have nobody wait for others' programs who holds the device up: a vCPU has to stop.
+        """End every wait for another program that holds the device's lock: a vCPU has to stop.
 
-        From any thread; never waits.
+        Thread-safe; does not wait itself.
         """
 
     def reset(self) -> None:
-        """Be as after power-on. When this returns, nothing touches guest memory."""
+        """Return to the state after power-on. When this returns, nothing touches guest memory."""
         with self._lock:
             self._status = self._accepted = 0
             for index, slot in enumerate(self.slots):
@@ -335,7 +336,7 @@ class VirtioDevice(Closeable):
                 self.interrupts.clear()
 
     def close(self) -> None:
-        """Reset, and close the doorbells: no loop and no VM may have them. Idempotent."""
+        """Reset, and close the doorbells, which no loop and no VM may have. Idempotent."""
         self.reset()
         for slot in self.slots:
             slot.doorbell.close()

@@ -12,14 +12,14 @@ from vmm._native import ffi, lib
 from vmm.fd import EventFd
 
 USED: Final[int] = lib.VIRTIO_MMIO_INT_VRING
-"""Interrupt status: the device used a chain. The ISR status of PCI has the same bits (4.1.4.5)."""
+"""Interrupt status: the device used a buffer. PCI's ISR status has the same bits (4.1.4.5)."""
 
 CONFIG: Final[int] = lib.VIRTIO_MMIO_INT_CONFIG
 """Interrupt status: the device's configuration changed, or it needs a reset."""
 
 
 class Interrupt(EventFd):
-    """An interrupt with its status: bits `USED` and `CONFIG`. Thread-safe, and C may raise it."""
+    """An interrupt and its status, the bits `USED` and `CONFIG`. Thread-safe; C may raise it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,40 +27,40 @@ class Interrupt(EventFd):
 
     @property
     def status(self) -> int:
-        """What was raised and not acknowledged."""
+        """The bits that were raised and not acknowledged."""
         return int(lib.pyvmm_interrupt_status(self.c))
 
     def raise_(self, bits: int) -> None:
-        """Add *bits* to the status, then signal."""
+        """Set *bits* in the status, then signal the eventfd."""
         lib.pyvmm_interrupt_raise(self.c, bits)
 
     def acknowledge(self, bits: int) -> None:
-        """Take *bits* from the status."""
+        """Clear *bits* in the status."""
         lib.pyvmm_interrupt_acknowledge(self.c, bits)
 
     def stand(self, bits: int) -> None:
-        """Have *bits* in the status from now on, acknowledged or not; then C need not set them.
+        """Keep *bits* set in the status from now on, whatever is acknowledged.
 
-        Whoever used a chain, be it the kernel or another process, only signals the eventfd.
+        Whoever uses a buffer, be it the kernel or another process, then only signals the eventfd.
         """
         lib.pyvmm_interrupt_stand(self.c, bits)
 
     def clear(self) -> None:
-        """Forget everything, as a reset does."""
+        """Clear the status and the eventfd, as a reset does."""
         self.stand(0)
         self.acknowledge(USED | CONFIG)
         self.drain()
 
     def close(self) -> None:
-        """Close it; from now on only the status is kept. Idempotent."""
-        self.c.eventfd = -1  # the number may soon be another file's
+        """Close the eventfd; the status stays. Idempotent."""
+        self.c.eventfd = -1  # the kernel may give the number to another file at once
         super().close()
 
 
 class Ioeventfd(NamedTuple):
-    """A store that KVM can take: of *width* bytes at *offset*; it adds one to eventfd *fd*.
+    """A store that KVM can take: *width* bytes at *offset* add one to eventfd *fd*.
 
-    *datamatch* is the only value that counts; None: any does. See `vmm.kvm.vm.Vm.ioeventfd`.
+    With *datamatch* only a store of that value counts. See `vmm.kvm.vm.Vm.ioeventfd`.
     """
 
     offset: int

@@ -3,8 +3,8 @@
     driver makes chains available --> Queue.pop --> the device reads and writes their buffers
     driver takes used chains      <-- Queue.push <--
 
-The C checks all that the guest writes; what it finds wrong comes out as `RingError`, after which
-the queue is broken until the driver resets it.
+The C checks everything that the guest writes. A violation is raised as `RingError`; the queue is
+broken from then on, until the driver resets it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from vmm.memory import GuestMemory
 
 MAX_SIZE: Final = 32768
-"""Descriptors in a queue (2.7, 2.8)."""
+"""Descriptors in a queue, at most (2.7, 2.8)."""
 
 CHAIN_SEGMENTS: Final = 1024
-"""Buffers in a chain: as many as preadv and pwritev take (IOV_MAX)."""
+"""Buffers in a chain, at most: as many as preadv(2) and pwritev(2) take (IOV_MAX)."""
 
 PACKED_IDS: Final = 1 << 16
 
@@ -49,7 +49,7 @@ WRONG: Final = {
 
 
 class RingError(GuestError):
-    """The driver made a ring that no driver may make. *code* is one of PYVMM_RING_*."""
+    """The driver violated the rules of a ring. *code* is one of PYVMM_RING_*."""
 
     def __init__(self, code: int) -> None:
         super().__init__(WRONG[code])
@@ -57,7 +57,7 @@ class RingError(GuestError):
 
 
 class MemoryMap:
-    """Guest memory as the C knows it: numbers only, so *memory* must outlive its queues."""
+    """Guest memory as C sees it. C has numbers only, so *memory* must outlive the queues."""
 
     def __init__(self, memory: GuestMemory) -> None:
         self.memory = memory
@@ -72,7 +72,7 @@ class MemoryMap:
 
 
 class Format(NamedTuple):
-    """What driver and device have agreed upon for all of a device's queues."""
+    """The negotiated ring features, which apply to all of a device's queues."""
 
     packed: bool = False
     event_idx: bool = False
@@ -80,7 +80,7 @@ class Format(NamedTuple):
 
 
 class Areas(NamedTuple):
-    """Addresses of a queue's three areas (2.6): guest physical ones, unless it is said which."""
+    """Addresses of a queue's three areas (2.6); guest physical unless stated otherwise."""
 
     descriptors: int
     driver: int
@@ -88,7 +88,7 @@ class Areas(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """One buffer of a chain: *length* bytes at guest physical *address*, ours at *host*."""
+    """One buffer of a chain: *length* bytes at guest physical *address*, mapped at *host*."""
 
     address: int
     length: int
@@ -97,9 +97,9 @@ class Segment(NamedTuple):
 
 
 class Chain:
-    """Buffers that the driver made available together. Those that are to be read come first.
+    """Buffers that the driver made available together; device-readable ones come first (2.7.4.2).
 
-    `Queue.pop` fills it in; it is good until the next one does, unless that was given another.
+    `Queue.pop` fills a chain. It is valid until the same chain is filled again.
     """
 
     def __init__(self, segments: int = CHAIN_SEGMENTS) -> None:
@@ -112,17 +112,17 @@ class Chain:
 
     @property
     def id(self) -> int:
-        """What `Queue.push` wants to know of it."""
+        """The number by which `Queue.push` knows the chain."""
         return int(self.c.id)
 
     @property
     def readable(self) -> int:
-        """How many bytes the device may read."""
+        """Bytes that the device may read."""
         return int(self.c.readable_bytes)
 
     @property
     def writable(self) -> int:
-        """How many bytes the device may write."""
+        """Bytes that the device may write."""
         return int(self.c.writable_bytes)
 
     def __iter__(self) -> Iterator[Segment]:
@@ -136,7 +136,7 @@ class Chain:
             )
 
     def read(self, size: int, offset: int = 0) -> bytes:
-        """Return up to *size* bytes of what the device may read, from *offset* on."""
+        """Return up to *size* device-readable bytes, from *offset* on."""
         size = max(0, min(size, self.readable - offset))
         data = bytearray(size)
         with ffi.from_buffer("uint8_t[]", data, require_writable=True) as target:
@@ -144,12 +144,15 @@ class Chain:
         return bytes(data)
 
     def write(self, data: ReadableBuffer, offset: int = 0) -> int:
-        """Copy *data* to what the device may write; return how many bytes had room."""
+        """Copy *data* to the device-writable buffers; return how many bytes had room."""
         with ffi.from_buffer("uint8_t[]", data) as origin:
             return int(lib.pyvmm_chain_write(self.c, offset, origin, len(origin)))
 
     def fill_random(self, most: int) -> int:
-        """Fill up to *most* bytes with random ones; return how many. Raises OSError."""
+        """Fill up to *most* device-writable bytes by getrandom(2); return how many.
+
+        Raises OSError.
+        """
         done = int(lib.pyvmm_chain_fill_random(self.c, most))
         if done < 0:
             raise OSError(-done, "getrandom")
@@ -159,7 +162,7 @@ class Chain:
 class Queue:
     """One live virtqueue. One thread at a time may use it.
 
-    Raises `RingError` if *size* and *areas* are no place for a ring of that *form*.
+    Raises `RingError` if no ring of that *form* can have *size* descriptors and these *areas*.
     """
 
     def __init__(self, memory: MemoryMap, size: int, areas: Areas, form: Format) -> None:
@@ -186,7 +189,7 @@ class Queue:
 
     @property
     def host_areas(self) -> Areas:
-        """Where its areas are in our own address space: checked to be guest memory, as a whole."""
+        """The areas' addresses in this process; each area as a whole is guest memory."""
         return Areas(
             *(
                 int(ffi.cast("uintptr_t", area))
@@ -195,7 +198,7 @@ class Queue:
         )
 
     def pop(self, chain: Chain | None = None) -> Chain | None:
-        """Return the next chain the driver made available, in *chain* if given; None: no more.
+        """Return the next available chain, filled into *chain* if given; None if there is none.
 
         Raises `RingError`.
         """
@@ -207,37 +210,37 @@ class Queue:
         return chain if result else None
 
     def push(self, chain_id: int, length: int) -> None:
-        """Give a chain back, the first *length* of its writable bytes written.
+        """Return a chain to the driver as used, with its first *length* writable bytes written.
 
-        Raises ValueError if the device does not have it.
+        Raises ValueError if the chain is not with the device.
         """
         if lib.pyvmm_queue_push(self.c, chain_id, length):
             raise ValueError(f"chain {chain_id} is not with the device")
 
     @property
     def next_available(self) -> int:
-        """The index of the available ring that `pop` is at; of a split one."""
+        """The index in the available ring that `pop` is at; split rings only."""
         return int(self.c.next_avail)
 
     def resume(self, index: int) -> None:
-        """Go on where somebody else left off, who has used *index* chains and has no other.
+        """Continue where another server stopped: *index* chains are used, and none is in flight.
 
-        Of a split ring that has not been used here.
+        Split rings only, before the first `pop`.
         """
-        assert not self.c.packed, "its indices are others"
+        assert not self.c.packed, "a packed ring has no such indices"
         self.c.next_avail = self.c.next_used = index
         self.c.in_flight = 0
         ffi.memmove(self._keep[1], bytes(2 * self.size), 2 * self.size)
 
     def put_back(self, chain: Chain) -> None:
-        """Undo `pop`, which was the last thing to happen to the queue; a split one."""
-        assert not self.c.packed, "its indices are others"
+        """Undo the `pop` that was the queue's last operation; split rings only."""
+        assert not self.c.packed, "a packed ring has no such indices"
         self.c.next_avail = (self.c.next_avail - 1) & 0xFFFF
         self.c.in_flight -= 1
         self._keep[1][chain.id] = 0
 
     def batch(self, most: int) -> Iterator[Chain]:
-        """Pop up to *most* chains, each good until the next, with notifications off.
+        """Pop up to *most* chains with notifications off; each is valid until the next one.
 
         `enable_notify` has to follow. Raises `RingError`.
         """
@@ -247,9 +250,12 @@ class Queue:
             yield chain
 
     def enable_notify(self) -> bool:
-        """Ask to be notified of the next chain. True: one is there already; perhaps unnotified."""
+        """Ask for a notification of the next chain; return True if a chain is available already.
+
+        The driver may not have notified of that one.
+        """
         return bool(lib.pyvmm_queue_enable_notify(self.c))
 
     def should_interrupt(self) -> bool:
-        """Tell whether the driver wants to hear of what was pushed since this was asked last."""
+        """Tell whether the driver wants an interrupt for what was pushed since the last call."""
         return bool(lib.pyvmm_queue_should_interrupt(self.c))

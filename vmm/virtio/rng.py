@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 QUEUE_SIZE: Final = 64
 MOST: Final = 64 << 10
-"""Bytes that one request gets: it may get less than it asks for (5.4.6.1), and 4 GiB at once would
-keep all other devices waiting."""
+"""Bytes that one request gets at most. A request may get less than it asks for (5.4.6.1), and 4 GiB
+at once would keep all other devices waiting."""
 
 
 class Rng(VirtioDevice):
@@ -26,6 +26,6 @@ class Rng(VirtioDevice):
         super().__init__(name, memory, events, [QUEUE_SIZE])
 
     def serve(self, index: int, queue: Queue) -> None:  # noqa: ARG002  (there is only one)
-        """Fill what the driver wants filled."""
+        """Fill the driver's buffers."""
         for chain in queue.batch(queue.size):
             queue.push(chain.id, chain.fill_random(MOST))

@@ -1,13 +1,13 @@
 """The device status field and its state machine (VIRTIO 1.2, 2.1 and 3.1).
 
     0 --ACKNOWLEDGE--> --DRIVER--> --FEATURES_OK--> --DRIVER_OK--> live
-                                   (if we agree)
+                                   (if the device agrees)
 
-A driver adds bits, one after another or several at once, and takes none away but by writing 0,
-which resets. FAILED may come at any time. NEEDS_RESET is the device's.
+A driver adds bits, one by one or several at once. It clears bits only by writing 0, which resets
+the device. FAILED may come at any time. NEEDS_RESET is the device's.
 
-Who says DRIVER has acknowledged the device, whether he says so or not: U-Boot does not after its
-reset of the device (2025.01, virtio_uclass_child_pre_probe), and nothing hangs on it.
+DRIVER implies ACKNOWLEDGE: U-Boot does not write ACKNOWLEDGE again after it has reset the device
+(2025.01, virtio_uclass_child_pre_probe), and nothing depends on that bit.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ STEPS: Final = {
     ACKNOWLEDGE | DRIVER: FEATURES_OK,
     ACKNOWLEDGE | DRIVER | FEATURES_OK: DRIVER_OK,
 }
-"""What has been reached: the one bit that may come next."""
+"""For each state, the one bit that may come next."""
 
 LIVE: Final = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK
 
 
 def progress(status: int) -> int:
-    """Return how far the driver has got: *status* without what is no step."""
+    """Return the bits of *status* that are steps of the initialization (3.1.1)."""
     return status & LIVE
 
 
 def step(status: int, written: int, enter: Callable[[int], bool]) -> tuple[int, bool]:
-    """Return the status after the driver wrote *written*, and whether it may write that.
+    """Return the status after the driver wrote *written*, and whether the write was lawful.
 
-    *enter* is asked before each step, with its bit; False refuses it, which is no fault of the
-    driver's: the bit then stays clear, for it to see (3.1.1, step 6).
+    *enter* is called before each step with the step's bit. If it returns False, the device refuses
+    the step: the bit stays clear for the driver to see (3.1.1, step 6). That is no driver error.
     """
     wanted = progress(written) | (ACKNOWLEDGE if written & DRIVER else 0)
     lawful = not progress(status) & ~wanted
