@@ -1,10 +1,10 @@
-"""Persistent memory (VIRTIO 1.2, 5.19): a range of the guest's, and a queue to make it durable.
+"""Persistent memory (VIRTIO 1.2, 5.19): a range of guest memory, and a queue of flush requests.
 
     guest --loads, stores--> memory slot = file (its page cache)
     guest --flush--> queue --> a thread: fdatasync --> used
 
-Reads and writes are memory accesses, which nobody here sees. Whatever requests have come when the
-thread begins to write back, are done when it has.
+Reads and writes are the guest's own memory accesses. One fdatasync(2) completes all requests that
+had come before it began.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
 QUEUE_SIZE: Final = 64
 
 REQUEST: Final = struct.Struct("<I")
-"""``struct virtio_pmem_req``: its type."""
+"""``struct virtio_pmem_req``: the request's type."""
 
 DONE: Final = struct.pack("<I", 0)
 FAILED: Final = struct.pack("<I", 1)
 """``struct virtio_pmem_resp`` (5.19.6): VIRTIO_PMEM_RESP_TYPE_OK and _EIO."""
 
 SEGMENTS: Final = 8
-"""Buffers in a request: it has eight bytes."""
+"""Buffers in a request, at most: request and response have four bytes each."""
 
 
 class Durable(Protocol):
-    """What is shown as memory."""
+    """What the guest sees as persistent memory; `PmemFile` is one."""
 
     base: int
     size: int
 
     def sync(self) -> None:
-        """Return when all that was written before is durable. Raises OSError."""
+        """Make durable what was written before the call. Raises OSError."""
 
 
 class Pmem(VirtioDevice):
-    """The device of *backing*, which is in the guest's memory already."""
+    """The device for *backing*, which is in guest memory already."""
 
     device_id: int = lib.VIRTIO_ID_PMEM
 
@@ -75,7 +75,7 @@ class Pmem(VirtioDevice):
         return self._config
 
     def serve(self, index: int, queue: Queue) -> None:  # noqa: ARG002  (there is only one)
-        """Give requests to the thread."""
+        """Pass flush requests to the thread."""
         for _ in range(queue.size):
             chain = queue.pop(Chain(SEGMENTS))
             if chain is None:
@@ -91,7 +91,7 @@ class Pmem(VirtioDevice):
             self._work.notify()
 
     def queue_started(self, index: int, queue: Queue) -> None:
-        """Have a thread, from the first time on."""
+        """Start the thread, if this is the first start."""
         self._queue = queue
         if self._thread is None:
             try:
@@ -100,7 +100,7 @@ class Pmem(VirtioDevice):
                 self._break(error, index)
 
     def queue_stopped(self, index: int) -> None:  # noqa: ARG002
-        """Forget requests: nobody waits for them any more."""
+        """Drop the requests: nobody waits for them any more."""
         self._queue = None
         self._waiting.clear()
 
@@ -135,7 +135,7 @@ class Pmem(VirtioDevice):
             self.interrupts.used(0)
 
     def close(self) -> None:
-        """End the thread, after what it is at. Idempotent."""
+        """Stop, and wait for the thread to finish the flush it is at. Idempotent."""
         super().close()
         with self._work:
             self._closing = True

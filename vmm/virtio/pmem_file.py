@@ -1,4 +1,4 @@
-"""A file that the guest has as memory: what virtio-pmem devices are made of."""
+"""A file in guest memory: what a virtio-pmem device shows."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from vmm.config.pmem import PmemConfig
 
 ALIGNMENT: Final = 2 << 20
-"""Bytes: what Linux can hot-plug persistent memory in (SUBSECTION_SIZE), and a block at level 2."""
+"""Bytes: Linux hot-plugs persistent memory in such units (SUBSECTION_SIZE); a level 2 block."""
 
 
 class PmemFile(Closeable):
-    """Owns the file that *config* names, and a mapping of it. Use as a context manager.
+    """Own the file that *config* names, and a mapping of it. Use as a context manager.
 
-    Raises `UserError`, which names the option, and `HostError`. One that can be written is
-    locked (flock), against a second machine that writes it. Nobody may make it shorter meanwhile:
-    an access beyond its end would kill us (SIGBUS).
+    The file is locked (`vmm.image_lock`). Nobody may make it shorter meanwhile: an access beyond
+    its end would kill this process (SIGBUS). Raises `UserError`, which names the option, and
+    `HostError`.
     """
 
     def __init__(self, config: PmemConfig) -> None:
         self._option = f"--pmem {config.path}"
         self._fd = -1
         self.base = 0
-        """Its guest physical address, which whoever places it decides."""
+        """Guest physical address; set by whoever places the file."""
         self.read_only = config.read_only
         flags = os.O_CLOEXEC | (os.O_RDONLY if config.read_only else os.O_RDWR)
         if config.size and not config.read_only:
@@ -83,8 +83,8 @@ class PmemFile(Closeable):
             ) from error
 
     def _map(self) -> None:
-        # What the guest may not write, devices may be told to write all the same (DMA): that is
-        # then ours alone, and the file stays as it is.
+        # The guest cannot write a read-only slot, but it can tell devices to (DMA). That lands in
+        # private pages, and the file stays as it is.
         flags = mmap.MAP_PRIVATE if self.read_only else mmap.MAP_SHARED
         try:
             self._mapping = mmap.mmap(
@@ -103,17 +103,17 @@ class PmemFile(Closeable):
         self._view = memoryview(self._mapping)
 
     def region(self) -> Region:
-        """Return it as guest physical addresses from `base` on."""
+        """Return the mapping as a region of guest memory at `base`."""
         fd = -1 if self.read_only else self._fd
         return Region(self.base, self._view, Backing.FILE, fd, read_only=self.read_only)
 
     def sync(self) -> None:
-        """Return when all that was written is on the disk. From any thread. Raises OSError."""
+        """Make what was written durable (fdatasync(2)). Thread-safe. Raises OSError."""
         if not self.read_only:
             os.fdatasync(self._fd)
 
     def close(self) -> None:
-        """Unmap it, and unlock it; no memory slot may show it. Idempotent."""
+        """Unmap the file and unlock it; no memory slot may refer to it. Idempotent."""
         self._view.release()
         self._mapping.close()
         self._close_file()

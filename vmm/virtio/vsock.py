@@ -1,7 +1,7 @@
 """The socket device (VIRTIO 1.2, 5.10), served by vhost-vsock: the host has AF_VSOCK.
 
-Of its three queues the kernel has receive and transmit. The third is for events, which there are
-none of: a guest whose context ID changes would hear of it there, and ours keeps it.
+The kernel serves the receive and the transmit queue. The event queue is kept here and never used:
+its only event says that the context ID changed, which does not happen.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class VsockFile(VhostFile):
 class VsockBackend(KernelBackend):
     """vhost-vsock, for the guest with context ID *cid*. Raises `HostError`."""
 
-    resets_rings = False  # SET_RUNNING is for both
+    resets_rings = False  # VHOST_VSOCK_SET_RUNNING starts and stops both
 
     def __init__(self, cid: int) -> None:
         option = f"--vsock {cid}"
@@ -59,7 +59,7 @@ class VsockBackend(KernelBackend):
             self._running = on
 
     def start_ring(self, index: int, ring: Ring) -> None:
-        """Set a ring up; both of them run, or none."""
+        """Set up a ring; both run once both are set up."""
         self._file.set_ring(index, ring)
         self._set.add(index)
         self._run(on=len(self._set) == RINGS)
@@ -87,11 +87,11 @@ class Vsock(VhostDevice):
         return self._config
 
     def is_ours(self, index: int) -> bool:
-        """Keep the event queue."""
+        """Return whether this is the event queue."""
         return index >= RINGS
 
     def awaits_host(self, index: int) -> bool:  # noqa: ARG002
-        """Leave the driver's buffers where they are, until there is an event."""
+        """Return True: the driver's buffers wait for an event."""
         return True
 
     def serve(self, index: int, queue: Queue) -> None:

@@ -1,13 +1,13 @@
 """The virtio-mmio transport, version 2 (VIRTIO 1.2, 4.2): registers, one interrupt.
 
-    0x000  who it is, features, queues, notification, interrupt status, device status
+    0x000  identity, features, queues, notification, interrupt status, device status
     0x100  the device's own configuration
 
-What the driver stores to QueueNotify, and the interrupt, have eventfds that KVM can take over
-(`ioeventfds`, `interrupt`): then neither costs an exit. The interrupt is an edge: it is raised
-anew for each reason. From DRIVER_OK to reset, InterruptStatus says that chains may have been
-used: whoever used some, be it the kernel or another process, has only the eventfd to write, and
-to acknowledge that bit is to do nothing. InterruptStatus remembers a change of configuration.
+Stores to QueueNotify and the interrupt have eventfds that KVM can take (`ioeventfds`, `interrupt`),
+so that neither costs an exit. The interrupt is an edge: it is raised anew for each reason. From
+DRIVER_OK to reset, InterruptStatus says that buffers may have been used. Whoever used one, be it
+the kernel or another process, only writes the eventfd, and acknowledging that bit does nothing.
+InterruptStatus remembers a change of the configuration.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vmm.virtio.device import VirtioDevice
 
 SIZE: Final = 0x200
-"""Bytes of guest physical address space: enough for every configuration there is."""
+"""Bytes of guest physical address space: room for every device's configuration."""
 
 MAGIC: Final = int.from_bytes(b"virt", "little")
 VERSION: Final = 2
@@ -41,7 +41,7 @@ WIDTH: Final = 4
 """Bytes of each register: an access of another size is not one (4.2.2.2)."""
 
 NOWHERE: Final = 0xFFFF_FFFF
-"""Half of the length and of the base of a shared memory region that is not there (4.2.2)."""
+"""Each half of length and base of a shared memory region that does not exist (4.2.2)."""
 
 ADDRESSES: Final = (
     lib.VIRTIO_MMIO_QUEUE_DESC_LOW,
@@ -55,16 +55,17 @@ ADDRESSES: Final = (
 
 
 class MmioTransport(Closeable):
-    """Shows *device* as registers; a bus device. Owns the device.
+    """Show *device* as registers; a bus device. Owns the device.
 
-    Accesses to registers are four aligned bytes (4.2.2.2); others read as zero and are dropped.
+    A register is accessed by four aligned bytes (4.2.2.2). Other accesses read as zero and are
+    dropped.
     """
 
     def __init__(self, device: VirtioDevice) -> None:
         self.device = device
         self.interrupt = Interrupt()
         self._unheard = EventFd()
-        """What KVM signals instead of an exit for what needs nothing done."""
+        """Where KVM takes stores that need no action; nobody listens."""
         device.interrupts = self
         self._common = common = CommonRegisters(device)
         constant = {
@@ -151,7 +152,7 @@ class MmioTransport(Closeable):
         return self.interrupt
 
     def used(self, queue: int) -> None:  # noqa: ARG002
-        """Interrupt: chains were used."""
+        """Interrupt: buffers were used."""
         self.interrupt.raise_(USED)
 
     def config_changed(self) -> None:
@@ -159,13 +160,13 @@ class MmioTransport(Closeable):
         self.interrupt.raise_(CONFIG)
 
     def clear(self) -> None:
-        """Forget interrupts."""
+        """Clear the interrupt."""
         self.interrupt.clear()
 
     # The machine's side
 
     def ioeventfds(self) -> list[Ioeventfd]:
-        """Return the stores that KVM can take: notifications, and the commonest acknowledgement."""
+        """Return the stores that KVM can take: notifications, and acknowledging used buffers."""
         return [
             *(
                 Ioeventfd(lib.VIRTIO_MMIO_QUEUE_NOTIFY, WIDTH, slot.doorbell.fileno(), index)
@@ -175,7 +176,7 @@ class MmioTransport(Closeable):
         ]
 
     def reset(self) -> None:
-        """Be as after power-on."""
+        """Return to the state after power-on."""
         self._set_status(0)
 
     def close(self) -> None:

@@ -6,8 +6,8 @@
             0x3000  notification, four bytes a queue
             0x4000  MSI-X table, 0x5000 its pending bits
 
-Notifications have eventfds that KVM can take over (`ioeventfds`), as have the interrupts (see
-`vmm.virtio.transport.pci_interrupts`).
+Notifications and interrupts have eventfds that KVM can take: see `ioeventfds`, and
+`vmm.virtio.transport.pci_interrupts`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 VENDOR: Final = 0x1AF4
 DEVICE_BASE: Final = 0x1040
-"""Added to a device's type (4.1.2.1)."""
+"""The PCI device ID of virtio device type 0 (4.1.2)."""
 REVISION: Final = 1
 """Non-transitional (4.1.2.1)."""
 
@@ -42,11 +42,11 @@ CLASSES: Final = {
     lib.VIRTIO_ID_BLOCK: 0x01_80_00,
     lib.VIRTIO_ID_CONSOLE: 0x07_80_00,
 }
-"""Class codes by type; tools show them, drivers go by the device id."""
+"""Class codes by device type. Tools show them; drivers match the device ID."""
 OTHER_CLASS: Final = 0xFF_00_00
 
 PART: Final = 0x1000
-"""Bytes that each structure has room for; one page, so that a guest can pass them on apart."""
+"""Bytes for each structure: one page, so that a guest can pass structures on separately."""
 COMMON, ISR, DEVICE, NOTIFY, TABLE, PENDING = range(0, 6 * PART, PART)
 SIZE: Final = 0x8000
 
@@ -69,7 +69,7 @@ ADDRESSES: Final = (
 
 
 class PciTransport(PciFunction):
-    """Shows *device* as a PCI function. Owns the device."""
+    """Show *device* as a PCI function. Owns the device; *delivery* sends its MSI-X messages."""
 
     def __init__(self, device: VirtioDevice, delivery: MsiDelivery) -> None:
         self.device = device
@@ -92,7 +92,7 @@ class PciTransport(PciFunction):
         self._add_registers()
         device.interrupts = self.interrupts
 
-    # What it looks like
+    # Capabilities and the BAR
 
     def _add_capabilities(self, msix: Msix) -> None:
         parts = (
@@ -111,7 +111,7 @@ class PciTransport(PciFunction):
             place = offset.to_bytes(4, "little") + length.to_bytes(4, "little")
             body = bytes([kind, 0, 0, 0, 0]) + place + more
             self.config.add_capability(capability.vendor(body))
-        # Access through configuration space (4.1.4.9): which BAR, where, how much; then the data.
+        # Access through configuration space (4.1.4.9): BAR, offset, length; then the data.
         body = bytes([lib.VIRTIO_PCI_CAP_PCI_CFG]) + bytes(16)
         writable = b"\0\xff\0\0\0" + b"\xff" * 12
         self._access_at = self.config.add_capability(capability.vendor(body, writable))
@@ -196,19 +196,19 @@ class PciTransport(PciFunction):
     # The host bridge's side
 
     def read_config(self, offset: int, size: int) -> int:
-        """Return configuration space; the data of its access capability is in the BAR."""
+        """Load from configuration space. The access capability's data is loaded from the BAR."""
         at = self._access_at + 16
         if at <= offset < at + 4 and (access := self._access()):
             self.config.set(at, 4, self._bar.read(*access))
         return super().read_config(offset, size)
 
     def write_config(self, offset: int, size: int, value: int) -> None:
-        """Take what is written to configuration space, or through it to the BAR."""
+        """Store to configuration space, or through its access capability to the BAR."""
         master = self._is_master()
         super().write_config(offset, size, value)
         if master and not self._is_master() and self.device.live:
-            # No DMA from now on: a kernel that starts another (kexec) does this to devices that
-            # it leaves as they are, and the other resets them.
+            # No DMA from now on. A kernel that starts another one (kexec) clears Bus Master Enable
+            # of devices that it leaves as they are; the next kernel resets them.
             self._set_status(0)
         at = self._access_at + 16
         if at <= offset < at + 4 and (access := self._access()):
@@ -224,7 +224,7 @@ class PciTransport(PciFunction):
         self.interrupts.use_intx(use=not self.msix.enabled)
 
     def _access(self) -> tuple[int, int] | None:
-        """Return where in the BAR the access capability points, and how many bytes it wants."""
+        """Return offset in the BAR and length of the access capability; None if unlawful."""
         bar = self.config.read(self._access_at + lib.VIRTIO_PCI_CAP_BAR, 1)
         offset = self.config.read(self._access_at + lib.VIRTIO_PCI_CAP_OFFSET, 4)
         width = self.config.read(self._access_at + lib.VIRTIO_PCI_CAP_LENGTH, 4)
@@ -232,7 +232,7 @@ class PciTransport(PciFunction):
         return (offset, width) if lawful else None
 
     def reset(self) -> None:
-        """Be as after power-on."""
+        """Return to the state after power-on."""
         super().reset()
         self._choose_interrupts()
         self._set_status(0)
@@ -247,25 +247,25 @@ class PciTransport(PciFunction):
         ]
 
     def readers(self) -> Sequence[tuple[int, Callable[[], object]]]:
-        """Return what the loop has to listen to, and what it then calls."""
+        """Return the descriptors that the loop polls, each with its callback."""
         own = (self.interrupts.fileno(), self.interrupts.turn_into_intx)
         return [*self.device.readers(), own]
 
     def close(self) -> None:
-        """Close the device and the interrupts. No VM and no loop may have them. Idempotent."""
+        """Close the device and the interrupts, which no VM and no loop may have. Idempotent."""
         self.device.close()
         self.interrupts.close()
 
 
 class DeviceConfiguration:
-    """The device's own configuration, as a bus device."""
+    """The device's own configuration (4.1.4.6), as a bus device."""
 
     def __init__(self, device: VirtioDevice) -> None:
         self.read = device.read_config
         self._device = device
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Take what the driver wrote."""
+        """Store to the device's configuration."""
         self._device.write_config(offset, value.to_bytes(size, "little"))
 
 

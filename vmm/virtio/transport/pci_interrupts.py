@@ -1,11 +1,11 @@
-"""What a device has to say to its driver over PCI: MSI-X vectors, or INTx with ISR status.
+"""Interrupts of a virtio-pci device: MSI-X vectors, or INTx with ISR status.
 
-Each queue has an eventfd, and so have changes of configuration; whoever used chains writes it.
+Each queue has an eventfd, and so have configuration changes. Whoever used buffers writes it.
 
     MSI-X on   MsiDelivery.attach(vector, eventfd): KVM sends the vector's message
     MSI-X off  the loop reads the eventfds, sets ISR status (VIRTIO 1.2, 4.1.4.5), drives INTx
 
-KVM could drive INTx as well, but not ISR status, which the driver asks who it was.
+KVM could drive INTx as well, but not ISR status, which the driver reads to learn the reason.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ class PciInterrupts(Closeable):
     ) -> None:
         self.count = count
         self.sources = [Interrupt() for _ in range(queues + 1)]
-        """The queues', and last that of the configuration."""
+        """One for each queue, and the last one for the configuration."""
         self.assigned = [NO_VECTOR] * (queues + 1)
-        """Their vectors."""
+        """The vector of each source."""
         self._delivery = delivery
         self._intx = intx
         self._lock = Lock()
         self._isr = 0
         self._listening = select.epoll()
-        """The sources that the loop is to turn into INTx: all of them, or none."""
+        """Polls the sources that the loop turns into INTx: all of them, or none."""
         self._has_intx = False
         self.use_intx(use=True)
 
     # The driver's side
 
     def assign(self, source: int, vector: int) -> None:
-        """Have *source* mean *vector*; `NO_VECTOR` if there is none such: the driver looks."""
+        """Assign *vector* to *source*; `NO_VECTOR` if there is no such vector (4.1.5.1.2)."""
         if vector >= self.count:
             vector = NO_VECTOR
         with self._lock:
@@ -66,12 +66,12 @@ class PciInterrupts(Closeable):
                 self.assigned[source] = vector
 
     def forget(self) -> None:
-        """Assign no vectors."""
+        """Assign `NO_VECTOR` to all sources."""
         for source in range(len(self.sources)):
             self.assign(source, NO_VECTOR)
 
     def take_isr(self) -> int:
-        """Return ISR status, and clear it, and INTx with it."""
+        """Return ISR status; clear it and deassert INTx (4.1.4.5)."""
         with self._lock:
             isr, self._isr = self._isr, 0
             self._intx(bool(self._isr))
@@ -80,7 +80,7 @@ class PciInterrupts(Closeable):
     # INTx
 
     def use_intx(self, *, use: bool) -> None:
-        """Turn interrupts into INTx from now on, or leave them to vectors."""
+        """Turn interrupts into INTx from now on (True), or leave them to vectors (False)."""
         with self._lock:
             if use is not self._has_intx:
                 self._has_intx = use
@@ -91,11 +91,11 @@ class PciInterrupts(Closeable):
                         self._listening.unregister(source.fileno())
 
     def fileno(self) -> int:
-        """Return what is readable when there is something to turn into INTx."""
+        """Return a descriptor that is readable while a source waits to be turned into INTx."""
         return self._listening.fileno()
 
     def turn_into_intx(self) -> None:
-        """Do it."""
+        """Turn what was signalled into ISR status and INTx. Called in the loop's thread."""
         with self._lock:
             signalled = {fd for fd, _ in self._listening.poll(0)}
             for source in self.sources:
@@ -107,11 +107,11 @@ class PciInterrupts(Closeable):
     # The device's side
 
     def of_queue(self, queue: int) -> Interrupt:
-        """Return *queue*'s own interrupt; what vector that means may change at any time."""
+        """Return *queue*'s own interrupt; its vector may change at any time."""
         return self.sources[queue]
 
     def used(self, queue: int) -> None:
-        """Interrupt: chains of *queue* were used."""
+        """Interrupt: buffers of *queue* were used."""
         self.sources[queue].raise_(USED)
 
     def config_changed(self) -> None:
@@ -119,13 +119,13 @@ class PciInterrupts(Closeable):
         self.sources[-1].raise_(CONFIG)
 
     def clear(self) -> None:
-        """Forget what was said."""
+        """Clear all sources and ISR status."""
         for source in self.sources:
             source.clear()
         self.take_isr()
 
     def close(self) -> None:
-        """Close the eventfds. No VM and no loop may have them. Idempotent."""
+        """Close the eventfds, which no VM and no loop may have. Idempotent."""
         self._listening.close()
         for source in self.sources:
             source.close()
