@@ -1,1 +1,1 @@
-"""Queues that others serve: the kernel (vhost) or a daemon (vhost-user)."""
+"""Queues that the kernel (vhost) or a daemon (vhost-user) serves."""

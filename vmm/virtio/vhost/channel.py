@@ -1,4 +1,4 @@
-"""One connection to a vhost-user back end: requests, replies, and all that may come instead."""
+"""One connection to a vhost-user back end: requests, replies, timeouts and malformed replies."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PATIENCE: Final = 30.0
-"""Seconds for one answer. A daemon takes milliseconds; on a busy emulated host, seconds."""
+"""Seconds for one reply. A daemon takes milliseconds, on a busy emulated host seconds."""
 
 
 class ChannelError(HostError):
-    """The back end went away, does not answer, or does not speak vhost-user. Nothing mends it."""
+    """The back end is gone, does not answer, or does not speak vhost-user: it is lost."""
 
 
 class GoneError(ChannelError):
@@ -30,9 +30,9 @@ class GoneError(ChannelError):
 
 
 class Channel(Closeable):
-    """Speaks with whoever is at the other end of *connection*, and owns that. Not thread-safe.
+    """The front end of *connection*, which it owns. Not thread-safe.
 
-    acknowledged  have each request answered (REPLY_ACK): what is refused is then known at once
+    acknowledged  ask for a reply to each request (REPLY_ACK), so that a refusal is known at once
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -41,18 +41,21 @@ class Channel(Closeable):
         self.acknowledged = False
 
     def fileno(self) -> int:
-        """Return the descriptor: it is readable, while nothing is asked, only at the end."""
+        """Return the descriptor. Between requests it is readable only once the back end is gone."""
         return self._connection.fileno()
 
     @property
     def ended(self) -> bool:
-        """Whether the back end hung up, or spoke unasked; while nothing is asked."""
+        """Whether the back end hung up, or sent something unasked. Only between requests."""
         poll = select.poll()
         poll.register(self._connection, select.POLLIN)
         return bool(poll.poll(0))
 
     def tell(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Send what has no answer but perhaps an acknowledgement. Raises `ChannelError`."""
+        """Send a request without a reply of its own; wait for REPLY_ACK's if that is on.
+
+        Raises `ChannelError`.
+        """
         self._send(request, payload, fds, message.NEED_REPLY if self.acknowledged else 0)
         if self.acknowledged:
             answer = self._receive(request)
@@ -62,12 +65,12 @@ class Channel(Closeable):
                 raise ChannelError(f"refused {request.name}")
 
     def ask(self, request: Request, payload: bytes = b"") -> bytes:
-        """Return the answer to *request*. Raises `ChannelError`."""
+        """Return the reply to *request*. Raises `ChannelError`."""
         self._send(request, payload)
         return self._receive(request)
 
     def ask_number(self, request: Request) -> int:
-        """Return the answer, a number."""
+        """Return the reply to *request*, a 64-bit number. Raises `ChannelError`."""
         answer = self.ask(request)
         if len(answer) != U64.size:
             raise ChannelError(f"answered {request.name} with {len(answer)} bytes")
@@ -114,7 +117,7 @@ class Channel(Closeable):
                 raise ChannelError(f"does not answer {request.name}") from None
             except OSError as error:
                 raise GoneError(f"is gone at {request.name}: {error.strerror}") from None
-            for fd in fds:  # nothing that we ask for is answered with any
+            for fd in fds:  # no request of ours has a reply with descriptors
                 os.close(fd)
             if not part:
                 raise GoneError(f"is gone at {request.name}")

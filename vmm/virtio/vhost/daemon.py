@@ -1,8 +1,8 @@
-"""Programs that work for a machine: found, started, listened to, ended with us.
+"""Programs that work for a machine: find them, start them, log what they say, end them.
 
-Daemon --spawn--> program          ends when its thread here ends, however that happens
+Daemon --spawn--> program          gets SIGTERM when its thread here ends, however that ends
   |   <--stderr-- lines --> events
-  '-- end: SIGTERM, and what does not heed that, SIGKILL, which its children get anyway
+  '-- close: SIGTERM, after `GRACE` SIGKILL; its process group gets SIGKILL anyway
 """
 
 from __future__ import annotations
@@ -28,27 +28,28 @@ if TYPE_CHECKING:
     from vmm.events import Events
 
 GRACE: Final = 5.0
-"""Seconds that a program gets to end by itself: it may have a disk's tables to write. What has not
-been flushed by then may be lost, as it is when a machine loses its power."""
+"""Seconds that a program gets to end by itself: it may have a disk's tables to write. What is not
+flushed by then may be lost, as at a power loss."""
 
 CHILDREN: Final = 2.0
-"""Seconds for its children to be gone once they are killed."""
+"""Seconds for a program's children to be gone once they are killed."""
 
 REMEMBERED: Final = 8
+"""Lines of a program's output that are kept."""
 LAST_WORDS: Final = 300
-"""Characters of what it said last that an error message repeats."""
+"""Characters of its last lines that an error message repeats."""
 
 FIRST_FD: Final = 3
-"""The number that a program has for the first descriptor it gets."""
+"""The number by which a program knows the first descriptor that it inherits."""
 
 LONGEST_LINE: Final = 1000
-"""Bytes; the rest of a line is dropped."""
+"""Bytes of a line; the rest is dropped."""
 
 
 def find(program: str, places: Sequence[str], *, package: str, what_for: str) -> str:
-    """Return the path of *program*: on PATH, or else in one of *places*.
+    """Return the path of *program*: from PATH, or else from one of *places*.
 
-    Raises `HostError`: *what_for*, an option, needs it, and Debian's *package* has it.
+    Raises `HostError`, which names *what_for*, the option that needs it, and Debian's *package*.
     """
     if found := shutil.which(program):
         return found
@@ -62,7 +63,7 @@ def find(program: str, places: Sequence[str], *, package: str, what_for: str) ->
 
 
 def _group_lives(group: int) -> bool:
-    """Tell whether a process of *group* runs; one that was not reaped yet does not."""
+    """Tell whether a process of *group* runs. A zombie does not."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -79,7 +80,7 @@ def _group_lives(group: int) -> bool:
 
 
 def _signal_name(number: int) -> str:
-    """Return its name, if it has one: most real-time signals have none."""
+    """Return the signal's name, or its number: most real-time signals have no name."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -89,10 +90,9 @@ def _signal_name(number: int) -> str:
 class Daemon(Closeable):
     """A running program. Its standard input and output are /dev/null.
 
-    events  gets each line that it says, be they ever so many: see `vmm.events.Bounded`
-    fds     descriptors that it gets; it has them as `FIRST_FD` and following
-    on_end  is called, in a thread that is not the caller's, once it has ended, unless `close`
-            ended it
+    events  gets each line of its standard error; not bounded, see `vmm.events.Bounded`
+    fds     descriptors that it inherits, as numbers `FIRST_FD` and following
+    on_end  called in a thread of the daemon's once the program ended, unless `close` ended it
 
     Raises `HostError` if it cannot be started.
     """
@@ -116,13 +116,13 @@ class Daemon(Closeable):
         self.pid = 0
         self._pidfd = -1
         self._lock = Lock()
-        """For the pidfd's number, and who kills: from any thread."""
+        """Guards the pidfd's number and `_killed`: any thread may kill."""
         self._killed = False
         self.status: int | None = None
-        """How it ended: an exit status, or minus a signal's number."""
+        """How the program ended: an exit status, or minus a signal's number."""
         self._started = Event()
-        # A program that is to end with us ends with the thread that started it
-        # (PR_SET_PDEATHSIG, prctl(2)): so that has to last as long.
+        # PR_SET_PDEATHSIG (prctl(2)) acts when the thread ends that started the program. So that
+        # thread has to last as long as the program.
         self._thread = thread.start(self.name, self._run)
         self._started.wait()
         if self._error:
@@ -132,7 +132,7 @@ class Daemon(Closeable):
     def _run(self) -> None:
         try:
             ours, theirs = os.pipe2(os.O_CLOEXEC)
-        except OSError as error:  # else who started us would wait for ever
+        except OSError as error:  # else the starting thread would wait for ever
             self._error = error.errno or 1
             self._started.set()
             return
@@ -160,7 +160,7 @@ class Daemon(Closeable):
                 self._on_end()
 
     def _open_pid(self) -> int:
-        """Return a descriptor of the process; end that if there is none to be had (OSError)."""
+        """Return a pidfd of the process. Raises OSError, and has ended the process then."""
         try:
             return os.pidfd_open(self.pid)
         except OSError:
@@ -169,16 +169,16 @@ class Daemon(Closeable):
             raise
 
     def _end_children(self) -> None:
-        """End what it has started: as it was made a session's leader, that is its group.
+        """Kill what the program started: its process group, as it was made a session leader.
 
-        It has ended, but still has its process id, so that this can be nobody else's.
+        The program has ended but is not reaped, so its process ID cannot be anybody else's.
         """
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
     def _await_children(self) -> None:
-        """Wait until they are gone, too: they may have had guest memory."""
+        """Wait for the end of the process group: it may have guest memory mapped."""
         deadline = time.monotonic() + CHILDREN
         while _group_lives(self.pid) and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -211,7 +211,7 @@ class Daemon(Closeable):
         return pid
 
     def _listen(self, fd: int) -> None:
-        """Take what it says, until it has ended (its children may live on, and hold the pipe)."""
+        """Read the program's output until it has ended; its children may still hold the pipe."""
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         poll.register(self._pidfd, select.POLLIN)
@@ -235,18 +235,18 @@ class Daemon(Closeable):
 
     @staticmethod
     def _read(fd: int) -> bytes | None:
-        """Return what there is: nothing at its end, None if there is nothing now."""
+        """Return what can be read: b"" at the end, None if there is nothing now."""
         with suppress(BlockingIOError):
             return os.read(fd, 1 << 16)
         return None
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended."""
+        """Whether the program has ended."""
         return not self._thread.is_alive()
 
     def last_words(self) -> str:
-        """Return, on one line, what it said last, or how it ended."""
+        """Return how the program ended, with its last two lines, on one line."""
         if self.ended and self.status:
             how = f"status {self.status}" if self.status > 0 else _signal_name(-self.status)
             said = " ".join(list(self._said)[-2:])
@@ -256,12 +256,12 @@ class Daemon(Closeable):
         return f"{self.name} has ended" if self.ended else f"{self.name} runs"
 
     def wait(self, seconds: float) -> bool:
-        """Wait for its end; tell whether it has ended."""
+        """Wait for the program's end; tell whether it has ended."""
         self._thread.join(seconds)
         return self.ended
 
     def cancel_waits(self) -> None:
-        """Have it killed, for somebody waits for it who cannot. From any thread; never waits."""
+        """Kill the program, so that whoever waits for it goes on. Thread-safe; does not wait."""
         with self._lock:
             if self._killed or self.ended:
                 return
@@ -270,7 +270,7 @@ class Daemon(Closeable):
         self._events.emit("daemon-killed", daemon=self.name, pid=self.pid)
 
     def kill(self) -> None:
-        """End it at once. When this returns, it is no more."""
+        """Kill the program. When this returns, it is gone."""
         with self._lock:
             self._signal(signal.SIGKILL)
         self._thread.join()
@@ -281,7 +281,10 @@ class Daemon(Closeable):
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def close(self) -> None:
-        """Ask it to end, then make it. When this returns, it is no more. Idempotent."""
+        """Terminate the program, and kill it after `GRACE`. When this returns, it is gone.
+
+        Idempotent.
+        """
         self._closing = True
         with self._lock:
             self._signal(signal.SIGTERM)

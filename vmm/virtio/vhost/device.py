@@ -1,8 +1,8 @@
-"""A virtio device whose data path is a vhost back end's; we keep registers, features and status.
+"""A virtio device whose rings a vhost back end serves; registers, features and status are here.
 
 VirtioDevice  --queue started, stopped-->  VhostDevice  --rings-->  VhostBackend
               <--------- breaks ----------      |       <---err----
-                                    queues that the back end has no part in
+                                    queues that are served here
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ if TYPE_CHECKING:
 
 
 TURN: Final = 0.05
-"""Seconds that the loop gives who has the lock: others are to be served, too."""
+"""Seconds that the loop waits for the lock: it has other devices to serve."""
 
 
 class RingBrokenError(HostError):
-    """The back end stopped serving a ring, for what it found in there."""
+    """The back end found a ring broken and stopped serving it."""
 
 
 class VhostDevice(VirtioDevice):
     """A device that *backend* serves. Owns *backend*.
 
-    features  the bits of the device's kind to offer, without those of rings, which are what the
-              back end can do. Raises `HostError` if it can do no VIRTIO 1.
+    features  the feature bits of the device's kind to offer; ring features are the back end's
+
+    Raises `HostError` if the back end does not support VIRTIO 1.
     """
 
     has_threads = True
@@ -66,34 +67,37 @@ class VhostDevice(VirtioDevice):
         self._own: set[int] = set()
         self._errors = [EventFd() for _ in queue_sizes]
         self._watch = select.epoll()
-        """All that the loop has to listen to, which differs from driver to driver."""
+        """What the loop listens to; differs from driver to driver."""
         self._handlers: dict[int, Callable[[], object]] = {}
 
     # What a kind of device provides
 
     def is_ours(self, index: int) -> bool:  # noqa: ARG002
-        """Tell whether we serve queue *index* (`serve`), and the back end has no part in it.
+        """Tell whether queue *index* is served here (`serve`) and not by the back end.
 
-        May depend on what was `accepted`.
+        May depend on the `accepted` features.
         """
         return False
 
     def prepare(self, features: int, memory: GuestMemory) -> None:
-        """Begin with a driver that accepted *features*. Raises `HostError`. With the lock."""
+        """Prepare for a driver that accepted *features*. Called with the lock.
+
+        Raises `HostError`.
+        """
         self.backend.start(features, memory)
 
     # What happens to queues; with the lock
 
     def queue_started(self, index: int, queue: Queue) -> None:
-        """Have the back end serve it, or listen for it."""
+        """Hand the queue to the back end, or watch its doorbell."""
         if self.is_ours(index):
             self._own.add(index)
             self.watch(self.slots[index].doorbell.fileno(), partial(self._process, index))
             return
         try:
-            with host_errors(self.name):  # no descriptors left: many vectors may use them
+            with host_errors(self.name):  # out of descriptors: many vectors use them up
                 if not self._prepared:
-                    self._prepared = True  # whatever comes of it is to be undone
+                    self._prepared = True  # even a failed start has to be undone
                     self.prepare(self.accepted, self._guest_memory)
                 self._serving.add(index)
                 self.backend.start_ring(index, self._ring(index, queue))
@@ -117,7 +121,7 @@ class VhostDevice(VirtioDevice):
         )
 
     def queue_stopped(self, index: int) -> None:
-        """Have nobody serve it."""
+        """Take the queue back from the back end, or stop watching its doorbell."""
         if index in self._own:
             self._own.remove(index)
             self.unwatch(self.slots[index].doorbell.fileno())
@@ -128,13 +132,13 @@ class VhostDevice(VirtioDevice):
             self._errors[index].drain()
 
     def stopped(self) -> None:
-        """Have the back end forget the driver."""
+        """Stop the back end, which forgets the driver."""
         if self._prepared:
             self._prepared = False
             self._try(self.backend.stop)
 
     def _try(self, what: Callable[[], object]) -> None:
-        """Do it; if it fails, the back end is at its end, and there is nothing left to stop."""
+        """Call *what*. If it fails, the back end is gone, and there is nothing left to stop."""
         try:
             what()
         except HostError as error:
@@ -144,46 +148,46 @@ class VhostDevice(VirtioDevice):
         self._break(RingBrokenError(self.backend.ring_error(index)), index)
 
     def fail(self, error: HostError, index: int = 0) -> None:
-        """Stand still, because the back end is at its end. From any thread, without the lock."""
+        """Break the device, because the back end failed. Thread-safe; without the lock."""
         with self._lock:
             self._break(error, index)
 
     # What the loop does
 
     def watch(self, fd: int, on_readable: Callable[[], object]) -> None:
-        """Have the loop call *on_readable*, while *fd* is readable; both with the lock.
+        """Call *on_readable* in the loop's thread while *fd* is readable, with the lock.
 
-        Raises OSError: no memory, too many watches.
+        Called with the lock. Raises OSError: out of memory or epoll watches.
         """
         self._watch.register(fd, select.EPOLLIN)
         self._handlers[fd] = on_readable
 
     def unwatch(self, fd: int) -> None:
-        """End that; harmless if it was not watched. With the lock."""
+        """Stop watching *fd*; harmless if it was not watched. Called with the lock."""
         if self._handlers.pop(fd, None) is not None:
             self._watch.unregister(fd)
 
     def readers(self) -> list[tuple[int, Callable[[], object]]]:
-        """Return the one thing that the loop has to listen to."""
+        """Return the one descriptor that the loop polls: an epoll of all the others."""
         return [(self._watch.fileno(), self.attend)]
 
     def attend(self) -> None:
-        """Do what is due. In the loop's thread.
+        """Call the handlers of what is readable. Called in the loop's thread.
 
-        Who has the lock may wait for the back end: then it is for the loop's next round.
+        If the lock's holder waits for the back end, leave it to the loop's next round.
         """
         if not self._lock.acquire(timeout=TURN):
             return
         try:
             for fd, _ in self._watch.poll(0) if not self._watch.closed else []:
-                handler = self._handlers.get(fd)  # an earlier one may have ended it
+                handler = self._handlers.get(fd)  # an earlier handler may have removed it
                 if handler is not None:
                     handler()
         finally:
             self._lock.release()
 
     def close(self) -> None:
-        """Stop, and close the back end. Idempotent."""
+        """Reset the device, and close the back end. Idempotent."""
         super().close()
         self.backend.close()
         self._watch.close()

@@ -1,8 +1,8 @@
-"""Which chains are with another process, so that they are not lost if it dies (cdefs/inflight.h).
+"""Record which chains a daemon has, so that they are not lost if it dies (cdefs/inflight.h).
 
-Neither of Debian's vhost-user daemons knows the protocol's own way, VHOST_USER_PROTOCOL_F_INFLIGHT;
-this one asks nothing of them but not to suppress notifications, and costs a thread's wake-up for
-each notification. Split rings only.
+Neither qemu-storage-daemon nor virtiofsd implements the protocol's own record
+(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD). This one needs nothing of a daemon but that it does not
+suppress notifications. It costs a thread's wake-up for each notification. Split rings only.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class Inflight(Closeable):
-    """Stands between the driver's doorbell and `kick`, which the process is to listen to.
+    """A thread between the driver's doorbell and `kick`, which the daemon listens to.
 
-    *ring*'s memory, and its doorbell, must outlive it. Raises `HostError`: no descriptors left.
+    *ring*'s memory and doorbell must outlive it. Raises `HostError` if descriptors run out.
     """
 
     def __init__(self, ring: Ring) -> None:
@@ -53,22 +53,22 @@ class Inflight(Closeable):
         self._thread: Thread | None = None
 
     def start(self) -> None:
-        """Pass doorbells on from now on. Raises `HostError`: no more threads."""
+        """Pass notifications on from now on. Raises `HostError` if threads run out."""
         assert self._thread is None, "it was started"
         self._stop.drain()
         self._thread = thread.start("inflight", lib.pyvmm_inflight_run, self.c)
 
     def stop(self) -> None:
-        """Pass no more doorbells on, until `start`. Idempotent."""
+        """Pass no notifications on until `start`. Idempotent."""
         runs, self._thread = self._thread, None
         if runs is not None:
             self._stop.signal()
             runs.join()
 
     def requeue(self) -> int:
-        """Make what the process had available to another one; return the index to begin with.
+        """Make the daemon's chains available to another one; return the index it begins with.
 
-        The process must be gone; stops. Raises `HostError` if it is not known what it had.
+        Stops first. The daemon must be gone. Raises `HostError` if it is not known what it had.
         """
         self.stop()
         base = int(lib.pyvmm_inflight_requeue(self.c, ffi.new("uint16_t[]", self.c.size)))
@@ -77,17 +77,17 @@ class Inflight(Closeable):
         return base
 
     def close(self) -> None:
-        """Stop. Idempotent."""
+        """Stop, and close the eventfds. Idempotent."""
         self.stop()
         self.kick.close()
         self._stop.close()
 
 
 def take_over(ring: Ring) -> int:
-    """Return where another process is to go on in *ring*: that was used in order, and a split one.
+    """Return the index at which another daemon goes on in *ring*, a split ring used in order.
 
-    What was available and not used is what follows in the available ring (2.7.6, 2.7.8). The
-    driver is to notify again, should the process, which is gone, have told it not to.
+    The unused chains are those that follow in the available ring (2.7.6, 2.7.8). Notifications are
+    turned on again: the daemon that is gone may have turned them off.
     """
     used = ffi.cast("uint16_t *", ring.host.device)  # flags, and index
     used[0] = 0

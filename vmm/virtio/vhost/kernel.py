@@ -24,7 +24,7 @@ BROKEN: Final = "vhost found a ring that no driver may make"
 
 @unique
 class VhostIoctl(IntEnum):
-    """What vhost's files have in common, and then what only one kind of them has."""
+    """The ioctls of all vhost files, then those of vhost-net and of vhost-vsock."""
 
     VHOST_GET_FEATURES = lib.VHOST_GET_FEATURES
     VHOST_SET_FEATURES = lib.VHOST_SET_FEATURES
@@ -44,7 +44,7 @@ class VhostIoctl(IntEnum):
 
 
 class VhostFile(DeviceFile):
-    """One instance of a vhost driver. The process that opens it is its owner."""
+    """One open file of a vhost driver."""
 
     causes: ClassVar = {
         ("VHOST_SET_OWNER", errno.ENOMEM): "the host has no memory for another thread",
@@ -64,15 +64,15 @@ class VhostFile(DeviceFile):
     }
 
     def set_owner(self) -> None:
-        """Make us the owner: threads for the rings begin. Once."""
+        """Make this process the owner, which starts the kernel's worker thread. Call once."""
         self.ioctl(VhostIoctl.VHOST_SET_OWNER)
 
     def features(self) -> int:
-        """Return what the driver can do."""
+        """Return the feature bits that the driver supports."""
         return int(self.ioctl_value(VhostIoctl.VHOST_GET_FEATURES, "uint64_t", 0)[0])
 
     def start(self, features: int, memory: GuestMemory) -> None:
-        """Set those of *features* that the driver has a part in, and where guest memory is."""
+        """Set guest memory, and those of *features* that the driver supports."""
         features &= self.features()
         self.ioctl_value(
             VhostIoctl.VHOST_SET_FEATURES, "uint64_t", features, features=hex(features)
@@ -91,7 +91,7 @@ class VhostFile(DeviceFile):
         )
 
     def set_ring(self, index: int, ring: Ring) -> None:
-        """Say where *ring* is; the driver does not look yet."""
+        """Describe *ring* to the driver, which does not serve it yet."""
         self._state(VhostIoctl.VHOST_SET_VRING_NUM, index, ring.size)
         self._state(VhostIoctl.VHOST_SET_VRING_BASE, index, ring.base)
         addresses = {
@@ -109,12 +109,12 @@ class VhostFile(DeviceFile):
         self.ioctl_struct(request, "vhost_vring_state", index=index, num=number)
 
     def set_file(self, request: VhostIoctl, index: int, fd: int) -> None:
-        """Give ring *index* a file for what *request* says; -1: none."""
+        """Give ring *index* the file for *request*; -1 for none."""
         self.ioctl_struct(request, "vhost_vring_file", index=index, fd=fd)
 
 
 class KernelBackend(Closeable):
-    """Own vhost files, each with a number of rings; see `VhostBackend`."""
+    """The kernel as a `VhostBackend`, but for `start_ring` and `stop_ring`. Owns *count* files."""
 
     resets_rings = True
 
@@ -130,16 +130,16 @@ class KernelBackend(Closeable):
             undo.pop_all()
 
     def features(self) -> int:
-        """Return what the kernel can do."""
+        """Return the feature bits that the kernel supports."""
         return self._files[0].features()
 
     def start(self, features: int, memory: GuestMemory) -> None:
-        """Begin with a driver."""
+        """Set features and guest memory for a driver."""
         for file in self._files:
             file.start(features, memory)
 
     def ring_error(self, index: int) -> str:  # noqa: ARG002
-        """Return what little the kernel says."""
+        """Return what the kernel's err eventfd says: no more than that the ring is broken."""
         return BROKEN
 
     def stop(self) -> None:

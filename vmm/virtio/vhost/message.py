@@ -1,6 +1,6 @@
-"""vhost-user's messages: numbers and layouts, as QEMU's manual has them (interop/vhost-user).
+"""vhost-user's messages: numbers and layouts, from QEMU's manual (interop/vhost-user).
 
-No header of the kernel's has them. Everything is in the host's byte order.
+No kernel header has them. Everything is in the host's byte order.
 
     request  flags  size   payload
     u32      u32    u32    size bytes; descriptors beside it (SCM_RIGHTS)
@@ -33,12 +33,12 @@ REPLY: Final = 1 << 2
 NEED_REPLY: Final = 1 << 3
 
 PAYLOAD_MAX: Final = 4096
-"""Bytes: more than any reply that we ask for has."""
+"""Bytes: more than any reply to our requests has."""
 REGIONS_MAX: Final = 8
-"""Descriptors that go with one message."""
+"""Descriptors that one message can carry."""
 
 F_PROTOCOL_FEATURES: Final = 1 << 30
-"""The feature bit that says that there are protocol features (VHOST_USER_F_PROTOCOL_FEATURES)."""
+"""VHOST_USER_F_PROTOCOL_FEATURES: the feature bit that says that protocol features exist."""
 
 
 class Protocol(IntFlag):
@@ -50,7 +50,7 @@ class Protocol(IntFlag):
 
 
 class Request(IntEnum):
-    """What we ask of a back end: VHOST_USER_*."""
+    """The requests that are sent to back ends: VHOST_USER_*."""
 
     GET_FEATURES = 1
     SET_FEATURES = 2
@@ -78,7 +78,7 @@ def mem_table(regions: Sequence[Region]) -> bytes:
 
 
 def vring_addr(index: int, ring: Ring) -> bytes:
-    """Return SET_VRING_ADDR's payload: our addresses, which the table of memory translates."""
+    """Return SET_VRING_ADDR's payload: our addresses, which SET_MEM_TABLE's table translates."""
     areas = ring.host
     return _ADDRESS.pack(index, 0, areas.descriptors, areas.device, areas.driver, 0)
 
@@ -89,7 +89,7 @@ def get_config(size: int) -> bytes:
 
 
 def parse_config(payload: bytes) -> bytes:
-    """Return the bytes of configuration in GET_CONFIG's reply; none if it is malformed."""
+    """Return the configuration in GET_CONFIG's reply; b"" if the reply is malformed."""
     if len(payload) < _CONFIG.size:
         return b""
     _, size, _ = _CONFIG.unpack_from(payload)

@@ -1,4 +1,4 @@
-"""A vhost-user daemon of our own: one process for one connection, in a socket that nobody sees."""
+"""A vhost-user daemon: one process for one connection, over a socket that nobody else can reach."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from vmm.events import Events
 
 LAST_WORDS: Final = 2.0
-"""Seconds for a daemon that hung up to end and to have said why."""
+"""Seconds that a daemon that hung up gets to print the reason and end."""
 
 
 class Service(Closeable):
-    """Starts *argv*, which is given the number of the socket that the program is to listen on.
+    """Start a daemon, at most one at a time.
 
-    what  what messages call it: the option it is for
-    fds   more descriptors that the program gets, after the socket
+    argv  returns the command line for the number of the socket that the program listens on
+    what  the option, for messages
+    fds   more descriptors that the program inherits, after the socket
     """
 
     def __init__(
@@ -39,18 +40,18 @@ class Service(Closeable):
     ) -> None:
         self.what = what
         self._argv = argv
-        self._events = Bounded(events)  # a guest's drivers start processes
+        self._events = Bounded(events)  # a guest's drivers can start processes without end
         self._fds = fds
         self._daemon: Daemon | None = None
 
     def connect(self) -> socket.socket:
-        """Start a process, and return a connection to it; ends the one before.
+        """Start a process, and return a connection to it. Ends the process before.
 
         Raises `HostError`.
         """
         self.close()
-        # The daemons of the day listen. So that nobody else can connect, we do it before they
-        # run, by a name in a directory of ours, which then goes.
+        # These daemons listen; they do not connect. So that nobody else can connect, bind and
+        # connect before the daemon runs, in a directory of our own, and remove the directory.
         with ExitStack() as undo, ExitStack() as owned:
             try:
                 ours = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
@@ -76,11 +77,11 @@ class Service(Closeable):
 
     @property
     def pid(self) -> int:
-        """The process's id; 0 if none was started."""
+        """The process ID; 0 if no process was started."""
         return self._daemon.pid if self._daemon is not None else 0
 
     def explain(self, problem: str) -> str:
-        """Return *problem*, which somebody had with it, and what it says itself."""
+        """Return *problem* with the daemon's name, or its last words if it has ended."""
         daemon = self._daemon
         if daemon is None:
             return problem
@@ -91,22 +92,22 @@ class Service(Closeable):
 
     @property
     def refused(self) -> bool:
-        """Whether it ended by itself, as programs do that cannot do what they are asked."""
+        """Whether the process ended by itself with an error: it cannot do what it was asked."""
         daemon = self._daemon
         return daemon is not None and daemon.ended and (daemon.status or 0) > 0
 
     def kill(self) -> None:
-        """End the process at once, if it runs."""
+        """Kill the process, if it runs. When this returns, it is gone."""
         if self._daemon is not None:
             self._daemon.kill()
 
     def cancel_waits(self) -> None:
-        """Have the process killed, whoever waits for it. From any thread; never waits."""
+        """Kill the process, so that whoever waits for it goes on. Thread-safe; does not wait."""
         if (daemon := self._daemon) is not None:
             daemon.cancel_waits()
 
     def close(self) -> None:
-        """End the process; it gets time to write what it has. Idempotent."""
+        """End the process, which gets time to write what it has. Idempotent."""
         if self._daemon is not None:
             self._daemon.close()
             self._daemon = None

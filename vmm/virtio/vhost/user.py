@@ -1,10 +1,10 @@
 """vhost-user: another process serves the rings (QEMU's manual, interop/vhost-user).
 
     guest --doorbell--> Inflight --kick--> daemon --call--> guest
-                  '-------- in order ------->|  maps guest memory: the memfd goes over the socket
+                  '--- used in order ------->|  maps guest memory: the memfd goes over the socket
 
-A daemon is begun with for each driver, and ended when that driver is: so what a daemon knows of a
-driver ends with it, and nothing touches guest memory any more, whatever the daemon is up to.
+Each driver gets a daemon of its own, which ends when the driver does. So no state of a former
+driver is left, and nothing touches guest memory afterwards, whatever the daemon does.
 """
 
 from __future__ import annotations
@@ -29,53 +29,53 @@ if TYPE_CHECKING:
     from vmm.virtio.vhost.backend import Ring
 
     class Server(Interface):
-        """Whatever has a back end: `vmm.virtio.vhost.service.Service`."""
+        """What starts and ends daemons: `vmm.virtio.vhost.service.Service`."""
 
         what: str
 
         def connect(self) -> socket.socket:
-            """Start one, and return a connection to it."""
+            """Start a daemon, and return a connection to it."""
 
         def explain(self, problem: str) -> str:
-            """Say what became of it."""
+            """Return what became of the daemon."""
 
         @property
         def refused(self) -> bool:
-            """Whether it ended because it could not do what it was asked."""
+            """Whether the daemon ended because it could not do what it was asked."""
 
         def kill(self) -> None:
-            """End it at once."""
+            """Kill the daemon. When this returns, it is gone."""
 
         def cancel_waits(self) -> None:
-            """Have it killed, whoever waits for it. From any thread; never waits."""
+            """Kill the daemon, so that whoever waits for it goes on. Does not wait."""
 
         def close(self) -> None:
-            """End it."""
+            """End the daemon, which gets time to write what it has."""
 
 
 NOTHING: Final = Protocol(0)
 UNWANTED: Final = F_EVENT_IDX | F_RING_PACKED
-"""Ring features with which we could not tell what a daemon had when it died (`Inflight`)."""
+"""Ring features with which `Inflight` cannot tell what a daemon had when it died."""
 UNWANTED_IN_ORDER: Final = F_RING_PACKED
-"""The same of one that uses chains in order: a packed ring does not say how far it got."""
+"""The same for a daemon that uses chains in order: a packed ring has no index to go on from."""
 
 
 class DaemonRefusedError(HostError):
-    """The daemon ended by itself: it cannot do what it was asked for by an option."""
+    """The daemon ended by itself with an error: it cannot do what an option asked for."""
 
     exit_code = EXIT_USER
 
 
 class DaemonLostError(HostError):
-    """The daemon ended, and it did not say why: another one may not."""
+    """The daemon ended without a reason: another one may work."""
 
 
 class VhostUser(Closeable):
-    """A `vmm.virtio.vhost.backend.VhostBackend` that is a process. Owns *server*.
+    """A daemon as a `vmm.virtio.vhost.backend.VhostBackend`. Owns *server*.
 
-    wanted    protocol features that it must have; MQ, if it has that, is used in any case
-    in_order  it uses chains in the order they came, and none comes to harm that is done twice: so
-              another one can go on where the used ring ends, and nobody need follow the ring
+    wanted    protocol features that the daemon must have; MQ is used if the daemon has it
+    in_order  the daemon uses chains in the order they came, and doing a request twice is harmless:
+              another daemon can go on where the used ring ends, without `Inflight`
 
     Raises `HostError`, which names ``server.what``, the option; `DaemonRefusedError` if the daemon
     cannot do what it is asked.
@@ -94,9 +94,9 @@ class VhostUser(Closeable):
         self._inflight: dict[int, Inflight] = {}
         self._accepted = 0
         self.queues = 0
-        """How many rings it has at most; 0 if it does not say."""
+        """How many rings the daemon has at most; 0 if it does not tell."""
         self.before_hang_up: Callable[[int], object] | None = None
-        """Called with the connection's descriptor before that is closed."""
+        """Called with the connection's descriptor before the connection is closed."""
         with ExitStack() as undo:
             undo.callback(self.close)
             self._features = self._open()
@@ -106,7 +106,7 @@ class VhostUser(Closeable):
 
     @contextmanager
     def _talking(self) -> Iterator[Channel]:
-        """Have the channel; what goes wrong with it is the daemon's end, and one clear error."""
+        """Yield the channel. A `ChannelError` ends the connection and becomes one clear error."""
         if self._channel is None:
             raise HostError(f"{self._server.what}: the daemon is gone")
         try:
@@ -121,7 +121,7 @@ class VhostUser(Closeable):
             raise HostError(text, "a newer version of it may help") from error
 
     def _open(self) -> int:
-        """Connect, agree upon the protocol, return the features."""
+        """Connect, negotiate the protocol, return the features."""
         self._channel = Channel(self._server.connect())
         with self._talking() as channel:
             features = channel.ask_number(Request.GET_FEATURES)
@@ -147,11 +147,11 @@ class VhostUser(Closeable):
 
     @property
     def connection(self) -> int:
-        """The descriptor that is readable once the daemon has gone; -1 if it is gone already."""
+        """A descriptor that is readable once the daemon is gone; -1 if the connection is closed."""
         return self._channel.fileno() if self._channel is not None else -1
 
     def read_config(self, size: int) -> bytes:
-        """Return the first *size* bytes of the device's configuration (CONFIG)."""
+        """Return the first *size* bytes of the device's configuration (GET_CONFIG)."""
         with self._talking() as channel:
             payload = channel.ask(Request.GET_CONFIG, message.get_config(size))
             data = message.parse_config(payload)
@@ -162,17 +162,17 @@ class VhostUser(Closeable):
     # What a back end does
 
     def features(self) -> int:
-        """Return the feature bits that it can do."""
+        """Return the feature bits that the daemon supports and `requeue` can deal with."""
         unwanted = UNWANTED_IN_ORDER if self._in_order else UNWANTED
         return int(self._features & ~unwanted & ~F_PROTOCOL_FEATURES)
 
     def start(self, features: int, memory: GuestMemory) -> None:
-        """Prepare to serve a driver that accepted *features*, over *memory*, which has a file."""
+        """Prepare for a driver that accepted *features*. *memory* must be a memfd."""
         if self._channel is not None and self._channel.ended:
-            self.kill()  # it has died since it was asked for its features
+            self.kill()  # it died after it was asked for its features
         if self._channel is None and self._open() != self._features:
             raise HostError(f"{self._server.what}: the daemon has other features than before")
-        # Not files that only may be read: the daemon maps all for writing, too.
+        # Without read-only regions: daemons map all memory for writing.
         regions = [each for each in memory if not each.read_only]
         assert len(regions) <= message.REGIONS_MAX, "the message has room for no more"
         assert all(region.fd >= 0 for region in regions), "AddressSpace was not told"
@@ -184,7 +184,7 @@ class VhostUser(Closeable):
             channel.tell(Request.SET_MEM_TABLE, message.mem_table(regions), fds)
 
     def start_ring(self, index: int, ring: Ring) -> None:
-        """Serve ring number *index* from now on."""
+        """Serve ring *index* from now on."""
         self._rings[index] = ring
         kick = ring.kick if self._in_order else self._follow(index, ring)
         with self._talking() as channel:
@@ -200,38 +200,38 @@ class VhostUser(Closeable):
             channel.tell(Request.SET_VRING_ENABLE, STATE.pack(index, 1))
 
     def _follow(self, index: int, ring: Ring) -> int:
-        """Know what of *ring* is with the daemon; return what that is to be kicked by."""
+        """Start recording what of *ring* the daemon has; return the daemon's kick eventfd."""
         if index not in self._inflight:
             self._inflight[index] = Inflight(ring)
         self._inflight[index].start()
         return self._inflight[index].kick.fileno()
 
     def stop_ring(self, index: int) -> None:  # noqa: ARG002
-        """End the daemon: so nothing touches any ring, whatever it is up to, or hangs at."""
+        """End the daemon: nothing else is sure to stop it from touching rings."""
         self.stop()
 
     def ring_error(self, index: int) -> str:
-        """Say what is wrong with ring *index*."""
+        """Return what is wrong with ring *index*."""
         return f"{self._server.what}: the daemon found queue {index} broken"
 
     def explain(self) -> str:
-        """Say what became of the daemon, which hung up, or said something unasked."""
+        """Return what became of the daemon, which hung up or sent something unasked."""
         return f"{self._server.what}: {self._server.explain('hung up, or spoke unasked')}"
 
     def kill(self) -> None:
-        """End the daemon at once: it is not to be trusted any more, or gone already."""
+        """Kill the daemon: it cannot be trusted any more, or is gone already."""
         self._hang_up()
         self._server.kill()
 
     def cancel_waits(self) -> None:
-        """Have whoever waits for the daemon wait no longer. From any thread; never waits."""
+        """Kill the daemon, so that whoever waits for it goes on. Thread-safe; does not wait."""
         self._server.cancel_waits()
 
     def requeue(self) -> dict[int, int]:
-        """Return, for each ring that is served, the index that another process can begin with.
+        """Make available again what the daemon had; return where each ring goes on.
 
-        What the daemon, which is no more, had and did not use, is available again. Raises
-        `HostError` if it is not known what that was.
+        The daemon must be gone. Returns the index that another server begins with, by ring. Raises
+        `HostError` if it is not known what the daemon had.
         """
         for index, ring in self._rings.items():
             base = take_over(ring) if self._in_order else self._inflight[index].requeue()
@@ -239,9 +239,9 @@ class VhostUser(Closeable):
         return {index: ring.base for index, ring in self._rings.items()}
 
     def restart(self, memory: GuestMemory) -> None:
-        """Have another process go on where the last one, which is no more, left off.
+        """Start another daemon that goes on where the last one, which must be gone, stopped.
 
-        Raises `DaemonLostError` if that one ended, too: then it may be tried again.
+        Raises `HostError`; `DaemonLostError` if the new one ended, too: another try may work.
         """
         self.requeue()
         self.start(self._accepted, memory)
@@ -249,7 +249,7 @@ class VhostUser(Closeable):
             self.start_ring(index, ring)
 
     def stop(self) -> None:
-        """End the daemon; when this returns, nothing of it touches guest memory."""
+        """End the daemon. When this returns, it does not touch guest memory any more."""
         self._hang_up()
         self._rings.clear()
         while self._inflight:

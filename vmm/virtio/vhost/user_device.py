@@ -1,11 +1,11 @@
 """A device that a daemon serves over vhost-user, and how it survives the daemon's death.
 
-live --the daemon is gone--> revived: another one goes on at the right places in the rings
-                       |
-                       '---> broken (NEEDS_RESET), if that cannot be
+    live --the daemon is gone--> revived: another one goes on at the right places in the rings
+                           |
+                           '---> broken (NEEDS_RESET) if that fails
 
-Whoever has the device's lock may wait for a daemon. So nobody who must not wait takes it just so:
-the loop comes again, and who ends a driver or the machine has the daemon killed.
+The holder of the device's lock may wait for a daemon. So nobody who must not wait blocks on the
+lock: the loop comes again later, and whoever ends a driver or the machine kills the daemon.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 RESTARTS: Final = 5
 RESTARTS_WITHIN: Final = 60.0
-"""Seconds: a daemon that dies more often than that is not worth starting."""
+"""Seconds in which a daemon may die `RESTARTS` times before the device breaks."""
 
 
 class VhostUserDevice(VhostDevice):
@@ -50,13 +50,13 @@ class VhostUserDevice(VhostDevice):
         super().__init__(name, memory, events, queue_sizes, features, backend=backend)
         backend.before_hang_up = self.unwatch
         self._drivers = 0
-        """Changes with each driver: what is done for one is not to be done to the next."""
+        """Counts drivers, so that work begun for one is not done to the next."""
         self._taking_over = False
-        """Whether who has the lock is about to have another daemon."""
+        """Whether the lock's holder is starting another daemon."""
         self._deaths: list[float] = []
 
     def prepare(self, features: int, memory: GuestMemory) -> None:
-        """Begin with a driver, and listen for the daemon's end. With the lock."""
+        """Prepare for a driver, and watch for the daemon's end. Called with the lock."""
         super().prepare(features, memory)
         self._listen()
 
@@ -64,12 +64,12 @@ class VhostUserDevice(VhostDevice):
         self.watch(self.backend.connection, self._lost)
 
     def _lost(self) -> None:
-        """Begin to recover: whether it is at its end, or says what nobody asked. With the lock."""
+        """Begin to recover: the daemon is gone, or sent something unasked. Called with the lock."""
         self.unwatch(self.backend.connection)
         self._begin(self._recover, "revival")
 
     def _begin(self, what: Callable[[int], None], name: str) -> None:
-        """Do *what* in a thread of its own: daemons take their time, and the loop has others."""
+        """Call *what* in a thread of its own: a daemon is slow, and the loop has other devices."""
         try:
             thread.start(f"{self.name}-{name}", what, self._drivers)
         except HostError as error:
@@ -77,7 +77,7 @@ class VhostUserDevice(VhostDevice):
 
     @contextmanager
     def _succession(self, drivers: int) -> Iterator[bool]:
-        """Have the lock while a daemon takes over; tell whether it still shall."""
+        """Hold the lock while a daemon takes over; yield whether it is still wanted."""
         with self._lock:
             self._taking_over = True
             try:
@@ -86,11 +86,11 @@ class VhostUserDevice(VhostDevice):
                 self._taking_over = False
 
     def _wanted(self, drivers: int) -> bool:
-        """Tell whether that driver is still there, and has use for a daemon."""
+        """Tell whether driver number *drivers* is still there and the device live."""
         return drivers == self._drivers and self.live
 
     def _recover(self, drivers: int) -> None:
-        reason = self.backend.explain()  # which takes its time
+        reason = self.backend.explain()  # without the lock, as this waits
         with self._succession(drivers) as wanted:
             if not wanted or not self._serving:
                 return
@@ -108,14 +108,14 @@ class VhostUserDevice(VhostDevice):
                 return
 
     def cancel_waits(self) -> None:
-        """Have the daemon killed that somebody waits for who has the lock."""
+        """Kill the daemon if somebody holds the lock, who then waits for it."""
         if self._lock.acquire(blocking=False):
             self._lock.release()
         else:
             self.backend.cancel_waits()
 
     def reset(self) -> None:
-        """Be as after power-on. One that is about to take over has nothing to wait for."""
+        """Return to the state after power-on. Cancel a takeover, which nobody needs any more."""
         self._drivers += 1
         while not self._lock.acquire(timeout=TURN):
             if self._taking_over:
@@ -124,7 +124,7 @@ class VhostUserDevice(VhostDevice):
         super().reset()
 
     def _count(self) -> None:
-        """Raise `HostError` if the daemon has died too often."""
+        """Count a death. Raises `HostError` if there were too many of late."""
         now = time.monotonic()
         self._deaths = [then for then in self._deaths if now - then < RESTARTS_WITHIN] + [now]
         if len(self._deaths) > RESTARTS:
@@ -133,11 +133,12 @@ class VhostUserDevice(VhostDevice):
             )
 
     def revive(self) -> None:
-        """Go on without the daemon that there was. Raises `HostError`. With the lock."""
+        """Replace the daemon that is gone. Called with the lock. Raises `HostError`."""
         assert self.interrupts is not None, "a transport comes first"
         self.backend.restart(self._guest_memory)
         self._listen()
         for index in self._serving:
-            self.slots[index].doorbell.signal()  # it may have swallowed the driver's
-            self.interrupts.used(index)  # and not have told of what it used
+            # The daemon may have taken a notification, or used buffers without an interrupt.
+            self.slots[index].doorbell.signal()
+            self.interrupts.used(index)
         self._complain("vhost-user-restarted")
