@@ -222,7 +222,7 @@ def test_a_vcpu_that_waits_for_others_is_helped_out(
     waiting: tuple[Waiting, list[VcpuThread]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bus, threads = waiting
-    monkeypatch.setattr(vcpu_thread, "HURRY", 0.1)
+    monkeypatch.setattr(vcpu_thread, "CANCEL_INTERVAL", 0.1)
     began = time.monotonic()
     vcpu_thread.stop(threads, bus.go.set)
     assert time.monotonic() - began < 2
@@ -232,7 +232,7 @@ def test_one_that_cannot_be_helped_keeps_no_other_from_stopping(
     waiting: tuple[Waiting, list[VcpuThread]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, threads = waiting
-    monkeypatch.setattr(vcpu_thread, "HURRY", 0.05)
+    monkeypatch.setattr(vcpu_thread, "CANCEL_INTERVAL", 0.05)
     monkeypatch.setattr(vcpu_thread, "STOP_TIMEOUT", 0.3)
     asked: list[int] = []
     with pytest.raises(HostError, match=r"vCPU 0 did not leave the guest; .*may hang"):

@@ -1,6 +1,8 @@
-"""A machine's guest physical (IPA) space, as far as it is memory: RAM, and device memory.
+"""The memory of a machine's guest physical (IPA) space: RAM, files, and device memory.
 
-It lasts from reset to reset; each power cycle's VM gets its memory slots from here.
+It lasts from reset to reset. Each power cycle's VM gets its memory slots from here. Modules of
+`vmm.coherence` are imported on use: a guest of plain RAM needs none, and an import costs 10 ms or
+more in an emulated host.
 """
 
 from __future__ import annotations
@@ -36,19 +38,19 @@ if TYPE_CHECKING:
     from vmm.virtio.pmem_file import PmemFile
 
 PMEM_ALIGNMENT = 1 << 30
-"""Bytes. Linux wants no section of memory (128 MiB, or 512 with pages of 64 KiB) to have both RAM
-and persistent memory."""
+"""Bytes. A section of Linux's memory model (128 MiB, or 512 MiB with 64 KiB pages) must not contain
+both RAM and persistent memory."""
 
 SLOT_PAGES = (1 << 31) - 1
-"""KVM_MEM_MAX_NR_PAGES (include/linux/kvm_host.h): KVM_SET_USER_MEMORY_REGION says EINVAL."""
+"""KVM_MEM_MAX_NR_PAGES (include/linux/kvm_host.h): larger slots are EINVAL."""
 
 
 class AddressSpace(Closeable):
-    """Owns what guest physical memory is made of. Use as a context manager.
+    """Own the memory behind guest physical addresses. Use as a context manager.
 
-    `memory` is RAM, for who reads and writes it; *shared*, so that other processes can, which
-    costs huge pages where the host gives none to shared memory. Raises `UserError` and `HostError`
-    for what cannot be had, before any VM exists that a guest runs in.
+    `memory` is RAM and pmem files. With *shared* RAM is a memfd, which other processes can map;
+    it has huge pages only where the host gives them to shared memory. Raises `UserError` and
+    `HostError` before any VM exists that a guest runs in.
     """
 
     def __init__(self, config: MachineConfig, system: System, *, shared: bool = False) -> None:
@@ -90,7 +92,7 @@ class AddressSpace(Closeable):
 
     def _decide_ram(self) -> int:
         if not self._config.write_back:
-            return 0  # and nothing to ask the kernel before somebody reads the ledger
+            return 0  # the kernel need not be probed before the ledger is read
         from vmm.coherence.policy import Map, Refuse, decide_ram
 
         decision = decide_ram(self.capability, write_back=True)
@@ -99,7 +101,7 @@ class AddressSpace(Closeable):
         return int(decision.flags) if isinstance(decision, Map) else 0
 
     def _open_pmems(self) -> list[PmemFile]:
-        """Open files that are memory, and place them after RAM."""
+        """Open the files of ``--pmem``, and place them above RAM."""
         if not self._config.pmems:
             return []
         from vmm.virtio.pmem_file import PmemFile
@@ -157,7 +159,7 @@ class AddressSpace(Closeable):
 
     @cached_property
     def capability(self) -> HostCapability:
-        """What this host can do for cacheable memory. Raises `KvmError`."""
+        """What this host can do for cacheable memory, as ``--uapi`` has it. Raises `KvmError`."""
         from vmm.coherence.capability import HostCapability
         from vmm.coherence.policy import with_uapi
 
@@ -165,24 +167,24 @@ class AddressSpace(Closeable):
 
     @property
     def end(self) -> int:
-        """The first guest physical address after all memory, and all that is reserved."""
+        """The first guest physical address after all memory and reservations."""
         ends = [region.base + region.size for region in self._devices]
         return max([self._files_end, self._reserved, *ends])
 
     @property
     def _files_end(self) -> int:
-        """The first guest physical address after RAM, and files that are memory."""
+        """The first guest physical address after RAM and pmem files."""
         return max([self.ram.end, *(each.base + each.size for each in self.pmems)])
 
     @property
     def dma(self) -> list[Region]:
-        """What devices may access: RAM. Files' pages cannot be pinned for long."""
+        """What devices may access by DMA: RAM. Pages of files cannot be pinned for long."""
         return [region for region in self.memory if region.backing is not Backing.FILE]
 
     def register_bars(self, memories: Iterable[RegionMemory]) -> int | None:
-        """Know of a device's memory that the guest puts where it wants: its BARs.
+        """Enter the BARs of a passed-through device, which the guest places, into the ledger.
 
-        Return the NUMA node for what of it is as cacheable as RAM; None if nothing is.
+        Return the NUMA node of those that are as cacheable as RAM; None if there are none.
         """
         bars = list(memories)
         self._bars.extend(bars)
@@ -192,13 +194,13 @@ class AddressSpace(Closeable):
         return self.numa_nodes - 1
 
     def reserve(self, end: int) -> None:
-        """Have the VM's guest physical space reach *end*, for what comes and goes as it runs."""
+        """Make the VM's guest physical space reach *end*: slots will come and go there."""
         self._reserved = max(self._reserved, end)
 
     # --- what a power cycle needs ---------------------------------------------------------------
 
     def attach(self, bus: MmioBus, events: Events) -> None:
-        """Have *bus* trap accesses to what of device memory gets no slot. Raises `UserError`."""
+        """Attach handlers of device memory that gets no slot to *bus*. Raises `UserError`."""
         for region in self._devices:
             try:
                 bus.attach(region.base, region.size, region.trap(events))
@@ -213,9 +215,9 @@ class AddressSpace(Closeable):
                 region.check(verdict)
 
     def watch(self, loop: Loop, on_removal: Callable[[str], None]) -> None:
-        """Give devices back when the host wants them (unbind, unplug); the guest goes on.
+        """Give devices back when the host requests them (unbind, unplug); the guest goes on.
 
-        *on_removal* is told which.
+        *on_removal* gets the device's address.
         """
         first = {region.device: region for region in reversed(self._devices)}
         for device, region in first.items():
@@ -234,7 +236,7 @@ class AddressSpace(Closeable):
         on_removal(device.bdf)
 
     def plug(self, slots: MemorySlots) -> None:
-        """Give a VM its memory slots. Raises `KvmError`, or `HostError` that explains one."""
+        """Register a VM's memory slots. Raises `KvmError`, or a `HostError` that explains it."""
         self._slots = slots
         for region in self.memory:
             flags = self._flags(region)
@@ -243,15 +245,15 @@ class AddressSpace(Closeable):
             device.plug(slots)
 
     def _flags(self, region: Region) -> int:
-        """Return KVM_MEM_* for what is RAM, or a file that is used like it."""
+        """Return the KVM_MEM_* flags of RAM or a pmem file."""
         return self._ram_flags | (lib.KVM_MEM_READONLY if region.read_only else 0)
 
     def unplug(self) -> None:
-        """Forget the slots: their VM is gone."""
+        """Forget the slots of a VM that is gone."""
         self._slots = None
 
     def nodes(self) -> list[Node]:
-        """Describe coherent device memory for the device tree."""
+        """Return the device tree nodes of coherent device memory."""
         return board.coherent_memory(
             [
                 AddressRange(region.base + part.base, part.size)
@@ -261,9 +263,9 @@ class AddressSpace(Closeable):
         )
 
     def ledger(self, flash: Iterable[tuple[str, MemorySlot]] = ()) -> Ledger:
-        """Return what each range was promised when last plugged. Raises `KvmError`.
+        """Return what each range is promised, as of the last `plug`. Raises `KvmError`.
 
-        *flash* names slots of ordinary memory that are not from here.
+        *flash* has the name and slot of each bank of flash that is mapped.
         """
         from vmm.coherence.ledger import Entry, Ledger
         from vmm.coherence.policy import Attribute, Map, Stage1, decide_ram
@@ -302,13 +304,13 @@ class AddressSpace(Closeable):
         device = [entry for region in self._devices for entry in region.entries]
         shown = [
             entry for bar in self._bars for entry in bar.entries if entry.slot is not None
-        ]  # a BAR that is nowhere has no addresses
+        ]  # a BAR without a slot has no addresses
         return Ledger([*ram, *device, *shown])
 
     def explain_fault(self, error: KvmError) -> HostError:
-        """Say why KVM_RUN may have failed with EFAULT: which range, and what is wrong with it.
+        """Return *error*, an EFAULT of KVM_RUN, with the range that may have caused it, and why.
 
-        In the loop's thread, as ranges come and go there.
+        To be called in the loop's thread, where ranges come and go.
         """
         from vmm.coherence.explain import run_causes
 
@@ -325,9 +327,9 @@ class AddressSpace(Closeable):
         )
 
     def discard(self) -> None:
-        """Make RAM all zeroes, as after power-on. No VM may have it."""
+        """Zero RAM, as after power-on. No VM may map it."""
         self._mapping.discard()
 
     def close(self) -> None:
-        """Unmap everything. No VM may have it. Idempotent."""
+        """Unmap everything. No VM may map it. Idempotent."""
         self._owned.close()

@@ -1,4 +1,4 @@
-"""Notifications of a virtio-pci device that KVM does, wherever the guest has its BAR."""
+"""ioeventfds of a virtio-pci device's notify structure, at the address the guest gives its BAR."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class BarIoeventfds:
         self._ioeventfds = ioeventfds
         self._vm = vm
         self._there: list[Ioeventfd] = []
-        """What KVM has now; offsets are addresses."""
+        """Those registered, with guest physical addresses for offsets."""
 
     def on_map(self, base: int) -> None:
-        """Have KVM do them at *base*. Raises `KvmError`; then it does none, and all trap."""
+        """Register all at *base*. Raises `KvmError`; then none is registered, and stores trap."""
         if (vm := self._vm()) is None:
             return
         try:
@@ -36,7 +36,7 @@ class BarIoeventfds:
             raise
 
     def on_unmap(self) -> None:
-        """Have KVM do none any more; if the VM has gone, it has gone with them."""
+        """Deassign all. If the VM is gone, KVM has forgotten them already."""
         vm = self._vm()
         while self._there:
             address, width, fd, datamatch = self._there.pop()

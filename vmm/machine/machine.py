@@ -1,4 +1,8 @@
-"""One machine: what it is made of, and its life from power-on to power-off."""
+"""One machine: its parts, and its life from power-on to power-off.
+
+Parts that only some machines have (flash, PCI, passthrough, virtio) are imported when the
+configuration asks for them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from vmm.arm64 import layout
 from vmm.arm64.payload import Files
 from vmm.bus import MmioBus
 from vmm.closeable import Closeable
-from vmm.devices import pl011
+from vmm.devices.pl011 import FIFO_DEPTH, Pl011
 from vmm.devices.pl031 import Pl031
 from vmm.devices.pvpanic import PvPanic
 from vmm.errors import GuestError
@@ -41,8 +45,8 @@ if TYPE_CHECKING:
 
 LOOP_RESETS: Final = 5
 LOOP_SECONDS: Final = 120.0
-"""So many resets in a row, each so soon after the last, are a loop that nobody wants. An emulated
-host that is busy takes 40 s for a kernel that boots, panics and resets."""
+"""A reset loop: `LOOP_RESETS` resets in a row, each within `LOOP_SECONDS` of power-on. A busy
+emulated host takes 40 s for a kernel that boots, panics and resets."""
 
 
 class Ending(Enum):
@@ -63,9 +67,9 @@ ENDINGS: Final = {
 
 
 class Machine(Closeable):
-    """A machine as *config* says. Use as a context manager; then `run` it, in *loop*'s thread.
+    """Own the machine that *config* describes. Use as a context manager.
 
-    `output` is what the guest sends to its serial port `uart`; somebody must drain it.
+    Construct, `run` and close it in *loop*'s thread. Raises `UserError` and `HostError`.
     """
 
     def __init__(self, config: MachineConfig, loop: Loop, events: Events) -> None:
@@ -73,7 +77,7 @@ class Machine(Closeable):
         self._loop = loop
         self._events = events
         self.say: Callable[[str], None] = lambda _line: None
-        """Where to tell the user something."""
+        """Called with each line for the user."""
         self._cycle = 0
         self._ending: Ending | Exception | None = None
         self._owned = ExitStack()
@@ -85,10 +89,11 @@ class Machine(Closeable):
                 AddressSpace(config, self._system, shared=config.shares_memory)
             )
             self._bus = MmioBus()
-            self._wires: dict[int, SwitchableLine] = {}
+            self._lines: dict[int, SwitchableLine] = {}
+            self._fastpath = MmioFastpath()
             self._flash = self._add_flash()
-            self._add_uart()
-            self._add_rtc()
+            self.uart = self._add_uart()
+            self._rtc = self._add_rtc()
             self._bus.attach(layout.PVPANIC, layout.DEVICE_SIZE, PvPanic(self._on_panic, events))
             self._root = self._add_pci()
             self._passthrough = self._add_passthrough()
@@ -104,40 +109,42 @@ class Machine(Closeable):
 
     # --- devices ------------------------------------------------------------------------------
 
-    def _wire(self, spi: int) -> SwitchableLine:
-        return self._wires.setdefault(spi, SwitchableLine())
+    def _line(self, spi: int) -> SwitchableLine:
+        return self._lines.setdefault(spi, SwitchableLine())
 
     def _add_flash(self) -> Flash | None:
-        """Have flash, if there is something in it, or to be kept in it."""
+        """Add flash for firmware or for ``--flash``."""
         if self._config.firmware is None and self._config.flash is None:
             return None
         from vmm.machine.flash import Flash
 
         return self._owned.enter_context(Flash(self._config, self._bus, self._events))
 
-    def _add_uart(self) -> None:
-        self.output = sink = self._owned.enter_context(Sink(headroom=pl011.FIFO_DEPTH))
-        self._answers = MmioFastpath()
-        self.uart = pl011.Pl011(self._wire(layout.SPI_UART), sink, call_later=self._loop.call_later)
-        self.uart.use(DeviceFastpath(self._answers, layout.UART, sink))
-        sink.on_space = self.uart.transmit_space
-        self._bus.attach(layout.UART, layout.DEVICE_SIZE, self.uart)
+    def _add_uart(self) -> Pl011:
+        """Add the serial port. `output` must be drained."""
+        self.output = sink = self._owned.enter_context(Sink(headroom=FIFO_DEPTH))
+        uart = Pl011(self._line(layout.SPI_UART), sink, call_later=self._loop.call_later)
+        uart.use(DeviceFastpath(self._fastpath, layout.UART, sink))
+        sink.on_space = uart.transmit_space
+        self._bus.attach(layout.UART, layout.DEVICE_SIZE, uart)
+        return uart
 
-    def _add_rtc(self) -> None:
-        self._rtc = Pl031(self._wire(layout.SPI_RTC), self._loop.call_later)
-        self._owned.callback(self._rtc.close)
-        self._bus.attach(layout.RTC, layout.DEVICE_SIZE, self._rtc)
+    def _add_rtc(self) -> Pl031:
+        rtc = Pl031(self._line(layout.SPI_RTC), self._loop.call_later)
+        self._owned.callback(rtc.close)
+        self._bus.attach(layout.RTC, layout.DEVICE_SIZE, rtc)
+        return rtc
 
     def _add_pci(self) -> PciRoot | None:
-        """Have a PCI host bridge, if something is to be behind it."""
+        """Add a PCI host bridge if functions will be behind it."""
         if self._config.transport != "pci" and not self._config.vfio:
             return None
         from vmm.machine.pci_root import PciRoot
 
-        return self._owned.enter_context(PciRoot(self._bus, self._wire, self._events))
+        return self._owned.enter_context(PciRoot(self._bus, self._line, self._events))
 
     def _add_passthrough(self) -> Passthrough | None:
-        """Open the devices that are passed through, if any are, and put them behind the bridge."""
+        """Open the devices to pass through, and attach them to the host bridge."""
         if not self._config.vfio or self._root is None:
             return None
         from vmm.passthrough.devices import Passthrough
@@ -159,14 +166,14 @@ class Machine(Closeable):
         return found
 
     def _add_virtio(self) -> VirtioDevices | None:
-        """Plug virtio devices in, if any are asked for: only then are they worth importing."""
+        """Add the virtio devices, if any."""
         config = self._config
         small = config.rng, config.consoles, config.pmems, config.balloon is not None
         if not any((*small, config.disks, config.nets, config.shares, config.vsock)):
             return None
         from vmm.machine.virtio_devices import VirtioDevices
 
-        plane = self._owned.enter_context(
+        devices = self._owned.enter_context(
             VirtioDevices(
                 config,
                 self.space.memory,
@@ -177,12 +184,12 @@ class Machine(Closeable):
                 pmems=self.space.pmems,
             )
         )
-        self._answers.add(plane.answers())
-        return plane
+        self._fastpath.add(devices.answers())
+        return devices
 
     @property
     def terminal(self) -> PipeChardev | None:
-        """The virtio console port that is for standard input and output, if there is one."""
+        """The virtio console port of ``--console stdio``, if there is one."""
         return None if self._virtio_devices is None else self._virtio_devices.terminal
 
     @property
@@ -193,14 +200,14 @@ class Machine(Closeable):
     # --- life ---------------------------------------------------------------------------------
 
     def ledger(self) -> Ledger:
-        """Return what each range of guest memory is promised now. Raises `KvmError`."""
+        """Return the ledger of guest memory as it is mapped now. Raises `KvmError`."""
         flash = [] if self._flash is None else self._flash.shown()
         return self.space.ledger(flash)
 
     def run(self) -> Ending:
-        """Power on, and return how it ended; resets go round again.
+        """Power on, run until the guest ends, and return how; a reset is another power cycle.
 
-        Raises `GuestError` for a reset loop, and what a vCPU ended with if it could not go on.
+        Raises `GuestError` for a reset loop, and the error of a vCPU that could not continue.
         """
         for line in self._virtio_devices.notices if self._virtio_devices is not None else ():
             self.say(line)
@@ -235,7 +242,7 @@ class Machine(Closeable):
             if self._passthrough is not None:
                 cycle.at_end(self._passthrough.disconnect)
                 self._passthrough.connect(cycle.vm, cycle.slots, self.space.dma)
-            cycle.start(self._bus, self._answers, self._wires, self._on_vcpu_end, self._events)
+            cycle.start(self._bus, self._fastpath, self._lines, self._on_vcpu_end, self._events)
             self._loop.run()
         ending, self._ending = self._ending, None
         self._cycle += 1
@@ -273,7 +280,7 @@ class Machine(Closeable):
         self._rtc.reset()
 
     def end(self, ending: Ending | Exception) -> None:
-        """End the present power cycle; `run` says how. Thread-safe; the first ending counts."""
+        """End the power cycle; `run` returns *ending*. Thread-safe; the first call counts."""
         cycle = self._cycle
         self._loop.call_soon_threadsafe(lambda: self._end(cycle, ending))
 
@@ -310,7 +317,7 @@ class Machine(Closeable):
 
 
 def _with_formats(config: MachineConfig) -> MachineConfig:
-    """Look at disks' images, if that is still to be done. Raises `UserError`."""
+    """Detect the formats of disk images that are not yet known. Raises `UserError`."""
     if not config.disks:
         return config
     from vmm.virtio.block.image_format import with_formats

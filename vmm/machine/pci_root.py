@@ -1,7 +1,7 @@
-"""The machine's PCI: the host bridge on its bus, messages to its VM, and functions behind it.
+"""The machine's PCI root: the host bridge, the functions behind it, and their messages to the VM.
 
-Functions last from reset to reset; each power cycle's VM is connected (`PciRoot.connect`)
-before it runs, and forgotten when it has gone.
+Functions last from reset to reset. `PciRoot.connect` joins them to each power cycle's VM before
+it runs.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class PciRoot(Closeable):
-    """Owns the functions attached to it. *wire* gives the line of a shared peripheral interrupt.
+    """Own the functions attached to it. *wire* returns the line of a shared peripheral interrupt.
 
-    `vm` is the VM that runs now, if one does: for who has memory slots or ioeventfds in BARs.
+    `vm` is the current power cycle's VM, or None: BARs get memory slots and ioeventfds in it.
     """
 
     def __init__(self, bus: MmioBus, wire: Callable[[int], InterruptLine], events: Events) -> None:
@@ -40,9 +40,10 @@ class PciRoot(Closeable):
         bus.attach(layout.PCI_ECAM, layout.PCI_ECAM_SIZE, self.host)
 
     def attach(self, function: PciFunction, *msis: FunctionMsis) -> int:
-        """Put *function*, whose messages *msis* deliver, into a slot, and own it; return the slot.
+        """Attach *function* to the next free slot, own it, and return the slot.
 
-        Raises `UserError` if there is none; *function* is then not owned.
+        *msis* deliver its messages. Raises `UserError` if all slots are taken; *function* is then
+        still the caller's.
         """
         slot = self.host.attach(function)
         for each in msis:
@@ -50,21 +51,21 @@ class PciRoot(Closeable):
         return slot
 
     def place(self, above: int, limit: int) -> int:
-        """Give 64-bit BARs a window; see `PciHost.place`."""
+        """Place the window for 64-bit BARs; see `PciHost.place`."""
         return self.host.place(above, limit)
 
     def connect(self, vm: Vm, *, has_its: bool) -> None:
-        """Have functions use *vm*, which has its interrupt controller and does not run yet."""
+        """Connect functions to *vm*, which has its interrupt controller and does not run yet."""
         self.vm = vm
         self.msis.connect(vm, layout.GITS_TRANSLATER if has_its else None)
 
     def disconnect(self) -> None:
-        """Forget the VM, which is gone. Harmless if there was none."""
+        """Forget the VM, whose vCPUs have stopped. Does nothing without one."""
         self.vm = None
         self.msis.disconnect()
 
     def nodes(self, *, has_its: bool) -> list[Node]:
-        """Describe the host bridge for the device tree."""
+        """Return the host bridge's device tree node."""
         functions = self.host.functions
         numa = {
             slot: function.numa_node
@@ -74,7 +75,7 @@ class PciRoot(Closeable):
         return [pcie.node(self.host.windows, functions, has_its=has_its, numa=numa)]
 
     def reset(self) -> None:
-        """Put all functions back to power-on. No VM may have them."""
+        """Reset all functions to power-on. No VM may have them."""
         self.host.reset()
 
     def close(self) -> None:

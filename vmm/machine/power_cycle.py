@@ -1,7 +1,7 @@
-"""One power cycle of a machine: what lasts from reset to reset.
+"""One power cycle of a machine: its VM, from power-on to reset or power-off.
 
-A reset makes all of it anew. KVM can reset a vCPU but not its GIC, and a VM that was never used
-is the only one that is surely as the architecture says it is after reset.
+A reset is a new VM. KVM can reset a vCPU but not its GIC; only a VM that was never used is known
+to be in the architecture's reset state.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 
 class PowerCycle(Closeable):
-    """A VM with its memory slots, GIC, vCPUs and their threads. Use as a context manager."""
+    """Own a VM with its memory slots, GIC, vCPUs and their threads. Use as a context manager.
+
+    Raises `UserError` for too many *cpus*, `KvmError` for what KVM refuses.
+    """
 
     def __init__(self, system: System, space: AddressSpace, cpus: int) -> None:
         self._space = space
@@ -44,7 +47,7 @@ class PowerCycle(Closeable):
         self.threads: list[VcpuThread] = []
         self.vcpus: list[Vcpu] = []
         self.cancel_waits: Callable[[], object] = lambda: None
-        """What lets a vCPU out of an exit in which it waits for others, so that it can stop."""
+        """Called while a vCPU is late to stop: end what it waits for inside an exit."""
         with ExitStack() as undo:
             undo.callback(self.close)
             self.vm = self._owned.enter_context(system.create_vm(space.end))
@@ -74,9 +77,10 @@ class PowerCycle(Closeable):
             )
 
     def load(self, payload: Payload, nodes: Sequence[Node] = ()) -> None:
-        """Put kernel, initrd and device tree into memory, and point the boot vCPU at them.
+        """Load kernel, initrd and device tree into memory, and set the boot vCPU's registers.
 
-        *nodes* describe devices that are not the board's. Raises `UserError` if they do not fit.
+        *nodes* are device tree nodes besides the board's. Raises `UserError` if something does
+        not fit into RAM.
         """
         ram, memory = self._space.ram, self._space.memory
         plan = payload.place(ram)
@@ -104,9 +108,9 @@ class PowerCycle(Closeable):
         processor.set_registers(self.vcpus[0], values)
 
     def at_end(self, callback: Callable[[], object]) -> None:
-        """Have *callback* called when the vCPUs have stopped, and the VM is still there.
+        """Call *callback* at `close`, after the vCPUs have stopped and before the VM goes.
 
-        Before `start`.
+        To be called before `start`.
         """
         self._owned.callback(callback)
 
@@ -118,7 +122,7 @@ class PowerCycle(Closeable):
         on_end: Callable[[int, Reason], None],
         events: Events,
     ) -> None:
-        """Connect the *wires*, each to its SPI, and let the vCPUs run."""
+        """Connect each of *wires* to its SPI, and start the vCPUs."""
         for spi, wire in wires.items():
             wire.connect(self.gic.line(spi))
             self._owned.callback(wire.connect, None)
@@ -133,7 +137,7 @@ class PowerCycle(Closeable):
         vcpu_thread.stop(self.threads, self.cancel_waits)
 
     def close(self) -> None:
-        """Stop the vCPUs and take the VM apart. Idempotent."""
+        """Stop the vCPUs and destroy the VM. Idempotent. Raises `HostError` for a late vCPU."""
         self._owned.close()
 
 
@@ -142,4 +146,4 @@ NAMED: Final = {
     "pc": registers.PC,
     "pstate": registers.PSTATE,
 }
-"""The registers that `vmm.arm64.boot.BootPlan` speaks of."""
+"""Register ids by the names that `vmm.arm64.boot.BootPlan` uses."""

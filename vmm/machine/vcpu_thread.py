@@ -1,13 +1,13 @@
-"""vCPU threads: each runs one vCPU and answers its exits.
+"""vCPU threads: each runs one vCPU and handles its exits.
 
             start()                      pause()  .--------.
     new -----------> running  <---------------->  | paused |
                         |               resume()  '--------'
-                        | stop(), or the guest's own doing -> on_end
+                        | stop(), or the guest ends it -> on_end
                         v
                       ended
 
-A request takes effect at the next exit; the kick makes that be now.
+A request takes effect at the next exit; a kick forces one.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
     from vmm.events import Events
 
 STOP_TIMEOUT: Final = 10.0
-"""Seconds that a vCPU may take to leave the guest; a second is much, even emulated."""
+"""Seconds a vCPU may take to leave the guest. One is plenty, even in an emulated host."""
 
-HURRY: Final = 1.0
-"""Seconds after which, and again, a vCPU that is late is helped out of what it waits for."""
+CANCEL_INTERVAL: Final = 1.0
+"""Seconds between calls of `cancel_waits` while a vCPU is late."""
 
 
 class Runnable(Protocol):
-    """What a thread asks of its vCPU. Tests pass a script of exits instead of KVM's."""
+    """The part of a vCPU that its thread uses. Tests pass a script of exits."""
 
     id: int
 
@@ -54,20 +54,20 @@ class Runnable(Protocol):
         """Run the guest until an exit."""
 
     def complete_read(self, value: int, /) -> None:
-        """Answer a load."""
+        """Complete the load that exited with *value*."""
 
     def inject_external_abort(self) -> None:
-        """Answer an access that has no answer."""
+        """Inject a synchronous external abort for the access that exited."""
 
     def kick(self) -> None:
-        """End `run` soon. From any thread."""
+        """Make `run` return. Thread-safe."""
 
     def acknowledge_kick(self) -> None:
-        """Let `run` enter the guest again."""
+        """Take the kick back, so that `run` enters the guest again."""
 
 
 class Request(Enum):
-    """What somebody wants of a vCPU thread."""
+    """The state that a vCPU thread is asked to be in."""
 
     RUN = "run"
     PAUSE = "pause"
@@ -75,13 +75,13 @@ class Request(Enum):
 
 
 Reason = SystemEvent | Exception
-"""Why a vCPU ended by itself: what the guest asked for, or what went wrong."""
+"""Why a vCPU ended: the guest's system event, or an error."""
 
 
 class VcpuThread:
-    """Runs *vcpu* in a thread of its own, its loads and stores answered by *bus*.
+    """Run *vcpu* in a thread; *bus* handles its loads and stores.
 
-    *on_end* is called from that thread when it ends for any reason but `stop`.
+    *on_end* is called in that thread when it ends for any reason but `stop`.
     """
 
     def __init__(
@@ -103,15 +103,15 @@ class VcpuThread:
     # --- from other threads -----------------------------------------------------------------
 
     def start(self) -> None:
-        """Start running. Once. Raises `HostError`: no more threads."""
+        """Start the thread; call once. Raises `HostError` if the host allows no more threads."""
         self._thread = thread.start(f"vcpu{self.vcpu.id}", self._main)
 
     def pause(self) -> None:
-        """Ask the vCPU to leave the guest and stay out; `wait_paused` tells when it is out."""
+        """Ask the vCPU to leave the guest; `wait_paused` waits until it has."""
         self._ask(Request.PAUSE)
 
     def wait_paused(self) -> None:
-        """Wait until the vCPU is out of the guest, paused or ended. Raises `HostError`."""
+        """Wait until the vCPU is out of the guest, paused or ended. Raises `HostError` if late."""
         with self._changed:
             if not self._changed.wait_for(self._is_out, STOP_TIMEOUT):
                 raise HostError(f"vCPU {self.vcpu.id} did not leave the guest")
@@ -125,7 +125,7 @@ class VcpuThread:
         self._ask(Request.STOP)
 
     def join(self, seconds: float = STOP_TIMEOUT) -> bool:
-        """Wait for the thread's end; tell whether it has come, or the thread never began."""
+        """Wait for the thread to end; return whether it has, or was never started."""
         if self._thread is not None:
             self._thread.join(seconds)
         return not self._runs()
@@ -177,7 +177,7 @@ class VcpuThread:
                 self._complain("guest-error", message=str(error))
 
     def _obey(self) -> bool:
-        """Do what was asked for; False to end."""
+        """Carry out the current request; return False to end the thread."""
         self.vcpu.acknowledge_kick()
         with self._changed:
             if self._request is Request.PAUSE:
@@ -191,7 +191,7 @@ class VcpuThread:
         self._events.emit(event, vcpu=self.vcpu.id, **fields)
 
     def _answer_odd(self, exit_: Exit) -> None:
-        """Answer what no well-behaved guest causes. Raises `HostError` if it can't go on."""
+        """Handle an exit that no correct guest causes. Raises `HostError` if it is fatal."""
         match exit_:
             case Undecodable(esr_iss, fault_ipa):
                 self._complain("undecodable-access", ipa=fault_ipa, esr_iss=esr_iss)
@@ -213,16 +213,16 @@ class VcpuThread:
 
 
 def stop(threads: Sequence[VcpuThread], cancel_waits: Callable[[], object]) -> None:
-    """Have all *threads* end. Raises `HostError`, which names those that do not.
+    """End all *threads*. Raises `HostError`, which names those that do not end.
 
-    cancel_waits  end whatever a vCPU waits for inside an exit; called while a thread is late
+    *cancel_waits* ends waits inside exits; it is called while a thread is late.
     """
     for each in threads:
         each.stop()
     deadline = time.monotonic() + STOP_TIMEOUT
     late = threads
     while late and time.monotonic() < deadline:
-        limit = time.monotonic() + HURRY
+        limit = time.monotonic() + CANCEL_INTERVAL
         late = [each for each in late if not each.join(max(0.0, limit - time.monotonic()))]
         if late:
             cancel_waits()

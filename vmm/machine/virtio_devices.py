@@ -1,7 +1,7 @@
-"""Where virtio devices are plugged in: the board's virtio-mmio slots, one device each, or PCI.
+"""Plug virtio devices into the board: into virtio-mmio slots, one device each, or into PCI.
 
-Devices last from reset to reset. Each power cycle's VM takes over their notifications and
-interrupts (`VirtioDevices.connect`), so that neither costs an exit or waits for a thread of ours.
+Devices last from reset to reset. `VirtioDevices.connect` gives each power cycle's VM their
+ioeventfds and irqfds.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ def _pmem(name: str, file: PmemFile, memory: MemoryMap, events: Events) -> Pmem:
 
 
 class VirtioDevices(Closeable):
-    """Owns the virtio devices that *config* asks for. Use as a context manager.
+    """Own the virtio devices of *config*. Use as a context manager.
 
-    To be made, reset and closed in the thread of *loop*, which serves the devices' queues.
-    *memory* must outlive it. With *root* they are PCI functions, which are its own then, to be
-    reset and closed with it, after this.
+    Construct, reset and close it in the thread of *loop*, which serves the devices' queues.
+    *memory* must outlive it. With ``--transport pci`` the devices are functions that *root* owns,
+    resets and closes, after this is closed. Raises `UserError` and `HostError`.
     """
 
     def __init__(  # noqa: PLR0913  (what devices need of a machine)
@@ -105,10 +105,10 @@ class VirtioDevices(Closeable):
         self._transports: list[MmioTransport] = []
         self._owned = ExitStack()
         self.terminal: PipeChardev | None = None
-        """The console port that is for standard input and output."""
+        """The console port of ``--console stdio``."""
         self.balloon: Balloon | None = None
         self.notices: list[str] = []
-        """What the user needs to know of the devices."""
+        """Lines for the user: names that were chosen, features that are off."""
         known = MemoryMap(memory)
         with ExitStack() as undo:
             undo.callback(self.close)
@@ -164,7 +164,7 @@ class VirtioDevices(Closeable):
     def _plug_into_pci(
         self, device: VirtioDevice, root: PciRoot
     ) -> Sequence[tuple[int, Callable[[], object]]]:
-        """Make *device* a PCI function; return what the loop has to listen to."""
+        """Make *device* a PCI function; return descriptors for the loop, with their callbacks."""
         from vmm.machine.bar_ioeventfd import BarIoeventfds
         from vmm.virtio.transport.pci import PciTransport
 
@@ -189,7 +189,7 @@ class VirtioDevices(Closeable):
         self._bus.attach(layout.virtio(slot), layout.VIRTIO_SIZE, transport)
 
     def connect(self, vm: Vm) -> None:
-        """Have *vm* do notifications and interrupts. Once its GIC is there; raises `KvmError`."""
+        """Register ioeventfds and irqfds in *vm*, which has its GIC. Raises `KvmError`."""
         for slot, transport in enumerate(self._transports):
             for offset, width, fd, datamatch in transport.ioeventfds():
                 vm.ioeventfd(layout.virtio(slot) + offset, width, fd, datamatch=datamatch)
@@ -197,7 +197,7 @@ class VirtioDevices(Closeable):
             vm.irqfd(transport.interrupt.fileno(), layout.SPI_VIRTIO + slot)
 
     def answers(self) -> list[Answer]:
-        """Return what of the registers the run loop can answer in C: each interrupt's status."""
+        """Return the registers that the run loop answers in C: each slot's interrupt status."""
         found: list[Answer] = []
         for slot, transport in enumerate(self._transports):
             base, interrupt = layout.virtio(slot), transport.interrupt.c
@@ -206,19 +206,19 @@ class VirtioDevices(Closeable):
         return found
 
     def nodes(self) -> list[Node]:
-        """Describe the devices for the device tree."""
+        """Return the slots' device tree nodes."""
         return board.virtio_mmio(len(self._transports))
 
     def cancel_waits(self) -> None:
-        """Have no vCPU wait for others' programs any longer: it has to stop. Never waits."""
+        """End vCPUs' waits for daemons, so that they can stop. Does not block."""
         for device in self._devices:
             device.cancel_waits()
 
     def reset(self) -> None:
-        """Put all devices back to power-on. When this returns, none touches guest memory."""
+        """Reset all devices to power-on. When this returns, none accesses guest memory."""
         for transport in self._transports:
             transport.reset()
 
     def close(self) -> None:
-        """Close the devices. No VM may have them. Idempotent."""
+        """Close the devices. No VM may be connected to them. Idempotent."""
         self._owned.close()
