@@ -112,7 +112,6 @@ class Parts:
         )
         self.owned.callback(self.function.close)
         self.slot = self.root.attach(self.function, *self.function.deliveries)
-        self.function.host = self.root.host
         self.root.place(layout.RAM + (1 << 30), END)
         self.connect()
 

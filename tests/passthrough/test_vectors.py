@@ -65,7 +65,7 @@ def host() -> Host:
 
 @pytest.fixture
 def vectors(host: Host) -> Iterator[Vectors]:
-    with PassthroughInterrupts(host, Diary(), lambda: host) as interrupts:  # type: ignore[arg-type]
+    with PassthroughInterrupts(host, Diary(), {IrqIndex.MSIX: host}) as interrupts:  # type: ignore[arg-type]
         yield interrupts.vectors(IrqIndex.MSIX)
 
 

@@ -159,9 +159,8 @@ class Machine(Closeable):
             )
         )
         for function in found.functions:
-            self._root.attach(function, *function.deliveries)
-            function.host = self._root.host
-            function.numa_node = self.space.register_bars(function.memories)
+            node = self.space.register_bars(function.memories)
+            self._root.attach(function, *function.deliveries, numa_node=node)
         found.watch(self._loop, self._on_removal)
         return found
 

@@ -33,21 +33,27 @@ class PciRoot(Closeable):
 
     def __init__(self, bus: MmioBus, wire: Callable[[int], InterruptLine], events: Events) -> None:
         self.vm: Vm | None = None
+        self._numa_nodes: dict[int, int] = {}
         self.host = PciHost(bus, pcie.FIXED, lambda slot: wire(pcie.spi(slot)), events)
         virtio = range(layout.SPI_VIRTIO, layout.SPI_VIRTIO + layout.VIRTIO_SLOTS)
         intx = range(layout.SPI_PCI, layout.SPI_PCI + layout.PCI_SLOTS)
         self.msis = IrqRouting([*virtio, *intx], layout.SPI_COUNT, events)
         bus.attach(layout.PCI_ECAM, layout.PCI_ECAM_SIZE, self.host)
 
-    def attach(self, function: PciFunction, *msis: FunctionMsis) -> int:
+    def attach(
+        self, function: PciFunction, *msis: FunctionMsis, numa_node: int | None = None
+    ) -> int:
         """Attach *function* to the next free slot, own it, and return the slot.
 
-        *msis* deliver its messages. Raises `UserError` if all slots are taken; *function* is then
-        still the caller's.
+        *msis* deliver its messages. *numa_node* is that of the memory in its BARs which the guest
+        uses as such. Raises `UserError` if all slots are taken; *function* is then still the
+        caller's.
         """
         slot = self.host.attach(function)
         for each in msis:
             each.requester = slot << 3
+        if numa_node is not None:
+            self._numa_nodes[slot] = numa_node
         return slot
 
     def place(self, above: int, limit: int) -> int:
@@ -66,13 +72,8 @@ class PciRoot(Closeable):
 
     def nodes(self, *, has_its: bool) -> list[Node]:
         """Return the host bridge's device tree node."""
-        functions = self.host.functions
-        numa = {
-            slot: function.numa_node
-            for slot, function in functions.items()
-            if function.numa_node is not None
-        }
-        return [pcie.node(self.host.windows, functions, has_its=has_its, numa=numa)]
+        slots = self.host.functions
+        return [pcie.node(self.host.windows, slots, has_its=has_its, numa=self._numa_nodes)]
 
     def reset(self) -> None:
         """Reset all functions to power-on. No VM may have them."""

@@ -100,7 +100,7 @@ class BarSlots:
         self.memory.hide(self._slots(), "the guest does not decode its BAR")
 
 
-def space(device: VfioDevice, index: int) -> tuple[Space, bool]:
+def bar_kind(device: VfioDevice, index: int) -> tuple[Space, bool]:
     """Return what BAR *index* is, and whether it is prefetchable. Raises `VfioError`."""
     register = device.config.read(lib.PCI_BASE_ADDRESS_0 + 4 * index, 4)
     if register & lib.PCI_BASE_ADDRESS_SPACE_IO:

@@ -22,15 +22,6 @@ if TYPE_CHECKING:
 
     from vmm.vfio.config import DeviceConfigSpace
 
-COMMAND_WRITABLE: Final[int] = (
-    lib.PCI_COMMAND_IO
-    | lib.PCI_COMMAND_MEMORY
-    | lib.PCI_COMMAND_MASTER
-    | lib.PCI_COMMAND_PARITY
-    | lib.PCI_COMMAND_SERR
-    | lib.PCI_COMMAND_INTX_DISABLE
-)
-
 _INTEGRATED: Final = {lib.PCI_EXP_TYPE_ENDPOINT, lib.PCI_EXP_TYPE_LEG_END}
 """What becomes an endpoint that is integrated into the root complex, for it is on its bus."""
 
@@ -71,15 +62,13 @@ class PassthroughConfigSpace(ConfigSpace):
         self._ours[offset : offset + len(value)] = b"\xff" * len(value)
 
     def _define_header(self, device: DeviceConfigSpace) -> None:
-        self.define(lib.PCI_COMMAND, bytes(2), COMMAND_WRITABLE.to_bytes(2, "little"))
-        self.define(lib.PCI_CACHE_LINE_SIZE, bytes(2), b"\xff\0")  # and no latency timer
-        # One function: the others of a device are the guest's only if they are passed as well.
+        """Define what `vmm.pci.function.PciFunction` does not, and BARs that the device lacks."""
+        self.define(lib.PCI_LATENCY_TIMER, bytes(1))
+        # Without the multi-function bit: other functions are passed by themselves, if at all.
         kind = device.read(lib.PCI_HEADER_TYPE, 1) & lib.PCI_HEADER_TYPE_MASK
         self.define(lib.PCI_HEADER_TYPE, bytes([kind]))
         self.define(lib.PCI_BASE_ADDRESS_0, bytes(24))
         self.define(lib.PCI_ROM_ADDRESS, bytes(4))
-        self.define(lib.PCI_INTERRUPT_LINE, bytes(1), b"\xff")
-        self.define(lib.PCI_INTERRUPT_PIN, bytes(1))
 
     def _define_express(self, device: DeviceConfigSpace) -> None:
         base = self.capabilities.get(lib.PCI_CAP_ID_EXP)

@@ -127,9 +127,9 @@ class PassthroughInterrupts(Closeable):
     """
 
     def __init__(
-        self, device: VfioDevice, events: Events, delivery: Callable[[], MsiDelivery]
+        self, device: VfioDevice, events: Events, deliveries: Mapping[IrqIndex, MsiDelivery]
     ) -> None:
-        """*delivery* makes who sends messages, one for each kind."""
+        """*deliveries* send the messages of MSI and MSI-X."""
         self.lock = RLock()
         """Comes after the host bridge's and the MSI-X table's."""
         self._device = device
@@ -137,9 +137,7 @@ class PassthroughInterrupts(Closeable):
         self._used: IrqIndex | None = None
         self._has_pin = bool(device.irq(IrqIndex.INTX).count)
         self._connected = False
-        self._vectors = {
-            index: Vectors(self, index, delivery()) for index in (IrqIndex.MSI, IrqIndex.MSIX)
-        }
+        self._vectors = {index: Vectors(self, index, each) for index, each in deliveries.items()}
         self._owned = ExitStack()
         with ExitStack() as undo:
             undo.callback(self.close)

@@ -12,7 +12,7 @@ from vmm._native import lib
 from vmm.pci.msix import Message
 
 if TYPE_CHECKING:
-    from vmm.passthrough.configuration import PassthroughConfigSpace
+    from vmm.passthrough.config_space import PassthroughConfigSpace
     from vmm.pci.msix import MsiSink
 
 
@@ -32,16 +32,16 @@ class Msi:
         self._data = at + int(lib.PCI_MSI_DATA_64 if wide else lib.PCI_MSI_DATA_32)
         self._masks: int | None = None
         writable = lib.PCI_MSI_FLAGS_ENABLE | lib.PCI_MSI_FLAGS_QSIZE
-        _define(config, self._flags, 2, flags & ~writable, writable)
-        _define(config, self._low, 4, 0, 0xFFFF_FFFC)
+        config.define_register(self._flags, 2, flags & ~writable, writable)
+        config.define_register(self._low, 4, 0, 0xFFFF_FFFC)
         if self._high is not None:
-            _define(config, self._high, 4, 0, 0xFFFF_FFFF)
-        _define(config, self._data, 2, 0, 0xFFFF)
+            config.define_register(self._high, 4, 0, 0xFFFF_FFFF)
+        config.define_register(self._data, 2, 0, 0xFFFF)
         if flags & lib.PCI_MSI_FLAGS_MASKBIT:
             self._masks = at + int(lib.PCI_MSI_MASK_64 if wide else lib.PCI_MSI_MASK_32)
-            _define(config, self._masks, 4, 0, (1 << self.vectors) - 1)
+            config.define_register(self._masks, 4, 0, (1 << self.vectors) - 1)
             self._pending = at + int(lib.PCI_MSI_PENDING_64 if wide else lib.PCI_MSI_PENDING_32)
-            _define(config, self._pending, 4, 0, 0)
+            config.define_register(self._pending, 4, 0, 0)
 
     @property
     def enabled(self) -> bool:
@@ -85,10 +85,3 @@ class Msi:
             for vector in range(count)
             if not masked >> vector & 1
         }
-
-
-def _define(
-    config: PassthroughConfigSpace, offset: int, size: int, value: int, writable: int
-) -> None:
-    masks = writable.to_bytes(size, "little")
-    config.define(offset, value.to_bytes(size, "little"), masks)

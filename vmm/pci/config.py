@@ -44,6 +44,10 @@ class ConfigSpace:
         self._writable[offset:end] = writable.ljust(len(value), b"\0")
         self._clears[offset:end] = clears.ljust(len(value), b"\0")
 
+    def define_register(self, offset: int, size: int, value: int, writable: int = 0) -> None:
+        """Define *size* bytes at *offset* as `define` does, little-endian."""
+        self.define(offset, value.to_bytes(size, "little"), writable.to_bytes(size, "little"))
+
     def add_capability(self, capability: Capability, at: int | None = None) -> int:
         """Append *capability* to the list; return its offset.
 

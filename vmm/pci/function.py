@@ -11,6 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm._native import lib
+from vmm.address_range import AddressRange
 from vmm.closeable import Closeable
 from vmm.pci import capability
 from vmm.pci.bar import Space
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from vmm.irq import InterruptLine
     from vmm.pci.bar import Bar
+    from vmm.pci.host import PciHost
     from vmm.pci.msix import Msix
 
 INTA: Final = 1
@@ -46,17 +48,23 @@ class PciFunction(Closeable):
     """
 
     def __init__(
-        self, name: str, identity: Identity, bars: Sequence[Bar] = (), *, pin: int = 0
+        self,
+        name: str,
+        identity: Identity,
+        bars: Sequence[Bar] = (),
+        *,
+        pin: int = 0,
+        config: ConfigSpace | None = None,
     ) -> None:
         self.name = name
         self.bars = tuple(bars)
-        self.config = ConfigSpace()
+        self.config = ConfigSpace() if config is None else config
+        self.host: PciHost | None = None
+        """The host bridge that it is attached to."""
         self.slot: int | None = None
-        """Its device number on the root bus, once it is attached; requester id is that times 8."""
+        """Its device number on the root bus, once attached; its requester id is that times 8."""
         self.line: InterruptLine | None = None
-        """Where INTx goes, once it is attached."""
-        self.numa_node: int | None = None
-        """The NUMA node for memory that it brings, and the guest uses as such."""
+        """The interrupt line that INTx drives, once attached."""
         self.msix: Msix | None = None
         self._msix_at = self._express_at = self._power_at = 0
         self._intx = False
@@ -82,8 +90,7 @@ class PciFunction(Closeable):
             (lib.PCI_INTERRUPT_LINE, 1, 0, 0xFF if pin else 0),
             (lib.PCI_INTERRUPT_PIN, 1, pin, 0),
         ):
-            masks = writable.to_bytes(size, "little")
-            self.config.define(offset, value.to_bytes(size, "little"), masks)
+            self.config.define_register(offset, size, value, writable)
 
     def _define_bars(self) -> None:
         taken: set[int] = set()
@@ -92,8 +99,7 @@ class PciFunction(Closeable):
             if taken & registers:
                 raise ValueError(f"{self.name}: BAR {bar.index} is there twice")
             taken |= registers
-            flags, mask = (number.to_bytes(bar.width, "little") for number in (bar.flags, bar.mask))
-            self.config.define(bar.offset, flags, mask)
+            self.config.define_register(bar.offset, bar.width, bar.flags, bar.mask)
 
     # What it is made of
 
@@ -115,6 +121,10 @@ class PciFunction(Closeable):
 
     # What the host bridge asks
 
+    def attached(self, host: PciHost, slot: int, line: InterruptLine) -> None:
+        """Note that *host* owns it now, in *slot*, with *line* for INTx."""
+        self.host, self.slot, self.line = host, slot, line
+
     def read_config(self, offset: int, size: int) -> int:
         """Return 1, 2 or 4 aligned bytes of configuration space."""
         return self.config.read(offset, size)
@@ -126,8 +136,9 @@ class PciFunction(Closeable):
         if reset:
             self.reset()
             return
-        if self.msix is not None and _touches(offset, size, self._msix_at + lib.PCI_MSIX_FLAGS, 2):
-            control = self.config.read(self._msix_at + lib.PCI_MSIX_FLAGS, 2)
+        flags = AddressRange(self._msix_at + lib.PCI_MSIX_FLAGS, 2)
+        if self.msix is not None and flags.overlaps(AddressRange(offset, size)):
+            control = self.config.read(*flags)
             self.msix.set_control(
                 enabled=bool(control & lib.PCI_MSIX_FLAGS_ENABLE),
                 masked=bool(control & lib.PCI_MSIX_FLAGS_MASKALL),
@@ -181,8 +192,3 @@ class PciFunction(Closeable):
 
     def close(self) -> None:
         """Let go of what it owns: nothing here. Its BARs are unmapped by then. Idempotent."""
-
-
-def _touches(offset: int, size: int, at: int, length: int) -> bool:
-    """Tell whether [offset, offset + size) has a byte of [at, at + length)."""
-    return offset < at + length and at < offset + size

@@ -78,7 +78,7 @@ class PciHost(Closeable):
                 f"{function.name}: there are no more than {SLOTS - FIRST_SLOT} PCI devices",
                 "leave some out",
             )
-        function.slot, function.line = slot, self._line(slot)
+        function.attached(self, slot, self._line(slot))
         self.functions[slot] = function
         return slot
 
