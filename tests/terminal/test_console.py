@@ -43,7 +43,7 @@ class Guest:
         os.close(self._eventfd)
 
     def send(self, data: bytes) -> None:
-        """Send as a guest does: waiting while the ring is full."""
+        """Send as a guest does, which waits while the ring is full."""
         view = memoryview(data)
         while view:
             with self._space:
@@ -144,7 +144,7 @@ def expect(loop: Loop, master: int, text: bytes) -> bytes:
 
 
 class Screen(threading.Thread):
-    """Reads all that comes out of *fd* until its end, or until it has seen *enough* bytes."""
+    """Read *fd* until its end, or until there were *enough* bytes."""
 
     def __init__(self, fd: int, enough: int = 1 << 62, pause: float = 0.0) -> None:
         super().__init__()

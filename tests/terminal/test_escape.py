@@ -1,4 +1,4 @@
-"""Keys for pyvmm amid keys for the guest."""
+"""Keys for pyvmm among keys for the guest."""
 
 from __future__ import annotations
 

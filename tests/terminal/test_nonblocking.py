@@ -1,4 +1,4 @@
-"""Writing without waiting, and without changing what belongs to others."""
+"""Write without blocking, and without changing what others share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLOCK = bytes(4096)
 
 
 def fill(outlet: NonblockingWriter) -> int:
-    """Write until the file has had enough."""
+    """Write until the file accepts no more."""
     total = 0
     while written := outlet.write(BLOCK):
         total += written

@@ -1,4 +1,4 @@
-"""The terminal comes back, whatever happens: programs of their own on pseudo-terminals."""
+"""The terminal is restored, whatever happens: separate programs on pseudo-terminals."""
 
 from __future__ import annotations
 

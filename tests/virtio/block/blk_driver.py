@@ -1,4 +1,4 @@
-"""A driver of the block device, as small as can be."""
+"""A minimal driver of the block device."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Disk:
         self.driver.start(self.ring.size, self.ring.areas, features)
 
     def add(self, kind: int, sector: int, *data: Buffer, slot: int = 0) -> int:
-        """Make a request available, and nothing more; its header and status are those of *slot*."""
+        """Make a request available without a notification; *slot* has its header and status."""
         header, status = HEADER + 16 * slot, STATUS + slot
         self.memory.pack(header, "IIQ", kind, 0, sector)
         self.memory.guest.write(status, b"\xff")
@@ -56,7 +56,7 @@ class Disk:
         self.driver.store("QueueNotify", 0)
 
     def used(self, count: int) -> list[int]:
-        """Wait for *count* requests; return their chains' ids as they were used."""
+        """Wait for *count* requests; return their chains' ids in the order of use."""
         found: list[int] = []
 
         def all_there() -> bool:

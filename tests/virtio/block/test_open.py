@@ -1,4 +1,4 @@
-"""From ``--disk`` to a device: what an image is, and what serves it."""
+"""From ``--disk`` to a device: an image's format, and what serves it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many requests of a disk at a time: batches, requests that wait, and the end while they do."""
+"""Many requests of a disk at once: batches, requests in flight, and stops while there are some."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_requests_go_through_io_uring_unless_told_otherwise(disk: Disk, way: str
 
 
 def test_a_batch_takes_one_interrupt(make: Callable[..., Disk]) -> None:
-    """All that waits when the device looks is used before the driver hears of it (2.7.10)."""
+    """All that the device finds available is used before the driver is interrupted (2.7.10)."""
     disk = make()
     for features in (0, F_EVENT_IDX):
         disk.start(features=blk.F_FLUSH | features)
@@ -93,7 +93,7 @@ def test_a_batch_takes_one_interrupt(make: Callable[..., Disk]) -> None:
 def test_more_requests_than_can_be_under_way_are_all_done(
     make: Callable[..., Disk], kind: str
 ) -> None:
-    """The guest makes new ones available as fast as it can while old ones are done."""
+    """The guest makes new requests available as fast as it can while old ones complete."""
     disk = make()
     disk.start(kind)
     todo = list(range(4 * lib.PYVMM_BLK_DEPTH))
@@ -118,7 +118,7 @@ def test_more_requests_than_can_be_under_way_are_all_done(
 
 @io_uring
 def test_what_waits_holds_up_nothing_else(disk: Disk, pipe: tuple[int, int]) -> None:
-    """Requests are used in whatever order they are done (2.7.8)."""
+    """Requests are used in the order in which they complete (2.7.8)."""
     device(disk).disk.fd = pipe[0]  # reading it waits until there is something
     slow = disk.add(IN, 0, Buffer(DATA, 512, writable=True), slot=0)
     disk.notify()
@@ -138,7 +138,7 @@ def test_what_waits_holds_up_nothing_else(disk: Disk, pipe: tuple[int, int]) -> 
 def test_nothing_touches_guest_memory_after_a_reset(
     disk: Disk, pipe: tuple[int, int], events: Recorded, *, bad: bool
 ) -> None:
-    """A reset waits for what is under way, also if the ring went bad meanwhile."""
+    """A reset waits for requests in flight, also if the ring went bad meanwhile."""
     device(disk).disk.fd = pipe[0]
     for slot in range(3):
         disk.add(IN, 0, Buffer(DATA + 512 * slot, 512, writable=True), slot=slot)
@@ -203,7 +203,7 @@ def test_four_queues_lose_nothing(make: Callable[..., Disk]) -> None:
         assert memory.guest.read(DATA + 0x400 * index, 513) == bytes([index]) * 512 + b"\0"
 
 
-# --- what is between a disk and its medium --------------------------------------------------------
+# --- caches between a disk and its medium -------------------------------------------------------
 
 
 def test_each_cache_mode_keeps_what_it_promises(make: Callable[..., Disk], way: str) -> None:
@@ -226,7 +226,7 @@ def test_each_cache_mode_keeps_what_it_promises(make: Callable[..., Disk], way: 
 
 @pytest.mark.parametrize("way", ["direct"], indirect=True)
 def test_direct_input_and_output_take_any_alignment(disk: Disk) -> None:
-    """What the file does not take directly goes through the page cache, and both agree."""
+    """What O_DIRECT does not take goes through the page cache, and both agree."""
     cdata = device(disk).disk
     assert cdata.direct_fd >= 0
     assert cdata.direct_offset in (512, 4096)
@@ -271,7 +271,7 @@ def test_a_file_system_without_direct_input_and_output_is_named(
 def test_an_unsafe_disk_is_not_synced(make: Callable[..., Disk], pipe: tuple[int, int]) -> None:
     disk = make(cache=CacheMode(unsafe=True))
     disk.start()
-    device(disk).disk.fd = pipe[0]  # which cannot be
+    device(disk).disk.fd = pipe[0]  # which cannot be synced
     assert disk.request(FLUSH, 0) == OK
 
 
@@ -313,7 +313,7 @@ def test_a_sync_that_fails_is_an_io_error(disk: Disk, pipe: tuple[int, int]) -> 
     assert disk.request(FLUSH, 0) == IOERR
 
 
-# --- what the host cannot do --------------------------------------------------------------------
+# --- failures of the host -----------------------------------------------------------------------
 
 
 def test_what_the_host_cannot_do_is_an_event(disk: Disk, events: Recorded, way: str) -> None:

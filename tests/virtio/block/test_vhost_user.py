@@ -1,4 +1,4 @@
-"""Disk images that qemu-storage-daemon serves: the real one, and a driver that is ours."""
+"""Disk images served by the real qemu-storage-daemon, with a driver of ours."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(300)
 
 SIZE = 64 << 20
 LEAKS = 3
-"""Status of qemu-img check: nothing is wrong, but some space is used for nothing."""
+"""Exit status of qemu-img check: no errors, but leaked clusters."""
 
 
 @pytest.fixture
@@ -264,7 +264,7 @@ def test_a_daemon_that_died_before_there_was_a_driver_is_replaced(
 
 
 def listen(disk: Served, until: Callable[[], object]) -> None:
-    """Do what the loop does, until something is so."""
+    """Do what the loop does, until *until* is true."""
 
     def turn() -> object:
         disk.device.attend()
@@ -276,7 +276,7 @@ def listen(disk: Served, until: Callable[[], object]) -> None:
 def test_no_request_is_lost_or_done_twice_when_daemons_die(
     disk: Served, events: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each request is used once, and all that was written is there, whenever daemons die.
+    """Each request is used once, and no write is lost, whenever daemons die.
 
     They are killed at random moments, with many requests under way.
     """
@@ -324,7 +324,7 @@ def test_no_request_is_lost_or_done_twice_when_daemons_die(
 def test_a_daemon_that_dies_while_it_takes_over_is_replaced_too(
     disk: Served, events: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A program that kills itself as soon as it is connected to, twice, stands before it."""
+    """A program in its place kills itself twice, as soon as it is connected to."""
     real = (Path(os.environ["PATH"].partition(":")[0]) / "qemu-storage-daemon").read_text()
     counter = tmp_path / "counter"
     program = Path(os.environ["PATH"].partition(":")[0]) / "qemu-storage-daemon"
@@ -354,7 +354,7 @@ def test_a_daemon_that_hangs_is_killed_in_time(
 def test_whoever_waits_for_a_daemon_that_hangs_can_be_helped_out(
     disk: Served, events: Recorded
 ) -> None:
-    """A vCPU that resets the device, when the machine is to end."""
+    """A vCPU resets the device while the machine is to end."""
     pid = disk.pid
     os.kill(pid, signal.SIGSTOP)
     vcpu = Thread(target=disk.driver.store, args=("Status", 0))
@@ -429,7 +429,7 @@ def test_nothing_is_left_behind(make: Callable[..., Served], path: Path) -> None
 
 
 def test_a_driver_may_make_no_sense(disk: Served, events: Recorded) -> None:
-    """What the daemon makes of a broken ring is its business: we go on, and so does the next."""
+    """Whatever the daemon does with a broken ring, we continue, and so does the next daemon."""
     disk.memory.guest.write(disk.ring.areas.descriptors, b"\xff" * 128)
     disk.memory.pack(disk.ring.areas.driver + 2, "H", 3)
     disk.driver.store("QueueNotify", 0)

@@ -49,7 +49,7 @@ def files() -> int:
 
 
 def test_a_guest_that_writes_without_end_piles_nothing_up(loop: Loop) -> None:
-    """Emergency writes come from vCPU threads, which do not wait for the loop."""
+    """Emergency writes come from vCPU threads, which must not wait for the loop."""
     with PipeChardev(loop) as end:
         for number in range(10_000):
             end.write(bytes([number % 256]))
@@ -100,7 +100,7 @@ def test_what_cannot_be_together_is_refused(texts: tuple[str, ...]) -> None:
 
 
 def test_the_user_s_terminal_is_the_guest_s_console() -> None:
-    """Unless it is told another, or the terminal is a port that has a name."""
+    """Not with another command line, nor if the terminal is a named port."""
     image = Path("Image")
     serial = MachineConfig(image=image).default_cmdline
     assert "console=ttyAMA0" in serial
@@ -295,7 +295,7 @@ def refuse(*_: object) -> None:
 def test_a_pseudo_terminal_waits_for_descriptors(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is another's end that was opened: no reason for the machine to end."""
+    """Others opened that end: the machine must not end because of it."""
     monkeypatch.setattr(pty, "LOOK_AGAIN", 0.01)
     with PtyChardev(loop, "--console pty") as end:
         user = os.open(end.path, os.O_RDWR | os.O_NOCTTY)
@@ -310,7 +310,7 @@ def test_a_pseudo_terminal_waits_for_descriptors(
 def test_a_socket_waits_for_descriptors(
     loop: Loop, unix: UnixChardev, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And does not ask for them without end."""
+    """And it does not try again without pause."""
     asked: list[int] = []
 
     def accept() -> None:
@@ -330,7 +330,7 @@ def test_a_socket_waits_for_descriptors(
 
 
 class Knocked:
-    """A listening socket whose clients cannot be let in."""
+    """A listening socket that cannot accept clients."""
 
     def __init__(self, real: socket.socket, accept: Callable[[], None]) -> None:
         self.fileno, self.accept = real.fileno, accept

@@ -1,4 +1,4 @@
-"""The console device: ports, control messages, bytes both ways and who waits for whom."""
+"""The console device: ports, control messages, bytes both ways, and who waits for whom."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from vmm.virtio.queue import MemoryMap
 from vmm.virtio.transport.mmio import MmioTransport
 
 READY, ADD, PORT_READY, CONSOLE, RESIZE, OPEN, NAME = 0, 1, 3, 4, 5, 6, 7
-"""5.3.6.2's events."""
+"""Events of 5.3.6.2."""
 
 RINGS = BASE + 0x8_0000
 PAGE = 0x400
@@ -41,7 +41,7 @@ PATIENCE = 10.0
 
 
 class Driver:
-    """A driver of the console: all queues, buffers for what comes, and a loop for the host."""
+    """A driver of the console, with all queues and buffers for input, and a loop for the host."""
 
     def __init__(self, memory: Memory, console: Console, loop: Loop, kind: str) -> None:
         self.memory, self.console, self.loop, self.kind = memory, console, loop, kind
@@ -74,7 +74,7 @@ class Driver:
         self.mmio.store("QueueNotify", queue)
 
     def received(self, queue: int) -> list[bytes]:
-        """Return what the device wrote since last asked."""
+        """Return what the device wrote since the last call."""
         found = []
         for identity, length in self.rings[queue].used():
             found.append(self.memory.guest.read(self.posted[queue, identity], length))
@@ -92,11 +92,11 @@ class Driver:
         self.turn(self.rings[3].used)
 
     def heard(self) -> list[tuple[int, int, int, bytes]]:
-        """Return the device's messages."""
+        """Return control messages of the device."""
         return [(*CONTROL.unpack(text[:8]), text[8:]) for text in self.received(2)]
 
     def listen(self, messages: int) -> list[tuple[int, int, int, bytes]]:
-        """Return that many messages of the device's."""
+        """Return *messages* control messages of the device."""
         found: list[tuple[int, int, int, bytes]] = []
 
         def enough() -> bool:
@@ -107,7 +107,7 @@ class Driver:
         return found
 
     def receive(self, queue: int) -> list[bytes]:
-        """Return what the device writes, once it does."""
+        """Wait until the device writes something; return that."""
         found: list[bytes] = []
 
         def any_yet() -> bool:
@@ -130,7 +130,7 @@ class Driver:
         assert met[0]
 
     def step(self) -> None:
-        """Let the host do what waits."""
+        """Let the host do what is waiting."""
         done: list[int] = []
         self.loop.call_soon_threadsafe(lambda: done.append(1))
         self.turn(lambda: done)
@@ -183,7 +183,7 @@ def make(memory: Memory, events: Recorded, loop: Loop) -> Iterator[Callable[...,
 
 
 def test_consoles_come_first_and_named_ports_after(make: Callable[..., Driver], loop: Loop) -> None:
-    """Port 0 is a console or is not there."""
+    """Port 0 is a console or does not exist."""
     ends = [PipeChardev(loop) for _ in range(3)]
     driver = make((ends[0], "agent"), (ends[1], ""), (ends[2], ""))
     assert [(n, port.name) for n, port in driver.console.ports.items()] == [
@@ -380,7 +380,7 @@ def test_input_waits_for_buffers_and_loses_nothing(
 def test_a_guest_that_waits_for_its_reader_costs_nothing(
     make: Callable[..., Driver], end: PipeChardev
 ) -> None:
-    """Nobody spins."""
+    """No thread spins."""
     driver = make((end, ""))
     driver.start()
     driver.open(0)
@@ -412,7 +412,7 @@ def test_what_is_sent_while_nobody_is_there_is_dropped(
 def test_who_hangs_up_and_comes_back_is_told_of(
     make: Callable[..., Driver], loop: Loop, events: Recorded
 ) -> None:
-    """In mid-chain: the rest of that is dropped."""
+    """In the middle of a chain, whose rest is dropped."""
     chardev = Chardev(loop)
     driver = make((chardev, "agent"))
     driver.start()
@@ -481,7 +481,7 @@ def test_the_device_is_a_console(make: Callable[..., Driver], end: PipeChardev) 
 def test_memory_that_has_gone_is_the_rings_fault_and_not_the_terminals(
     make: Callable[..., Driver], end: PipeChardev, memory: Memory, events: Recorded, queue: int
 ) -> None:
-    """As that of a --pmem file that was cut short: system calls find it gone (EFAULT)."""
+    """As with a --pmem file that was cut short: system calls fail with EFAULT."""
     driver = make((end, ""))
     driver.start()
     driver.open(0)
@@ -503,7 +503,7 @@ def test_memory_that_has_gone_is_the_rings_fault_and_not_the_terminals(
 
 @contextmanager
 def memory_gone(memory: Memory, address: int) -> Iterator[None]:
-    """Have no access to the page at *address*."""
+    """Forbid access to the page at *address*."""
     libc = ctypes.CDLL(None, use_errno=True)
     (region,) = (each for each in memory.guest if each.base <= address < each.base + each.size)
     place = ctypes.c_void_p(region.host_address + address - region.base)

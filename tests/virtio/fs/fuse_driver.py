@@ -1,4 +1,4 @@
-"""A driver of the file system device, and the least of a FUSE client: <linux/fuse.h>, 7.38."""
+"""A driver of the file system device with a minimal FUSE client: <linux/fuse.h>, 7.38."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vmm.virtio.transport.mmio import MmioTransport
 
 LOOKUP, FORGET, GETATTR, MKDIR, OPEN, READ, WRITE, INIT = 1, 2, 3, 9, 14, 15, 16, 26
 ROOT = 1
-HIPRIO, REQUESTS = 0, 1
+HIPRIO = 0
 IN = struct.Struct("<IIQQIIII")
 OUT = struct.Struct("<IiQ")
 ROOM = 0x1_1000
@@ -31,7 +31,7 @@ class Client:
         self.unique = 0
 
     def start(self) -> None:
-        """Reset the device, and begin anew."""
+        """Reset the device, and start again."""
         self.driver.store("Status", 0)
         self.memory.guest.write(BASE, bytes(0x4_0000))
         self.rings = [SplitDriver(self.memory, at=BASE + 0x1_0000 * n) for n in range(2)]
@@ -45,7 +45,7 @@ class Client:
     def send(
         self, opcode: int, body: bytes = b"", *, room: int = 0x400, node: int = ROOT, queue: int = 1
     ) -> tuple[int, int]:
-        """Make a request; return what `answer` wants. *room* is for its answer, 0 for none."""
+        """Send a request; return what `answer` takes. *room*: bytes for its answer; 0: none."""
         self.unique += 2
         place = self.free.pop()
         at = BUFFERS + ROOM * place
@@ -88,7 +88,7 @@ class Client:
         return self.answer(self.send(opcode, body, room=room, node=node))
 
     def mount(self) -> int:
-        """Begin a session; return the error."""
+        """Start a session; return the error."""
         error, _ = self.call(INIT, struct.pack("<IIII48x", 7, 38, 1 << 16, 0), room=64)
         return error
 

@@ -1,4 +1,4 @@
-"""Shared directories: the real virtiofsd, and a driver that is ours."""
+"""Shared directories served by the real virtiofsd, with a driver of ours."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def pid(client: Client) -> int:
 
 
 def kill(client: Client, events: Recorded) -> None:
-    """Kill the daemon, and let the loop find out."""
+    """Kill the daemon, and let the loop notice."""
     before = events.names().count("fs-disconnected")
     os.kill(pid(client), signal.SIGKILL)
 
@@ -169,7 +169,7 @@ def test_it_may_die_again_and_again(
 
 
 def test_requests_that_it_had_are_answered(client: Client, events: Recorded) -> None:
-    """It is stopped, so that it cannot have answered when it is killed."""
+    """The daemon is stopped first, so that it cannot have answered when it is killed."""
     node = client.look_up("file")
     handle = client.open(node)
     os.kill(pid(client), signal.SIGSTOP)

@@ -1,7 +1,7 @@
-"""A network device for tests: its driver's two rings, and the wire at the other end of it.
+"""A network device for tests: its driver's two rings, and the wire at its other end.
 
-The wire is a pair of sockets. One of datagrams is as a TAP is: a packet a read, a virtio header
-before it. One of bytes is as passt's.
+The wire is a pair of sockets. Datagram sockets behave as a TAP does: each read is a packet, with a
+virtio header before it. Stream sockets behave as passt's does.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ MAC = bytes.fromhex("525400010203")
 RECEIVE, TRANSMIT = 0, 1
 SIZE = 64
 DATA = BASE + 0x4_0000
-"""Where frames are before they are sent."""
+"""Address of frames to send."""
 ROOM = BASE + 0x6_0000
-"""Where they are received: the rest of the first region, 640 KiB."""
+"""Address of receive buffers: the rest of the first region, 640 KiB."""
 
 
 def wait(until: Callable[[], bool], seconds: float = 10) -> bool:
-    """Tell whether it has come true."""
+    """Return whether *until* became true in time."""
     limit = time.monotonic() + seconds
     while not until():
         if time.monotonic() > limit:
@@ -82,7 +82,7 @@ class Wired:
     # The guest's side
 
     def send(self, frame: bytes, header: bytes = bytes(HEADER), *, cut: int = HEADER) -> None:
-        """Transmit a frame, in two buffers that are cut after *cut* bytes."""
+        """Transmit a frame in two buffers; the first has *cut* bytes."""
         data = header + frame
         self.memory.guest.write(DATA, data)
         parts = [Buffer(DATA, cut), Buffer(DATA + cut, len(data) - cut)]
@@ -102,12 +102,12 @@ class Wired:
             buffers = []
             for size in sizes:
                 buffers.append(Buffer(at, size, writable=True))
-                at += size + 8  # what overruns a buffer is seen
+                at += size + 8  # so that an overrun is noticed
             self.places[self.rx.add(*buffers)] = buffers
         self.driver.store("QueueNotify", RECEIVE)
 
     def take(self) -> bytes | None:
-        """Return the next packet received, header and all; None if there is none in time."""
+        """Return the next packet received, with its header; None if there is none in time."""
 
         def there() -> bool:
             self.used += self.rx.used()
@@ -138,7 +138,7 @@ class Wired:
             self.wire.send(header + frame)
 
     def get(self) -> bytes:
-        """Return the next frame, with its header if there is one on this wire."""
+        """Return the next frame, with its header if this wire has one."""
         if not self.stream:
             return self.wire.recv(1 << 17)
         (length,) = struct.unpack(">I", self._exactly(4))

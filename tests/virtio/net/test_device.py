@@ -33,7 +33,7 @@ ALL = RING_FEATURES | F_VERSION_1 | registers.PACKETS
 
 
 class FakeTap(Tap):
-    """Writes down what it is told."""
+    """Record the calls."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, int]] = []
@@ -82,7 +82,7 @@ class Card:
         self.driver.add_status(status.DRIVER_OK)
 
     def command(self, group: int, command: int, data: bytes) -> bytes:
-        """Have a command done; return the acknowledgement."""
+        """Send a command; return its status."""
         self.memory.guest.write(BUFFERS, bytes([group, command]) + data)
         self.memory.guest.write(BUFFERS + 0x100, b"\xff")
         self.ring.add(
@@ -170,7 +170,7 @@ def test_pairs_are_used_as_the_driver_says_and_one_after_a_reset(card: Card) -> 
 
 
 def test_the_rings_of_new_pairs_are_looked_at(card: Card) -> None:
-    """A thread of ours waits there, that had found its TAP queue detached."""
+    """A thread of ours, which had found its TAP queue detached, waits for the doorbell."""
     card.start()
     for slot in card.device.slots:
         slot.doorbell.drain()

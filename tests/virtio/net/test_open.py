@@ -1,4 +1,4 @@
-"""From ``--net`` to a device: who moves its packets, and what is said of it. As root only."""
+"""From ``--net`` to a device: what moves its packets, and what is reported. As root only."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_mac_address_stays_as_it_was_asked_for(memory: MemoryMap) -> None:
 
 
 def test_an_interface_that_is_deleted_is_a_dead_link_and_no_more() -> None:
-    """What is sent is dropped, and nothing turns in circles."""
+    """Packets are dropped, and no thread spins."""
     memory, events = Memory(), Recorded()
     config = parse_net("tap=pyvmm7,vhost=off")
     device = open_net("net0", config, MemoryMap(memory.guest), events)

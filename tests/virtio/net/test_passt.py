@@ -1,4 +1,4 @@
-"""User networking: Debian 13's passt, over vhost-user and behind a stream."""
+"""User networking by Debian 13's passt, over vhost-user and over a stream."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from vmm.virtio.vhost.user import VhostUser
 OLD = """\
 case " $* " in *" --vhost-user "*) echo "unrecognized option '--vhost-user'" >&2; exit 1;; esac
 """
-"""What begins a passt of 2023."""
+"""The start of a script that behaves as a passt of 2023."""
 
 BROADCAST = b"\xff" * 6
 ARP, REPLY = 0x0806, 2
@@ -39,7 +39,7 @@ ARP, REPLY = 0x0806, 2
 
 @pytest.fixture(params=["vhost-user", "stream"])
 def passt(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Have passt on PATH, one that knows vhost-user or an old one; return which."""
+    """Put passt on PATH, with vhost-user or an old one without; return which."""
     kind = str(request.param)
     command = shlex.join(prefix.prefix("passt", ["passt"]).command("usr/bin/passt"))
     program = tmp_path / "passt"
@@ -61,7 +61,7 @@ def open_user(memory: Memory, events: Recorded, text: str = "user") -> VirtioDev
 
 
 class Guest:
-    """A driver that asks who has an address."""
+    """A driver that sends ARP requests."""
 
     def __init__(self, memory: Memory, device: VirtioDevice) -> None:
         self.memory, self.device = memory, device
@@ -123,7 +123,7 @@ def test_passt_answers_each_driver(passt: str, memory: Memory, events: Recorded)
 
 
 def test_when_passt_dies(passt: str, memory: Memory, events: Recorded) -> None:
-    """Over vhost-user another takes its place; what was in a stream is lost, and that is said."""
+    """Over vhost-user another passt takes over; with a stream the loss is reported."""
     device = open_user(memory, events)
     guest = Guest(memory, device)
     with guest.driver.transport:

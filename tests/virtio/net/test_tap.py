@@ -26,7 +26,7 @@ OPTION = "--net tap"
 
 @pytest.fixture
 def name() -> str:
-    """Return a name that no interface has."""
+    """Return an unused name for an interface."""
     return f"vm{secrets.token_hex(4)}"
 
 
@@ -111,7 +111,7 @@ def test_the_kernel_says_itself_what_it_does_not_like(name: str) -> None:
     ],
 )
 def test_nobody_shares_an_interface(name: str, queues: int, wanted: int, error: str) -> None:
-    """Though the kernel would let several programs have queues of one."""
+    """The kernel itself would let several programs open queues of one."""
     with (
         Tap(name, queues, OPTION),
         pytest.raises((HostError, UserError), match=f"--net tap: .*{error}"),

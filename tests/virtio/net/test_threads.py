@@ -1,4 +1,4 @@
-"""Packets through threads in C: from rings to a wire, from a wire to rings."""
+"""Packets through threads in C: from rings to a wire and back."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def stream(memory: Memory, events: Recorded) -> Iterator[Wired]:
 
 
 def frames(wired: Wired, data: bytes) -> bytes:
-    """Return a frame as the wire has it that was sent with an empty header."""
+    """Return what the wire carries for a frame with an empty header."""
     return data if wired.stream else bytes(HEADER) + data
 
 
@@ -102,7 +102,7 @@ def test_what_a_stream_cannot_carry_is_dropped(stream: Wired) -> None:
 
 
 def test_a_wire_that_does_not_take_it_drops_it(tap: Wired) -> None:
-    """As a TAP does whose interface is down."""
+    """A TAP does so while its interface is down."""
     tap.start()
     tap.wire.close()
     tap.send(FRAME)
@@ -294,7 +294,7 @@ def test_a_stream_that_ends_breaks_the_device(stream: Wired, events: Recorded) -
     assert fields["error"] == "the other end of the network is gone: Broken pipe"
 
 
-# --- life ---------------------------------------------------------------------------------------
+# --- start and stop -----------------------------------------------------------------------------
 
 
 def test_resets_end_threads_at_once_whatever_they_wait_for(wired: Wired) -> None:
