@@ -1,4 +1,4 @@
-"""The guest's serial console on this process's standard input and output.
+"""Join the guest's console to standard input and output of this process.
 
     guest --> OutputSource --> pending --> stdout        (each waits for the one to its right;
     guest <-- InputSink    <-- queue   <-- stdin          nobody polls, nothing is lost)
@@ -6,8 +6,8 @@
 A terminal on stdin is in raw mode while the console has it: ^C is the guest's, and pyvmm's own
 keys start with a prefix (vmm/terminal/escape.py). Without a terminal, bytes pass as they are.
 
-When stdin ends, the guest goes on. When stdout breaks (its reader has gone, the disk is full),
-the guest goes on, too, and its further output is dropped, after one warning: a machine must not
+When stdin ends, the guest continues. When stdout breaks (its reader has gone, the disk is full),
+the guest continues, too, and its further output is dropped after one warning: a machine must not
 die of its console.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 INPUT_CHUNK = 4096
 OUTPUT_CHUNK = 1 << 16
 PATIENCE = 16
-"""Chunks written before others get their turn: a guest may send without end."""
+"""Chunks written before others get a turn, because a guest may send without end."""
 LINGER = 0.004
 """Seconds between writes while the guest is sending.
 
@@ -42,47 +42,47 @@ Guests send byte by byte. Waking up for each costs a machine with few processors
 emulated one, more than the guest's own work.
 """
 TYPE_AHEAD = 1 << 16
-"""Bytes kept for a guest that doesn't read, so that escape keys behind them still work."""
+"""Bytes kept for a guest that does not read, so that escape keys typed after them still work."""
 
 
 class OutputSource(Protocol):
     """Bytes that the guest has sent."""
 
     def fileno(self) -> int:
-        """Return a descriptor, perhaps an eventfd; `drain` makes it unreadable.
+        """Return a descriptor (it may be an eventfd) that is readable while bytes wait.
 
-        It must be readable after the first byte that comes once `drain` has returned b"".
+        After `drain` has returned b"", the next byte must make it readable.
         """
 
     def drain(self, limit: int, /) -> bytes:
-        """Take up to *limit* bytes; b"": none wait. Never blocks."""
+        """Return up to *limit* bytes; b"": none wait. Never blocks."""
 
 
 class InputSink(Protocol):
-    """The guest's end of the line. Calls `StdioConsole.input_ready` when it has room again."""
+    """The guest's end of the line. It calls `StdioConsole.input_ready` when it has room again."""
 
     def receive(self, data: bytes, /) -> int:
-        """Take what fits and return how many bytes that was."""
+        """Accept what fits; return how many bytes that was."""
 
     def receive_break(self) -> bool:
-        """Take a break condition; False: no room."""
+        """Accept a break condition; return False if there is no room."""
 
 
 def standard_input() -> int | None:
-    """Return stdin's descriptor, or None if pyvmm was started without (``<&-``).
+    """Return stdin's descriptor, or None if pyvmm was started without one (``<&-``).
 
-    Python knows: by now, the number may belong to another file.
+    Ask Python, because descriptor 0 may be another file by now.
     """
     return None if sys.stdin is None else sys.stdin.fileno()
 
 
 def standard_output() -> int | None:
-    """Return stdout's descriptor, or None if pyvmm was started without."""
+    """Return stdout's descriptor, or None if pyvmm was started without one."""
     return None if sys.stdout is None else sys.stdout.fileno()
 
 
 def terminal_size() -> tuple[int, int] | None:
-    """Return the columns and rows of the terminal on standard output; None: it is none."""
+    """Return columns and rows of the terminal on standard output; None: it is no terminal."""
     try:
         size = os.get_terminal_size(1)
     except OSError:
@@ -91,12 +91,15 @@ def terminal_size() -> tuple[int, int] | None:
 
 
 class StdioConsole(Closeable):
-    """Joins a guest's console to *stdin* and *stdout* (descriptors, None: not there).
+    """A guest's console, joined to *stdin* and *stdout* (descriptors; None: there is none).
 
-    Use as a context manager, in the thread of *loop*. *escape* is the prefix of pyvmm's own
-    keys, None for no such keys; they exist only on a terminal. Set ``on_quit`` and ``on_reset``
-    for C-a x and C-a r, ``on_balloon`` for C-a - (1: it shall be larger) and C-a + (-1), ``on_map``
-    for C-a m.
+    Use as a context manager, in the thread of *loop*. *escape* is the prefix of pyvmm's own keys,
+    None for no such keys; they exist only on a terminal. Set the callbacks for them:
+
+    on_quit     C-a x
+    on_reset    C-a r
+    on_balloon  C-a -, with 1 (a larger balloon); C-a +, with -1
+    on_map      C-a m
     """
 
     def __init__(  # noqa: PLR0913  (two ends, each with two directions)
@@ -150,7 +153,7 @@ class StdioConsole(Closeable):
         return self
 
     def close(self) -> None:
-        """Write what can be written at once and give the terminal back. Idempotent."""
+        """Write what can be written at once, and restore the terminal. Idempotent."""
         if not self._open:
             return
         try:
@@ -166,15 +169,15 @@ class StdioConsole(Closeable):
                 self._outlet.close()
 
     def flush(self) -> None:
-        """Run the loop until all that the guest has sent is written, or stdout breaks.
+        """Run the loop until everything that the guest has sent is written, or stdout breaks.
 
-        That takes as long as the reader takes (``pyvmm run ... | less``). `Loop.stop` from a
-        signal's callback, or ``on_quit``, cuts it short.
+        That takes as long as the reader takes (``pyvmm run ... | less``). `Loop.stop`, from a
+        signal's callback or ``on_quit``, ends it early.
         """
         self._loop.run(until=self._pump)
 
     def say(self, *lines: str) -> None:
-        """Tell the user something: on the terminal, amid the guest's output, else on stderr."""
+        """Show *lines* to the user: on the terminal, amid the guest's output, or on stderr."""
         text = "".join(f"pyvmm: {line}\n" for line in lines)
         if self._terminal and self._terminal.raw:
             text = "\r\n" + text.replace("\n", "\r\n")
@@ -254,7 +257,7 @@ class StdioConsole(Closeable):
     # Input
 
     def input_ready(self) -> None:
-        """Offer the sink what waits for it: it has room. Thread-safe."""
+        """Offer the sink what waits for it, now that it has room. Thread-safe."""
         self._loop.call_soon_threadsafe(self._offer)
 
     def _read(self) -> None:
@@ -307,7 +310,7 @@ class StdioConsole(Closeable):
                     self._queue[0] = item[taken:]
                 break
             self._queue.popleft()
-        # A pipe can wait. A user may want to type an escape key, all the more if the guest hangs.
+        # A pipe can wait. A user may want to type an escape key, above all if the guest hangs.
         if self._queued > (TYPE_AHEAD if self._terminal else 0):
             self._stop_reading()
         else:
@@ -326,7 +329,7 @@ class StdioConsole(Closeable):
     # Job control
 
     def _control_jobs(self) -> None:
-        # Ignored, these become errors of the calls that would otherwise stop the whole machine.
+        # If ignored, these become errors of calls that would otherwise stop the whole machine.
         for signum in (signal.SIGTTIN, signal.SIGTTOU):
             self._former_handlers[signum] = signal.signal(signum, signal.SIG_IGN)
         self._loop.add_signal(signal.SIGTSTP, self._suspend)
@@ -345,12 +348,12 @@ class StdioConsole(Closeable):
                 self._terminal.make_raw()
 
     def _suspend(self) -> None:
-        """Stop as SIGTSTP asks, but leave the shell a terminal that it can use."""
+        """Stop, as SIGTSTP asks, after restoring the terminal for the shell."""
         assert self._terminal is not None
         self._terminal.restore()
         os.kill(os.getpid(), signal.SIGSTOP)
 
     def _continue(self) -> None:
-        """After SIGCONT: the shell has put us into the foreground, or the background."""
+        """Continue after SIGCONT, in the foreground or in the background."""
         self._take_terminal()
         self._offer()

@@ -1,4 +1,4 @@
-"""Keys for pyvmm itself amid those for the guest: a prefix (Ctrl-A unless told otherwise), a key.
+"""Keys for pyvmm among those for the guest: a prefix (Ctrl-A by default), then a key.
 
     C-a h    help                      C-a s KEY  Magic SysRq: a break, then KEY
     C-a x    quit                      C-a b      a break
@@ -6,7 +6,7 @@
     C-a -    a larger balloon          C-a +      a smaller balloon: more memory for the guest
     C-a m    the map of guest memory
 
-As in QEMU, kvmtool and screen.
+QEMU, kvmtool and screen have the same prefix.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CTRL_A = 0x01
 
 
 class EscapeCommand(Enum):
-    """What a user can ask of pyvmm."""
+    """What a key after the prefix asks of pyvmm."""
 
     HELP = auto()
     QUIT = auto()
@@ -60,12 +60,12 @@ def parse_prefix(text: str) -> int | None:
 
 
 def key_name(prefix: int) -> str:
-    """Return *prefix* as `parse_prefix` takes it."""
+    """Return *prefix* in the form that `parse_prefix` accepts."""
     return f"C-{chr(prefix ^ 0x40).lower()}"
 
 
 def help_lines(prefix: int) -> list[str]:
-    """Return what C-a h shows."""
+    """Return the lines that C-a h shows."""
     name = key_name(prefix)
     return [
         f"{name} h      this help",
@@ -81,7 +81,7 @@ def help_lines(prefix: int) -> list[str]:
 
 
 class EscapeKeys:
-    """Sorts what is typed into bytes for the guest and commands for pyvmm.
+    """Split what is typed into bytes for the guest and commands for pyvmm.
 
     *prefix* None: all bytes are for the guest.
     """
@@ -94,7 +94,7 @@ class EscapeKeys:
     def feed(self, data: bytes) -> list[bytes | EscapeCommand]:
         """Return bytes and commands in the order typed; a sequence may span calls.
 
-        A SysRq is BREAK and one byte. After the prefix, a key without meaning asks for HELP.
+        A SysRq is BREAK and one byte. After the prefix, a key without a meaning is HELP.
         """
         found: list[bytes | EscapeCommand] = []
         plain = bytearray()

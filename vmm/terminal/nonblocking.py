@@ -1,9 +1,9 @@
-"""Writing to somebody else's file descriptor without ever waiting for it.
+"""Write to a descriptor that others share, without ever blocking.
 
-O_NONBLOCK belongs to the open file, which standard output shares with the shell and with every
-program beside us in the pipeline: set there, it breaks them, and outlives us if we are killed.
-So terminals and pipes are opened once more, for ourselves. Sockets can't be, but take the wish
-with each call; regular files never make a writer wait.
+O_NONBLOCK belongs to the open file description, which standard output shares with the shell and
+with every program of the pipeline. Setting it breaks those programs, and it stays set if we are
+killed. So terminals and pipes are opened again for ourselves. Sockets cannot be opened again, but
+take MSG_DONTWAIT with each call. Regular files never make a writer wait.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import socket
 
 PTMX = os.makedev(5, 2)
-"""The master side of a pseudo-terminal: opening it again makes a new pair."""
+"""The master of a pseudo-terminal: opening it again makes a new pair."""
 
 
 class NonblockingWriter(Closeable):
-    """Owns its own descriptor for the file behind *fd*, which stays open and untouched.
+    """Own another descriptor for the file behind *fd*, which stays open and unchanged.
 
     Raises OSError if *fd* is not open.
     """
@@ -32,7 +32,7 @@ class NonblockingWriter(Closeable):
         self._socket: socket.socket | None = None
         self._blocked_before = False
         if stat.S_ISREG(status.st_mode):
-            self._fd = os.dup(fd)  # opened again it would start at offset 0
+            self._fd = os.dup(fd)  # opened again, it would start at offset 0
         elif stat.S_ISSOCK(status.st_mode):
             import socket
 
@@ -45,23 +45,23 @@ class NonblockingWriter(Closeable):
     def _open_again(self, fd: int, status: os.stat_result) -> int:
         try:
             if stat.S_ISCHR(status.st_mode) and status.st_rdev == PTMX:
-                raise PermissionError  # as for other files that can't be opened again
+                raise PermissionError  # as for other files that cannot be opened again
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
             return os.open(f"/proc/self/fd/{fd}", flags)
-        except OSError:  # after su the terminal is another user's; a pipe's reader is gone; ...
+        except OSError:  # after su the terminal is another user's; a pipe's reader has gone; ...
             own = os.dup(fd)
             self._blocked_before = os.get_blocking(own)
             os.set_blocking(own, False)
             return own
 
     def fileno(self) -> int:
-        """Return a descriptor that polls writable when `write` will take something."""
+        """Return a descriptor that polls writable when `write` accepts something."""
         return self._fd
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
-        """Write what goes without waiting and return how many bytes that was, perhaps 0.
+        """Write what goes without waiting; return how many bytes that was, perhaps 0.
 
-        Raises OSError if the file takes nothing any more: EPIPE, EIO, ENOSPC...
+        Raises OSError if the file accepts nothing any more: EPIPE, EIO, ENOSPC...
         """
         try:
             if self._socket is not None:

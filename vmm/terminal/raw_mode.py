@@ -1,6 +1,6 @@
-"""The user's terminal in raw mode, and back as it was: at the end, on errors, on deadly signals.
+"""Put the user's terminal into raw mode; restore it at the end, on errors and on deadly signals.
 
-Only kill -9 leaves it raw; ``stty sane`` (typed blindly, ended with ^J) repairs that.
+Only SIGKILL leaves it raw; ``stty sane`` (typed blindly, ended with ^J) repairs that.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from types import FrameType
 
 DEADLY = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-"""End a process that doesn't handle them. (SIGINT does it by an exception, in Python.)"""
+"""Signals that end a process which does not handle them. (SIGINT is an exception in Python.)"""
 
 
 class Terminal:
-    """One terminal that somebody else opened.
+    """A terminal that somebody else opened.
 
-    Whoever uses it has SIGTTIN and SIGTTOU ignored, and asks `is_foreground` before it reads.
+    Its user must ignore SIGTTIN and SIGTTOU, and ask `is_foreground` before reading.
     """
 
     def __init__(self, fd: int) -> None:
@@ -32,14 +32,14 @@ class Terminal:
 
     @property
     def raw(self) -> bool:
-        """Whether it is in raw mode by our doing."""
+        """Whether `make_raw` has put it into raw mode."""
         return self._former is not None
 
     def is_foreground(self) -> bool:
-        """Whether this process may read from the terminal, and change its modes.
+        """Return whether this process may read from the terminal and change its modes.
 
-        A background job may not: the terminal is the shell's. A terminal that doesn't control
-        this process at all has no jobs.
+        A background job may not: the terminal is the shell's. A terminal that is not this process's
+        controlling terminal has no jobs.
         """
         try:
             return os.tcgetpgrp(self._fd) == os.getpgrp()
@@ -47,16 +47,16 @@ class Terminal:
             return True
 
     def make_raw(self) -> None:
-        """Pass all keys on as they are, echo nothing, leave output alone.
+        """Pass all keys on as they are, echo nothing, leave output alone. Idempotent.
 
-        Once more does no harm, and good if a shell has changed the modes meanwhile. Raises
-        termios.error if the terminal has gone.
+        Called again, it repairs modes that a shell has changed meanwhile. Raises termios.error if
+        the terminal has gone.
         """
         former = self._former or termios.tcgetattr(self._fd)
         if self._former is None:
             self._prepare_for_death()
         self._former = former
-        # Now, not after draining: draining waits for as long as the terminal is stopped.
+        # TCSANOW, because draining would wait for as long as the terminal is stopped.
         termios.tcsetattr(self._fd, termios.TCSANOW, raw_modes(former))
 
     def _prepare_for_death(self) -> None:
@@ -67,11 +67,11 @@ class Terminal:
                     signal.signal(signum, self._restore_and_die)
 
     def restore(self) -> None:
-        """Put back the modes that `make_raw` found. Idempotent; a vanished terminal is fine."""
+        """Restore the modes that `make_raw` found. Idempotent, also if the terminal has gone."""
         former, self._former = self._former, None
         if former is None:
             return
-        # In the background, the shell has already set the modes that it wants.
+        # If we are in the background, the shell has already set the modes that it wants.
         if self.is_foreground():
             with suppress(termios.error):
                 termios.tcsetattr(self._fd, termios.TCSANOW, former)
@@ -88,7 +88,7 @@ class Terminal:
 
 
 def raw_modes(modes: list[Any]) -> list[Any]:
-    """Return *modes* (of `termios.tcgetattr`) with everything off that touches a byte."""
+    """Return *modes* (of `termios.tcgetattr`) without anything that changes a byte."""
     iflag, oflag, cflag, lflag, ispeed, ospeed, cc = modes
     iflag &= ~(termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP)
     iflag &= ~(termios.INLCR | termios.IGNCR | termios.ICRNL | termios.IXON)

@@ -67,7 +67,7 @@ def _start(path: Path, option: str) -> bytes:
 
 
 def _names_files(start: bytes) -> bool:
-    """Tell whether a qcow2 image has a backing file, or its data elsewhere."""
+    """Return whether a qcow2 image has a backing file or an external data file."""
     if len(start) < QCOW2.size:
         return False  # too short for an image: whoever opens it will say so
     _, version, backing_file = QCOW2.unpack_from(start)

@@ -1,1 +1,1 @@
-"""Console devices (VIRTIO 1.2, 5.3): ports, and what each is joined to."""
+"""Console devices (VIRTIO 1.2, 5.3): ports, and the host's end of each."""

@@ -1,4 +1,4 @@
-"""The console device (VIRTIO 1.2, 5.3), with as many ports as are asked for.
+"""The console device (VIRTIO 1.2, 5.3), with any number of ports.
 
     port 0: queues 0 and 1     control: queues 2 and 3     port n: queues 2n + 2 and 2n + 3
 
@@ -9,9 +9,9 @@
                    <---------------------- CONSOLE_PORT, or PORT_NAME; RESIZE; PORT_OPEN
       PORT_OPEN ------------------------->                 from now on it gets input
 
-Ports without a name are consoles (hvc0, hvc1...) and come first; the others are the serial ports
-that Linux has in /dev/virtio-ports. Port 0 is a console or is not there, as a driver that knows
-nothing of ports takes it for one.
+Ports without a name are consoles (hvc0, hvc1...) and come first; the others are serial ports,
+which Linux has in /dev/virtio-ports. Port 0 is a console or does not exist, because a driver
+without MULTIPORT takes it for one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ def queue_of(port: int) -> int:
 
 
 class Console(VirtioDevice):
-    """Ports, each for one of *ends*: a chardev, and a name unless it is a console. Owns them."""
+    """A console device with a port for each of *ends*: a chardev, and a name or, for a console, "".
+
+    Owns the chardevs.
+    """
 
     device_id: int = lib.VIRTIO_ID_CONSOLE
 
@@ -75,7 +78,8 @@ class Console(VirtioDevice):
         super().__init__(name, memory, events, [QUEUE_SIZE] * max(queues, 4), features)
         self._by_queue = {queue_of(number): port for number, port in self.ports.items()}
         self._outbox: dict[tuple[int, int, int], bytes] = {}
-        """Messages that wait for the driver's buffers; of equal ones the last."""
+        """Control messages that wait for buffers of the driver: port, event and value, then data.
+        Of equal ones only the last is kept."""
         self._awaits_host: set[int] = set()
         for number, port in self.ports.items():
             self._listen(port, queue_of(number))
@@ -90,7 +94,7 @@ class Console(VirtioDevice):
 
     @property
     def stdio(self) -> PipeChardev | None:
-        """The end of the port that is for standard input and output, if there is one."""
+        """The chardev of the port for standard input and output; None: there is none."""
         for port in self.ports.values():
             if isinstance(port.chardev, PipeChardev):
                 return port.chardev
@@ -103,7 +107,7 @@ class Console(VirtioDevice):
     # Queues
 
     def serve(self, index: int, queue: Queue) -> None:
-        """Move messages, or bytes."""
+        """Move control messages or bytes."""
         lib.pyvmm_queue_disable_notify(queue.c)
         if index == RECEIVE_CONTROL:
             waits = self._deliver(queue)
@@ -124,7 +128,7 @@ class Console(VirtioDevice):
             self.slots[index].doorbell.signal()
 
     def awaits_host(self, index: int) -> bool:
-        """Whether there is nothing to do with more chains."""
+        """Whether more chains in queue *index* would have to wait for the host."""
         return index in self._awaits_host
 
     def _deliver(self, queue: Queue) -> Waits:
@@ -147,7 +151,7 @@ class Console(VirtioDevice):
         return Waits.FOR_DRIVER
 
     def queue_stopped(self, index: int) -> None:
-        """Let go of the queue's chain, if the port has one."""
+        """Forget the chain of the queue that the port keeps, if any."""
         self._awaits_host.discard(index)
         if (port := self._by_queue.get(index & ~1)) is not None:
             if index & 1:
@@ -156,7 +160,7 @@ class Console(VirtioDevice):
                 port.forget_receiving()
 
     def stopped(self) -> None:
-        """Forget what driver and device have told each other."""
+        """Forget control messages and which ports the driver has open."""
         self._outbox.clear()
         for port in self.ports.values():
             port.guest_open = False
@@ -173,7 +177,7 @@ class Console(VirtioDevice):
         elif event == lib.VIRTIO_CONSOLE_PORT_OPEN and port is not None:
             port.guest_open = bool(value)
             self.slots[queue_of(number)].doorbell.signal()
-        else:  # it could not set something up, or speaks nonsense
+        else:  # the driver could not set a port up, or the message is invalid
             self._complain("virtio-console-control", port=number, message=event, value=value)
 
     def _introduce(self, port: Port) -> None:
@@ -229,12 +233,12 @@ class Console(VirtioDevice):
         return bytes(ffi.buffer(config))
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Write one character, for a driver that has no queues: the emergency write (5.3.5)."""
+        """Write one character for a driver that has no queues: the emergency write (5.3.5)."""
         if offset == EMERGENCY_WRITE and 0 in self.ports:
             self.ports[0].chardev.write(data[:1])
 
     def close(self) -> None:
-        """Close all ends, too. Idempotent."""
+        """Close the device and all chardevs. Idempotent."""
         super().close()
         for port in self.ports.values():
             port.chardev.close()

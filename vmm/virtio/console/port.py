@@ -3,8 +3,8 @@
     transmitq --> send ----> output_fd      each a system call on the chain's own buffers
     receiveq <--- receive <-- input_fd
 
-A chain that its end does not take at once is kept until that goes on: nothing is lost, and the
-guest waits. What it sends while nobody is there is dropped.
+A chain that the chardev does not take at once is kept until it can: nothing is lost, and the guest
+waits. What the guest sends while nobody is connected is dropped.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from vmm.virtio.queue import Queue
 
 TURN: Final = 1 << 20
-"""Bytes, either way, before other devices get their turn."""
+"""Bytes moved either way before other devices get a turn."""
 
 CHAIN_COST: Final = 512
-"""Bytes that a chain counts for beside its own: empty ones take time, too."""
+"""Bytes that a chain counts in addition to its own, because empty chains take time, too."""
 
 
 class Waits(Enum):
-    """What a queue goes on with."""
+    """What a queue waits for before it continues."""
 
     FOR_DRIVER = auto()
     FOR_HOST = auto()
@@ -37,7 +37,7 @@ class Waits(Enum):
 
 
 class Port:
-    """Port *number*, called *name* if it is no console. Owns nothing."""
+    """Port *number*; *name* is empty for a console. Does not own *chardev*."""
 
     def __init__(self, number: int, chardev: Chardev, name: str) -> None:
         self.number, self.chardev, self.name = number, chardev, name
@@ -48,19 +48,19 @@ class Port:
 
     @property
     def is_console(self) -> bool:
-        """Whether the guest shall make it a terminal (hvc) rather than a serial port."""
+        """Whether the guest makes it a terminal (hvc), not a serial port."""
         return not self.name
 
     def forget_sending(self) -> None:
-        """Give up the chain that is being sent: its queue goes."""
+        """Forget the chain that is being sent, because its queue stops."""
         self._sent = -1
 
     def forget_receiving(self) -> None:
-        """Give up the chain that waits for bytes: its queue goes."""
+        """Forget the chain that waits for bytes, because its queue stops."""
         self._receiving = False
 
     def send(self, queue: Queue) -> Waits:
-        """Pass on what the guest sends. Raises `RingError`."""
+        """Write what the guest sends to the chardev. Raises `RingError`."""
         left = TURN
         while left > 0:
             if self._sent < 0:
@@ -78,7 +78,7 @@ class Port:
         return Waits.FOR_ITS_TURN
 
     def _write(self) -> int:
-        """Write some of the chain; return how many bytes, -1 for none until there is room."""
+        """Write some of the chain; return how many bytes, or -1: there is no room yet."""
         fd = self.chardev.output_fd
         if fd < 0:
             return 0
@@ -92,7 +92,7 @@ class Port:
         return 0
 
     def receive(self, queue: Queue) -> Waits:
-        """Pass on what there is for the guest, if it listens. Raises `RingError`."""
+        """Read from the chardev for the guest, if it has the port open. Raises `RingError`."""
         left = TURN
         while left > 0:
             if not self.guest_open or self.chardev.input_fd < 0 or self.chardev.input_over:
@@ -110,7 +110,7 @@ class Port:
         return Waits.FOR_ITS_TURN
 
     def _read(self) -> int:
-        """Fill the chain; return how many bytes, -1 for none until some come."""
+        """Fill the chain; return how many bytes, or -1: there are none yet."""
         done = int(lib.pyvmm_chain_from_file(self._in.c, self.chardev.input_fd, TURN))
         if done > 0:
             return done
@@ -123,7 +123,7 @@ class Port:
         return -1
 
     def _hang_up(self, error: int) -> None:
-        """Let go of an end that is broken. Raises `RingError` if it is the chain that is."""
-        if error == errno.EFAULT:  # guest memory that has gone: a file's that was cut short
+        """Disconnect a chardev that failed. Raises `RingError` if the chain is at fault."""
+        if error == errno.EFAULT:  # guest memory without a page: its file was cut short
             raise RingError(lib.PYVMM_RING_ADDRESS)
         self.chardev.hang_up(OSError(error, os.strerror(error)))

@@ -4,8 +4,8 @@ served --the daemon dies--> orphaned --FUSE_INIT, from a new mount--> served, by
                                |
                          answers each request with ENOTCONN, as Linux does for any FUSE daemon
 
-What a daemon knows of open files dies with it, and their numbers would mean others to the next
-one. So what was mounted stays dead; what is mounted anew works.
+Open files are state of the daemon and die with it; their numbers would mean other files to the
+next one. So an existing mount stays dead, and a new mount works.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 REQUEST_QUEUES: Final = 1
 QUEUE_SIZE: Final = 1024
-"""Linux makes no request of more pages than a queue has descriptors: so many are 1 MiB and more."""
+"""Linux limits a request to as many pages as a queue has descriptors: these allow 1 MiB or more."""
 
 IN: Final = "struct fuse_in_header"
 OUT: Final = "struct fuse_out_header"
@@ -35,7 +35,7 @@ WITHOUT_REPLY: Final = (lib.FUSE_FORGET, lib.FUSE_BATCH_FORGET)
 
 
 class Fs(VhostUserDevice):
-    """A directory that the guest mounts by its *tag*, and *service* serves. Owns *service*."""
+    """A directory that the guest mounts by its *tag*. Owns *service*, which starts daemons."""
 
     device_id: int = lib.VIRTIO_ID_FS
 
@@ -62,7 +62,7 @@ class Fs(VhostUserDevice):
     # Without a daemon
 
     def revive(self) -> None:
-        """Serve the queues ourselves until there is a new mount. Raises `HostError`."""
+        """Serve the queues here until there is a new mount. Raises `HostError`."""
         bases = self.backend.requeue()
         self.backend.stop()
         for index in self._serving:
@@ -74,14 +74,14 @@ class Fs(VhostUserDevice):
         self._complain("fs-disconnected")
 
     def _answer(self, index: int) -> None:
-        """Answer the requests in queue *index*, those that are there and those to come."""
+        """Answer the requests in queue *index*, present and future."""
         bell = self.slots[index].doorbell
         self._own.add(index)
         self.watch(bell.fileno(), partial(self._process, index))
         bell.signal()
 
     def serve(self, index: int, queue: Queue) -> None:
-        """Refuse all requests but the first of a new mount."""
+        """Refuse all requests; the first one of a new mount starts another daemon."""
         if self._adopting:
             return
         for chain in queue.batch(queue.size):
@@ -93,7 +93,7 @@ class Fs(VhostUserDevice):
             queue.push(chain.id, refuse(chain, header))
 
     def _adopt(self) -> None:
-        """Have another daemon serve, from the request on that waits. In a thread of its own."""
+        """Start another daemon, in a thread of its own; it serves from the waiting request on."""
         self._adopting = True
         for index in self._own:
             self.unwatch(self.slots[index].doorbell.fileno())
@@ -118,7 +118,7 @@ class Fs(VhostUserDevice):
             self._complain("vhost-user-restarted")
 
     def _have_served(self) -> None:
-        """Have a daemon serve our queues from where we are. Raises `HostError`, OSError."""
+        """Hand our queues to a daemon at their present position. Raises `HostError`, OSError."""
         self.backend.start(self.accepted, self._guest_memory)
         for index in self._own:
             queue = self.slots[index].queue
@@ -139,7 +139,7 @@ class Fs(VhostUserDevice):
                 return
 
     def _refuse_mount(self, index: int) -> None:
-        """Answer the request that a new mount begins with, for there is no daemon to be had.
+        """Refuse the first request of a new mount, because no daemon can be started.
 
         Raises `RingError`.
         """
@@ -154,13 +154,16 @@ class Fs(VhostUserDevice):
         self._answer(index)
 
     def stopped(self) -> None:
-        """Have the daemon forget the driver; the next one begins anew."""
+        """End the daemon of this driver; the next driver gets another."""
         self._adopting = False
         super().stopped()
 
 
 def refuse(chain: Chain, header: Any) -> int:
-    """Answer the request in *chain*, which has *header*; return how many bytes that took."""
+    """Answer the request in *chain* with ENOTCONN; return how many bytes that took.
+
+    *header* is the request's ``struct fuse_in_header``.
+    """
     if header.opcode in WITHOUT_REPLY or chain.writable < ffi.sizeof(OUT):
         return 0
     size = ffi.sizeof(OUT)

@@ -1,4 +1,4 @@
-"""A directory of the host's: virtiofsd, in Debian's package of that name, serves its files."""
+"""Serve a directory of the host with virtiofsd, from Debian's package of that name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PROGRAM: Final = "virtiofsd"
 PLACES: Final = ("/usr/libexec", "/usr/lib")
-"""Where Debian and others have it. Not /usr/lib/qemu: that is another one, which QEMU once had."""
+"""Where Debian and others install it. Not /usr/lib/qemu: QEMU once had another program there."""
 PACKAGE: Final = "virtiofsd (Debian 13 has it, 12 does not)"
 
 MOUNTS: Final = Path("/proc/self/mountinfo")
@@ -26,11 +26,11 @@ NO_USER_NAMESPACES: Final = {
     Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"): "1",  # Ubuntu's
     Path("/proc/sys/user/max_user_namespaces"): "0",
 }
-"""What says that who is not root can have none, or none that is of use."""
+"""Files, and the content that denies user namespaces, or their use, to everybody but root."""
 
 
 def files(config: ShareConfig, events: Events) -> Service:
-    """Return the service of a shared directory.
+    """Return what starts a daemon that serves the directory of *config*.
 
     Raises `UserError` if there is no such directory, `HostError` if there is no such program.
     """
@@ -49,16 +49,17 @@ def check_directory(config: ShareConfig) -> None:
 
 
 def command(program: str, config: ShareConfig, fd: int) -> list[str]:
-    """Return the command line of the daemon that listens on *fd*."""
+    """Return the command line of a daemon that listens on *fd*."""
     argv = [program, f"--fd={fd}", f"--shared-dir={config.path.absolute()}"]
     argv += [f"--cache={config.cache}", f"--sandbox={sandbox()}", "--log-level=warn"]
     return [*argv, "--readonly"] if config.read_only else argv
 
 
 def sandbox() -> str:
-    """Return how virtiofsd can shut itself in: by namespaces, if these can be had.
+    """Return virtiofsd's strongest sandbox on this host: "namespace", "chroot" or "none".
 
-    pivot_root(2) refuses an initial file system, which is what our lab hosts have for their root.
+    pivot_root(2), which "namespace" needs, refuses an initial RAM file system: that is the root of
+    hosts in the lab.
     """
     root = os.geteuid() == 0
     for line in MOUNTS.read_text().splitlines():

@@ -1,8 +1,8 @@
-"""The host's network interfaces, as rtnetlink has them: looked up, brought up, joined to a bridge.
+"""rtnetlink: look network interfaces of the host up, bring them up, add addresses.
 
     nlmsghdr | ifinfomsg or ifaddrmsg | attribute | attribute ...     (rtnetlink(7))
 
-It takes four kinds of messages, so it is done here: pyroute2 knows all of them, but importing it
+Three requests are enough, so they are made here: pyroute2 knows all of them, but importing it
 costs an emulated host seconds.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Interface, IPv6Interface
 
 ALIGN: Final = 4
-"""What messages and attributes are padded to (netlink(3))."""
+"""Bytes: alignment of messages and attributes (netlink(3))."""
 
 HEADER: Final[int] = ffi.sizeof("struct nlmsghdr")
 ATTRIBUTE: Final[int] = ffi.sizeof("struct nlattr")
@@ -32,14 +32,15 @@ HINTS: Final = {
 }
 
 LARGEST: Final = 1 << 16
-"""Bytes of an answer: more than the kernel ever sends at once."""
+"""Bytes: the kernel sends no longer answer at once."""
 
 
 class Link(NamedTuple):
     """A network interface.
 
-    master      the index of the bridge that it is in, or 0
-    tun_queues  how many queues programs have, if it is a TAP that was made for several
+    mtu         bytes
+    master      index of the bridge that it is a port of, or 0
+    tun_queues  how many queues programs have open, if it is a TAP made for several queues
     """
 
     ifindex: int
@@ -51,7 +52,7 @@ class Link(NamedTuple):
 
 
 class NetlinkError(KernelError):
-    """The kernel refused a request, in its own words if it has any."""
+    """The kernel refused a request. The hint is the kernel's own message, if it sent one."""
 
     def __init__(self, what: str, number: int, words: str) -> None:
         super().__init__(what, number, words or HINTS.get(number, ""))
@@ -80,7 +81,7 @@ def _name(value: str) -> bytes:
 
 
 class Netlink(Closeable):
-    """Owns a socket to the kernel's rtnetlink. Raises `NetlinkError` and OSError."""
+    """Own a socket to the kernel's rtnetlink. Methods raise `NetlinkError` and OSError."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, lib.NETLINK_ROUTE)
@@ -88,11 +89,11 @@ class Netlink(Closeable):
         self._sequence = 0
 
     def close(self) -> None:
-        """Close it. Idempotent."""
+        """Close the socket. Idempotent."""
         self._socket.close()
 
     def _request(self, what: str, kind: int, flags: int, body: bytes) -> bytes:
-        """Send one request; return the first answer's body, or that of the acknowledgement."""
+        """Send one request; return the body of the answer, or of the acknowledgement."""
         self._sequence += 1
         head = {
             "nlmsg_len": HEADER + len(body),
@@ -123,7 +124,7 @@ class Netlink(Closeable):
         raise NetlinkError(what, number, words)
 
     def link(self, name: str) -> Link | None:
-        """Return the interface called *name*; None if there is none."""
+        """Return the interface called *name*; None: there is no such interface."""
         body = _info() + _attribute(lib.IFLA_IFNAME, _name(name))
         try:
             data = self._request(f"looking up {name}", lib.RTM_GETLINK, 0, body)
@@ -151,7 +152,7 @@ class Netlink(Closeable):
         )
 
     def set_link(self, link: Link, *, mtu: int | None = None, master: int | None = None) -> None:
-        """Bring *link* up, with *mtu* bytes and as a port of the bridge with index *master*."""
+        """Bring *link* up; set its MTU (bytes); join it to the bridge whose index is *master*."""
         attributes = b""
         if mtu is not None:
             attributes += _attribute(lib.IFLA_MTU, _number(mtu))
@@ -162,7 +163,7 @@ class Netlink(Closeable):
         self._request(what, lib.RTM_NEWLINK, lib.NLM_F_ACK, info + attributes)
 
     def add_address(self, link: Link, address: IPv4Interface | IPv6Interface) -> None:
-        """Give *link* an *address*, with its network; harmless if it has that."""
+        """Give *link* an *address* with its network. Giving it twice is no error."""
         info = {
             "ifa_family": socket.AF_INET if address.version == 4 else socket.AF_INET6,
             "ifa_prefixlen": address.network.prefixlen,

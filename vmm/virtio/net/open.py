@@ -1,4 +1,4 @@
-"""The machine's network interfaces: from what was asked for to a device and what is behind it."""
+"""Open what ``--net`` asks for: a network device, and a TAP interface or passt behind it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from vmm.virtio.vhost.backend import VhostBackend
 
 PASST_MTU: Final = 65520
-"""What passt tells guests by DHCP and NDP; telling it here, too, is for those without. It ends
-each connection itself, so nothing on the way has to carry packets of that size."""
+"""Bytes. passt tells guests this MTU by DHCP and NDP; the configuration tells guests that use
+neither. passt ends each connection itself, so nothing on the way has to carry such packets."""
 
 PREFIX: Final = b"\x52\x54\x00"
-"""What made-up addresses begin with: local ones, in which VMMs have a habit of this."""
+"""Start of made-up addresses: locally administered, and the one that VMMs commonly use."""
 
 
 def open_net(
@@ -38,9 +38,10 @@ def open_net(
     events: Events,
     say: Callable[[str], object] = lambda _line: None,
 ) -> VirtioDevice:
-    """Return the network device that *config* asks for; *say* tells the user which TAP was made.
+    """Return the network device that *config* asks for.
 
-    Raises `HostError` and `UserError`.
+    *say* tells the user the name of a TAP interface that was made. Raises `HostError` and
+    `UserError`.
     """
     mac = config.mac or PREFIX + os.urandom(3)
     usual = PASST_MTU if config.kind is NetKind.USER else 0
@@ -75,7 +76,10 @@ def _open_tap(  # noqa: PLR0913, PLR0917  (as open_net, and more)
 
 
 def _tap_backend(config: NetConfig, tap: Tap, events: Events) -> VhostBackend:
-    """Return who moves packets: the kernel, unless it cannot and nobody insists."""
+    """Return vhost-net or, if it is missing or not wanted, threads of ours.
+
+    Raises `HostError` if the user insists on vhost-net and it is missing.
+    """
     if config.vhost is not False:
         try:
             return KernelNetBackend(tap, config.option)
@@ -105,7 +109,7 @@ def _open_user(
 
     mac = address.mac.hex(":")
     if all(region.fd >= 0 for region in memory.memory):
-        # One that does not know vhost-user says so by not starting.
+        # A passt that does not know vhost-user refuses the option and ends.
         with suppress(DaemonRefusedError), ExitStack() as undo:
             server = VhostUser(passt(vhost_user=True), in_order=True)
             undo.callback(server.close)

@@ -1,9 +1,9 @@
-"""passt: the guest's packets become this user's own sockets, so that no privilege is needed.
+"""passt: translate the guest's packets to sockets of this user, so that no privilege is needed.
 
     guest --rings--> passt --sockets--> host and beyond          vhost-user, where passt knows it
     guest --rings--> threads of ours --stream--> passt --> ...   otherwise
 
-passt is given one end of a pair of sockets, and ends when the other end is closed.
+passt gets one end of a pair of sockets, and ends when the other end is closed.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from vmm.memory import GuestMemory
 
 NOBODY: Final = "65534:65534"
-"""Whom passt becomes that root started, by number: not every host has a name for it."""
+"""User and group of a passt that root starts. By number: not every host has a name for them."""
 
 SETTLING: Final = 0.5
-"""Seconds in which passt finds out whether it can have the ports it is to forward."""
+"""Seconds in which passt finds out whether it can bind the ports that it is to forward."""
 
 
 class Passt(Service):
-    """Starts passt for one connection at a time. Raises `HostError`.
+    """Start passt for one connection at a time. Raises `HostError`.
 
-    vhost_user  it is spoken to in vhost-user, which old ones do not know; else in frames
+    vhost_user  the connection carries vhost-user, which old versions do not know; else frames
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Passt(Service):
         super().__init__(argv, events, what=what)
 
     def connect(self) -> socket.socket:
-        """Start a process, and return the connection to it; ends the one before."""
+        """End the former process, start another, and return the connection to it."""
         self.close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
@@ -72,13 +72,16 @@ class Passt(Service):
         return ours
 
     def settle(self) -> None:
-        """Wait for it to end, if it cannot do what it is asked: raises `HostError` then."""
+        """Raise `HostError` if passt ends soon, because it cannot do what it is asked."""
         if self._daemon is not None and self._daemon.wait(SETTLING):
             raise HostError(f"{self.what}: {self._daemon.last_words()}")
 
 
 class StreamBackend(ThreadBackend):
-    """Threads of ours, and *passt* behind a stream; one process for each driver. Owns *passt*."""
+    """Threads of ours, with *passt* at the other end of a stream. Owns *passt*.
+
+    Each driver gets a process of its own.
+    """
 
     def __init__(self, passt: Passt) -> None:
         super().__init__([-1], offers=0, stream=True)
@@ -104,12 +107,12 @@ class StreamBackend(ThreadBackend):
             self._socket = None
 
     def start(self, features: int, memory: GuestMemory) -> None:
-        """Begin with a driver, and with a passt that knows of no other."""
+        """Start with a driver, and with a new passt, which knows of no other driver."""
         super().start(features, memory)
         self._connect()
 
     def ring_error(self, index: int) -> str:
-        """Say why the ring's thread has ended."""
+        """Return why the ring's thread has ended."""
         if self._threads[index].result > 0:
             return f"{self._passt.what}: {self._passt.explain('hung up')}"
         return super().ring_error(index)

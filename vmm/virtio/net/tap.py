@@ -1,4 +1,4 @@
-"""TAP interfaces of the host (drivers/net/tun.c): made, or found, with a queue for each pair.
+"""TAP interfaces of the host (drivers/net/tun.c): made or found, with a queue for each pair.
 
 guest --> queue file --> interface --> bridge, or an address of the host
       <--            <--
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 PATH: Final = "/dev/net/tun"
 NAME_BYTES: Final[int] = lib.IFNAMSIZ - 1
 TEMPLATE: Final = "tap%d"
-"""The kernel puts in the first number that is free."""
+"""The kernel replaces %d by the first free number."""
 
 
 @unique
 class TunIoctl(IntEnum):
-    """On /dev/net/tun."""
+    """Requests on /dev/net/tun."""
 
     TUNSETIFF = lib.TUNSETIFF
     TUNSETQUEUE = lib.TUNSETQUEUE
@@ -38,7 +38,7 @@ class TunIoctl(IntEnum):
 
 
 class TapQueue(DeviceFile):
-    """One queue of a TAP interface: packets with a virtio header before each."""
+    """One queue of a TAP interface; a virtio header precedes each packet."""
 
     module = "tun"
     causes: ClassVar = {
@@ -55,7 +55,7 @@ class TapQueue(DeviceFile):
     }
 
     def interface(self, request: TunIoctl, name: str, flags: int) -> str:
-        """Issue one of the requests that are about an interface; return its name."""
+        """Issue *request*, which takes a ``struct ifreq``; return the interface's name."""
         text = ffi.new("char[]", lib.IFNAMSIZ)
         text[0 : len(name)] = name.encode()
         result = lib.pyvmm_tun_interface(self.fileno(), request, text, flags)
@@ -64,10 +64,11 @@ class TapQueue(DeviceFile):
 
 
 class Tap(Closeable):
-    """Owns the queues of interface *name*, made if it is not there; *option* is for errors.
+    """Own the queues of interface *name*, which is made if it does not exist.
 
-    An interface that was not there before goes when it is closed. Only the first queue is attached
-    at first: see `set_pairs`. Raises `HostError` and `UserError`.
+    *option* is for messages of errors. An interface that was made here disappears when its queues
+    are closed. At first only the first queue is attached: see `set_pairs`. Raises `HostError` and
+    `UserError`.
     """
 
     def __init__(self, name: str, queues: int, option: str) -> None:
@@ -88,7 +89,7 @@ class Tap(Closeable):
             undo.pop_all()
 
     def _check_free(self, name: str) -> None:
-        """Raise if another program has it: the kernel lets several have queues of one TAP."""
+        """Raise `UserError` if another program has queues of it, which the kernel would allow."""
         with self._netlink() as netlink:
             link = netlink.link(name) if name else None
             if link is not None and link.tun_queues:
@@ -103,7 +104,7 @@ class Tap(Closeable):
         except KernelError as error:
             if error.errno != errno.EINVAL or flags & lib.IFF_MULTI_QUEUE:
                 raise
-            # One that was made for several queues wants to hear that from each.
+            # An interface made for several queues wants the flag with each of them.
             name = queue.interface(TunIoctl.TUNSETIFF, name, flags | lib.IFF_MULTI_QUEUE)
         size = lib.PYVMM_NET_HEADER
         queue.ioctl_value(TunIoctl.TUNSETVNETHDRSZ, "int", size, size=size)
@@ -111,22 +112,26 @@ class Tap(Closeable):
         return name
 
     def set_pairs(self, pairs: int) -> None:
-        """Have packets come in through the first *pairs* queues only. Raises `KernelError`."""
+        """Attach the first *pairs* queues only: packets arrive there. Raises `KernelError`."""
         for index in range(min(pairs, self._pairs), max(pairs, self._pairs)):
             flags = lib.IFF_ATTACH_QUEUE if index < pairs else lib.IFF_DETACH_QUEUE
             self.queues[index].interface(TunIoctl.TUNSETQUEUE, "", flags)
         self._pairs = pairs
 
     def set_offload(self, flags: int) -> None:
-        """Say which packets may come in unfinished: TUN_F_*. Raises `KernelError`."""
+        """Let packets arrive with these offloads (TUN_F_*) left undone. Raises `KernelError`."""
         self.queues[0].ioctl(TunIoctl.TUNSETOFFLOAD, flags, flags=flags)
 
     def configure(
         self, *, mtu: int | None, bridge: str | None, address: IPv4Interface | IPv6Interface | None
     ) -> None:
-        """Bring the interface up as asked for; nothing is done that was done before.
+        """Bring the interface up; change only what differs.
 
-        Raises `HostError`, and `UserError` for a bridge that is none.
+        mtu      bytes
+        bridge   the bridge to join
+        address  the host's, with its network
+
+        Raises `HostError`, and `UserError` if there is no such bridge.
         """
         with self._netlink() as netlink:
             link = netlink.link(self.name)
@@ -149,7 +154,7 @@ class Tap(Closeable):
 
     @contextmanager
     def _netlink(self) -> Iterator[Netlink]:
-        """Open it, and name the option in what it raises."""
+        """Open rtnetlink; errors name the option. Raises `HostError`."""
         try:
             with Netlink() as netlink:
                 yield netlink
@@ -160,5 +165,5 @@ class Tap(Closeable):
             raise HostError(f"{self._option}: netlink: {error.strerror}") from error
 
     def close(self) -> None:
-        """Close the queues. Nobody else may have them. Idempotent."""
+        """Close the queues, which no back end may use any more. Idempotent."""
         self._owned.close()

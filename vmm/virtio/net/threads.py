@@ -1,4 +1,4 @@
-"""Packets moved by threads of ours, in C (cdefs/net.c): where nobody else serves the rings."""
+"""Move packets with threads of ours, in C (cdefs/net.c), where nobody else serves the rings."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from vmm.virtio.vhost.backend import Ring
 
 RECEIVE: Final = 2
-"""Queues alternate: receive, transmit (5.1.2)."""
+"""Queues alternate between receive and transmit (5.1.2): the period."""
 
 
 class RingThread(Closeable):
-    """Serves one ring, from its start to `close`. *file* does not block."""
+    """Serve one ring, from `start` to `close`. *file* must be non-blocking."""
 
     def __init__(self, index: int, ring: Ring, queue: Queue, file: int, frame: Any) -> None:
         self._index = index
@@ -52,7 +52,7 @@ class RingThread(Closeable):
         self._thread: Thread | None = None
 
     def start(self, *, mergeable: bool) -> None:
-        """Begin. Raises `HostError`: no more threads."""
+        """Start the thread. Raises `HostError` when threads run out."""
         self.c.mergeable = mergeable
         self._thread = thread.start(f"net-{self._index}", self._run)
 
@@ -63,7 +63,7 @@ class RingThread(Closeable):
             fd.signal(self._err)
 
     def close(self) -> None:
-        """End it. When this returns, nothing touches the ring. Idempotent."""
+        """Stop the thread. When this returns, nothing touches the ring. Idempotent."""
         if self._thread is not None:
             lib.pyvmm_net_stop(self.c)
             self._thread.join()
@@ -73,9 +73,9 @@ class RingThread(Closeable):
 class ThreadBackend(Closeable):
     """A back end whose rings are served by threads; see `vmm.virtio.vhost.backend.VhostBackend`.
 
-    files   for each pair of rings a TAP queue, or passt's socket; none of them blocks
-    stream  they are sockets, with frames that begin with their length
-    offers  the features for packets that whoever is behind the files can do
+    files   for each pair of rings a TAP queue or passt's socket; all non-blocking
+    stream  the files are sockets; a frame begins with its length
+    offers  packet features of what is behind the files
     """
 
     resets_rings = True
@@ -90,18 +90,18 @@ class ThreadBackend(Closeable):
         self._memory: MemoryMap | None = None
 
     def _forget_frames(self) -> None:
-        """Begin with streams in which no frame is under way."""
+        """Start with streams in which no frame is incomplete."""
         self._frames = [
             ffi.new("struct pyvmm_net_frame *") if self._stream else ffi.NULL
             for _ in range(2 * len(self._files))
         ]
 
     def features(self) -> int:
-        """Return what the C can do of rings and packets, with what is behind the files."""
+        """Return the features of the C code, and those of what is behind the files."""
         return int(RING_FEATURES | F_VERSION_1 | registers.F_MRG_RXBUF | self._offers)
 
     def start(self, features: int, memory: GuestMemory) -> None:
-        """Begin with a driver."""
+        """Start with a driver."""
         self._features = features
         self._memory = MemoryMap(memory)
 
@@ -119,12 +119,12 @@ class ThreadBackend(Closeable):
         serving.start(mergeable=bool(self._features & registers.F_MRG_RXBUF))
 
     def stop_ring(self, index: int) -> None:
-        """End the ring's thread. What it had not used it forgets: the ring begins anew, at 0."""
+        """Stop the ring's thread and forget chains that it has not used: the ring restarts at 0."""
         if (serving := self._threads.pop(index, None)) is not None:
             serving.close()
 
     def ring_error(self, index: int) -> str:
-        """Say why the ring's thread has ended."""
+        """Return why the ring's thread has ended."""
         serving = self._threads.get(index)
         result = serving.result if serving is not None else 0
         if result < 0:
@@ -136,6 +136,6 @@ class ThreadBackend(Closeable):
         self._memory = None
 
     def close(self) -> None:
-        """End all threads. Idempotent."""
+        """Stop all threads. Idempotent."""
         for index in list(self._threads):
             self.stop_ring(index)

@@ -1,1 +1,1 @@
-"""The host's ends of a guest's console ports: where their bytes go to, and come from."""
+"""The host's ends of a guest's console ports: where bytes go to and come from."""

@@ -1,9 +1,9 @@
-"""What all ends of a console port have in common: descriptors that come and go.
+"""The base class of all host ends of a console port: descriptors that come and go.
 
-    nobody there --connected()--> bytes move both ways --hang_up()--> nobody there
+    disconnected --somebody comes--> bytes move both ways --hang_up()--> disconnected
 
-Whoever moves the bytes does so with the descriptors themselves, which never block, and asks to
-be called when that may go on. All of it happens in the loop's thread.
+The port moves bytes with the descriptors themselves, which are non-blocking, and asks for a call
+when it can continue. All of it happens in the loop's thread.
 """
 
 from __future__ import annotations
@@ -23,36 +23,39 @@ if TYPE_CHECKING:
 
 
 LOOK_AGAIN: Final = 0.5
-"""Seconds between looks at whether somebody is still there of whom no event tells."""
+"""Seconds between checks for a peer whose hang-up no event reports."""
 
 URGENT: Final = 256
-"""Writes of other threads that may wait for the loop: vCPUs can make more than it gets done."""
+"""Writes of other threads that may wait for the loop; a vCPU can produce them faster than that."""
 
 
 class Chardev(Closeable):
-    """One end. Owns its descriptors: *input_fd* has bytes for the guest, *output_fd* takes its.
+    """One host end. Owns its descriptors.
 
-    Either is -1 while nobody is there, or if it goes only one way.
+    input_fd   where bytes for the guest come from
+    output_fd  where the guest's bytes go to
+
+    Either is -1 while nobody is connected, or if bytes go one way only.
     """
 
     size: tuple[int, int] | None = None
-    """Columns and rows, if it is somebody's terminal."""
+    """Columns and rows, if the end is a terminal."""
 
     path: str = ""
-    """What a user has to open, if it was made here and they cannot know its name."""
+    """What the user has to open, if it was made here and has a name that they cannot know."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self.input_fd = self.output_fd = -1
         self.input_over = False
-        """Whether they will send nothing more."""
+        """Whether the peer sends nothing more."""
         self._urgent: deque[bytes] = deque()
         self.leaving = False
-        """Whether `on_change` has yet to tell that somebody has gone."""
+        """Whether `on_change` is still to be called for a peer that has gone."""
         self.on_change: Callable[[OSError | None], object] = lambda _error: None
-        """Called when somebody has come, or has gone; perhaps because of an error."""
+        """Called when a peer has come or gone; with the error, if one was the reason."""
         self.on_input: Callable[[], object] = lambda: None
-        """Called once after `want_input`, when bytes wait or the end has come."""
+        """Called once after `want_input`, when there are bytes or the end of input."""
         self.on_room: Callable[[], object] = lambda: None
         """Called once after `want_room`, when bytes can be written."""
         self.on_resize: Callable[[], object] = lambda: None
@@ -60,11 +63,11 @@ class Chardev(Closeable):
 
     @property
     def connected(self) -> bool:
-        """Whether anybody is there."""
+        """Whether there is a peer."""
         return self.input_fd >= 0 or self.output_fd >= 0
 
     def start(self) -> None:
-        """Begin to wait for somebody, once the callbacks are set."""
+        """Start to wait for a peer, after the callbacks are set."""
 
     def want_input(self) -> None:
         """Ask for one call of `on_input`."""
@@ -76,7 +79,7 @@ class Chardev(Closeable):
         self.on_input()
 
     def want_room(self) -> None:
-        """Ask for one call of `on_room`, or hang up if nobody will ever read."""
+        """Ask for one call of `on_room`, or hang up if the peer has gone."""
         if self.output_fd < 0:
             return
         if is_gone(self.output_fd):
@@ -89,7 +92,7 @@ class Chardev(Closeable):
         self.on_room()
 
     def write(self, data: bytes) -> None:
-        """Write what there is room for now, if not too much waits already; from any thread."""
+        """Write what there is room for; drop it if `URGENT` writes wait already. Thread-safe."""
         if len(self._urgent) < URGENT:
             self._urgent.append(data)
             self._loop.call_soon_threadsafe(self._write)
@@ -101,7 +104,7 @@ class Chardev(Closeable):
                 os.write(self.output_fd, data)
 
     def input_ended(self) -> None:
-        """Say that no more input comes. Whoever sent it may still read, until they hang up."""
+        """Note the end of input. The peer may still read, until it hangs up."""
         self.input_over = True
         if self.output_fd < 0 or is_gone(self.output_fd):
             self.hang_up()
@@ -114,7 +117,7 @@ class Chardev(Closeable):
             self.input_ended()
 
     def hang_up(self, error: OSError | None = None) -> None:
-        """Let go of who is there, for they have gone, or broke. `on_change` comes later."""
+        """Disconnect a peer that has gone or failed. `on_change` is called later, by the loop."""
         if self._let_go():
             self.leaving = True
             self._loop.call_soon_threadsafe(lambda: self._left(error))
@@ -134,12 +137,12 @@ class Chardev(Closeable):
         return bool(found)
 
     def close(self) -> None:
-        """Close everything. Idempotent."""
+        """Close all descriptors. Idempotent."""
         self._let_go()
 
 
 def is_gone(fd: int) -> bool:
-    """Tell whether the other side of *fd* has hung up; what it wrote before may still wait."""
+    """Return whether the other side of *fd* has hung up. What it wrote before may still wait."""
     poll = select.poll()
-    poll.register(fd, 0)  # POLLHUP and POLLERR are always told
+    poll.register(fd, 0)  # POLLHUP and POLLERR are always reported
     return bool(poll.poll(0))

@@ -1,4 +1,4 @@
-"""A file that keeps what the guest writes; or a FIFO, or a device."""
+"""A file, FIFO or device that gets what the guest writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FileChardev(Chardev):
     def __init__(self, loop: Loop, path: Path, option: str) -> None:
         super().__init__(loop)
         flags = os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-        # Opened for reading, too, a FIFO needs no reader yet.
+        # A FIFO that is opened for reading as well needs no reader yet.
         flags |= os.O_RDWR if path.is_fifo() else os.O_WRONLY
         try:
             self.output_fd = os.open(path, flags, 0o666)

@@ -1,9 +1,9 @@
-"""A pair of pipes: the far end of a guest's port is in this process (`vmm.terminal.console`).
+"""A pair of pipes: the far end of the guest's port is in this process (`vmm.terminal.console`).
 
     guest's port --output_fd--> pipe --> fileno, drain      StdioConsole --> standard output
                  <--input_fd--- pipe <-- receive                         <-- standard input
 
-What is in the pipes is the kernel's to keep, and their being full is what makes others wait.
+The kernel keeps the bytes; a full pipe makes its writer wait.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from vmm.loop import Loop
 
 SYSRQ: Final = b"\x0f"
-"""Ctrl-O, which is what a console without breaks has for Magic SysRq (Linux's hvc_console)."""
+"""Ctrl-O: Magic SysRq on a console without breaks (Linux's hvc_console)."""
 
 
 class PipeChardev(Chardev):
-    """Both ends: the port's, and an `OutputSource` and `InputSink` of `vmm.terminal.console`."""
+    """Both ends: a port's chardev, and `OutputSource` and `InputSink` of `vmm.terminal.console`."""
 
     def __init__(self, loop: Loop) -> None:
         super().__init__(loop)
@@ -39,18 +39,18 @@ class PipeChardev(Chardev):
             raise
 
     def fileno(self) -> int:
-        """Return what is readable while the guest's bytes wait."""
+        """Return a descriptor that is readable while bytes of the guest wait."""
         return self._source
 
     def drain(self, limit: int) -> bytes:
-        """Take up to *limit* of the guest's bytes."""
+        """Return up to *limit* bytes of the guest; b"": none wait."""
         try:
             return os.read(self._source, limit)
         except BlockingIOError:
             return b""
 
     def receive(self, data: bytes) -> int:
-        """Take what there is room for; return how many bytes that was."""
+        """Accept what there is room for; return how many bytes that was."""
         try:
             taken = os.write(self._sink, data)
         except BlockingIOError:
@@ -64,11 +64,11 @@ class PipeChardev(Chardev):
         self.on_space()
 
     def receive_break(self) -> bool:
-        """Take what stands for a break."""
+        """Accept a break, as `SYSRQ`; return whether there was room."""
         return self.receive(SYSRQ) == 1
 
     def resize(self, columns: int, rows: int) -> None:
-        """Say how large the terminal is now."""
+        """Set the size of the terminal."""
         self.size = columns, rows
         self.on_resize()
 

@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from vmm.loop import Cancellable, Loop
 
 LOOK_AGAIN: Final = 0.25
-"""Seconds between looks at whether somebody has opened it: no event tells."""
+"""Seconds between checks whether somebody has opened it, which no event reports."""
 
 
 class PtyChardev(Chardev):
-    """The master's side; `path` is what to open. Raises `HostError`, which names *option*."""
+    """The master of a pseudo-terminal; `path` names its other side.
+
+    Raises `HostError`, which names *option*.
+    """
 
     def __init__(self, loop: Loop, option: str) -> None:
         super().__init__(loop)
@@ -30,8 +33,8 @@ class PtyChardev(Chardev):
             try:
                 os.set_blocking(self._master, False)
                 self.path = os.ttyname(slave)
-                # Nothing is echoed back to the guest. The modes stay; the hang-up tells that
-                # nobody is there.
+                # Raw, so that nothing is echoed back to the guest. The modes outlive the close,
+                # and the hang-up then shows that nobody has it open.
                 termios.tcsetattr(slave, termios.TCSANOW, raw_modes(termios.tcgetattr(slave)))
             finally:
                 os.close(slave)
@@ -42,13 +45,13 @@ class PtyChardev(Chardev):
             ) from error
 
     def start(self) -> None:
-        """Begin to look."""
+        """Connect if somebody has opened it; else check again later."""
         self._timer = None
         if self._master < 0 or self.connected:
             return
         if not is_gone(self._master):
             with suppress(OSError):  # no descriptors left now
-                # Numbers of their own, so that hanging up may close them.
+                # A descriptor of its own, which hanging up may close.
                 self.input_fd = self.output_fd = os.dup(self._master)
         if self.connected:
             self.on_change(None)
@@ -56,13 +59,13 @@ class PtyChardev(Chardev):
             self._timer = self._loop.call_later(LOOK_AGAIN, self.start)
 
     def hang_up(self, error: OSError | None = None) -> None:  # noqa: ARG002  (EIO: it is closed)
-        """Go back to looking."""
+        """Disconnect, and check again later."""
         super().hang_up()
         if self._timer is None:
             self._timer = self._loop.call_later(LOOK_AGAIN, self.start)
 
     def close(self) -> None:
-        """Close it: who has it open sees the end. Idempotent."""
+        """Close the master, which ends the other side. Idempotent."""
         super().close()
         if self._timer is not None:
             self._timer.cancel()

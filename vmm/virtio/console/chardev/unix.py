@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from vmm.loop import Loop
 
 BACKLOG: Final = 8
-"""Clients that may wait for their turn."""
+"""Clients that may wait in the kernel's queue."""
 
 
 class UnixChardev(Chardev):
-    """Listens on *path*. Raises `UserError`, which names *option*."""
+    """A socket that listens on *path*. Raises `UserError`, which names *option*."""
 
     def __init__(self, loop: Loop, path: Path, option: str) -> None:
         super().__init__(loop)
@@ -53,22 +53,22 @@ class UnixChardev(Chardev):
         self._listener.listen(BACKLOG)
 
     def _is_stale(self) -> bool:
-        """Tell whether the path is a socket that nobody listens on: its owner was killed."""
+        """Return whether the path is a socket without a listener, because its owner was killed."""
         if not stat.S_ISSOCK(self._path.lstat().st_mode):
             return False
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as client:
             return client.connect_ex(str(self._path)) == errno.ECONNREFUSED
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Start to accept clients."""
         self._loop.add_reader(self._listener.fileno(), self._knock)
 
     def _knock(self) -> None:
-        """Let the next client in, if there is no other, or it has gone unnoticed."""
+        """Accept the next client if there is no other, or the other has gone unnoticed."""
         if self.connected and is_gone(self.output_fd):
             self.hang_up()
         if self.leaving:
-            return  # one thing after another
+            return  # until `on_change` was called for the former client
         if self.connected:
             self._rest()
             return
@@ -82,7 +82,7 @@ class UnixChardev(Chardev):
         self.on_change(None)
 
     def _rest(self) -> None:
-        """Let who knocks wait."""
+        """Let clients wait, and look again later."""
         self._loop.remove_reader(self._listener.fileno())
         self._loop.call_later(LOOK_AGAIN, self._listen_again)
 
@@ -91,7 +91,7 @@ class UnixChardev(Chardev):
             self._loop.add_reader(listener.fileno(), self._knock)
 
     def _socket(self) -> socket.socket | None:
-        """Return what listens, unless it is closed."""
+        """Return the listening socket; None: it is closed."""
         return self._listener if self._listener.fileno() >= 0 else None
 
     def close(self) -> None:
