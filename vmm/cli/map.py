@@ -1,4 +1,4 @@
-"""``pyvmm map``: the ledger of a machine, as a table and a picture."""
+"""``pyvmm map``: the ledger of a machine as a table, as JSON, as an SVG picture."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ from vmm.machine.address_space import AddressSpace
 @click.option("--bar", "bars", multiple=True, metavar="BDF:REGION[@GPA][,cache=...]")
 @click.option("--memory-write-back", is_flag=True, help="As for run.")
 @click.option("--uapi", type=click.Choice(["auto", "mainline", "rfc"]), default="auto")
-@click.option("--svg", type=click.Path(path_type=Path), help="Also draw it into this file.")
+@click.option(
+    "--svg",
+    type=click.Path(path_type=Path),
+    help="Also write a picture of the IPA space to this file.",
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @host_option
 def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
@@ -39,9 +43,9 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
     as_json: bool,
     host: str,
 ) -> None:
-    """Tell what each range of a guest's physical memory is promised, and what we owe it.
+    """Print the ledger: what each range of guest memory is promised, and what maintenance is owed.
 
-    Builds the machine's memory slots in a VM that nothing runs in.
+    Registers the machine's memory slots in a VM without vCPUs.
     """
     if not is_native(host):
         sys.exit(run_there(host))

@@ -16,7 +16,7 @@ from vmm.coherence.host_report import HostReport
 @click.option("--all", "everything", is_flag=True, help="Also list capabilities that are 0.")
 @host_option
 def probe(*, as_json: bool, everything: bool, host: str) -> None:
-    """Tell what this host's KVM can do: every capability, and the host's own facts."""
+    """Print what this host's KVM can do: every capability, and facts about the host."""
     if not is_native(host):
         sys.exit(run_there(host))
     found = HostReport.run()

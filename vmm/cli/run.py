@@ -1,4 +1,4 @@
-"""``pyvmm run``: boot a guest and be its console."""
+"""``pyvmm run``: boot a guest, with this process's terminal as its console."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 SWITCH_INTERVAL: Final = 1e-4
-"""Seconds that a Python thread may keep another, such as a vCPU's, from running."""
+"""Seconds for which a Python thread may hold the GIL while others, such as a vCPU's, wait."""
 
 DESCRIPTORS: Final = 1 << 16
-"""Open files that a machine may want: an eventfd for each of its queues and interrupts."""
+"""File descriptors that a large machine opens: an eventfd for each queue and interrupt."""
 
 BALLOON_STEP: Final = 64 << 20
-"""Bytes by which C-a - and C-a + change the balloon, and what a guest keeps at least."""
+"""Bytes by which C-a - and C-a + change the balloon; also what the guest always keeps."""
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it can't
+_PATH = click.Path(path_type=Path, readable=False)  # whoever opens the file reports the error
 
 
 @click.command()
@@ -59,7 +59,7 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
 @click.option(
     "--flash",
     metavar="FILE[,ro]",
-    help="What firmware keeps, such as UEFI's variables; made if it does not exist.",
+    help="Where firmware keeps its data, such as UEFI variables; made if it does not exist.",
 )
 @click.option(
     "--bar",
@@ -78,15 +78,19 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
     type=click.Choice(["auto", "mainline", "rfc"]),
     default="auto",
     show_default=True,
-    help="Which generation the kernel is, for people who know theirs.",
+    help="Which interface the kernel has for cacheable PFNMAP; auto finds out.",
 )
-@click.option("--verify", is_flag=True, help="Prove what stage 2 gives device memory, first.")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Before the guest runs, prove which memory type stage 2 gives each --bar.",
+)
 @click.option(
     "--vfio",
     "vfio",
     multiple=True,
     metavar="BDF[,cache=auto|require|forbid][,rom=on|off|FILE][,bind][,backend=...]",
-    help="Give the guest a PCI device of the host's, which a VFIO driver has.",
+    help="Give the guest a PCI device of the host. A VFIO driver must have it, or say bind.",
 )
 @click.option(
     "--disk",
@@ -131,11 +135,15 @@ _PATH = click.Path(path_type=Path, readable=False)  # who opens it says why it c
     metavar="PATH[,ro][,size=SIZE]",
     help="Give the guest a file as persistent memory: a virtio-pmem device, /dev/pmem0.",
 )
-@click.option("--balloon", is_flag=True, help="Take back memory that the guest does not use.")
+@click.option(
+    "--balloon",
+    is_flag=True,
+    help="Return memory that the guest does not use to the host, by a virtio balloon.",
+)
 @click.option(
     "--balloon-size",
     metavar="SIZE",
-    help="Take so much of the guest's memory from it, by a balloon that gives way when it must.",
+    help="Inflate the balloon to SIZE; it deflates when the guest is out of memory.",
 )
 @click.option("--rng", is_flag=True, help="Give the guest random numbers: a virtio-rng device.")
 @click.option("--no-reboot", is_flag=True, help="Exit when the guest resets.")
@@ -248,16 +256,16 @@ def _packages(config: MachineConfig) -> list[str]:
 
 
 def _raise_descriptor_limit() -> None:
-    """Have as many descriptors as we may: the usual soft limit of 1024 is select(2)'s, not ours."""
+    """Raise the soft limit on descriptors: its usual value, 1024, is for users of select(2)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):  # beyond the kernel's own limit: then as it is
+        with suppress(OSError, ValueError):  # above the kernel's own limit: keep the old one
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _check_files(config: MachineConfig) -> None:
-    """Raise now, in no time, what would be raised in a lab host once that has booted."""
+    """Raise file errors now, before a lab host boots for a command that would fail in it."""
     payload.load(config).place(AddressRange(layout.RAM, config.memory))
     if config.firmware is not None or config.flash is not None:
         from vmm.machine.flash import check_files
@@ -312,7 +320,7 @@ def _join_consoles(
 
 
 def _squeeze(machine: Machine, config: MachineConfig, direction: int) -> str:
-    """Make the balloon larger, or smaller; return what to tell the user."""
+    """Change the balloon's size by one step up (1) or down (-1); return a line for the user."""
     if machine.balloon is None:
         return "there is no balloon: that takes --balloon"
     size = machine.balloon.target + direction * BALLOON_STEP
@@ -322,7 +330,7 @@ def _squeeze(machine: Machine, config: MachineConfig, direction: int) -> str:
 
 
 def _map(machine: Machine) -> list[str]:
-    """Return what to tell a user who asks what the guest's memory is promised."""
+    """Return the ledger of the running machine as lines for the user, or the error."""
     from vmm.coherence import chart
 
     try:

@@ -33,8 +33,8 @@ from vmm.passthrough.region_memory import open_all
 def verify(bars: tuple[str, ...], *, uapi: str, as_json: bool, host: str) -> None:
     """Prove which memory type stage 2 gives a region: WB, NC, Device or undecidable.
 
-    A scratch VM of its own maps the region and touches it in ways that tell. What the region
-    holds is left as it was. Fails with status 3 if a promise was not kept.
+    A scratch VM maps the region and accesses it in ways that only the memory type decides. The
+    region's contents are restored. Exits with status 3 if a promise was not kept.
     """
     if not is_native(host):
         sys.exit(run_there(host))

@@ -1,4 +1,4 @@
-"""``pyvmm vfio``: the host's PCI devices, and which of them a guest may have."""
+"""``pyvmm vfio``: list the host's PCI devices, bind them to VFIO, and give them back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def vfio(context: click.Context, host: str) -> None:
 
 
 def _go(context: click.Context, host: str) -> None:
-    """Run the command where it is to run: *host*, or what was said before the subcommand."""
+    """Leave for the lab if the command runs there: by its own --host, or by the group's."""
     where = context.obj if host == "auto" else host
     if not is_native(where):
         sys.exit(run_there(where))
@@ -40,10 +40,10 @@ def _go(context: click.Context, host: str) -> None:
 @host_option
 @click.pass_context
 def list_(context: click.Context, *, as_json: bool, no_open: bool, host: str) -> None:
-    """List PCI devices: driver, IOMMU group, regions, which can be mapped, and how.
+    """List PCI devices: driver, IOMMU group, regions, and how regions can be mapped.
 
-    Devices that have a VFIO driver and that nobody uses are opened, and so reset, to ask about
-    their regions.
+    A device that has a VFIO driver and is not in use is opened to ask about its regions, which
+    resets it.
     """
     _go(context, host)
     found = listing(
@@ -64,7 +64,7 @@ def list_(context: click.Context, *, as_json: bool, no_open: bool, host: str) ->
 @host_option
 @click.pass_context
 def bind(context: click.Context, bdf: str, driver: str | None, host: str) -> None:
-    """Give the device BDF to VFIO."""
+    """Bind the device BDF to a VFIO driver."""
     _go(context, host)
     got = binding.bind(bdf, driver)
     click.echo(f"{parse_bdf(bdf)} has driver {got}")
@@ -75,7 +75,7 @@ def bind(context: click.Context, bdf: str, driver: str | None, host: str) -> Non
 @host_option
 @click.pass_context
 def unbind(context: click.Context, bdf: str, host: str) -> None:
-    """Undo what bind did: the device gets back the driver it had, if any."""
+    """Undo a bind: give the device back to the driver it had, if any."""
     _go(context, host)
     driver = binding.unbind(bdf)
     click.echo(f"{parse_bdf(bdf)} has {f'driver {driver}' if driver else 'no driver'} again")

@@ -1,4 +1,4 @@
-"""What to build: plain, frozen, validated on construction. One module for each option."""
+"""What to build: frozen values, validated on construction. One module an option."""
 
 from __future__ import annotations
 
@@ -21,32 +21,36 @@ if TYPE_CHECKING:
 
 DEFAULT_MEMORY: Final = 512 << 20
 DEFAULT_CMDLINE: Final = "console=ttyAMA0 panic=-1"
-"""What a kernel gets that comes without a command line. ``panic=-1`` resets at once."""
+"""Command line of a kernel that brings none. ``panic=-1`` resets at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineConfig:
-    """One machine.
+    """The configuration of one machine. Raises `UserError` if its parts do not fit together.
 
-    image    a kernel; None: firmware boots what it finds
-    firmware  what the first bank of flash has
-    flash    what the second one has; None, with firmware: nothing, and nothing is kept
-    memory   bytes of RAM
-    cmdline  the kernel's command line; None: the image's own, or `default_cmdline`; with firmware
-             it is what the device tree has for it
-    write_back  ask for the proposed Write-Back flag on RAM's memory slot
-    uapi     which generation of kernel to believe in: auto, mainline or rfc
-    verify   prove, before the guest runs, what stage 2 gives each of the bars
-    rng      have a virtio entropy device
-    disks    virtio block devices, in this order
-    nets     network devices, in this order
-    vsock    the guest's context ID, if it has a socket device
-    shares   directories that the guest can mount
-    vfio     devices of the host that are passed through
+    image      the kernel to boot; None: boot *firmware*
+    firmware   contents of the first flash bank; None: boot *image*
+    flash      file behind the second flash bank; None: its contents end with the machine
+    initrd     initial RAM disk; None: the image's own, if it has one
+    cmdline    kernel command line; None: the image's own, else `default_cmdline`. With firmware
+               it is the device tree's bootargs
+    cpus       number of vCPUs
+    memory     size of RAM in bytes
+    reboot     whether a reset starts another power cycle, instead of ending the machine
+    bars       regions of VFIO devices at fixed guest physical addresses
+    write_back  set the proposed Write-Back flag on RAM's memory slot
+    uapi       generation of the kernel's interface: auto, mainline or rfc
+    verify     before the guest runs, prove which memory type stage 2 gives each of *bars*
+    rng        add a virtio entropy device
+    disks      virtio block devices, in order
+    nets       virtio network devices, in order
+    vsock      the guest's context ID; None: no socket device
+    shares     directories that the guest can mount
+    vfio       devices of the host that are assigned to the guest
     transport  how virtio devices are attached: mmio or pci
-    consoles  ports of the virtio console device
-    pmems    files that the guest has as persistent memory, in this order
-    balloon  bytes that a virtio balloon shall take at first; None: there is none
+    consoles   ports of the virtio console device, in order
+    balloon    initial size of the virtio balloon in bytes; None: no balloon
+    pmems      virtio persistent memory devices, in order
     """
 
     image: Path | None = None
@@ -84,7 +88,7 @@ class MachineConfig:
 
     @property
     def default_cmdline(self) -> str:
-        """What a kernel gets that comes without a command line: the user's terminal is its own."""
+        """Command line of a kernel that brings none, with hvc0 if that is the terminal."""
         if any(each.kind == "stdio" and not each.name for each in self.consoles):
             return f"{DEFAULT_CMDLINE} console=hvc0"
         return DEFAULT_CMDLINE

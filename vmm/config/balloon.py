@@ -1,4 +1,4 @@
-"""``--balloon``: memory that the guest gives back to the host."""
+"""``--balloon`` and ``--balloon-size``: memory that the guest returns to the host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from vmm.errors import UserError
 
 
 def parse_balloon(wanted: bool, size: str | None) -> int | None:  # noqa: FBT001  (a flag)
-    """Return how many bytes the balloon shall take at first; None: no balloon.
+    """Return the balloon's initial size in bytes; None: no balloon.
 
     *wanted* is ``--balloon``, *size* is ``--balloon-size``. Raises `UserError`.
     """

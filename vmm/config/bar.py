@@ -1,4 +1,4 @@
-"""``--bar``: a region of a VFIO device for the guest's physical space."""
+"""``--bar``: one region of a VFIO device in the guest physical address space."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vmm.errors import UserError
 
 
 class BarConfig(NamedTuple):
-    """One region of a VFIO device for the guest's physical space.
+    """One region of a VFIO device in the guest physical address space.
 
     base   guest physical address; None: above RAM
     cache  auto, require or forbid: see `vmm.coherence.policy`

@@ -1,4 +1,4 @@
-"""``--console``: a port of the virtio console, and what it is joined to."""
+"""``--console``: a port of the virtio console, and its far end on the host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vmm.errors import UserError
 SYNTAX: Final = "stdio|pty|file=PATH|unix=PATH[,name=NAME]"
 
 NAME_BYTES: Final = 64
-"""How long a port's name can be: udev makes a file name of it."""
+"""Longest name of a port, in bytes: udev makes a file name of it."""
 
 WITH_PATH: Final = ("file", "unix")
 ALONE: Final = ("stdio", "pty")
@@ -21,7 +21,7 @@ class ConsoleConfig(NamedTuple):
 
     kind  stdio, pty, file or unix
     path  of the file, or of the socket to listen on
-    name  what the guest calls it in /dev/virtio-ports; none: it is a console, hvc0 or a later one
+    name  its name in the guest's /dev/virtio-ports; empty: the port is a console (hvc0, hvc1...)
     """
 
     kind: str
@@ -30,7 +30,7 @@ class ConsoleConfig(NamedTuple):
 
 
 def parse_console(text: str) -> ConsoleConfig:
-    """Return what ``stdio|pty|file=PATH|unix=PATH[,name=NAME]`` means. Raises `UserError`."""
+    """Parse `SYNTAX`. Raises `UserError`."""
     end, *options = text.split(",")
     kind, equals, path = end.partition("=")
     if not (path if kind in WITH_PATH else kind in ALONE and not equals):
@@ -48,7 +48,7 @@ def parse_console(text: str) -> ConsoleConfig:
 
 
 def check_consoles(consoles: tuple[ConsoleConfig, ...]) -> None:
-    """Raise `UserError` for *consoles* that cannot be together."""
+    """Raise `UserError` if *consoles* share standard input, a name or a path."""
     if sum(console.kind == "stdio" for console in consoles) > 1:
         raise UserError("--console stdio: given more than once", "there is one standard input")
     for what in ("name", "path"):

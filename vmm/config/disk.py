@@ -1,4 +1,4 @@
-"""``--disk``: a block device, and what is behind it."""
+"""``--disk``: a virtio block device, and the image or device behind it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from vmm.errors import UserError
 
 SERIAL_BYTES: Final = 20
-"""How long a disk's serial number can be (VIRTIO 1.2, 5.2.6.1)."""
+"""Longest serial number of a disk, in bytes (VIRTIO 1.2, 5.2.6.1)."""
 
 QUEUES_MAX: Final = 64
 
@@ -24,10 +24,10 @@ SYNTAX: Final = "PATH[,ro][,format=F][,cache=C][,serial=S][,queues=N]"
 class DiskConfig(NamedTuple):
     """A disk: an image or block device at *path*.
 
-    queues  requests are done in as many threads
-    format  one of `FORMATS`; "auto" is what the image looks like
-    cache   one of `CACHES`. "auto" is writeback for a raw disk; for others, which are a daemon's,
-            it is writethrough: what was written survives the daemon's death
+    queues  number of queues; each has a thread
+    format  one of `FORMATS`; "auto" looks at the image's first bytes
+    cache   one of `CACHES`. "auto" is writeback for a raw image. For other formats, which a daemon
+            serves, it is writethrough, so that written data survives the daemon's death
     """
 
     path: Path
@@ -44,7 +44,7 @@ class DiskConfig(NamedTuple):
 
 
 def parse_disk(text: str) -> DiskConfig:
-    """Return what `SYNTAX` means. Raises `UserError`."""
+    """Parse `SYNTAX`. Raises `UserError`."""
     path, *options = text.split(",")
     if not path:
         raise UserError(f"--disk: {text!r} names no file", f"write {SYNTAX}")
@@ -63,7 +63,7 @@ def parse_disk(text: str) -> DiskConfig:
 
 
 def _value(option: str) -> dict[str, Any] | None:
-    """Return the field of `DiskConfig` that *option* sets, and its value; None if there is none."""
+    """Return the field that *option* sets, with its value; None if the option is unknown."""
     name, _, value = option.partition("=")
     if option == "ro":
         return {"read_only": True}

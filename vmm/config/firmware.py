@@ -1,4 +1,4 @@
-"""``--firmware`` and ``--flash``: what a machine boots from, if not a kernel; its variables."""
+"""``--firmware`` and ``--flash``: boot firmware, and the flash bank that keeps its variables."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SYNTAX = "FILE[,ro]"
 
 
 class FlashConfig(NamedTuple):
-    """The file that the second bank of flash is; made when it is first written, if need be."""
+    """The file behind the second bank of flash. It is created when the guest first writes it."""
 
     path: Path
     read_only: bool = False
 
 
 def parse_flash(text: str) -> FlashConfig:
-    """Return what ``FILE[,ro]`` means. Raises `UserError`."""
+    """Parse ``FILE[,ro]``. Raises `UserError`."""
     path, *options = text.split(",")
     if not path:
         raise UserError(f"--flash: {text!r} names no file", f"write {SYNTAX}")
@@ -32,7 +32,7 @@ def parse_flash(text: str) -> FlashConfig:
 
 
 def check_firmware(config: MachineConfig) -> None:
-    """Check what a machine boots: a kernel or firmware. Raises `UserError`."""
+    """Raise `UserError` unless *config* boots either a kernel or firmware."""
     if config.firmware is None:
         if config.image is None:
             raise UserError("there is nothing to boot", "name an IMAGE, or use --firmware FILE")

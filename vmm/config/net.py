@@ -1,4 +1,4 @@
-"""``--net``: a network interface for the guest, and what is behind it."""
+"""``--net``: a virtio network device, and the host's end of it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Interface, IPv6Interface
 
 NAME_BYTES: Final = 15
-"""IFNAMSIZ - 1: how long an interface's name can be."""
+"""Longest name of an interface, in bytes: IFNAMSIZ - 1."""
 
 QUEUES_MAX: Final = 64
 MTU_RANGE: Final = range(68, 65536)
-"""From what IPv4 needs (RFC 791) to what the device can say (VIRTIO 1.2, 5.1.4.1)."""
+"""From the least that IPv4 allows (RFC 791) to the most that the device can tell (VIRTIO 1.2,
+5.1.4.1)."""
 
 PORTS: Final = range(1, 65536)
 
@@ -29,14 +30,14 @@ USAGE: Final = (
 
 
 class NetKind(Enum):
-    """What is behind an interface."""
+    """The host's end of an interface: a TAP interface, or passt as the user."""
 
     TAP = "tap"
     USER = "user"
 
 
 class Forward(NamedTuple):
-    """What comes to *host*, a port of the host's, goes to the guest's port *guest*."""
+    """Forward connections to the host's port *host* to the guest's port *guest*."""
 
     protocol: str
     host: int
@@ -47,14 +48,15 @@ class Forward(NamedTuple):
 class NetConfig:
     """A network interface.
 
-    text     what the user wrote, for errors
-    name     the TAP interface's; empty: one is made, and gets a name
-    mac      None: made up
-    mtu      bytes; None: what is usual
-    queues   pairs of them
-    vhost    the kernel moves packets; None: if it can
-    bridge   the interface becomes a port of this one
-    address  the host's, on the interface
+    text     the option as the user wrote it, for errors
+    name     of the TAP interface; empty: the kernel chooses one
+    mac      of the guest's interface; None: a random local address
+    mtu      in bytes; None: the default of its kind
+    queues   number of queue pairs
+    vhost    whether vhost-net moves packets; None: if the kernel has it
+    bridge   name of the bridge that the TAP interface joins
+    address  of the host, on the TAP interface
+    forwards  ports of the host that lead to the guest
     """
 
     text: str
@@ -70,12 +72,12 @@ class NetConfig:
 
     @property
     def shares_memory(self) -> bool:
-        """Whether another process moves packets, and has to reach the guest's memory."""
+        """Whether another process moves packets, and so needs to map the guest's memory."""
         return self.kind is NetKind.USER
 
     @property
     def option(self) -> str:
-        """What errors name."""
+        """The option, as errors name it."""
         return f"--net {self.text}"
 
 
@@ -86,7 +88,7 @@ ALLOWED: Final = {
 
 
 def parse_nets(texts: tuple[str, ...]) -> tuple[NetConfig, ...]:
-    """Return what several ``--net`` mean together. Raises `UserError`."""
+    """Parse all ``--net`` options of a command line. Raises `UserError`."""
     if "none" in texts:
         if len(texts) > 1:
             raise UserError("--net none: there are others", "leave it out")
@@ -95,7 +97,7 @@ def parse_nets(texts: tuple[str, ...]) -> tuple[NetConfig, ...]:
 
 
 def parse_net(text: str) -> NetConfig:
-    """Return what one ``--net`` means. Raises `UserError`."""
+    """Parse one ``--net`` option. Raises `UserError`."""
     head, *options = text.split(",")
     word, equals, name = head.partition("=")
     if word not in {kind.value for kind in NetKind} or (equals and word != "tap"):

@@ -1,4 +1,4 @@
-"""``--pmem``: a file that the guest has as persistent memory."""
+"""``--pmem``: a file as the guest's persistent memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vmm.errors import UserError
 
 
 class PmemConfig(NamedTuple):
-    """The file at *path*, or its first *size* bytes; 0: all of it."""
+    """The file at *path*; its first *size* bytes, or all of it if *size* is 0."""
 
     path: Path
     read_only: bool = False
@@ -18,7 +18,7 @@ class PmemConfig(NamedTuple):
 
 
 def parse_pmem(text: str) -> PmemConfig:
-    """Return what ``PATH[,ro][,size=SIZE]`` means. Raises `UserError`."""
+    """Parse ``PATH[,ro][,size=SIZE]``. Raises `UserError`."""
     path, *options = text.split(",")
     if not path:
         raise UserError(f"--pmem: {text!r} names no file", "write PATH[,ro][,size=SIZE]")

@@ -1,4 +1,4 @@
-"""``--share``: a directory of the host's that the guest can mount."""
+"""``--share``: a directory of the host that the guest can mount."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from vmm.errors import UserError
 
 TAG_BYTES: Final = 36
-"""How long a file system's tag can be (VIRTIO 1.2, 5.11.4)."""
+"""Longest tag of a file system, in bytes (VIRTIO 1.2, 5.11.4)."""
 
 DEFAULT_TAG: Final = "share"
 
@@ -18,9 +18,9 @@ SYNTAX: Final = f"DIR[:TAG][,ro][,cache={'|'.join(CACHES)}]"
 
 
 class ShareConfig(NamedTuple):
-    """A directory at *path*, which the guest mounts by its *tag*.
+    """The directory *path*, which the guest mounts by its *tag*.
 
-    cache  what the guest may believe without asking: one of `CACHES`, which are virtiofsd's
+    cache  how long the guest may cache data and metadata: one of virtiofsd's `CACHES`
     """
 
     path: Path
@@ -30,7 +30,7 @@ class ShareConfig(NamedTuple):
 
 
 def parse_share(text: str) -> ShareConfig:
-    """Return what `SYNTAX` means. Raises `UserError`."""
+    """Parse `SYNTAX`. Raises `UserError`."""
     place, *options = text.split(",")
     path, colon, tag = place.rpartition(":")
     if not colon:
@@ -52,7 +52,7 @@ def parse_share(text: str) -> ShareConfig:
 
 
 def parse_shares(texts: tuple[str, ...]) -> tuple[ShareConfig, ...]:
-    """Return what all ``--share`` options mean. Raises `UserError`."""
+    """Parse all ``--share`` options of a command line. Raises `UserError`."""
     shares = tuple(parse_share(text) for text in texts)
     tags = [share.tag for share in shares]
     for share in shares:

@@ -1,4 +1,4 @@
-"""Sizes, as users write them."""
+"""Sizes as users write them: ``512M``, ``2G``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Final
 from vmm.errors import UserError
 
 UNITS: Final = {"": 20, "B": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-"""Powers of two by suffix; a bare number counts MiB, as QEMU's and kvmtool's do."""
+"""Binary logarithm of each suffix's unit. A bare number counts MiB, as for QEMU and kvmtool."""
 
 
 def parse_size(text: str, option: str) -> int:
-    """Return the bytes that *text* means: ``512``, ``512M``, ``2G``. Raises `UserError`."""
+    """Return *text* in bytes; *option* is what errors name. Raises `UserError`."""
     match = re.fullmatch(r"(\d{1,15})([BKMGT]?)(i?B)?", text.strip().upper().replace("I", "i"))
     if not match:
         raise UserError(f"{option}: {text!r} is not a size", "write 512M or 2G")

@@ -1,4 +1,4 @@
-"""``--vfio``: a PCI device of the host, whole, for the guest."""
+"""``--vfio``: device assignment, a whole PCI device of the host for the guest."""
 
 from __future__ import annotations
 
