@@ -59,7 +59,6 @@
 
 #define KVM_EXIT_MEMORY_FAULT     39
 #define KVM_EXIT_ARM_SEA          41
-#define KVM_EXIT_ARM_LDST64B      42
 
 #ifndef KVM_SET_USER_MEMORY_REGION2
 struct kvm_userspace_memory_region2 {
@@ -83,16 +82,6 @@ struct kvm_create_guest_memfd {
 	uint64_t reserved[6];
 };
 #define KVM_CREATE_GUEST_MEMFD _IOWR(KVMIO, 0xd4, struct kvm_create_guest_memfd)
-#endif
-
-#ifndef KVM_PRE_FAULT_MEMORY
-struct kvm_pre_fault_memory {
-	uint64_t gpa;
-	uint64_t size;
-	uint64_t flags;
-	uint64_t padding[5];
-};
-#define KVM_PRE_FAULT_MEMORY _IOWR(KVMIO, 0xd5, struct kvm_pre_fault_memory)
 #endif
 
 /* Members of kvm_run's exit union that older headers lack; they lie where `mmio` does. */
@@ -127,16 +116,11 @@ struct pyvmm_exit_arm_sea {
 #define KVM_ARM_VCPU_SVE		4
 #define KVM_ARM_VCPU_PTRAUTH_ADDRESS	5
 #define KVM_ARM_VCPU_PTRAUTH_GENERIC	6
-#define KVM_ARM_VCPU_HAS_EL2		7
-#define KVM_ARM_VCPU_HAS_EL2_E2H0	8
 #define KVM_ARM_VCPU_PMU_V3_STRICT	9
 
 #define KVM_ARM_VCPU_PMU_V3_CTRL	0
 #define KVM_ARM_VCPU_PMU_V3_IRQ		0
 #define KVM_ARM_VCPU_PMU_V3_INIT	1
-#define KVM_ARM_VCPU_TIMER_CTRL		1
-#define KVM_ARM_VCPU_TIMER_IRQ_VTIMER	0
-#define KVM_ARM_VCPU_TIMER_IRQ_PTIMER	1
 #define KVM_ARM_VCPU_PVTIME_CTRL	2
 #define KVM_ARM_VCPU_PVTIME_IPA		0
 
@@ -145,7 +129,6 @@ struct pyvmm_exit_arm_sea {
 #define KVM_VGIC_V3_ADDR_TYPE_DIST	2
 #define KVM_VGIC_V3_ADDR_TYPE_REDIST	3
 #define KVM_VGIC_ITS_ADDR_TYPE		4
-#define KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION	5
 #define KVM_DEV_ARM_VGIC_GRP_ADDR	0
 #define KVM_DEV_ARM_VGIC_GRP_DIST_REGS	1
 #define KVM_DEV_ARM_VGIC_GRP_CPU_REGS	2
@@ -167,12 +150,10 @@ struct pyvmm_exit_arm_sea {
 #define KVM_ARM_IRQ_NUM_SHIFT		0
 #define KVM_ARM_IRQ_TYPE_CPU		0
 #define KVM_ARM_IRQ_TYPE_SPI		1
-#define KVM_ARM_IRQ_TYPE_PPI		2
 
 #define KVM_REG_ARM_COPROC_SHIFT	16
 #define KVM_REG_ARM_CORE		(0x0010 << KVM_REG_ARM_COPROC_SHIFT)
 #define KVM_REG_ARM64_SYSREG		(0x0013 << KVM_REG_ARM_COPROC_SHIFT)
-#define KVM_REG_ARM_FW			(0x0014 << KVM_REG_ARM_COPROC_SHIFT)
 #define KVM_REG_ARM64_SYSREG_OP0_SHIFT	14
 #define KVM_REG_ARM64_SYSREG_OP1_SHIFT	11
 #define KVM_REG_ARM64_SYSREG_CRN_SHIFT	7
@@ -221,7 +202,6 @@ struct pyvmm_arm64_vcpu_events {
 _Static_assert(sizeof(struct kvm_userspace_memory_region2) == 160, "REGION2 is 160 bytes");
 _Static_assert(offsetof(struct kvm_userspace_memory_region2, guest_memfd) == 40, "guest_memfd");
 _Static_assert(sizeof(struct kvm_create_guest_memfd) == 64, "CREATE_GUEST_MEMFD is 64 bytes");
-_Static_assert(sizeof(struct kvm_pre_fault_memory) == 64, "PRE_FAULT_MEMORY is 64 bytes");
 
 #ifdef KVM_SYSTEM_EVENT_TDX_FATAL /* a header new enough to have both members */
 PYVMM_SAME_SIZE(((struct kvm_run *)0)->memory_fault, struct pyvmm_exit_memory_fault);

@@ -70,8 +70,6 @@ int pyvmm_queue_configure(struct pyvmm_queue *queue, uint64_t descriptors, uint6
     uint64_t device);
 int pyvmm_queue_pop(struct pyvmm_queue *queue, struct pyvmm_chain *chain);
 int pyvmm_queue_push(struct pyvmm_queue *queue, uint16_t id, uint32_t length);
-int pyvmm_queue_stage(struct pyvmm_queue *queue, uint16_t id, uint32_t length);
-void pyvmm_queue_publish(struct pyvmm_queue *queue);
 int pyvmm_queue_enable_notify(struct pyvmm_queue *queue);
 void pyvmm_queue_disable_notify(struct pyvmm_queue *queue);
 int pyvmm_queue_should_interrupt(struct pyvmm_queue *queue);

@@ -9,7 +9,7 @@
 #include "net.h"
 
 /*
- * Issue TUNSETIFF, TUNGETIFF or TUNSETQUEUE. name has IFNAMSIZ bytes, and gets the name that the
+ * Issue TUNSETIFF or TUNSETQUEUE. name has IFNAMSIZ bytes, and gets the name that the
  * kernel gave or knows. Returns the flags that it knows, or -errno.
  */
 int pyvmm_tun_interface(int fd, unsigned long request, char *name, int flags)

@@ -51,12 +51,10 @@ class _Lib:
     IOMMU_IOAS_MAP_WRITEABLE: int
     IOMMU_IOAS_UNMAP: int
     KVM_API_VERSION: int
-    KVM_ARM_IRQ_TYPE_PPI: int
     KVM_ARM_IRQ_TYPE_SHIFT: int
     KVM_ARM_IRQ_TYPE_SPI: int
     KVM_ARM_PREFERRED_TARGET: int
     KVM_ARM_VCPU_FINALIZE: int
-    KVM_ARM_VCPU_HAS_EL2: int
     KVM_ARM_VCPU_INIT: int
     KVM_ARM_VCPU_PMU_V3: int
     KVM_ARM_VCPU_PMU_V3_CTRL: int
@@ -67,9 +65,6 @@ class _Lib:
     KVM_ARM_VCPU_PTRAUTH_ADDRESS: int
     KVM_ARM_VCPU_PTRAUTH_GENERIC: int
     KVM_ARM_VCPU_SVE: int
-    KVM_ARM_VCPU_TIMER_CTRL: int
-    KVM_ARM_VCPU_TIMER_IRQ_PTIMER: int
-    KVM_ARM_VCPU_TIMER_IRQ_VTIMER: int
     KVM_CAP_ADJUST_CLOCK: int
     KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED: int
     KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE: int
@@ -317,7 +312,6 @@ class _Lib:
     KVM_CAP_XSAVE: int
     KVM_CAP_XSAVE2: int
     KVM_CHECK_EXTENSION: int
-    KVM_CLEAR_DIRTY_LOG: int
     KVM_CREATE_DEVICE: int
     KVM_CREATE_DEVICE_TEST: int
     KVM_CREATE_GUEST_MEMFD: int
@@ -335,28 +329,17 @@ class _Lib:
     KVM_DEV_VFIO_GROUP_ADD: int
     KVM_DEV_VFIO_GROUP_DEL: int
     KVM_ENABLE_CAP: int
-    KVM_EXIT_ARM_LDST64B: int
     KVM_EXIT_ARM_NISV: int
     KVM_EXIT_ARM_SEA: int
     KVM_EXIT_FAIL_ENTRY: int
-    KVM_EXIT_HLT: int
     KVM_EXIT_INTERNAL_ERROR: int
-    KVM_EXIT_INTR: int
-    KVM_EXIT_IO: int
     KVM_EXIT_MEMORY_FAULT: int
     KVM_EXIT_MMIO: int
-    KVM_EXIT_SHUTDOWN: int
     KVM_EXIT_SYSTEM_EVENT: int
-    KVM_EXIT_UNKNOWN: int
     KVM_GET_API_VERSION: int
-    KVM_GET_DEVICE_ATTR: int
     KVM_GET_DIRTY_LOG: int
-    KVM_GET_MP_STATE: int
     KVM_GET_ONE_REG: int
-    KVM_GET_REG_LIST: int
-    KVM_GET_VCPU_EVENTS: int
     KVM_GET_VCPU_MMAP_SIZE: int
-    KVM_HAS_DEVICE_ATTR: int
     KVM_IOEVENTFD: int
     KVM_IOEVENTFD_FLAG_DATAMATCH: int
     KVM_IOEVENTFD_FLAG_DEASSIGN: int
@@ -369,11 +352,7 @@ class _Lib:
     KVM_MEM_GUEST_MEMFD: int
     KVM_MEM_LOG_DIRTY_PAGES: int
     KVM_MEM_READONLY: int
-    KVM_MP_STATE_RUNNABLE: int
-    KVM_MP_STATE_STOPPED: int
     KVM_MSI_VALID_DEVID: int
-    KVM_PRE_FAULT_MEMORY: int
-    KVM_REGISTER_COALESCED_MMIO: int
     KVM_REG_ARM64: int
     KVM_REG_ARM64_SYSREG: int
     KVM_REG_ARM64_SYSREG_CRM_SHIFT: int
@@ -382,34 +361,27 @@ class _Lib:
     KVM_REG_ARM64_SYSREG_OP1_SHIFT: int
     KVM_REG_ARM64_SYSREG_OP2_SHIFT: int
     KVM_REG_ARM_CORE: int
-    KVM_REG_ARM_FW: int
     KVM_REG_SIZE_MASK: int
     KVM_REG_SIZE_SHIFT: int
-    KVM_REG_SIZE_U128: int
-    KVM_REG_SIZE_U32: int
     KVM_REG_SIZE_U64: int
     KVM_RUN: int
     KVM_SET_DEVICE_ATTR: int
     KVM_SET_GSI_ROUTING: int
-    KVM_SET_MP_STATE: int
     KVM_SET_ONE_REG: int
     KVM_SET_USER_MEMORY_REGION: int
     KVM_SET_USER_MEMORY_REGION2: int
     KVM_SET_VCPU_EVENTS: int
-    KVM_SIGNAL_MSI: int
     KVM_SYSTEM_EVENT_CRASH: int
     KVM_SYSTEM_EVENT_RESET: int
     KVM_SYSTEM_EVENT_SEV_TERM: int
     KVM_SYSTEM_EVENT_SHUTDOWN: int
     KVM_SYSTEM_EVENT_SUSPEND: int
     KVM_SYSTEM_EVENT_WAKEUP: int
-    KVM_UNREGISTER_COALESCED_MMIO: int
     KVM_VGIC_ITS_ADDR_TYPE: int
     KVM_VGIC_V2_ADDR_TYPE_CPU: int
     KVM_VGIC_V2_ADDR_TYPE_DIST: int
     KVM_VGIC_V3_ADDR_TYPE_DIST: int
     KVM_VGIC_V3_ADDR_TYPE_REDIST: int
-    KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION: int
     NETLINK_EXT_ACK: int
     NETLINK_ROUTE: int
     NLMSGERR_ATTR_MSG: int
@@ -531,7 +503,6 @@ class _Lib:
     PYVMM_ANSWER_SHADOW: int
     PYVMM_ANSWER_SINK: int
     PYVMM_ANSWER_UNCHANGED: int
-    PYVMM_BALLOON_MOST_PFNS: int
     PYVMM_BLK_DEPTH: int
     PYVMM_BLK_MAX_RANGES: int
     PYVMM_BLK_MAX_SECTORS: int
@@ -561,7 +532,6 @@ class _Lib:
     RTM_NEWADDR: int
     RTM_NEWLINK: int
     SOL_NETLINK: int
-    TUNGETIFF: int
     TUNSETIFF: int
     TUNSETOFFLOAD: int
     TUNSETQUEUE: int
@@ -588,7 +558,6 @@ class _Lib:
     VFIO_DMA_MAP_FLAG_READ: int
     VFIO_DMA_MAP_FLAG_WRITE: int
     VFIO_GET_API_VERSION: int
-    VFIO_GROUP_FLAGS_CONTAINER_SET: int
     VFIO_GROUP_FLAGS_VIABLE: int
     VFIO_GROUP_GET_DEVICE_FD: int
     VFIO_GROUP_GET_STATUS: int
@@ -596,18 +565,15 @@ class _Lib:
     VFIO_GROUP_UNSET_CONTAINER: int
     VFIO_IOMMU_GET_INFO: int
     VFIO_IOMMU_INFO_CAPS: int
-    VFIO_IOMMU_INFO_PGSIZES: int
     VFIO_IOMMU_MAP_DMA: int
     VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE: int
     VFIO_IOMMU_UNMAP_DMA: int
     VFIO_IRQ_INFO_AUTOMASKED: int
-    VFIO_IRQ_INFO_EVENTFD: int
     VFIO_IRQ_INFO_MASKABLE: int
     VFIO_IRQ_INFO_NORESIZE: int
     VFIO_IRQ_SET_ACTION_MASK: int
     VFIO_IRQ_SET_ACTION_TRIGGER: int
     VFIO_IRQ_SET_ACTION_UNMASK: int
-    VFIO_IRQ_SET_DATA_BOOL: int
     VFIO_IRQ_SET_DATA_EVENTFD: int
     VFIO_IRQ_SET_DATA_NONE: int
     VFIO_PCI_BAR0_REGION_INDEX: int
@@ -617,7 +583,6 @@ class _Lib:
     VFIO_PCI_INTX_IRQ_INDEX: int
     VFIO_PCI_MSIX_IRQ_INDEX: int
     VFIO_PCI_MSI_IRQ_INDEX: int
-    VFIO_PCI_NUM_REGIONS: int
     VFIO_PCI_REQ_IRQ_INDEX: int
     VFIO_PCI_ROM_REGION_INDEX: int
     VFIO_PCI_VGA_REGION_INDEX: int
@@ -731,8 +696,6 @@ class _Lib:
     VIRTIO_NET_CTRL_GUEST_OFFLOADS: int
     VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET: int
     VIRTIO_NET_CTRL_MQ: int
-    VIRTIO_NET_CTRL_MQ_VQ_PAIRS_MAX: int
-    VIRTIO_NET_CTRL_MQ_VQ_PAIRS_MIN: int
     VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET: int
     VIRTIO_NET_ERR: int
     VIRTIO_NET_F_CSUM: int
@@ -843,10 +806,8 @@ class _Lib:
     pyvmm_queue_disable_notify: Callable[[Any], None]
     pyvmm_queue_enable_notify: Callable[[Any], int]
     pyvmm_queue_pop: Callable[[Any, Any], int]
-    pyvmm_queue_publish: Callable[[Any], None]
     pyvmm_queue_push: Callable[[Any, int, int], int]
     pyvmm_queue_should_interrupt: Callable[[Any], int]
-    pyvmm_queue_stage: Callable[[Any, int, int], int]
     pyvmm_run: Callable[[Any], int]
     pyvmm_set_answers: Callable[[Any, Any], None]
     pyvmm_set_value: Callable[[Any, int], None]

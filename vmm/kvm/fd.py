@@ -44,21 +44,6 @@ class AttributeFd(KvmFd):
         """
         self._attr(Ioctl.KVM_SET_DEVICE_ATTR, group, attr, value)
 
-    def get_attr(self, group: int, attr: int, value: Any) -> None:
-        """Have the kernel write attribute *attr* of *group* to the cdata *value*.
-
-        Raises `KvmError`.
-        """
-        self._attr(Ioctl.KVM_GET_DEVICE_ATTR, group, attr, value)
-
-    def has_attr(self, group: int, attr: int) -> bool:
-        """Tell whether this kernel knows attribute *attr* of *group* here."""
-        try:
-            self._attr(Ioctl.KVM_HAS_DEVICE_ATTR, group, attr, None)
-        except KvmError:
-            return False
-        return True
-
     def _attr(self, request: Ioctl, group: int, attr: int, value: Any) -> None:
         addr = 0 if value is None else int(ffi.cast("uintptr_t", value))
         self.ioctl_struct(request, "kvm_device_attr", group=group, attr=attr, addr=addr)

@@ -123,16 +123,6 @@ class Vcpu(AttributeFd):
     def _reg_size(register: int) -> int:
         return 1 << ((register & lib.KVM_REG_SIZE_MASK) >> lib.KVM_REG_SIZE_SHIFT)
 
-    def get_reg_list(self) -> list[int]:
-        """Return the ids of all registers this vCPU has. Raises `KvmError`."""
-        head = ffi.new("struct kvm_reg_list *")
-        result = self.try_ioctl(Ioctl.KVM_GET_REG_LIST, head)
-        if result != -errno.E2BIG:  # that is KVM's way to say how many there are
-            raise KvmError(Ioctl.KVM_GET_REG_LIST, -result, {"vcpu": self.id})
-        full = ffi.new("struct kvm_reg_list *", {"n": head.n, "reg": head.n})
-        self.ioctl(Ioctl.KVM_GET_REG_LIST, full, n=head.n)
-        return list(full.reg[0 : full.n])
-
     def arm_vcpu_init(self, init: Any) -> None:
         """Reset the vCPU to *init*, a ``struct kvm_vcpu_init`` (arm64). Raises `KvmError`."""
         self.ioctl(
@@ -162,12 +152,3 @@ class Vcpu(AttributeFd):
             vcpu=self.id,
             **events,
         )
-
-    def get_mp_state(self) -> int:
-        """Return KVM_MP_STATE_*: runnable, stopped. Raises `KvmError`."""
-        state: int = self.ioctl_struct(Ioctl.KVM_GET_MP_STATE, "kvm_mp_state").mp_state
-        return state
-
-    def set_mp_state(self, state: int) -> None:
-        """Set KVM_MP_STATE_*. Raises `KvmError`."""
-        self.ioctl_struct(Ioctl.KVM_SET_MP_STATE, "kvm_mp_state", mp_state=state)

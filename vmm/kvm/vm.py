@@ -119,20 +119,6 @@ class Vm(KvmFd):
         )
         return bitmap
 
-    def clear_dirty_log(self, slot: int, first_page: int, pages: int, bitmap: bytearray) -> None:
-        """Protect again the pages set in *bitmap* (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2).
-
-        *first_page* and *pages* are multiples of 64 unless they reach the slot's end.
-        """
-        self.ioctl_struct(
-            Ioctl.KVM_CLEAR_DIRTY_LOG,
-            "kvm_clear_dirty_log",
-            slot=slot,
-            num_pages=pages,
-            first_page=first_page,
-            dirty_bitmap=ffi.from_buffer("void *", bitmap),
-        )
-
     def create_guest_memfd(self, size: int, flags: int = 0) -> Fd:
         """Create guest-private memory of *size* bytes (KVM_CAP_GUEST_MEMFD)."""
         arg = ffi.new("struct kvm_create_guest_memfd *", {"size": size, "flags": flags})
@@ -204,13 +190,6 @@ class Vm(KvmFd):
                 _fill_msi(entry.u.msi, route)
                 entry.flags = 0 if route.devid is None else lib.KVM_MSI_VALID_DEVID
         self.ioctl(Ioctl.KVM_SET_GSI_ROUTING, table, nr=len(routes))
-
-    def signal_msi(self, route: MsiRoute) -> bool:
-        """Deliver one message (KVM_CAP_SIGNAL_MSI); False if the guest blocks it."""
-        msi = ffi.new("struct kvm_msi *")
-        _fill_msi(msi, route)
-        msi.flags = 0 if route.devid is None else lib.KVM_MSI_VALID_DEVID
-        return self.ioctl(Ioctl.KVM_SIGNAL_MSI, msi, msi=route) > 0
 
     # --- what a VM is made of ---------------------------------------------------------------
 
