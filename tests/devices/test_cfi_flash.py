@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.pci.pci_bus import Recorded
+from tests.recorded import Recorded
 from vmm.devices.cfi import BUFFER_WORDS, COMMANDS, QUERY, Cycle, Status, View
 from vmm.devices.cfi_flash import BLOCK, SIZE, CfiFlash
 from vmm.events import COMPLAINTS

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.pci.pci_bus import Recorded
+from tests.recorded import Recorded
 from vmm.errors import KernelError
 from vmm.events import COMPLAINTS
 from vmm.kvm.irq_routing import GSIS, IrqRouting

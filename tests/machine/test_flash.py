@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.pci.pci_bus import Recorded
+from tests.recorded import Recorded
 from vmm.bus import MmioBus
 from vmm.config import MachineConfig
 from vmm.config.firmware import FlashConfig

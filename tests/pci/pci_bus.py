@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tests.recorded import Recorded
 from vmm._native import lib
 from vmm.address_range import AddressRange
 from vmm.bus import MmioBus
-from vmm.events import Events
 from vmm.pci.bar import Bar, Space
 from vmm.pci.function import INTA, Identity, PciFunction
 from vmm.pci.host import PciHost
@@ -21,20 +21,6 @@ ECAM = 0x3F00_0000
 
 COMMAND, BAR0, CAPABILITIES = 0x04, 0x10, 0x34
 IO_ON, MEMORY_ON, MASTER, INTX_OFF = 1, 2, 4, 1 << 10
-
-
-class Recorded(Events):
-    """Keeps what happened."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, object]]] = []
-
-    def emit(self, event: str, **fields: object) -> None:
-        self.seen.append((event, fields))
-
-    def names(self) -> list[str]:
-        return [name for name, _ in self.seen]
 
 
 class Line:

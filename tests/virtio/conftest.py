@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.recorded import Recorded
 from tests.virtio.block.blk_driver import SECTORS, Disk
-from tests.virtio.mmio_driver import Echo, MmioDriver, Recorded
+from tests.virtio.mmio_driver import Echo, MmioDriver
 from tests.virtio.ring_driver import Memory
 from vmm.virtio.block.device import Blk
 from vmm.virtio.block.raw_image import WRITE_BACK, CacheMode, RawDisk
@@ -49,7 +50,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["io_uring", "one by one", "direct"])
 def way(request: pytest.FixtureRequest) -> str:
-    """How requests are done."""
+    """How the disk's thread does requests."""
     return str(request.param)
 
 

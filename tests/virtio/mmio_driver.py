@@ -1,4 +1,4 @@
-"""A driver of virtio-mmio, as small as can be, and what surrounds the device: a loop, events."""
+"""A minimal driver of virtio-mmio, and a device for it."""
 
 from __future__ import annotations
 
@@ -42,25 +42,11 @@ REGISTERS = {
     "ConfigGeneration": 0x0FC,
     "Config": 0x100,
 }
-"""By table 4.1's names: typed once more, against mistakes in what the transport says."""
-
-
-class Recorded(Events):
-    """Keeps what happened."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, object]]] = []
-
-    def emit(self, event: str, **fields: object) -> None:
-        self.seen.append((event, fields))
-
-    def names(self) -> list[str]:
-        return [name for name, _ in self.seen]
+"""By the names of table 4.1; written down again here, to catch mistakes in the transport."""
 
 
 class Echo(VirtioDevice):
-    """Copies what it reads of a chain to what it may write of it. Two queues."""
+    """Copy each chain's readable bytes to its writable ones. Two queues."""
 
     device_id = 42
 
@@ -114,7 +100,7 @@ class MmioDriver(Driver):
         return self.load("QueueReady")
 
     def turn(self) -> None:
-        """Do what the loop does: let the device serve whatever doorbell was rung."""
+        """Do what the loop does: let the device serve the queues whose doorbells were signalled."""
         device = self.transport.device
         doorbells = {slot.doorbell.fileno(): index for index, slot in enumerate(device.slots)}
         ready, _, _ = select.select(list(doorbells), [], [], 0)
@@ -127,7 +113,7 @@ class MmioDriver(Driver):
         self.turn()
 
     def interrupts(self) -> int:
-        """Return how often the interrupt was raised since last asked."""
+        """Return how often the interrupt was raised since the last call."""
         try:
             return os.eventfd_read(self.transport.interrupt.fileno())
         except BlockingIOError:

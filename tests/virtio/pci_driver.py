@@ -1,4 +1,4 @@
-"""A driver of virtio over PCI, as small as can be: it finds everything by capabilities."""
+"""A minimal driver of virtio-pci: it finds everything by capabilities."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FIELDS = {
     "queue_notify_data": (0x38, 2),
     "queue_reset": (0x3A, 2),
 }
-"""By 4.1.4.3's names: typed once more, against mistakes in what the transport says."""
+"""By the names of 4.1.4.3; written down again here, to catch mistakes in the transport."""
 
 VENDOR_CAPABILITY = 9
 COMMON, NOTIFY, ISR, DEVICE, ACCESS = 1, 2, 3, 4, 5
@@ -46,7 +46,7 @@ DOORBELL = 0x0809_0040
 
 
 class FakeVectors:
-    """Stands for KVM: counts messages; an eventfd is read only while its vector has one."""
+    """KVM's part: count messages; an eventfd is read only while its vector has a message."""
 
     def __init__(self) -> None:
         self.messages: dict[int, Message] = {}
@@ -71,7 +71,7 @@ class FakeVectors:
         return bool(fds and select.select(fds, [], [], 0)[0])
 
     def sent(self) -> dict[int, int]:
-        """Return how many times each message's data was sent since last asked."""
+        """Return how often each message's data was sent since the last call."""
         found: dict[int, int] = {}
         for fd, vector in self.attached.items():
             message = self.messages.get(vector)
@@ -151,7 +151,7 @@ class PciDriver(Driver):
     def turn(self) -> None:
         """Do what the loop does."""
         readers = dict(self.transport.readers())
-        for _ in range(2):  # what the device said, it may have to be told again, as INTx
+        for _ in range(2):  # the first round may signal what the second turns into INTx
             for fd in select.select(list(readers), [], [], 0)[0]:
                 readers[fd]()
 

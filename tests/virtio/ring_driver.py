@@ -26,7 +26,7 @@ TABLES = BASE + 0x2_0000
 
 
 class Buffer(NamedTuple):
-    """What one descriptor says."""
+    """What one descriptor describes."""
 
     address: int
     length: int
@@ -55,7 +55,7 @@ class Memory:
 
 
 class SplitDriver:
-    """2.7."""
+    """The driver's side of a split virtqueue (2.7)."""
 
     def __init__(
         self, memory: Memory, size: int = 8, form: Format | None = None, at: int = BASE
@@ -76,7 +76,7 @@ class SplitDriver:
         )
 
     def table(self, *buffers: Buffer) -> Buffer:
-        """Write an indirect table; return what describes it."""
+        """Write an indirect table; return the buffer that it is in."""
         at = TABLES + 0x400 * (self.tables % 64)
         self.tables += 1
         for index, buffer in enumerate(buffers):
@@ -118,7 +118,7 @@ class SplitDriver:
         return found
 
     def wants_notify(self) -> bool:
-        """Tell whether the device wants to hear of the last chain that was added."""
+        """Tell whether the device wants a notification of the last chain that was added."""
         if self.form.event_idx:
             (event,) = self.memory.unpack(self.areas.device + 4 + 8 * self.size, "H")
             return event == (self.avail - 1) & 0xFFFF
@@ -126,7 +126,7 @@ class SplitDriver:
         return not flags & 1
 
     def suppress(self, event: int | None = None) -> None:
-        """Want no interrupt, or with EVENT_IDX one when *event* more chains were used."""
+        """Ask for no interrupt, or with EVENT_IDX for one when *event* more chains were used."""
         if event is None:
             self.memory.pack(self.areas.driver, "H", 1)
         else:
@@ -135,7 +135,7 @@ class SplitDriver:
 
 
 class PackedDriver:
-    """2.8."""
+    """The driver's side of a packed virtqueue (2.8)."""
 
     def __init__(
         self, memory: Memory, size: int = 8, form: Format | None = None, at: int = BASE
@@ -195,14 +195,14 @@ class PackedDriver:
                 self.seen, self.seen_wrap = self.seen - self.size, self.seen_wrap ^ 1
 
     def wants_notify(self) -> bool:
-        """Tell whether the device wants to hear of the last chain that was added."""
+        """Tell whether the device wants a notification of the last chain that was added."""
         place, flags = self.memory.unpack(self.areas.device, "HH")
         if flags == 2:
             return (place & 0x7FFF, place >> 15) == self.last
         return flags == 0
 
     def suppress(self, event: int | None = None) -> None:
-        """Want no interrupt, or with EVENT_IDX one when *event* more chains were used."""
+        """Ask for no interrupt, or with EVENT_IDX for one when *event* more chains were used."""
         if event is None:
             self.memory.pack(self.areas.driver, "HH", 0, 1)
         else:

@@ -1,4 +1,4 @@
-"""The balloon: what is given is gone, what is taken back is there, and what must stay stays."""
+"""The balloon: which memory goes back to the host, and which stays."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.recorded import Recorded
 from tests.virtio.driver import FORMAT_FEATURES
-from tests.virtio.mmio_driver import CONFIG, MmioDriver, Recorded
+from tests.virtio.mmio_driver import CONFIG, MmioDriver
 from tests.virtio.ring_driver import (
     BASE,
     BUFFERS,
@@ -38,15 +39,15 @@ from vmm.virtio.balloon import (
 from vmm.virtio.queue import MemoryMap
 from vmm.virtio.transport.mmio import MmioTransport
 
-INFLATE, DEFLATE, STATS, REPORTING = range(4)
+INFLATE, DEFLATE, STATS = range(3)
 NUM_PAGES, ACTUAL, POISON = 0x100, 0x104, 0x10C
 
 DATA = BASE + 0xC_0000
-"""What is given: 64 pages beyond rings and buffers."""
+"""The memory that the driver gives: 64 pages beyond rings and buffers."""
 
 
 class Driver:
-    """A driver with all queues, and memory full of ones where DATA is."""
+    """A driver with all queues; the memory at DATA is filled with ones."""
 
     def __init__(self, memory: Memory, balloon: Balloon) -> None:
         self.memory, self.balloon = memory, balloon
@@ -77,7 +78,7 @@ class Driver:
         assert len(self.rings[queue].used()) == 1
 
     def gone(self, address: int, size: int = PAGE) -> bool:
-        """Tell whether the memory was given back: zeroes are there now, not ones."""
+        """Tell whether the memory went back to the host: it has zeroes now, not ones."""
         (kind,) = set(self.memory.guest.read(address, size))
         return kind == 0
 
@@ -165,7 +166,7 @@ def test_what_is_no_ram_is_an_event(make: Callable[..., Driver], events: Recorde
 
 
 def test_a_list_without_end_ends(make: Callable[..., Driver]) -> None:
-    """4 GiB of page numbers, in one chain, would keep all others waiting."""
+    """4 GiB of page numbers in one chain would keep all other devices waiting."""
     driver = make()
     driver.start(0)
     ring = driver.rings[INFLATE]
@@ -236,7 +237,7 @@ def test_a_reset_empties_it(make: Callable[..., Driver]) -> None:
 
 @pytest.mark.parametrize("features", [F_REPORTING, F_REPORTING | F_STATS_VQ])
 def test_free_memory_goes_back(make: Callable[..., Driver], features: int) -> None:
-    """Queues that were not agreed upon leave no gap."""
+    """Queues of features that were not negotiated leave no gap."""
     driver = make()
     driver.start(features)
     queue = len(driver.rings) - 1

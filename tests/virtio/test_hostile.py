@@ -1,4 +1,4 @@
-"""Drivers that mean harm: whatever they write, the device stands still at worst, and says so.
+"""Hostile drivers: whatever they write, the device at worst stops, and an event tells.
 
 Hypothesis chooses seeds, and each seed makes hundreds of rings: 100,000 in all.
 """
@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.virtio.mmio_driver import Echo, MmioDriver, Recorded
+from tests.recorded import Recorded
+from tests.virtio.mmio_driver import Echo, MmioDriver
 from tests.virtio.ring_driver import (
     AVAIL,
     BASE,
@@ -58,7 +59,7 @@ LENGTHS = (1, 2, 16, 32, 48, 64, 16, 32, 0, 15, 4096, 1 << 16, 0x7FFF_FFFF, 0xFF
 
 
 class Late(Echo):
-    """Keeps the chains of one round until the next: they may come again meanwhile."""
+    """A device that keeps chains for one round: they may be made available again meanwhile."""
 
     def __init__(self, memory: Memory, events: Recorded) -> None:
         super().__init__(memory, events)
@@ -74,7 +75,7 @@ class Late(Echo):
 
 
 class Hostile:
-    """Makes rings that are wrong in all ways, and some that are not."""
+    """Make rings that are wrong in every way, and some that are right."""
 
     def __init__(self, random: Random, memory: Memory, areas: Areas = AREAS) -> None:
         self.random, self.memory, self.areas = random, memory, areas
@@ -97,7 +98,7 @@ class Hostile:
         self.memory.guest.write(at, b"".join(entries))
 
     def request(self, size: int, packed: int) -> None:
-        """Write what a block device may take for a request: its kind and sector, and a chain."""
+        """Write what a block device may take for a request: type, sector and a chain."""
         chain = ((BUFFERS, 16, NEXT), (SECOND, 512, NEXT | WRITE), (TABLES, 1, WRITE))
         if size > 2 and self.random.random() < 0.7:
             for index, (address, length, flags) in enumerate(chain):
@@ -111,7 +112,7 @@ class Hostile:
         self.memory.pack(BUFFERS, "IIQ", kind, 0, sector)
 
     def scribble(self, size: int, packed: int) -> None:
-        """Write a ring's worth of mischief."""
+        """Fill a ring with garbage."""
         random, memory = self.random, self.memory
         self.table(self.areas.descriptors, size, packed)
         self.table(TABLES, 4, packed)
@@ -132,14 +133,14 @@ class Hostile:
 
 
 def seeded(seed: int) -> Random:
-    """Return what chooses the same for the same *seed*."""
+    """Return a generator that chooses the same for the same *seed*."""
     return Random(seed)  # noqa: S311  (nobody's secret)
 
 
 def attack(
     random: Random, device: VirtioDevice, memory: Memory, events: Recorded, rings: int = RINGS
 ) -> Counter[str]:
-    """Have the device serve hostile *rings*; return what it complained of, how often."""
+    """Let the device serve hostile *rings*; return its complaints and how often each came."""
     hostile = Hostile(random, memory)
     found: Counter[str] = Counter()
     with MmioTransport(device) as transport:
@@ -165,7 +166,7 @@ def attack(
 
 
 def still_works(memory: Memory) -> None:
-    """Show that nothing of ours was hurt: another device, over the same memory, does its work."""
+    """Check that nothing was damaged: another device over the same memory works."""
     memory.guest.write(BASE, bytes(0x1_0000))
     ring = SplitDriver(memory)
     with MmioTransport(Echo(memory, Recorded())) as transport:
@@ -177,7 +178,7 @@ def still_works(memory: Memory) -> None:
 
 
 def attack_disk(random: Random, rings: int) -> None:
-    """Have a disk serve hostile *rings*, which change while its own thread reads them."""
+    """Let a disk serve hostile *rings*, which change while the disk's thread reads them."""
     memory, events = Memory(), Recorded()
     hostile = Hostile(random, memory)
     with TemporaryDirectory() as directory:
@@ -230,12 +231,12 @@ def test_no_ring_hurts_the_entropy_device(seed: int) -> None:
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, (1 << 64) - 1))
 def test_no_ring_hurts_a_disk_though_it_changes_while_it_is_served(seed: int) -> None:
-    """By both of its ways: through io_uring, and one request after the other."""
+    """By io_uring, and one request after the other."""
     attack_disk(seeded(seed), RINGS // 5)
 
 
 def test_the_rings_are_wrong_in_every_way(memory: Memory, events: Recorded) -> None:
-    """What cannot come up here has tests of its own: sizes and places, and very many buffers."""
+    """Errors that these rings cannot cause have tests of their own: sizes, addresses, lengths."""
     found: Counter[str] = Counter()
     for seed in range(4):
         found += attack(seeded(seed), Late(memory, events), memory, events)

@@ -1,4 +1,4 @@
-"""Drivers that mean harm to one kind of device: its rings, what is in them, its registers.
+"""Hostile drivers of each kind of device: its rings, the requests in them, its registers.
 
 As in test_hostile.py, hypothesis chooses seeds; here all queues of a device are scribbled over,
 with requests that its kind may take for good ones, while the host's side goes on as well.
@@ -22,7 +22,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.virtio.mmio_driver import MmioDriver, Recorded
+from tests.recorded import Recorded
+from tests.virtio.mmio_driver import MmioDriver
 from tests.virtio.ring_driver import AVAIL, BASE, BUFFERS, NEXT, SECOND, SIZE, TABLES, WRITE, Memory
 from tests.virtio.test_hostile import FEATURES, Hostile, still_works
 from vmm.errors import HostError
@@ -51,7 +52,7 @@ from vmm.virtio.vhost.user import UNWANTED
 from vmm.virtio.vsock import Vsock
 
 ROUNDS, WITH_THREADS = 40, 8
-"""Times that a seed brings a device up; and one that then starts threads for its queues."""
+"""How often a seed brings a device up; the second is for devices that start threads."""
 
 PLACES = [
     Areas(at, at + 0x2000, at + 0x3000) for at in range(BASE + 0x8_0000, BASE + SIZE, 0x1_0000)
@@ -88,7 +89,7 @@ class Tap:
 
 
 class Elsewhere:
-    """A back end that does nothing with rings that are as they must be."""
+    """A back end that checks the rings it gets, and does nothing with them."""
 
     resets_rings = False
 
@@ -118,7 +119,7 @@ class Elsewhere:
 
 
 class Daemon(Elsewhere):
-    """A daemon that dies now and then, and of which there is not always another to be had."""
+    """A daemon that dies now and then, and cannot always be started again."""
 
     def __init__(self, random: Random) -> None:
         self.random = Random(random.getrandbits(32))  # noqa: S311  (for a thread of its own)
@@ -163,7 +164,7 @@ class Daemon(Elsewhere):
 
 
 class Host:
-    """The machine around a device: its loop, and what is at the other end."""
+    """The machine around a device: its loop, and the other end of its connections."""
 
     def __init__(self, memory: Memory, random: Random) -> None:
         self.owned = ExitStack()
@@ -304,7 +305,7 @@ def message(kind: str, random: Random) -> bytes:
 
 
 class Attack:
-    """Brings *device* up and down with rings of all kinds."""
+    """Bring *device* up and down with rings of all kinds."""
 
     def __init__(self, kind: str, host: Host, memory: Memory, device: VirtioDevice) -> None:
         self.kind, self.host, self.memory, self.device = kind, host, memory, device
@@ -313,7 +314,7 @@ class Attack:
         self.found: Counter[str] = Counter()
 
     def scribble(self, index: int, size: int, packed: int) -> None:
-        """Write a ring's worth: mischief, or, mostly, something that looks like a request."""
+        """Fill a ring: mostly with what looks like requests, else with garbage."""
         random, memory, areas = self.random, self.memory, PLACES[index]
         memory.guest.write(BUFFERS, message(self.kind, random))
         if random.random() < 0.3 or size == 1:
@@ -349,7 +350,7 @@ class Attack:
         return queues, size, packed
 
     def poke(self) -> None:
-        """Access a register, or configuration."""
+        """Access a register or the configuration."""
         random, transport = self.random, self.driver.transport
         offset = CONFIGURATION + random.randrange(0x20)
         size = random.choice((1, 2, 4, 4, 8))
@@ -361,14 +362,14 @@ class Attack:
         assert 0 <= transport.read(offset, size) < 1 << 8 * size
 
     def ring(self) -> None:
-        """Have whoever listens look at the doorbells that were rung."""
+        """Let whoever listens serve the doorbells that were signalled."""
         readers = dict(self.device.readers())
         ready, _, _ = select.select(list(readers), [], [], 0)
         for fd in ready:
             readers[fd]()
 
     def round(self) -> None:
-        """Do one life of the device."""
+        """Run the device from one reset to the next."""
         random, events = self.random, self.host.events
         events.seen.clear()
         self.device._bounded = Bounded(events)
@@ -391,7 +392,7 @@ class Attack:
 
 
 def attack(kind: str, seed: int) -> Counter[str]:
-    """Have a device of *kind* live `ROUNDS` lives; return what came of it."""
+    """Bring a device of *kind* up `ROUNDS` times; return the events."""
     random = Random(seed)  # noqa: S311  (nobody's secret)
     memory = Memory()
     host = Host(memory, random)

@@ -1,4 +1,4 @@
-"""A host that lets us have no more threads: that breaks a device, and not the machine."""
+"""A host that is out of threads: that breaks a device, not the machine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.recorded import Recorded
 from tests.virtio.block.blk_driver import OK, Disk, wait
 from tests.virtio.fs.fuse_driver import INIT, Client
-from tests.virtio.mmio_driver import MmioDriver, Recorded
+from tests.virtio.mmio_driver import MmioDriver
 from tests.virtio.net.net_driver import Wired
 from tests.virtio.ring_driver import BASE, Memory, SplitDriver
 from tests.virtio.test_pmem import Disk as Durable
@@ -102,7 +103,7 @@ def disk(shared: Memory, events: Recorded) -> Iterator[MmioDriver]:
 
 
 def listen(driver: MmioDriver, until: Callable[[], object]) -> None:
-    """Do what the loop does, until something is so."""
+    """Do what the loop does until a condition holds."""
     device = driver.transport.device
     assert isinstance(device, VhostDevice)
 

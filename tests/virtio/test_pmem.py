@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.recorded import Recorded
 from tests.virtio.driver import FORMAT_FEATURES
-from tests.virtio.mmio_driver import MmioDriver, Recorded
+from tests.virtio.mmio_driver import MmioDriver
 from tests.virtio.ring_driver import (
     BASE,
     BUFFERS,
@@ -36,7 +37,7 @@ FLUSH, PATIENCE = 0, 10.0
 
 
 class Disk:
-    """What is made durable: counts how often, and takes as long as told."""
+    """A backing that counts its syncs, each of which lasts until it is allowed to end."""
 
     base, size = 0x8000_0000, 4 << 20
 
@@ -77,7 +78,7 @@ def start(driver: MmioDriver, ring: SplitDriver | PackedDriver) -> None:
 def flush(
     driver: MmioDriver, ring: SplitDriver | PackedDriver, number: int = 0, kind: int = FLUSH
 ) -> int:
-    """Ask for durability; return the chain's id. The reply will be at SECOND."""
+    """Make a flush request; return the chain's id. The reply will be at SECOND."""
     memory, reply = ring.memory, SECOND + 4 * number
     memory.pack(BUFFERS, "I", kind)
     memory.pack(reply, "I", 0xFFFF_FFFF)
@@ -133,7 +134,7 @@ def test_a_flush_is_done_when_it_is_used(
 def test_flushes_that_wait_are_done_together(
     driver: MmioDriver, memory: Memory, disk: Disk
 ) -> None:
-    """But not with one that has begun already: what was written since might not be part of it."""
+    """Not with a sync that has begun: what was written since may not be part of it."""
     ring = SplitDriver(memory)
     start(driver, ring)
     disk.go.clear()

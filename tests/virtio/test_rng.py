@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.recorded import Recorded
 from tests.virtio.driver import FORMAT_FEATURES
-from tests.virtio.mmio_driver import MmioDriver, Recorded
+from tests.virtio.mmio_driver import MmioDriver
 from tests.virtio.ring_driver import BUFFERS, KINDS, SECOND, Buffer, Memory
 from vmm.virtio.queue import MemoryMap
 from vmm.virtio.rng import MOST, Rng

@@ -8,7 +8,8 @@ from threading import Thread
 
 import pytest
 
-from tests.virtio.mmio_driver import REGISTERS, Echo, MmioDriver, Recorded
+from tests.recorded import Recorded
+from tests.virtio.mmio_driver import REGISTERS, Echo, MmioDriver
 from tests.virtio.pci_driver import FIELDS, PciDriver
 from tests.virtio.ring_driver import BASE, Memory, SplitDriver
 from vmm.virtio import device as virtio
@@ -17,14 +18,14 @@ from vmm.virtio.queue import Queue
 from vmm.virtio.transport.registers import CommonRegisters
 
 GOOD, BAD = 0, 0xFFFF
-"""A queue that is there, and one that is not."""
+"""A queue that exists, and one that does not."""
 
 Torn = Callable[[type, str, int, int], None]
 
 
 @pytest.fixture
 def torn(monkeypatch: pytest.MonkeyPatch) -> Torn:
-    """Have an attribute change each time somebody looks, as if another vCPU wrote it."""
+    """Make an attribute change each time it is read, as if another vCPU wrote it."""
 
     def tear(where: type, name: str, first: int, second: int) -> None:
         values = cycle((first, second))
@@ -33,7 +34,7 @@ def torn(monkeypatch: pytest.MonkeyPatch) -> Torn:
             return next(values)
 
         def write(_self: object, _value: int) -> None:
-            """Be torn all the same."""
+            """Ignore the store."""
 
         monkeypatch.setattr(where, name, property(look, write), raising=False)
 
@@ -82,7 +83,7 @@ def test_a_size_written_meanwhile_is_not_beyond_the_maximum(
 
 
 class Meeting:
-    """Lets another vCPU in right after somebody has looked whether a queue is ready."""
+    """Let another vCPU run right after somebody has read whether a queue is ready."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, slot: QueueSlot) -> None:
         self._others: list[Thread] = []
@@ -128,7 +129,7 @@ def test_a_queue_that_becomes_ready_meanwhile_is_what_its_registers_say(
     monkeypatch: pytest.MonkeyPatch,
     register: str,
 ) -> None:
-    """Others (vhost) are told what the registers say: it has to be what was checked."""
+    """Back ends (vhost) get what the slot has; it has to be what was checked."""
     ring = SplitDriver(memory)
     driver.negotiate()
     driver.store("QueueSel", 1)

@@ -1,7 +1,7 @@
-"""Notifications between driver and device, each over an eventfd that KVM can have instead of us.
+"""Notifications between driver and device, as eventfds that KVM can take (VIRTIO 1.2, 2.3).
 
-EventFd   the driver's store to QueueNotify (ioeventfd) --> whoever serves the queue
-Interrupt  whoever used a chain --> the driver (irqfd)
+doorbell   the driver's store to QueueNotify --ioeventfd--> whoever serves the queue
+Interrupt  whoever used a buffer --irqfd--> the driver
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[3]))  # last: vmm is the host's own
-from tests.virtio.mmio_driver import MmioDriver, Recorded
+from tests.recorded import Recorded
+from tests.virtio.mmio_driver import MmioDriver
 from tests.virtio.ring_driver import BASE, BUFFERS, Buffer, Memory, SplitDriver
 from vmm.virtio import status
 from vmm.virtio.device import F_EVENT_IDX, F_INDIRECT_DESC, F_RING_RESET

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.recorded import Recorded
 from tests.virtio.block.blk_driver import (
     DATA,
     DISCARD,
@@ -27,7 +28,6 @@ from tests.virtio.block.blk_driver import (
     Disk,
     wait,
 )
-from tests.virtio.mmio_driver import Recorded
 from tests.virtio.ring_driver import BASE, KINDS, SECOND, Buffer, Memory, SplitDriver
 from vmm.errors import UserError
 from vmm.fd import EventFd

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.virtio.mmio_driver import Recorded
+from tests.recorded import Recorded
 from tests.virtio.ring_driver import Memory
 from vmm.config import MachineConfig
 from vmm.config.disk import DiskConfig

@@ -10,6 +10,7 @@ from threading import Thread
 
 import pytest
 
+from tests.recorded import Recorded
 from tests.virtio.block.blk_driver import (
     DATA,
     FLUSH,
@@ -22,7 +23,6 @@ from tests.virtio.block.blk_driver import (
     Disk,
     wait,
 )
-from tests.virtio.mmio_driver import Recorded
 from tests.virtio.ring_driver import BASE, INDIRECT, KINDS, SECOND, SIZE, Buffer, SplitDriver
 from vmm._native import lib
 from vmm.errors import UserError

@@ -13,8 +13,8 @@ from threading import Thread
 
 import pytest
 
+from tests.recorded import Recorded
 from tests.virtio.block.blk_driver import FLUSH, IN, OK, OUT, Disk, wait
-from tests.virtio.mmio_driver import Recorded
 from tests.virtio.ring_driver import BASE, BUFFERS, Buffer, Memory, SplitDriver
 from tests.virtio.vhost import debian_daemons as foreign_programs
 from vmm.config.disk import DiskConfig

@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from tests.recorded import Recorded
 from tests.virtio.driver import FORMAT_FEATURES
-from tests.virtio.mmio_driver import CONFIG, MmioDriver, Recorded
+from tests.virtio.mmio_driver import CONFIG, MmioDriver
 from tests.virtio.ring_driver import (
     BASE,
     BUFFERS,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.recorded import Recorded
 from tests.virtio.block.blk_driver import wait
 from tests.virtio.fs.fuse_driver import (
     FORGET,
@@ -22,7 +23,6 @@ from tests.virtio.fs.fuse_driver import (
     PLACES,
     Client,
 )
-from tests.virtio.mmio_driver import Recorded
 from tests.virtio.ring_driver import Memory
 from tests.virtio.vhost import debian_daemons as foreign_programs
 from vmm.config.share import TAG_BYTES, ShareConfig, parse_share, parse_shares

@@ -11,8 +11,9 @@ import struct
 import time
 from collections.abc import Callable
 
+from tests.recorded import Recorded
 from tests.virtio.driver import FORMAT_FEATURES
-from tests.virtio.mmio_driver import MmioDriver, Recorded
+from tests.virtio.mmio_driver import MmioDriver
 from tests.virtio.ring_driver import BASE, KINDS, Buffer, Memory, PackedDriver, SplitDriver
 from vmm.virtio import status
 from vmm.virtio.net import registers

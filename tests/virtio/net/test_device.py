@@ -9,7 +9,8 @@ from contextlib import suppress
 
 import pytest
 
-from tests.virtio.mmio_driver import MmioDriver, Recorded
+from tests.recorded import Recorded
+from tests.virtio.mmio_driver import MmioDriver
 from tests.virtio.ring_driver import BASE, BUFFERS, Buffer, Memory, SplitDriver
 from tests.virtio.vhost.test_device import Recorder
 from vmm._native import lib

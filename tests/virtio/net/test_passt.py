@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.virtio.mmio_driver import MmioDriver, Recorded
+from tests.recorded import Recorded
+from tests.virtio.mmio_driver import MmioDriver
 from tests.virtio.net.net_driver import MAC, wait
 from tests.virtio.ring_driver import BASE, BUFFERS, Buffer, Memory, SplitDriver
 from vmm.config.net import parse_net

@@ -9,7 +9,8 @@ from contextlib import suppress
 
 import pytest
 
-from tests.virtio.mmio_driver import USED, Recorded
+from tests.recorded import Recorded
+from tests.virtio.mmio_driver import USED
 from tests.virtio.net.net_driver import DATA, HEADER, MAC, RECEIVE, SIZE, TRANSMIT, Wired, wait
 from tests.virtio.ring_driver import KINDS, Buffer, Memory
 from vmm._native import lib

@@ -1,4 +1,4 @@
-"""Drivers that mean harm, over PCI: no order of accesses hurts the transport."""
+"""Hostile drivers over PCI: no order of accesses damages the transport."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.pci.pci_bus import MEMORY_ON
-from tests.virtio.mmio_driver import Echo, Recorded
+from tests.recorded import Recorded
+from tests.virtio.mmio_driver import Echo
 from tests.virtio.pci_driver import FIELDS, NO_VECTOR, PciDriver
 from tests.virtio.ring_driver import BUFFERS, Buffer, Memory, SplitDriver
 from vmm.virtio.transport.pci import COMMON, DEVICE, ISR, NOTIFY, PENDING, SIZE, TABLE
@@ -27,7 +28,7 @@ accesses = st.tuples(
 
 
 def still_works(driver: PciDriver, memory: Memory) -> None:
-    """Show that a driver that does as it should gets on, whatever came before."""
+    """Check that a correct driver works, whatever came before."""
     driver.bus.host.reset()
     driver.bus.place(driver.base)
     driver.bus.command(MEMORY_ON)

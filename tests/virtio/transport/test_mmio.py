@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.recorded import Recorded
 from tests.virtio.driver import FORMAT_FEATURES, echo_once, start
-from tests.virtio.mmio_driver import (
-    CONFIG,
-    REGISTERS,
-    USED,
-    Echo,
-    MmioDriver,
-    Recorded,
-)
+from tests.virtio.mmio_driver import CONFIG, REGISTERS, USED, Echo, MmioDriver
 from tests.virtio.ring_driver import BASE, BUFFERS, Buffer, Memory, PackedDriver, SplitDriver
 from vmm.events import COMPLAINTS
 from vmm.virtio import device as virtio
@@ -197,7 +191,7 @@ def test_no_interrupt_comes_that_the_driver_does_not_want(
 def test_a_live_device_may_always_have_used_something(
     driver: MmioDriver, ring: SplitDriver | PackedDriver
 ) -> None:
-    """So that who used it, perhaps another process, need only signal the interrupt."""
+    """So whoever used it, perhaps another process, only has to signal the interrupt."""
     driver.negotiate(FORMAT_FEATURES[ring.form])
     assert driver.load("InterruptStatus") == 0
     start(driver, ring)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.pci.pci_bus import EXPRESS, INTX_OFF, MASTER, MEMORY_ON, MSIX, POWER
+from tests.recorded import Recorded
 from tests.virtio.driver import echo_once, start
-from tests.virtio.mmio_driver import Echo, Recorded
+from tests.virtio.mmio_driver import Echo
 from tests.virtio.pci_driver import (
     ACCESS,
     COMMON,
@@ -387,7 +388,7 @@ def test_a_device_that_is_no_bus_master_any_more_leaves_memory_alone(
 
 
 def test_a_device_that_never_was_one_works(driver: PciDriver, memory: Memory) -> None:
-    """No driver does without; but nothing is gained by refusing."""
+    """No driver leaves it off, but nothing is gained by refusing."""
     driver.bus.command(MEMORY_ON)
     ring = SplitDriver(memory)
     start(driver, ring)

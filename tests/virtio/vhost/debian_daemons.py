@@ -1,4 +1,4 @@
-"""Debian 13's vhost-user daemons, on whatever machine this is: unpacked, and found on PATH."""
+"""Debian 13's vhost-user daemons, unpacked and on PATH, whatever this machine runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = {
 
 
 def install(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have all of them in *directory*, and that on PATH."""
+    """Unpack the daemons to *directory*, and put that on PATH."""
     for name, (package, path) in PACKAGES.items():
         command = shlex.join(prefix.prefix(package, [package]).command(path))
         (directory / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')

@@ -1,4 +1,4 @@
-"""A vhost-user daemon in a thread: it answers as one should, or as it is told to."""
+"""A vhost-user daemon in a thread: it answers correctly, or as a script says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FEATURES = 1 << 32 | 1 << 30 | 1 << 28 | 1 << 9
 CONFIG = struct.pack("<QIIHBBI", 2048, 0, 126, 0, 0, 0, 512).ljust(60, b"\0")
 
 Answer = Callable[[int, bytes], bytes | None]
-"""Given a request's number and the right answer, returns what is said; None: it hangs up."""
+"""Return the reply, given a request's number and the correct reply; None hangs up."""
 
 
 def right(_request: int, answer: bytes) -> bytes:
@@ -27,7 +27,7 @@ def framed(request: int, payload: bytes, flags: int = VERSION | REPLY) -> bytes:
 
 
 class FakeDaemon:
-    """One end of a connection, served: the first answers as *script* says, all others rightly."""
+    """The daemon's end of a connection: the first replies are *script*'s, all others correct."""
 
     def __init__(self, script: Sequence[Answer] = (), *, fds: Sequence[int] = ()) -> None:
         self.ours, self._theirs = socket.socketpair()
@@ -35,7 +35,7 @@ class FakeDaemon:
         self._fds = list(fds)
         self.requests: list[int] = []
         self.told: list[tuple[int, bytes]] = []
-        """Requests, and what came with them."""
+        """Requests, with their payloads and descriptors."""
         self._thread = Thread(target=self._serve)
         self._thread.start()
 
@@ -83,11 +83,11 @@ class FakeDaemon:
         return framed(request, bytes(8)) if needed else None
 
     def say(self, data: bytes) -> None:
-        """Speak unasked."""
+        """Send something unasked."""
         self._theirs.sendall(data)
 
     def hang_up(self) -> None:
-        """Have it end soon."""
+        """Hang up soon."""
         with suppress(OSError):
             self._theirs.shutdown(socket.SHUT_RDWR)
 
@@ -98,7 +98,7 @@ class FakeDaemon:
 
 
 class FakeService:
-    """Stand for `vhost.service.Service`: a scripted daemon for each connection."""
+    """A `vhost.service.Service` with a scripted daemon for each connection."""
 
     what = "--disk fake"
 

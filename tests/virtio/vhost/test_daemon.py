@@ -17,6 +17,7 @@ from threading import Event
 
 import pytest
 
+from tests.recorded import Recorded
 from vmm.errors import HostError
 from vmm.events import COMPLAINTS, Bounded, Events
 from vmm.virtio.vhost import daemon
@@ -25,21 +26,14 @@ from vmm.virtio.vhost.daemon import FIRST_FD, Daemon, find
 PATIENCE = 30.0
 
 
-class Recorded(Events):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, object]]] = []
-
-    def emit(self, event: str, **fields: object) -> None:
-        self.seen.append((event, fields))
-
+class Output(Recorded):
     def lines(self) -> list[object]:
         return [fields["line"] for event, fields in self.seen if event == "daemon-said"]
 
 
 @pytest.fixture
-def events() -> Recorded:
-    return Recorded()
+def events() -> Output:
+    return Output()
 
 
 def shell(script: str, events: Events, **more: object) -> Daemon:
@@ -60,13 +54,13 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_what_it_says_is_an_event(events: Recorded) -> None:
+def test_what_it_says_is_an_event(events: Output) -> None:
     with shell("echo one >&2; echo lost; printf two >&2", events) as program:
         assert program.wait(PATIENCE)
     assert events.lines() == ["one", "two"]
 
 
-def test_a_program_that_babbles_is_cut_short(events: Recorded) -> None:
+def test_a_program_that_babbles_is_cut_short(events: Output) -> None:
     script = "yes | head -n 10000 >&2; head -c 3000 /dev/zero | tr '\\0' x >&2"
     with shell(script, Bounded(events)) as program:
         assert program.wait(PATIENCE)
@@ -74,7 +68,7 @@ def test_a_program_that_babbles_is_cut_short(events: Recorded) -> None:
     assert len(program._said[-1]) == daemon.LONGEST_LINE
 
 
-def test_its_end_is_told_once(events: Recorded) -> None:
+def test_its_end_is_told_once(events: Output) -> None:
     ended = Event()
     with shell("echo no disk >&2; exit 3", events, on_end=ended.set) as program:
         assert ended.wait(PATIENCE)
@@ -84,7 +78,7 @@ def test_its_end_is_told_once(events: Recorded) -> None:
     assert [event for event, _ in events.seen].count("daemon-ended") == 1
 
 
-def test_closing_asks_it_to_end(events: Recorded) -> None:
+def test_closing_asks_it_to_end(events: Output) -> None:
     told: list[int] = []
     program = shell(
         'trap "echo bye >&2; exit 0" TERM; echo up >&2; while :; do sleep 0.01; done',
@@ -99,9 +93,7 @@ def test_closing_asks_it_to_end(events: Recorded) -> None:
     assert not told
 
 
-def test_what_does_not_heed_that_is_killed(
-    events: Recorded, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_heed_that_is_killed(events: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "GRACE", 0.2)
     program = shell('trap "" TERM; echo up >&2; while :; do sleep 0.01; done', events)
     eventually(lambda: bool(events.lines()))
@@ -110,7 +102,7 @@ def test_what_does_not_heed_that_is_killed(
     assert program.last_words().startswith("sh ended (SIGKILL)")
 
 
-def test_it_gets_the_descriptors_it_is_given_and_no_others(events: Recorded) -> None:
+def test_it_gets_the_descriptors_it_is_given_and_no_others(events: Output) -> None:
     ours, theirs = socket.socketpair()
     other = os.open("/dev/zero", os.O_RDONLY)
     fcntl.fcntl(other, fcntl.F_SETFD, 0)
@@ -123,20 +115,20 @@ def test_it_gets_the_descriptors_it_is_given_and_no_others(events: Recorded) -> 
     assert events.lines() == ["0", "1", "2", "3", "4"]
 
 
-def test_it_hears_signals_that_we_ignore(events: Recorded) -> None:
-    """Python ignores SIGPIPE, and what is ignored stays so over exec."""
+def test_it_hears_signals_that_we_ignore(events: Output) -> None:
+    """Python ignores SIGPIPE, and an ignored signal stays ignored over exec."""
     with shell("yes | :; grep SigIgn /proc/self/status >&2", events) as program:
         assert program.wait(PATIENCE)
     assert events.lines() == ["SigIgn:\t0000000000000000"]
 
 
-def test_it_has_no_terminal_of_ours(events: Recorded) -> None:
+def test_it_has_no_terminal_of_ours(events: Output) -> None:
     with shell("ps -o sid= -p $$ >&2" if shutil.which("ps") else "echo $$ >&2", events) as program:
         assert program.wait(PATIENCE)
         assert [int(str(line)) for line in events.lines()] == [program.pid]
 
 
-def test_what_it_started_ends_with_it(events: Recorded) -> None:
+def test_what_it_started_ends_with_it(events: Output) -> None:
     with shell("sleep 1000 & echo $! >&2", events) as program:
         assert program.wait(PATIENCE)
         (pid,) = (int(str(line)) for line in events.lines())
@@ -167,7 +159,7 @@ time.sleep(1000)
     eventually(lambda: not alive(pid))
 
 
-def test_no_descriptor_is_left(events: Recorded) -> None:
+def test_no_descriptor_is_left(events: Output) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
         shell("sleep 1000", events).close()
@@ -176,7 +168,7 @@ def test_no_descriptor_is_left(events: Recorded) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_what_cannot_be_started_is_one_clear_error(events: Recorded, tmp_path: Path) -> None:
+def test_what_cannot_be_started_is_one_clear_error(events: Output, tmp_path: Path) -> None:
     with pytest.raises(HostError, match="cannot start /nonexistent/daemon: No such file"):
         Daemon(["/nonexistent/daemon"], events)
     (tmp_path / "daemon").write_text("no program")
@@ -185,21 +177,21 @@ def test_what_cannot_be_started_is_one_clear_error(events: Recorded, tmp_path: P
         Daemon([str(tmp_path / "daemon")], events)
 
 
-def test_the_end_by_a_signal_without_a_name_is_said_too(events: Recorded) -> None:
+def test_the_end_by_a_signal_without_a_name_is_said_too(events: Output) -> None:
     with shell("kill -s 37 $$", events) as program:
         assert program.wait(PATIENCE)
         assert program.last_words() == "sh ended (signal 37)"
 
 
 def children_that_ended() -> object:
-    """Return one that nobody has waited for; None if there is none."""
+    """Return a zombie's process ID; None if there is no zombie."""
     try:
         return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return None
 
 
-def test_what_cannot_be_started_leaves_no_process(events: Recorded) -> None:
+def test_what_cannot_be_started_leaves_no_process(events: Output) -> None:
     assert children_that_ended() is None
     with pytest.raises(HostError):
         Daemon(["/nonexistent/daemon"], events)
@@ -208,7 +200,7 @@ def test_what_cannot_be_started_leaves_no_process(events: Recorded) -> None:
 
 @pytest.mark.parametrize("call", ["pipe2", "pidfd_open"])
 def test_too_many_open_files_are_one_clear_error(
-    call: str, events: Recorded, monkeypatch: pytest.MonkeyPatch
+    call: str, events: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: int) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

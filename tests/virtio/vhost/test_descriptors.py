@@ -1,4 +1,4 @@
-"""Making a daemon's connection, and what it takes to watch its rings, with no descriptors left."""
+"""Connecting to a daemon, and watching its rings, while descriptors run out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vmm.virtio.vhost.service import Service
 
 
 class Scarce:
-    """Lets a call through as often as *left* says, then there are too many open files."""
+    """Let a call succeed *left* times, then fail with EMFILE."""
 
     def __init__(self, call: object, left: int) -> None:
         self.call = call

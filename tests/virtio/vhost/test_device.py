@@ -1,4 +1,4 @@
-"""Devices whose rings others serve: what a back end is told, when, and what becomes of failures."""
+"""Devices that a back end serves: what it is asked, when, and what failures become."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.virtio.mmio_driver import CONFIG, MmioDriver, Recorded
+from tests.recorded import Recorded
+from tests.virtio.mmio_driver import CONFIG, MmioDriver
 from tests.virtio.ring_driver import BASE, BUFFERS, Buffer, Memory, PackedDriver, SplitDriver
 from vmm.errors import HostError, KernelError
 from vmm.memory import GuestMemory
@@ -28,7 +29,7 @@ EVERYTHING = virtio.RING_FEATURES | virtio.F_VERSION_1
 
 
 class Recorder:
-    """A back end that writes down what it is told, and fails where it is asked to."""
+    """A back end that records its calls, and fails where it is asked to."""
 
     def __init__(self, *, features: int = EVERYTHING, resets_rings: bool = True) -> None:
         self.told: list[str] = []

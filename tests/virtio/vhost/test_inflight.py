@@ -1,4 +1,4 @@
-"""What a dead process had of a ring: found, put back in order, whatever it had done."""
+"""Which chains a dead process had: found and made available again, whatever it had done."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZE = 8
 
 
 class Process:
-    """What serves a ring from *base* on, and uses chains in any order; without looking at idx."""
+    """A server of a ring from *base* on that uses chains in any order, without a look at idx."""
 
     def __init__(self, memory: Memory, driver: SplitDriver, base: int) -> None:
         self.memory, self.driver = memory, driver
@@ -42,7 +42,7 @@ class Process:
         return head
 
     def use(self, which: int) -> None:
-        """Use one of those it has."""
+        """Use one of the chains it has."""
         head = self.has.pop(which % len(self.has))
         place = self.driver.areas.device + 4 + 8 * (self.used % self.driver.size)
         self.memory.pack(place, "II", head, 0)
@@ -51,7 +51,7 @@ class Process:
 
 
 class Ringed:
-    """A ring, its driver, a process that serves it, and who counts what that has."""
+    """A ring, its driver, a process that serves it, and an `Inflight`."""
 
     def __init__(self, size: int = SIZE, base: int = 0) -> None:
         self.memory = Memory()
@@ -74,7 +74,7 @@ class Ringed:
         return self.driver.add(Buffer(BUFFERS, 16))
 
     def die(self) -> list[int]:
-        """Replace the process; return what the new one finds."""
+        """Replace the process; return the chains that the new one finds."""
         self.process = Process(self.memory, self.driver, self.inflight.requeue())
         found = []
         while (head := self.process.take()) is not None:
@@ -149,7 +149,7 @@ MOVES = st.lists(
 @settings(max_examples=400)
 @given(MOVES, st.sampled_from([0, 3, 0xFFFC]))
 def test_each_chain_is_used_once_whatever_happens(moves: list[tuple[str, int]], base: int) -> None:
-    """Looks come with notifications; all else in any order, also over the indices' wrap."""
+    """Everything in any order, also where the indices wrap."""
     ringed = Ringed(base=base)
     outstanding: list[int] = []
     for move, which in moves:

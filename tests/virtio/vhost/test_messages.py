@@ -1,4 +1,4 @@
-"""vhost-user: what goes over the socket, and daemons that talk nonsense."""
+"""vhost-user: what goes over the socket, and daemons that send garbage."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.recorded import Recorded
 from tests.virtio.block.blk_driver import wait
-from tests.virtio.mmio_driver import MmioDriver, Recorded
+from tests.virtio.mmio_driver import MmioDriver
 from tests.virtio.ring_driver import Memory, SplitDriver
 from tests.virtio.vhost.fake_daemon import CONFIG, FEATURES, Answer, FakeService, framed, right
 from vmm.errors import HostError, UserError
@@ -55,7 +56,7 @@ def ring(memory: Memory, bells: list[EventFd]) -> Ring:
 
 
 def use(service: FakeService, memory: Memory) -> int:
-    """Do all that there is to do with a back end; return how far it got."""
+    """Do everything that a back end can be asked; return how far it got."""
     bells = [EventFd() for _ in range(3)]
     done = 0
     try:
@@ -100,7 +101,7 @@ def test_only_what_we_can_follow_is_offered() -> None:
 
 
 def test_of_one_that_uses_chains_in_order_more_is_offered() -> None:
-    """Where it got to the used ring says, if that is split."""
+    """The used ring tells how far it got, if the ring is split."""
 
     def all_of_them(_request: int, _answer: bytes) -> bytes:
         return framed(Request.GET_FEATURES, b"\xff" * 8)
@@ -219,7 +220,7 @@ NONSENSE = st.one_of(
 
 @given(st.lists(NONSENSE, max_size=16), st.booleans())
 def test_no_nonsense_is_more_than_an_error(script: list[Answer], fds: bool) -> None:  # noqa: FBT001
-    """Whatever comes, also with descriptors that nobody wants: nothing else, and nothing stays."""
+    """Any garbage, also with descriptors: no other error, and no descriptor stays open."""
     memory = Memory(Mapping.memfd)
     null = os.open(os.devnull, os.O_RDONLY)
     before = len(list(Path("/proc/self/fd").iterdir()))
@@ -319,7 +320,7 @@ def silence(_request: int, _answer: bytes) -> bytes:
 
 
 class Hung(NamedTuple):
-    """A device whose driver a vCPU has just made ready, and which waits for a daemon."""
+    """A device that a vCPU's driver has just started, and that waits for a daemon."""
 
     device: VhostUserBlk
     driver: MmioDriver

@@ -1,16 +1,16 @@
-"""A daemon of our own, for one connection after another."""
+"""One daemon for one connection after another."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-from tests.virtio.mmio_driver import Recorded
+from tests.recorded import Recorded
 from vmm.events import COMPLAINTS
 from vmm.virtio.vhost.service import Service
 
 
 def test_a_guest_that_resets_its_device_all_day_does_not_fill_the_log(events: Recorded) -> None:
-    """Each of its drivers gets a new process, which has something to say."""
+    """Each driver gets a new process, which writes lines."""
     script = "echo up >&2; read line <&3; exit 3"
     with Service(lambda _fd: ["/bin/sh", "-c", script], events, what="--disk x") as service:
         for _ in range(COMPLAINTS + 10):

@@ -20,7 +20,7 @@ from vmm.closeable import Closeable
 from vmm.fd import EventFd
 from vmm.virtio import status
 from vmm.virtio.notify import CONFIG, USED, Interrupt, Ioeventfd
-from vmm.virtio.transport.registers import HALVES, CommonRegisters, Fields
+from vmm.virtio.transport.registers import HALVES, CommonRegisters, DeviceConfiguration, Fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +68,7 @@ class MmioTransport(Closeable):
         """Where KVM takes stores that need no action; nobody listens."""
         device.interrupts = self
         self._common = common = CommonRegisters(device)
+        self._configuration = DeviceConfiguration(device)
         constant = {
             lib.VIRTIO_MMIO_MAGIC_VALUE: MAGIC,
             lib.VIRTIO_MMIO_VERSION: VERSION,
@@ -113,14 +114,13 @@ class MmioTransport(Closeable):
     def read(self, offset: int, size: int) -> int:
         """Return a register, or *size* bytes of the device's configuration."""
         if offset >= lib.VIRTIO_MMIO_CONFIG:
-            return self.device.read_config(offset - lib.VIRTIO_MMIO_CONFIG, size)
+            return self._configuration.read(offset - lib.VIRTIO_MMIO_CONFIG, size)
         return self._registers.read(offset, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Store *value* to a register, or to the device's configuration."""
         if offset >= lib.VIRTIO_MMIO_CONFIG:
-            data = value.to_bytes(size, "little")
-            self.device.write_config(offset - lib.VIRTIO_MMIO_CONFIG, data)
+            self._configuration.write(offset - lib.VIRTIO_MMIO_CONFIG, size, value)
         else:
             self._registers.write(offset, size, value)
 

@@ -23,7 +23,7 @@ from vmm.pci.function import INTA, Identity, PciFunction
 from vmm.pci.msix import Msix
 from vmm.virtio.notify import Ioeventfd
 from vmm.virtio.transport.pci_interrupts import NO_VECTOR, PciInterrupts
-from vmm.virtio.transport.registers import HALVES, CommonRegisters, Fields
+from vmm.virtio.transport.registers import HALVES, CommonRegisters, DeviceConfiguration, Fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -255,18 +255,6 @@ class PciTransport(PciFunction):
         """Close the device and the interrupts, which no VM and no loop may have. Idempotent."""
         self.device.close()
         self.interrupts.close()
-
-
-class DeviceConfiguration:
-    """The device's own configuration (4.1.4.6), as a bus device."""
-
-    def __init__(self, device: VirtioDevice) -> None:
-        self.read = device.read_config
-        self._device = device
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        """Store to the device's configuration."""
-        self._device.write_config(offset, value.to_bytes(size, "little"))
 
 
 class Notify:

@@ -49,6 +49,21 @@ class Fields:
             store(value)
 
 
+class DeviceConfiguration:
+    """The device's own configuration (4.1.4.6, 4.2.2), as a bus device."""
+
+    def __init__(self, device: VirtioDevice) -> None:
+        self._device = device
+
+    def read(self, offset: int, size: int) -> int:
+        """Return *size* bytes of the configuration."""
+        return self._device.read_config(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Store *size* bytes to the configuration."""
+        self._device.write_config(offset, value.to_bytes(size, "little"))
+
+
 class CommonRegisters:
     """The selectors of *device*'s transport, and the registers behind them.
 

@@ -1,0 +1,19 @@
+"""Events that a test looks at."""
+
+from __future__ import annotations
+
+from vmm.events import Events
+
+
+class Recorded(Events):
+    """Keep what was emitted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, object]]] = []
+
+    def emit(self, event: str, **fields: object) -> None:
+        self.seen.append((event, fields))
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.seen]
