@@ -87,7 +87,7 @@ def test_a_closed_device_is_said(file: VfioFd, region: VfioRegion) -> None:
 
 def test_a_mapping_shows_the_region(region: VfioRegion) -> None:
     with region.map(PAGE, 2 * PAGE) as mapping:
-        assert (mapping.offset, mapping.size) == (PAGE, 2 * PAGE)
+        assert mapping.area == (PAGE, 2 * PAGE)
         mapping.view[:4] = b"here"
         assert region.read_bytes(PAGE, 4) == b"here"
         assert mapped() == 1

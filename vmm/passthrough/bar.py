@@ -1,9 +1,9 @@
 """The regions of a device as BARs of its function in the guest.
 
-    | mapped area | MSI-X table | PBA | mapped area | no area |
-      memory slot   ours          ours  memory slot   VFIO read and write for each access
+    | mapped area | MSI-X table | PBA      | mapped area | no area |
+      memory slot   emulated      emulated   memory slot   VFIO read and write for each access
 
-All of a BAR is on the bus by the device that answers what has no slot; slots go before it.
+A BAR as a whole is on the bus, as the device that answers accesses outside its memory slots.
 """
 
 from __future__ import annotations
@@ -25,56 +25,57 @@ if TYPE_CHECKING:
     from vmm.vfio.region import VfioRegion
 
 BARS: Final = range(lib.VFIO_PCI_BAR0_REGION_INDEX, lib.VFIO_PCI_BAR5_REGION_INDEX + 1)
-"""Region indices that are BARs, and which."""
+"""The region indices of BARs; BAR 0's is 0."""
 
 
 class BarDevice:
-    """Answer the accesses to a BAR that no memory slot takes.
+    """Answer the accesses to a BAR that go to no memory slot.
 
-    *ours* has bus devices of ours by where they are in the BAR; elsewhere it is *device*, which
-    has *size* bytes. Beyond, and across two of them, nobody answers.
+    *emulated* maps parts of the BAR to bus devices of the VMM; the rest of its *size* bytes is
+    *device*. Accesses beyond, or to two of these at once, are not answered.
     """
 
     def __init__(
-        self, device: BusDevice, size: int, ours: Mapping[AddressRange, BusDevice]
+        self, device: BusDevice, size: int, emulated: Mapping[AddressRange, BusDevice]
     ) -> None:
-        self._parts = (*ours.items(), (AddressRange(0, size), device))
+        self._parts = (*emulated.items(), (AddressRange(0, size), device))
 
     def read(self, offset: int, size: int) -> int:
-        """Read as the guest does."""
+        """Return what the guest reads; ones if nobody answers."""
         if (found := self._find(offset, size)) is None:
             return (1 << 8 * size) - 1
         area, device = found
         return device.read(offset - area.base, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Write as the guest does."""
+        """Write for the guest."""
         if (found := self._find(offset, size)) is not None:
             area, device = found
             device.write(offset - area.base, size, value)
 
     def _find(self, offset: int, size: int) -> tuple[AddressRange, BusDevice] | None:
+        access = AddressRange(offset, size)
         for area, device in self._parts:
-            if area.overlaps(AddressRange(offset, size)):
-                return (area, device) if area.contains(offset, size) else None
+            if area.overlaps(access):
+                return (area, device) if area.contains(*access) else None
         return None
 
 
 class SlotObserver(Protocol):
-    """Who is told where device memory is. With the host bridge's lock. May not raise."""
+    """Hears where device memory has slots. Called with the host bridge's lock; may not raise."""
 
     def slots_added(self, memory: RegionMemory) -> None:
-        """Hear that *memory* has slots now."""
+        """Note that *memory* has slots now."""
 
     def slots_removing(self, memory: RegionMemory) -> None:
-        """Hear that *memory* is about to lose its slots, if it has any."""
+        """Note that *memory* is about to lose its slots, if it has any."""
 
 
 class BarSlots:
-    """Device memory that is in the guest wherever the guest decodes its BAR.
+    """The memory slots of a BAR, which are where the guest decodes it: hooks of `pci.bar.Bar`.
 
-    *slots* returns those of the VM that runs now, if one does; *observer* hears of it when it has
-    come, and before it goes.
+    *slots* returns those of the running VM, or None. *observer* hears after slots are added, and
+    before they are removed.
     """
 
     def __init__(
@@ -88,20 +89,20 @@ class BarSlots:
         self._observer = observer
 
     def on_map(self, base: int) -> None:
-        """Give it slots at *base*. Raises `HostError`; all is trapped then."""
+        """Add slots at *base*. Raises `HostError`; then all accesses are trapped."""
         if (slots := self._slots()) is not None and not base % mmap.PAGESIZE:
-            self.memory.base = base
+            self.memory.place(base)
             self.memory.plug(slots)
             self._observer.slots_added(self.memory)
 
     def on_unmap(self) -> None:
-        """Take them away."""
+        """Remove the slots."""
         self._observer.slots_removing(self.memory)
         self.memory.hide(self._slots(), "the guest does not decode its BAR")
 
 
 def bar_kind(device: VfioDevice, index: int) -> tuple[Space, bool]:
-    """Return what BAR *index* is, and whether it is prefetchable. Raises `VfioError`."""
+    """Return BAR *index*'s address space, and whether it is prefetchable. Raises `VfioError`."""
     register = device.config.read(lib.PCI_BASE_ADDRESS_0 + 4 * index, 4)
     if register & lib.PCI_BASE_ADDRESS_SPACE_IO:
         return Space.IO, False
@@ -111,5 +112,5 @@ def bar_kind(device: VfioDevice, index: int) -> tuple[Space, bool]:
 
 
 def decoded_size(region: VfioRegion) -> int:
-    """Return how many bytes a BAR of *region* decodes: a power of two."""
+    """Return how many bytes a BAR with *region* behind it decodes: a power of two."""
     return 1 << (region.size - 1).bit_length()

@@ -1,12 +1,12 @@
-"""All devices that are passed through: opened, shared out, reset and given back.
+"""All devices that are passed through: open, connect to a VM, reset and give back.
 
-    open         bind (if asked), one I/O address space for all, the devices, their functions
-    connect      a VM is about to run: all of RAM mapped for DMA, interrupts into KVM
-    disconnect   its vCPUs have stopped: devices quiet and reset, then DMA unmapped
-    close        devices closed (which resets them again), the address space, unbind
+    open         bind (if asked), open one I/O address space for all, the devices, their functions
+    connect      a VM is about to run: map all RAM for DMA, route interrupts into KVM
+    disconnect   its vCPUs have stopped: quiesce and reset the devices, then unmap DMA
+    close        close the devices (which resets them again) and the address space, unbind
 
-So RAM that is discarded between power cycles is never within a device's reach meanwhile, and
-what device and guest have of it are the same pages.
+RAM is discarded between power cycles. No device can reach it then, so device and guest never have
+different pages at one address.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from vmm.events import Bounded
 from vmm.fd import drain
 from vmm.passthrough.function import PassthroughFunction
 from vmm.passthrough.peers import Peers
-from vmm.vfio.assignability import check_assignable
+from vmm.vfio.assignability import find_assignable
 from vmm.vfio.backend import Backend, open_iommu
 from vmm.vfio.binding import borrowed
-from vmm.vfio.device import open_device
+from vmm.vfio.device import VfioDevice
 from vmm.vfio.dma import GuestDma
-from vmm.vfio.function import HostFunction
 from vmm.vfio.irq import IrqIndex
 from vmm.vfio.kvm_files import KvmFiles
 
@@ -48,20 +47,20 @@ if TYPE_CHECKING:
     from vmm.vfio.iommu import Iommu
 
 LOOKS: Final = 8
-"""How often stage 2 is looked at for a region: a dump takes its time."""
+"""How often a power cycle dumps stage 2 for a region: a dump is slow."""
 
 UNKNOWN: Final = "unknown: this kernel has no dump (CONFIG_PTDUMP_STAGE2_DEBUGFS)"
 
 
 class DeviceErrors:
-    """What the device at *bdf* reports of itself, as events."""
+    """Uncorrectable errors of the device at *bdf*, as events."""
 
     def __init__(self, bdf: str, events: Events) -> None:
         self._bdf = bdf
-        self._events = Bounded(events)  # its guest can bring them about
+        self._events = Bounded(events)  # its guest can cause them
 
     def tell(self, fd: int) -> None:
-        """Take what eventfd *fd*, which does not block, was signalled."""
+        """Emit an event for eventfd *fd*, which VFIO signalled, and reset it."""
         drain(fd)
         self._events.emit(
             "vfio-device-error",
@@ -71,9 +70,9 @@ class DeviceErrors:
 
 
 class Passthrough(Closeable):
-    """The devices that *configs* name. Use as a context manager, within RAM's.
+    """Own the devices that *configs* name. `with` closes them, before RAM is unmapped.
 
-    `functions` are for a PCI host, which closes them. Raises `UserError` or `HostError`.
+    `functions` are to be attached to a PCI host. Raises `UserError` or `HostError`.
     """
 
     def __init__(
@@ -99,17 +98,13 @@ class Passthrough(Closeable):
             for config in configs:
                 if config.bind:
                     self._owned.enter_context(borrowed(config.bdf))
-            functions = [HostFunction.find(config.bdf) for config in configs]
-            for function in functions:
-                check_assignable(function)
+            assigned = [find_assignable(config.bdf) for config in configs]
             backend = Backend(configs[0].backend)
-            self._iommu: Iommu = self._owned.enter_context(
-                open_iommu(functions[0], backend, events)
-            )
+            self._iommu: Iommu = self._owned.enter_context(open_iommu(assigned[0], backend, events))
             if len(configs) > 1:
                 self._peers = self._owned.enter_context(Peers(self._iommu, events))
-            for config in configs:
-                device = self._owned.enter_context(open_device(config.bdf, iommu=self._iommu))
+            for config, host_function in zip(configs, assigned, strict=True):
+                device = self._owned.enter_context(VfioDevice(host_function, self._iommu))
                 self.functions.append(
                     PassthroughFunction(
                         config,
@@ -140,13 +135,13 @@ class Passthrough(Closeable):
 
     @property
     def memories(self) -> Iterable[RegionMemory]:
-        """All regions that have, or can have, memory slots."""
+        """All regions that can have memory slots."""
         return (memory for function in self.functions for memory in function.memories)
 
     def watch(self, loop: Loop, on_removal: Callable[[str], None]) -> None:
-        """Give devices back when the host wants them; the guest goes on without. And say errors.
+        """Give devices back when the host requests them, and report errors; the guest goes on.
 
-        *on_removal* is told which.
+        *on_removal* gets the address of a device that was given back.
         """
         for function in self.functions:
             for index, action in (
@@ -176,9 +171,9 @@ class Passthrough(Closeable):
     # --- power cycles -------------------------------------------------------------------------
 
     def connect(self, vm: Vm, slots: MemorySlots, ram: Iterable[Region]) -> None:
-        """Have *vm*, which is about to run, use the devices, and they its *ram*.
+        """Connect the devices to *vm*, which is about to run, and its *ram* to them.
 
-        Raises `HostError`: KVM, the limit on locked memory.
+        Raises `HostError`: KVM refuses, or the limit on locked memory is too low.
         """
         if all(function.lost for function in self.functions):
             return
@@ -197,7 +192,7 @@ class Passthrough(Closeable):
             self._cycle = cycle.pop_all()
 
     def disconnect(self) -> None:
-        """Have the devices leave guest memory alone: its vCPUs have stopped. Idempotent."""
+        """Quiesce and reset the devices, then unmap DMA. The vCPUs have stopped. Idempotent."""
         for memory in self.memories:
             self._look(memory, last=True)
         self._cycle.close()
@@ -206,23 +201,24 @@ class Passthrough(Closeable):
     def _forget(self) -> None:
         self._vm = self._slots = None
 
-    # --- what the guest shows and hides ---------------------------------------------------------
+    # --- what the guest maps and unmaps (`SlotObserver`) ----------------------------------------
 
     def slots_added(self, memory: RegionMemory) -> None:
-        """Let the other devices reach *memory*."""
+        """Map *memory* for the other devices."""
         if self._peers is not None:
             self._peers.add(memory)
 
     def slots_removing(self, memory: RegionMemory) -> None:
-        """Take *memory* from the other devices; see what stage 2 has of it."""
+        """Unmap *memory* for the other devices; report how stage 2 maps it."""
         self._look(memory)
         if self._peers is not None:
             self._peers.remove(memory)
 
     def _look(self, memory: RegionMemory, *, last: bool = False) -> None:
-        """Say, once a power cycle, what blocks stage 2 has for what the guest used of *memory*.
+        """Emit, once a power cycle, which block sizes stage 2 uses for *memory*.
 
-        Asked each time the guest hides it until something is found, but not for ever.
+        Stage 2 has what faults have mapped so far, so this looks each time the guest unmaps it,
+        until something is found, `LOOKS` times at most; and at the end.
         """
         looks = self._looks.get(memory, 0)
         entries = [entry for entry in memory.entries if entry.slot is not None]

@@ -140,7 +140,7 @@ def _regions(bdf: str, owned: ExitStack) -> Iterator[Memory]:
         region = device.region(index)
         mapping = region.map()
         cacheable = region_attribute(device.function.driver or "", index).stage1 is Stage1.CACHEABLE
-        contents = RegionContents(region, mapping.offset) if cacheable else None
+        contents = RegionContents(region, mapping.area.base) if cacheable else None
         yield Memory(f"region {index}", mapping.host_address, mapping.size, contents)
 
 

@@ -1,10 +1,10 @@
-"""Device memory in the guest's physical space: one VFIO region, as the policy says.
+"""Device memory in guest physical space: one VFIO region, mapped as the policy decides.
 
-    decide (vmm.coherence.policy) --> mapped: a memory slot for each area that can be mapped
-                                  `-> trapped: VFIO read and write for each access
-                                  `-> refused: before any slot exists
+    decide (vmm.coherence.policy) --> map:    a memory slot for each area that can be mapped
+                                  |-> trap:   VFIO reads and writes for each access
+                                  `-> refuse: an error, before any slot exists
 
-Whatever of a region has no slot is trapped, so a region with holes in what can be mapped works.
+What of a region has no slot is trapped, so a region may have parts that cannot be mapped.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from vmm.vfio.irq import IrqIndex
 from vmm.vfio.trap import TrappedRegion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from vmm.coherence.capability import HostCapability
     from vmm.config.bar import BarConfig
@@ -63,30 +63,30 @@ EXPECTED = {
 
 
 class RegionContents:
-    """A region's bytes, around stage 2: for `vmm.coherence.verdict`."""
+    """A region's bytes by read and write, past stage 2: for `vmm.coherence.verdict`."""
 
     def __init__(self, region: VfioRegion, offset: int) -> None:
         self._region = region
         self._offset = offset
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return what is there."""
+        """Return *size* bytes. Raises `VfioError`."""
         return self._region.read_bytes(self._offset + offset, size)
 
     def write(self, offset: int, data: bytes) -> None:
-        """Put it there."""
+        """Write *data*. Raises `VfioError`."""
         self._region.write_bytes(self._offset + offset, data)
 
 
 class RegionMemory(Closeable):
-    """One region of one device, at *base* in the guest. Use as a context manager.
+    """One region of one device, at *base* in the guest once it is placed. `with` closes it.
 
-    *holes* are parts that get no mapping: who needs to see each access has them trapped. *option*
-    is what errors call it by. *registers*: it may be some that mind how they are read, so that an
-    undecided verdict breaks no promise.
+    *holes* are parts that get no mapping, because each access to them must be trapped. *option*
+    begins errors. *registers*: the region may hold registers with side effects on reads, so that
+    the verdict "undecidable" breaks no promise.
 
-    Raises `HostError` if the policy refuses, `UserError` for what cannot be, before anything is
-    mapped.
+    Raises `HostError` if the policy refuses, `UserError` if the device has no such region or the
+    option cannot apply to it; nothing is mapped then.
     """
 
     def __init__(  # noqa: PLR0913  (all but the first four have defaults)
@@ -103,7 +103,6 @@ class RegionMemory(Closeable):
         self.config = config
         self.name = f"{device.bdf} region {config.region}"
         self._option = f"{option} {self.name}"
-        self._keep_out = holes
         self._may_be_registers = registers
         self.base = 0
         self.device = device
@@ -111,6 +110,7 @@ class RegionMemory(Closeable):
         self._capability = capability
         self._mappings: list[RegionMapping] = []
         self.entries: list[Entry] = []
+        """Its part of the ledger."""
         self._trapped: TrappedRegion | None = None
         self._owned = ExitStack()
         with ExitStack() as undo:
@@ -119,7 +119,12 @@ class RegionMemory(Closeable):
             if not self.region.size:
                 raise UserError(f"{self._option}: the device has no such region")
             self.attribute = region_attribute(device.function.driver or "", config.region)
-            self.decision = self._decide(Cache(config.cache))
+            decision = self._decide(Cache(config.cache))
+            device.enable_memory()
+            if not isinstance(decision, Trap):
+                self._map(holes)
+                decision = self._settle_flag(decision)
+            self.decision: Map | Trap = decision
             undo.pop_all()
 
     @property
@@ -129,36 +134,36 @@ class RegionMemory(Closeable):
 
     @property
     def alignment(self) -> int:
-        """What its guest address should be a multiple of, for large blocks at stage 2."""
+        """Alignment of its guest address, in bytes, that allows large blocks at stage 2."""
         return max(LEAST_ALIGNMENT, 1 << (self.size - 1).bit_length())
 
     @property
     def coherent(self) -> list[AddressRange]:
-        """The parts that guests may use as ordinary, cacheable memory."""
-        if isinstance(self.decision, Map) and self.decision.promise.stage2 is Stage2.WRITE_BACK:
-            return [AddressRange(mapping.offset, mapping.size) for mapping in self._mappings]
+        """The parts, as offsets, that guests may use as ordinary, cacheable memory."""
+        if isinstance(self.decision, Map) and (self.decision.promise.stage2 is Stage2.WRITE_BACK):
+            return [mapping.area for mapping in self._mappings]
         return []
 
-    # --- before there are slots ---------------------------------------------------------------
+    # --- decide and map -------------------------------------------------------------------------
 
-    def _decide(self, cache: Cache) -> Map | Trap:
+    def _decide(self, cache: Cache) -> Map | AskKernel | Trap:
         decision = decide(self.attribute, self._capability, cache)
         if isinstance(decision, Refuse):
             kind = UserError if self.attribute.stage1 is Stage1.UNCACHED else HostError
             raise kind(f"{self._option}: {decision.because}", decision.remedy)
-        self.device.enable_memory()
-        if isinstance(decision, Trap):
-            return decision
-        for area in without(self.region.info.areas or (self.region.check_map(),), self._keep_out):
-            mapping = self.region.map(area.base, area.size)
-            self._owned.callback(mapping.close)
-            self._mappings.append(mapping)
+        return decision
+
+    def _map(self, holes: Iterable[AddressRange]) -> None:
+        for area in without(self.region.info.areas or (self.region.check_map(),), holes):
+            self._mappings.append(self._owned.enter_context(self.region.map(*area)))
+
+    def _settle_flag(self, decision: Map | AskKernel) -> Map:
         chosen = self._ask(decision) if isinstance(decision, AskKernel) else decision
         self._check_flag(chosen)
         return chosen
 
     def _ask(self, question: AskKernel) -> Map:
-        """Let the kernel say which choice is the right one."""
+        """Return the choice whose flags the kernel accepts. Raises `HostError` if it takes none."""
         for choice in question.choices:
             if self._accepts(choice.flags):
                 return choice
@@ -169,10 +174,11 @@ class RegionMemory(Closeable):
         )
 
     def _check_flag(self, chosen: Map) -> None:
-        """Have the kernel prove that flag bit 3 is the proposal's, whoever says so.
+        """Check that flag bit 3 is the proposal's, even if ``--uapi`` says so.
 
-        Where it is, cacheable memory without it is refused. Where it means something else, as it
-        does out of tree, the kernel maps such memory as Device, flag or no flag.
+        A kernel with the proposal refuses cacheable memory without the flag. A kernel where bit 3
+        means something else, as in some out-of-tree patches, maps such memory as Device, with the
+        flag or without. Raises `HostError`.
         """
         flagged = MemFlag.WRITE_BACK in chosen.flags and self._accepts(chosen.flags)
         if flagged and self._accepts(MemFlag(0)):
@@ -183,10 +189,10 @@ class RegionMemory(Closeable):
             )
 
     def _accepts(self, flags: MemFlag) -> bool:
-        """Tell whether a scratch VM gets slots with *flags*. It has no vCPU: nothing is mapped."""
+        """Tell whether a scratch VM accepts slots with *flags*. It has no vCPU: nothing faults."""
         with self._system.create_vm(self.size) as vm:
             for number, mapping in enumerate(self._mappings):
-                where = (mapping.offset, mapping.size, mapping.host_address)
+                where = (*mapping.area, mapping.host_address)
                 try:
                     vm.set_user_memory_region(number, int(flags), *where)
                 except KvmError as error:
@@ -195,8 +201,14 @@ class RegionMemory(Closeable):
                     return False
         return True
 
+    def place(self, base: int) -> None:
+        """Set its guest physical address. It must have no slots."""
+        self.base = base
+
+    # --- prove ----------------------------------------------------------------------------------
+
     def verify(self) -> list[Verdict]:
-        """Prove on a scratch VM what stage 2 gives each mapped area; its memory is on then.
+        """Prove on a scratch VM what stage 2 gives each mapped area. Leaves its memory enabled.
 
         Raises `HostError`, explained, if the slot is refused.
         """
@@ -213,7 +225,7 @@ class RegionMemory(Closeable):
                 mapping.host_address,
                 mapping.size,
                 flags=int(flags),
-                contents=RegionContents(self.region, mapping.offset) if memory else None,
+                contents=RegionContents(self.region, mapping.area.base) if memory else None,
             )
         except KvmError as error:
             raise self._refused(RANGE, mapping, int(flags), error) from error
@@ -233,62 +245,55 @@ class RegionMemory(Closeable):
                 "do not trust this kernel with this device: use cache=forbid",
             )
 
-    # --- plugged into a machine -----------------------------------------------------------------
+    # --- slots ----------------------------------------------------------------------------------
 
     def plug(self, slots: MemorySlots) -> None:
-        """Show it to the guest; `entries` is then its part of the ledger.
+        """Add its memory slots at `base`, or none if it is trapped; update `entries`.
 
-        Raises `HostError`, explained.
+        Raises `HostError`, explained; it has no slots then.
         """
         if isinstance(self.decision, Trap):
-            promise = Promise(Stage2.NO_SLOT, self.decision.because)
-            self.entries = [self._entry(0, self.size, promise, None, 0)]
+            self.entries = [self._trapped_entry(self._whole, self.decision.because)]
             return
         entries: list[Entry] = []
         flags = int(self.decision.flags)
         for mapping in self._mappings:
-            base = self.base + mapping.offset
+            base = self.base + mapping.area.base
             try:
                 slot = slots.add(base, mapping.size, mapping.host_address, flags)
             except KvmError as error:
                 self._remove(slots, entries)
                 raise self._refused(base, mapping, flags, error) from error
-            entries.append(
-                self._entry(mapping.offset, mapping.size, self.decision.promise, slot.number, flags)
-            )
-        rest = Promise(Stage2.NO_SLOT, "the driver does not have this part mapped: it is trapped")
-        self.entries = entries + [self._entry(*hole, rest, None, 0) for hole in self._holes()]
+            entries.append(self._entry(mapping.area, self.decision.promise, slot.number, flags))
+        because = "the driver does not have this part mapped: it is trapped"
+        mapped = [mapping.area for mapping in self._mappings]
+        rest = [self._trapped_entry(hole, because) for hole in without([self._whole], mapped)]
+        self.entries = entries + rest
 
-    def _holes(self) -> Iterator[AddressRange]:
-        """Yield the parts of the region that have no mapping."""
-        at = 0
-        for mapping in self._mappings:
-            if at < mapping.offset:
-                yield AddressRange(at, mapping.offset - at)
-            at = mapping.offset + mapping.size
-        if at < self.size:
-            yield AddressRange(at, self.size - at)
+    @property
+    def _whole(self) -> AddressRange:
+        return AddressRange(0, self.size)
 
     def trap(self, events: Events) -> TrappedRegion:
-        """Return the bus device that answers accesses to what has no slot."""
+        """Return the bus device that answers accesses to parts without a slot."""
         self._trapped = TrappedRegion(self.region, 0, self.size, events)
         return self._trapped
 
     def removal_fd(self) -> int | None:
-        """Return an eventfd that tells when the host wants the device back."""
+        """Return an eventfd that is signalled when the host wants the device back, if any."""
         return self.device.notice(IrqIndex.REQ)
 
     def hide(self, slots: MemorySlots | None, because: str) -> None:
-        """Take its slots from a guest that may be running: accesses are trapped from now on.
+        """Remove its slots from a guest that may be running: accesses are trapped from now on.
 
-        *slots* are those of the VM it is plugged into, if any. `plug` shows it again.
+        *slots* are those of the VM that it is plugged into, if any. `plug` adds them again.
         """
         if slots:
             self._remove(slots, self.entries)
-        self.entries = [self._entry(0, self.size, Promise(Stage2.NO_SLOT, because), None, 0)]
+        self.entries = [self._trapped_entry(self._whole, because)]
 
     def unplug(self, slots: MemorySlots | None, because: str) -> None:
-        """Hide it, and for good: nothing of it is mapped any more."""
+        """Hide it for good, and unmap it: the device is about to be closed."""
         self.hide(slots, because)
         self.decision = Trap(because)
         if self._trapped is not None:
@@ -302,7 +307,7 @@ class RegionMemory(Closeable):
                 slots.remove(slot)
 
     def suspects(self) -> list[explain.Suspect]:
-        """Return what a vCPU may have failed on, as it is now. Raises nothing: it is bad enough."""
+        """Return what a failed KVM_RUN may have accessed, with the present state. Never raises."""
         if not self._mappings:
             return []
         try:
@@ -310,7 +315,8 @@ class RegionMemory(Closeable):
         except VmmError:
             enabled = None
         behind = {
-            self.base + mapping.offset: vma.find(mapping.host_address) for mapping in self._mappings
+            self.base + mapping.area.base: vma.find(mapping.host_address)
+            for mapping in self._mappings
         }
         return [
             explain.Suspect(entry, behind.get(entry.base), enabled)
@@ -319,6 +325,7 @@ class RegionMemory(Closeable):
         ]
 
     def _refused(self, base: int, mapping: RegionMapping, flags: int, error: KvmError) -> HostError:
+        """Return the error for a slot that KVM refused, with the likely causes."""
         if error.request is not Ioctl.KVM_SET_USER_MEMORY_REGION:
             return error
         asked = explain.RequestedSlot(None, flags, base, mapping.size, mapping.host_address)
@@ -329,13 +336,14 @@ class RegionMemory(Closeable):
         refusal = explain.refusal(asked, where, error.errno, causes)
         return HostError(f"{self._option}: {refusal.message}", refusal.hint)
 
-    def _entry(
-        self, offset: int, size: int, promise: Promise, slot: int | None, flags: int
-    ) -> Entry:
+    def _trapped_entry(self, area: AddressRange, because: str) -> Entry:
+        return self._entry(area, Promise(Stage2.NO_SLOT, because), None, 0)
+
+    def _entry(self, area: AddressRange, promise: Promise, slot: int | None, flags: int) -> Entry:
         return Entry(
             self.name,
-            self.base + offset,
-            size,
+            self.base + area.base,
+            area.size,
             Backing.DEVICE,
             self.attribute,
             promise,
@@ -344,39 +352,40 @@ class RegionMemory(Closeable):
         )
 
     def close(self) -> None:
-        """Unmap. Its memory slots must be gone. Idempotent."""
+        """Unmap it. Its memory slots must be gone. Idempotent."""
         self._mappings.clear()
         self._owned.close()
 
 
 def without(areas: Iterable[AddressRange], holes: Iterable[AddressRange]) -> list[AddressRange]:
-    """Return *areas* less each host page that has something of *holes*."""
+    """Return *areas* without the host pages that *holes* touch."""
     page = mmap.PAGESIZE
     left = list(areas)
     for hole in holes:
         start, end = hole.base & -page, hole.end + -hole.end % page
-        parts = [
+        parts = (
             (first, last)
             for area in left
             for first, last in (
                 (area.base, min(area.end, start)),
                 (max(area.base, end), area.end),
             )
-        ]
-        left = [AddressRange(first, last - first) for first, last in parts if first < last]
+        )
+        left = [AddressRange.to(first, last) for first, last in parts if first < last]
     return left
 
 
 def open_all(
-    configs: tuple[BarConfig, ...],
+    configs: Iterable[BarConfig],
     system: System,
     capability: HostCapability,
     owned: ExitStack,
     above: int,
 ) -> list[RegionMemory]:
-    """Open the devices and place their regions, from *above* on where no address is given.
+    """Open the devices, and decide, map and place their regions; *owned* closes them.
 
-    What is opened belongs to *owned*. Raises `HostError` or `UserError`.
+    Regions without an address are placed from guest physical address *above* on. Raises
+    `HostError` or `UserError`.
     """
     devices: dict[str, VfioDevice] = {}
     regions = []
@@ -384,9 +393,8 @@ def open_all(
         if config.bdf not in devices:
             devices[config.bdf] = owned.enter_context(open_device(config.bdf))
         region = owned.enter_context(RegionMemory(config, devices[config.bdf], system, capability))
-        region.base = (
-            -(-above // region.alignment) * region.alignment if config.base is None else config.base
-        )
+        free = -(-above // region.alignment) * region.alignment
+        region.place(free if config.base is None else config.base)
         above = max(above, region.base + region.size)
         regions.append(region)
     return regions

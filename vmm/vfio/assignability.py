@@ -1,4 +1,7 @@
-"""What keeps a device from being ours, where the kernel says no more than EPERM or EBUSY."""
+"""Whether a device can be assigned, and what is in the way.
+
+The kernel answers EPERM or EBUSY in many cases. What sysfs and /proc show tells them apart.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,25 @@ import os
 from typing import TYPE_CHECKING
 
 from vmm.errors import HostError, UserError
+from vmm.vfio.function import HostFunction
+from vmm.vfio.host_paths import HOST
 
 if TYPE_CHECKING:
-    from vmm.vfio.function import HostFunction
     from vmm.vfio.host_paths import HostPaths
 
 
-def check_assignable(function: HostFunction) -> None:
-    """Raise what is wrong with a device before anything of it is opened.
+def find_assignable(address: str, paths: HostPaths = HOST) -> HostFunction:
+    """Return the function at *address*. Raises as `check_assignable` and `HostFunction.find` do."""
+    function = HostFunction.find(address, paths)
+    check_assignable(function)
+    return function
 
-    `HostError` if no IOMMU translates its DMA, `UserError` if its driver is not one of VFIO's.
+
+def check_assignable(function: HostFunction) -> None:
+    """Check a device before anything of it is opened.
+
+    Raises `HostError` if no IOMMU translates its DMA, `UserError` if its driver is not one of
+    VFIO's.
     """
     if function.iommu_group is None:
         raise HostError(
@@ -35,7 +47,7 @@ def check_assignable(function: HostFunction) -> None:
 
 
 def obstacle(function: HostFunction) -> HostError | None:
-    """Return the error that names who is in the way, or None if nobody is seen to be."""
+    """Return the error that names who uses the device or its group; None if nobody is found."""
     if found := function.group_obstacles:
         named = ", ".join(f"{other.bdf} ({other.driver})" for other in found)
         return HostError(
@@ -59,7 +71,7 @@ def check_unused(function: HostFunction) -> None:
 
 
 def users(function: HostFunction) -> list[str]:
-    """Return the other processes that have the device or its group open, as far as we may see."""
+    """Return the other processes that have the device or its group open, if /proc shows them."""
     paths = function.paths
     nodes = {str(paths.dev / "vfio" / str(function.iommu_group))}
     if name := function.vfio_name:

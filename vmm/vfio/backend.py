@@ -7,7 +7,6 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from vmm.events import Events
-from vmm.vfio.assignability import check_assignable
 from vmm.vfio.group import Container
 from vmm.vfio.iommufd import Iommufd, device_node
 
@@ -35,10 +34,9 @@ def open_iommu(
 ) -> Iommu:
     """Open an address space that *function*, and others of its host, can be attached to.
 
-    *kvm* is told of their files. Emits ``vfio-backend``, which says which interface it is and
-    why. Raises `HostError` or `UserError`, which say what is in the way.
+    *function* is one that `check_assignable` accepts. *kvm* is told of the files of devices.
+    Emits ``vfio-backend``: which interface it is, and why. Raises `HostError`.
     """
-    check_assignable(function)
     missing = "" if backend is Backend.IOMMUFD else why_not_iommufd(function)
     if backend is Backend.GROUP:
         missing = "the group interface was asked for"

@@ -19,11 +19,10 @@ from vmm._native import ffi, lib
 from vmm.closeable import Closeable
 from vmm.errors import HostError, UserError
 from vmm.fd import EventFd
-from vmm.vfio.assignability import check_assignable
+from vmm.vfio.assignability import find_assignable
 from vmm.vfio.backend import Backend, open_iommu
 from vmm.vfio.config import COMMAND, COMMAND_MASTER, COMMAND_MEMORY, DeviceConfigSpace
 from vmm.vfio.fd import VfioError
-from vmm.vfio.function import HostFunction
 from vmm.vfio.host_paths import HOST, HostPaths
 from vmm.vfio.ioctls import DeviceIoctl
 from vmm.vfio.irq import IrqIndex, IrqInfo, Irqs
@@ -33,6 +32,7 @@ from vmm.vfio.region_info import CONFIG, RegionInfo, region_index
 if TYPE_CHECKING:
     from vmm.events import Events
     from vmm.vfio.fd import VfioFd
+    from vmm.vfio.function import HostFunction
     from vmm.vfio.iommu import Iommu
     from vmm.vfio.kvm_files import KvmFiles
 
@@ -52,8 +52,7 @@ def open_device(  # noqa: PLR0913  (one argument each is what most callers give)
     the device gets its own, which is closed with it, and whose VM, if any, is *kvm*. Raises
     `UserError` or `HostError`.
     """
-    function = HostFunction.find(bdf, paths)
-    check_assignable(function)
+    function = find_assignable(bdf, paths)
     if iommu is not None:
         return VfioDevice(function, iommu)
     own = open_iommu(function, backend, events, kvm)

@@ -36,7 +36,8 @@ class RegionMapping(Closeable):
     ) -> None:
         """Map *area* of the region that starts at *file_offset*. Raises `VfioError`."""
         self.what = what
-        self.offset = area.base
+        self.area = area
+        """Where it is in the region."""
         self.size = area.size
         address = ffi.new("uintptr_t *")
         error = lib.pyvmm_map_aligned(

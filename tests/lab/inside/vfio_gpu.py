@@ -53,7 +53,7 @@ def look(device: VfioDevice) -> dict[str, Any]:
             one["read as written"] = seen == PATTERN[::-1]
             region.write_bytes(offset, before)
         with region.map(0x1000, 0x2000) as part:
-            one["part"] = (part.offset, part.size)
+            one["part"] = tuple(part.area)
     return found
 
 
