@@ -24,7 +24,7 @@ from vmm.lab.guest import fixture
 from vmm.lab.host import profiles
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.session import inside
-from vmm.lab.host.wheel import COMPILER
+from vmm.lab.host.arm64_native import COMPILER
 
 if TYPE_CHECKING:
     import argparse

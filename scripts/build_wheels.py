@@ -1,7 +1,7 @@
 """Build wheels for x86-64 and aarch64: one abi3 wheel of each serves every CPython from 3.11 on.
 
 setuptools builds the one for this machine. The one for arm64 differs in vmm._native only, which is
-the extension that lab hosts run, cross-built by vmm.lab.host.wheel. (On arm64 there is only that
+the extension that lab hosts run, cross-built by vmm.lab.host.arm64_native. (On arm64 there is only that
 machine's own.) The platform tags are what auditwheel finds the extensions to need.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from vmm.errors import HostError, VmmError
-from vmm.lab.host.wheel import extension
+from vmm.lab.host.arm64_native import extension
 
 ROOT: Final = Path(__file__).parent.parent
 SOURCES: Final = ("scripts/man", "LICENSE", "README.md", "pyproject.toml", "cdefs", "vmm")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmm.lab import cache
 from vmm.lab.debian import rootfs
-from vmm.lab.host.wheel import extension
+from vmm.lab.host.arm64_native import extension
 
 PACKAGE = Path(__file__).parents[2]
 _KEPT = 8
