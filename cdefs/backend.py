@@ -2,6 +2,9 @@
 
 The extension is described here and not in pyproject.toml, whose ext-modules take no globs.
 
+A wheel also gets the extension's sources, in vmm/lab/cdefs: the lab of an x86-64 machine builds
+the extension for its emulated arm64 hosts from them (vmm/lab/host/arm64_native.py).
+
 Only ``vmm._native`` needs this. It is one abi3 extension, so a wheel serves every CPython from
 3.11 on. Where the compiler finds headers and libraries that are not the build machine's (a cross
 build) is told through CC, CFLAGS and LDFLAGS, as with any C project.
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +30,7 @@ from setuptools.build_meta import (
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
+from setuptools.command.build_py import build_py
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,12 +91,32 @@ def _complete(build: Path) -> list[tuple[str, Sequence[str]]]:
     return files
 
 
+class BuildPy(build_py):
+    """Build the packages, and put the extension's sources into one."""
+
+    def run(self) -> None:
+        """Run the command."""
+        super().run()
+        if self.editable_mode:
+            return
+        carried = Path(self.build_lib, "vmm/lab/cdefs")
+        shutil.rmtree(carried, ignore_errors=True)
+        carried.mkdir(parents=True)
+        for path in {*native.sources(), *native.dependencies()} - {native.GENERATED}:
+            shutil.copyfile(path, carried / path.name)
+
+
 def _prepare() -> None:
     native.emit()
     pages = sorted(str(path) for path in Path("scripts/man").glob("*.1"))
     data: list[tuple[str, Sequence[str]]] = [("share/man/man1", pages), *_complete(Path("build"))]
     # Without a setup.py, setuptools' backend calls setup() without arguments.
-    setup = functools.partial(setuptools.setup, ext_modules=[extension()], data_files=data)
+    setup = functools.partial(
+        setuptools.setup,
+        ext_modules=[extension()],
+        data_files=data,
+        cmdclass={"build_py": BuildPy},
+    )
     setuptools.setup = setup
 
 

@@ -22,9 +22,9 @@ from vmm.errors import HostError
 from vmm.lab import cache, command
 from vmm.lab.guest import fixture
 from vmm.lab.host import profiles
+from vmm.lab.host.arm64_native import COMPILER
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.session import inside
-from vmm.lab.host.arm64_native import COMPILER
 
 if TYPE_CHECKING:
     import argparse

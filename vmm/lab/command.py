@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 NO_SPACE = "No space left on device"
 PACKAGES = {
-    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
     "apt-cache": "apt",
     "apt-get": "apt",
     "dpkg-deb": "dpkg",
+    "setpriv": "util-linux",
 }
 """The package of a tool that is not called like it."""
 
