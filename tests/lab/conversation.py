@@ -12,8 +12,6 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from vmm.lab import protocol
-from vmm.lab.host import session
-from vmm.lab.protocol import frame
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,10 +44,8 @@ class Conversation:
         self.errors = bytearray()
         self.status: int | None = None
         self._read = 0  # bytes of the output that were waited for
-        self._frames = protocol.Frames()
-        self._host = host
-        self._connection = session.open_command(
-            host, argv, env=env, cwd=cwd, tty=(24, 80) if terminal else None
+        self._session = host.agent.start(
+            argv, self._write, env=env, cwd=cwd, tty=(24, 80) if terminal else None
         )
 
     def __enter__(self) -> Self:
@@ -61,7 +57,7 @@ class Conversation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._connection.close()
+        self._session.close()
 
     def expect(self, pattern: bytes, patience: float = PATIENCE) -> re.Match[bytes]:
         """Wait until the output after the last match matches; return the match."""
@@ -74,15 +70,15 @@ class Conversation:
 
     def type(self, data: bytes) -> None:
         """Send *data* to its standard input; not more than the window, at once."""
-        self._send(protocol.INPUT, data)
+        self._session.send_input(data)
 
     def end_input(self) -> None:
         """Close its standard input."""
-        self._send(protocol.INPUT)
+        self._session.send_input(b"")
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to it and its children."""
-        self._send(protocol.SIGNAL, protocol.NUMBER.pack(number))
+        self._session.send_signal(number)
 
     def finish(self, patience: float = PATIENCE) -> int:
         """Wait for its end; return its exit status."""
@@ -99,25 +95,14 @@ class Conversation:
             f"stderr: {self.errors[-2000:].decode(errors='replace')}"
         )
 
-    def _send(self, kind: bytes, payload: bytes = b"") -> None:
-        self._connection.sendall(frame(kind, payload))
+    def _write(self, kind: bytes, data: bytes) -> None:
+        (self.output if kind == protocol.OUTPUT else self.errors).extend(data)
 
     def _receive(self, deadline: float) -> bool:
-        """Take what has come, or what comes next; False: nothing came in time."""
-        self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        """Take what has come, or what comes next; return False if nothing came in time."""
+        self._session.settimeout(max(deadline - time.monotonic(), 0.001))
         try:
-            data = self._connection.recv(protocol.CHUNK)
+            self.status = self._session.receive()
         except TimeoutError:
             return False
-        if not data:
-            raise session.lost(self._host)
-        for kind, payload in self._frames.feed(data):
-            if kind == protocol.OUTPUT:
-                self.output += payload
-            elif kind == protocol.ERRORS:
-                self.errors += payload
-            elif kind == protocol.EXIT:
-                (self.status,) = protocol.NUMBER.unpack(payload)
-            elif kind == protocol.FAILED:
-                raise session.failed(payload)
         return True

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from vmm.lab import protocol
 from vmm.lab.host import state
 from vmm.lab.host.emulated_host import Host
 
@@ -286,10 +287,12 @@ def test_a_client_without_the_token_is_not_served(kept: None) -> None:
     host = Host.find(PROFILE)
     assert host
     forger = Host(host.directory, host.record)
-    forger.__dict__["_token"] = b"0" * 64
-    with forger.connect() as connection:
-        connection.sendall(b"R\0\0\0\x02{}")
-        assert connection.recv(100) == b""
+    forger.agent.token = b"0" * 64
+    connection = forger.agent.connect()
+    connection.send(protocol.RUN, b"{}")
+    with pytest.raises(EOFError):
+        connection.receive()
+    connection.close()
 
 
 def test_nothing_is_left_after_down(

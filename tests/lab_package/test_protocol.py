@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,3 +38,50 @@ def test_what_is_no_whole_frame_yet_is_kept(data: bytes, missing: int) -> None:
 
 def test_the_window_is_a_whole_number_of_chunks() -> None:
     assert protocol.WINDOW % protocol.CHUNK == 0
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[protocol.Connection, protocol.Connection]]:
+    """Give the two ends of one connection."""
+    ours, theirs = (protocol.Connection(stream) for stream in socket.socketpair())
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+def test_a_connection_returns_frames_one_at_a_time(
+    ends: tuple[protocol.Connection, protocol.Connection],
+) -> None:
+    ours, theirs = ends
+    ours.send(protocol.HELLO, b"token")
+    ours.send(protocol.RUN, b"{}")
+    assert theirs.next() == (protocol.HELLO, b"token")
+    assert theirs.next() == (protocol.RUN, b"{}")
+
+
+def test_another_process_goes_on_with_what_was_received(
+    ends: tuple[protocol.Connection, protocol.Connection],
+) -> None:
+    ours, theirs = ends
+    whole = protocol.frame(protocol.INPUT, b"one")
+    cut = protocol.frame(protocol.INPUT, b"two")
+    ours.socket.sendall(protocol.frame(protocol.RUN) + whole + cut[:6])
+    assert theirs.next() == (protocol.RUN, b"")
+    assert theirs.unread == whole + cut[:6]
+    successor = protocol.Connection(theirs.socket, theirs.unread)
+    ours.socket.sendall(cut[6:])
+    assert [successor.next(), successor.next()] == [
+        (protocol.INPUT, b"one"),
+        (protocol.INPUT, b"two"),
+    ]
+
+
+def test_a_connection_whose_other_end_is_gone_raises_eof(
+    ends: tuple[protocol.Connection, protocol.Connection],
+) -> None:
+    ours, theirs = ends
+    ours.send(protocol.INPUT)
+    ours.close()
+    assert theirs.next() == (protocol.INPUT, b"")
+    with pytest.raises(EOFError):
+        theirs.next()

@@ -96,13 +96,14 @@ def test_imports_point_down(path: Path) -> None:
             assert not wrong, f"{path}:{found.line}: {wrong}"
 
 
-def arrows(*, typing: bool = False) -> dict[str, set[str]]:
-    """Return which modules each module imports at once: not in functions, nor for types."""
+def arrows() -> dict[str, set[str]]:
+    """Return which modules each module imports: also in functions; in the lab, also for types."""
     names = {f"vmm.{module(path)}".rstrip("."): path for path in MODULES}
     graph: dict[str, set[str]] = {}
     for name, path in names.items():
         found = imports(path.read_text(), package(path))
-        wanted = (each for each in found if not each.lazy and (typing or not each.typing))
+        typing = name.startswith("vmm.lab")
+        wanted = (each for each in found if typing or not each.typing)
         graph[name] = {each.module for each in wanted if each.module in names} - {name}
     return graph
 

@@ -17,7 +17,6 @@ from vmm.lab.host.client import run_in_lab
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.profiles import DEFAULT, PROFILES
 from vmm.lab.host.profiles import profile as known
-from vmm.lab.host.session import install_tree
 
 _PROFILE = click.argument("profile")
 _FILE = click.Path(path_type=Path)
@@ -35,9 +34,10 @@ def lab() -> None:
 @lab.command()
 def profiles() -> None:
     """List the kinds of hosts there are."""
+    width = max(map(len, PROFILES))
     for name, profile in PROFILES.items():
         note = " (default)" if name == DEFAULT else ""
-        click.echo(f"{name:10} {profile.description}{note}")
+        click.echo(f"{name:{width}} {profile.description}{note}")
 
 
 @lab.command()
@@ -63,7 +63,7 @@ def build(names: tuple[str, ...], *, everything: bool, refresh: bool) -> None:
 def up(profile: str) -> None:
     """Start a host and keep it up, for commands to come."""
     host = Host.start(profile, keep=True)
-    install_tree(host)
+    host.agent.install_tree()
     click.echo(f"{profile} is up (it took {host.record.boot_seconds:.1f} s)")
 
 

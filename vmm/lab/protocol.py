@@ -1,25 +1,30 @@
-"""What the lab's client and the agent in the lab host say to each other, a connection per command.
+"""What the lab's client and the agent in a lab host say to each other; one connection per command.
 
-A frame is a kind (1 byte), a length (4 bytes, big-endian) and that many bytes. The client opens
-with HELLO (the host's token) and one request; the agent answers. For a command:
+A frame is a kind (1 byte), a length (4 bytes, big-endian) and that many bytes of payload. The
+client opens with HELLO (the host's token) and one request, and the agent answers. For a command:
 
-    client                                agent
+    client (ClientSession)                agent (AgentSession)
       HELLO token
-      RUN {argv, env, cwd, tty}
+      RUN {argv, env, cwd, tree, tty}
       INPUT bytes, INPUT "" (the end)       OUTPUT bytes, ERRORS bytes
       SIZE rows columns                     TAKEN n   (n bytes of input have reached the command)
       SIGNAL n                              EXIT status, or FAILED text: the command never ran
 
-Input has a window: the client has at most WINDOW bytes under way that were not TAKEN, so the
-agent can always read on and sees a SIGNAL behind input that the command does not read. Output
-needs none: a client that can't write it stops reading, and TCP stops the agent.
+Input has a window: at most WINDOW bytes that were not yet TAKEN are under way. So the agent never
+has to stop reading, and receives a SIGNAL even behind input that the command does not read.
+Output needs no window: a client that cannot write its output stops reading, and TCP stops the
+agent.
 
-This module is loaded in the lab host too: it imports next to nothing.
+Lab hosts load this module before they are up: it imports next to nothing.
 """
 
 from __future__ import annotations
 
 import struct
+
+TYPE_CHECKING = False  # importing typing takes 50 ms in a lab host
+if TYPE_CHECKING:
+    import socket
 
 VERSION = 2
 """Counts incompatible changes: a host that is kept up may be older than its client."""
@@ -27,7 +32,7 @@ VERSION = 2
 HELLO = b"H"
 RUN = b"R"
 TREE = b"T"
-"""Install a tree of Python code, a tar archive in INPUT frames; answered by EXIT."""
+"""Install a tree of Python code: a tar archive in INPUT frames. EXIT is the answer."""
 INPUT = b"I"
 SIZE = b"W"
 SIGNAL = b"S"
@@ -38,37 +43,40 @@ EXIT = b"X"
 FAILED = b"F"
 
 CHUNK = 64 * 1024
-"""The most bytes either side puts into one frame."""
+"""The most payload bytes that either side puts into one frame."""
 WINDOW = 2 * CHUNK
-"""Twice this fits into the client's socket: sending input never blocks it."""
+"""Bytes of input under way. Twice this fits into the client's socket: sending never blocks."""
 PORT = 1
-"""The agent's TCP port inside the host, where nobody else listens."""
+"""The agent's TCP port inside the host. Nobody else listens there."""
 
 _HEADER = struct.Struct(">cI")
 NUMBER = struct.Struct(">I")
+"""The payload of SIGNAL, TAKEN and EXIT."""
 DIMENSIONS = struct.Struct(">HH")
+"""The payload of SIZE: rows, columns."""
 
 Frame = tuple[bytes, bytes]
+"""A frame's kind and payload."""
 
 
 def frame(kind: bytes, payload: bytes = b"") -> bytes:
-    """Return one frame, as it is sent."""
+    """Return one frame in the form in which it is sent."""
     return _HEADER.pack(kind, len(payload)) + payload
 
 
 class Frames:
-    """Cuts a stream of bytes into frames."""
+    """Cut a stream of bytes into frames."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     @property
     def rest(self) -> bytes:
-        """The bytes that make no whole frame yet."""
+        """The bytes that do not make a whole frame yet."""
         return bytes(self._buffer)
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Take bytes that arrived; return the frames they completed."""
+        """Take bytes that arrived; return the frames that they complete."""
         self._buffer += data
         frames = []
         start = 0
@@ -81,3 +89,54 @@ class Frames:
             start = end
         del self._buffer[:start]
         return frames
+
+
+class Connection:
+    """Frames over a connected stream socket, at either end.
+
+    *received* is what was read from the socket before, by another process.
+    """
+
+    def __init__(self, stream: socket.socket, received: bytes = b"") -> None:
+        self.socket = stream
+        self._frames = Frames()
+        self.pending = self._frames.feed(received)
+        """Frames that have arrived and that `next` has not returned yet."""
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, as `select` and `poll` ask for it."""
+        return self.socket.fileno()
+
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        self.socket.close()
+
+    def send(self, kind: bytes, payload: bytes = b"") -> None:
+        """Send one frame. Raises OSError."""
+        self.socket.sendall(frame(kind, payload))
+
+    def receive(self) -> list[Frame]:
+        """Wait for bytes and return the frames that they complete, perhaps none.
+
+        Raises EOFError if the other end is gone, TimeoutError if the socket has a timeout.
+        """
+        try:
+            data = self.socket.recv(CHUNK)
+        except TimeoutError:
+            raise
+        except OSError:  # reset by the other end
+            data = b""
+        if not data:
+            raise EOFError
+        return self._frames.feed(data)
+
+    def next(self) -> Frame:
+        """Return one frame; wait for it if need be. Raises as `receive` does."""
+        while not self.pending:
+            self.pending = self.receive()
+        return self.pending.pop(0)
+
+    @property
+    def unread(self) -> bytes:
+        """All bytes that were received and not returned, for another process to go on with."""
+        return b"".join(frame(*each) for each in self.pending) + self._frames.rest

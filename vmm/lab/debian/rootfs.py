@@ -83,7 +83,7 @@ _AGENT = (
     "lab/protocol.py",
     "lab/inside/__init__.py",
     "lab/inside/agent.py",
-    "lab/inside/relay.py",
+    "lab/inside/session.py",
     "lab/inside/spawn.py",
     "lab/inside/zygote.py",
 )

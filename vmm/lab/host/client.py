@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 import select
 import signal
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from vmm.errors import EXIT_SIGNAL_BASE
 from vmm.lab import protocol
-from vmm.lab.host import session
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.packages import install
-from vmm.lab.protocol import frame
 from vmm.terminal.raw_mode import Terminal
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator, Mapping, Sequence
     from types import FrameType
+
+    from vmm.lab.host.session import ClientSession
 
 _FORWARDED = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 _INSIST = 3
@@ -52,13 +51,12 @@ def execute(host: Host, argv: Sequence[str], env: Mapping[str, str] | None = Non
     terminal = Terminal(0) if os.isatty(0) and os.isatty(1) else None
     with _signals() as (wakeup, arrived):
         size = os.get_terminal_size(1) if terminal else None
-        connection = session.open_command(
-            host, argv, env=env, tty=(size.lines, size.columns) if size else None
-        )
+        tty = (size.lines, size.columns) if size else None
+        session = host.agent.start(argv, _write, env=env, tty=tty)
         try:
             if terminal and terminal.is_foreground():
                 terminal.make_raw()
-            return _Relay(host, connection, wakeup, arrived).run()
+            return _StandardStreams(session, wakeup, arrived).relay()
         except BrokenPipeError:
             # Our reader went away: the command's would have, too.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -66,7 +64,7 @@ def execute(host: Host, argv: Sequence[str], env: Mapping[str, str] | None = Non
         finally:
             if terminal:
                 terminal.restore()
-            connection.close()
+            session.close()
 
 
 @contextmanager
@@ -96,31 +94,25 @@ def _signals() -> Iterator[tuple[int, list[int]]]:
         os.close(writable)
 
 
-class _Relay:
-    """Carries one command's input and output."""
+class _StandardStreams:
+    """Input and signals of this process, passed on to one command until that ends."""
 
-    def __init__(
-        self, host: Host, connection: socket.socket, wakeup: int, arrived: list[int]
-    ) -> None:
-        self._host = host
-        self._connection = connection
+    def __init__(self, session: ClientSession, wakeup: int, arrived: list[int]) -> None:
+        self._session = session
         self._wakeup = wakeup
         self._arrived = arrived
-        self._window = protocol.WINDOW
-        self._input_open = True
         self._insisted = 0
         self._last_signal = 0
 
-    def run(self) -> int:
-        """Carry until the command ends; return its status."""
-        frames = protocol.Frames()
+    def relay(self) -> int:
+        """Pass on until the command ends; return its status."""
         # poll, not epoll: that refuses regular files.
         poll = select.poll()
-        poll.register(self._connection, select.POLLIN)
+        poll.register(self._session, select.POLLIN)
         poll.register(self._wakeup, select.POLLIN)
         reading = False
         while self._insisted < _INSIST:
-            if (self._input_open and self._window > 0) != reading:
+            if (self._session.input_open and self._session.room > 0) != reading:
                 reading = not reading
                 if reading:
                     poll.register(0, select.POLLIN)
@@ -132,16 +124,9 @@ class _Relay:
                     self._pass_signals()
                 elif fd == 0:
                     self._read_input()
-                else:
-                    status = self._receive(frames)
-                    if status is not None:
-                        return status
+                elif (status := self._session.receive()) is not None:
+                    return status
         return EXIT_SIGNAL_BASE + self._last_signal
-
-    def _send(self, kind: bytes, payload: bytes = b"") -> None:
-        # If it can't be sent the command has ended: what there is to receive will tell how.
-        with suppress(OSError):
-            self._connection.sendall(frame(kind, payload))
 
     def _pass_signals(self) -> None:
         while self._arrived:
@@ -151,44 +136,24 @@ class _Relay:
                 self._insisted = _INSIST  # nobody is left to see the output
             if number != signal.SIGWINCH:
                 self._insisted += 1
-                self._send(protocol.SIGNAL, protocol.NUMBER.pack(number))
+                self._session.send_signal(number)
             elif os.isatty(1):
                 columns, rows = os.get_terminal_size(1)
-                self._send(protocol.SIZE, protocol.DIMENSIONS.pack(rows, columns))
+                self._session.send_size(rows, columns)
 
     def _read_input(self) -> None:
         try:
-            data = os.read(0, min(protocol.CHUNK, self._window))
+            data = os.read(0, min(protocol.CHUNK, self._session.room))
         except BlockingIOError:
             return
         except OSError:  # closed, or a terminal that has gone
             data = b""
-        self._send(protocol.INPUT, data)
-        self._window -= len(data)
-        self._input_open = bool(data)
-
-    def _receive(self, frames: protocol.Frames) -> int | None:
-        try:
-            data = self._connection.recv(protocol.CHUNK)
-        except OSError:
-            data = b""
-        if not data:
-            raise session.lost(self._host)
-        for kind, payload in frames.feed(data):
-            if kind == protocol.OUTPUT:
-                _write(1, payload)
-            elif kind == protocol.ERRORS:
-                _write(2, payload)
-            elif kind == protocol.TAKEN:
-                self._window += protocol.NUMBER.unpack(payload)[0]
-            elif kind == protocol.EXIT:
-                return int(protocol.NUMBER.unpack(payload)[0])
-            elif kind == protocol.FAILED:
-                raise session.failed(payload)
-        return None
+        self._session.send_input(data)
 
 
-def _write(fd: int, data: bytes) -> None:
+def _write(kind: bytes, data: bytes) -> None:
+    """Write a command's output to stdout or stderr. Raises BrokenPipeError if nobody reads it."""
+    fd = 1 if kind == protocol.OUTPUT else 2
     view = memoryview(data)
     while view:
         try:

@@ -6,19 +6,18 @@ import fcntl
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vmm.errors import HostError
 from vmm.lab import cache, protocol
 from vmm.lab.command import missing
 from vmm.lab.debian import rootfs
-from vmm.lab.host import profiles, qemu, qmp, session, state
+from vmm.lab.host import profiles, qemu, qmp, state
+from vmm.lab.host.session import AgentClient, Completed
 from vmm.lab.inside.agent import READY
 from vmm.lab.progress import step
 
@@ -39,6 +38,7 @@ class Host:
     def __init__(self, directory: Path, record: state.State) -> None:
         self.directory = directory
         self.record = record
+        self.agent = AgentClient(directory, record)
 
     @classmethod
     def start(cls, profile: str | Profile, *, keep: bool = False) -> Self:
@@ -137,26 +137,6 @@ class Host:
         if not self.record.keep:
             self.close()
 
-    @cached_property
-    def _token(self) -> bytes:
-        return (self.directory / "token").read_bytes()
-
-    def connect(self) -> socket.socket:
-        """Return a connection to the agent, on which HELLO was said."""
-        try:
-            connection = socket.create_connection(("127.0.0.1", self.record.port), timeout=30)
-            connection.settimeout(None)
-            # Else both ends could wait for each other to read.
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * protocol.WINDOW)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.sendall(protocol.frame(protocol.HELLO, self._token))
-        except OSError as error:
-            raise HostError(
-                f"lab host {self.record.profile} does not answer: {error}",
-                f"`pyvmm lab down {self.record.profile}` ends it",
-            ) from error
-        return connection
-
     def run(  # noqa: PLR0913  (as subprocess.run has them)
         self,
         argv: Sequence[str],
@@ -166,13 +146,35 @@ class Host:
         cwd: str | Path | None = None,
         timeout: float | None = None,
         tree: bool = True,
-    ) -> session.Completed:
+    ) -> Completed:
         """Run *argv* there and return what became of it.
 
         *timeout* is in seconds; past it the command is ended and HostError raised. Without
         *tree* the working tree's vmm is not installed first.
         """
-        return session.run(self, argv, stdin=stdin, env=env, cwd=cwd, timeout=timeout, tree=tree)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        output = {protocol.OUTPUT: bytearray(), protocol.ERRORS: bytearray()}
+
+        def write(kind: bytes, data: bytes) -> None:
+            output[kind].extend(data)
+
+        rest = memoryview(stdin)
+        with self.agent.start(argv, write, env=env, cwd=cwd, tree=tree) as session:
+            status = None
+            while status is None:
+                while rest and session.room:
+                    sent = min(len(rest), session.room, protocol.CHUNK)
+                    session.send_input(bytes(rest[:sent]))
+                    rest = rest[sent:]
+                if not rest and session.input_open:
+                    session.send_input(b"")
+                if deadline is not None:
+                    session.settimeout(max(deadline - time.monotonic(), 0.001))
+                try:
+                    status = session.receive()
+                except TimeoutError:
+                    raise HostError(f"in the lab host: {argv[0]} took over {timeout:g} s") from None
+        return Completed(status, bytes(output[protocol.OUTPUT]), bytes(output[protocol.ERRORS]))
 
 
 @contextmanager

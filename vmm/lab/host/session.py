@@ -1,31 +1,32 @@
-"""One command in a lab host, seen from outside: its request, its input and output, its end."""
+"""The client's end of commands in a lab host: requests, input and output, exit status.
+
+The agent's end is `vmm.lab.inside.session.AgentSession`; `vmm.lab.protocol` has the frames.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import time
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmm.closeable import Closeable
 from vmm.errors import HostError, UserError
 from vmm.lab import protocol
+from vmm.lab.host import state
 from vmm.lab.host import tree as worktree
-from vmm.lab.host.state import tail
-from vmm.lab.protocol import frame
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Mapping, Sequence
-
-    from vmm.lab.host.emulated_host import Host
+    from collections.abc import Callable, Mapping, Sequence
 
 _OWN = frozenset(
     ("bin", "dev", "etc", "host", "lib", "lib64", "proc", "run", "sbin", "sys", "usr", "var")
 )
-"""Top-level directories that are the lab host's own; all others are the outside's, as is /host."""
+"""Top-level directories that are the lab host's own. All others, and /host, are the outside's."""
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSED = ("COLORTERM", "HOME", "NO_COLOR", "TERM")
 
@@ -38,7 +39,7 @@ def inside(path: str | Path) -> str:
 
 
 def environment(tree: str | None, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return a command's environment: a few variables of ours, and the *tree*'s vmm."""
+    """Return a command's environment: a few of our variables, and the vmm of *tree*."""
     env = {name: value for name, value in os.environ.items() if name in _PASSED}
     env |= {name: value for name, value in os.environ.items() if name.startswith("PYVMM_")}
     if "HOME" in env:
@@ -53,148 +54,169 @@ def environment(tree: str | None, extra: Mapping[str, str] | None = None) -> dic
     return env | dict(extra or {})
 
 
-def install_tree(host: Host) -> str:
-    """Have the working tree's vmm in *host*; return the tree's name."""
-    archive = worktree.archive()
-    with host.connect() as connection:
-        request = json.dumps({"name": archive.stem}).encode()
-        connection.sendall(frame(protocol.TREE, request))
-        kind, payload = _next(connection, host)
-        if kind == protocol.TAKEN:  # it has no such tree
-            data = archive.read_bytes()
-            for start in range(0, len(data), protocol.CHUNK):
-                chunk = data[start : start + protocol.CHUNK]
-                connection.sendall(frame(protocol.INPUT, chunk))
-            connection.sendall(frame(protocol.INPUT))
-            kind, payload = _next(connection, host)
-    if kind != protocol.EXIT or protocol.NUMBER.unpack(payload) != (0,):
-        raise HostError(f"lab host {host.record.profile} can't unpack the working tree")
-    return archive.stem
-
-
-def _next(connection: socket.socket, host: Host) -> protocol.Frame:
-    """Return the next frame, of a connection on which frames come one at a time."""
-    frames = protocol.Frames()
-    while data := connection.recv(protocol.CHUNK):
-        for found in frames.feed(data):
-            return found
-    raise lost(host)
-
-
-def lost(host: Host) -> HostError:
-    """Return the error for a connection that ended before its command did."""
-    return HostError(f"lab host {host.record.profile} went away: {tail(host.directory)}")
-
-
-def open_command(  # noqa: PLR0913
-    host: Host,
-    argv: Sequence[str],
-    *,
-    env: Mapping[str, str] | None = None,
-    cwd: str | Path | None = None,
-    tty: tuple[int, int] | None = None,
-    tree: bool = True,
-) -> socket.socket:
-    """Have *host* start *argv*; return the connection that carries its input and output.
-
-    *tty* is the terminal's rows and columns, if it is to have a terminal.
-    """
-    name = install_tree(host) if tree else None
-    request: dict[str, Any] = {
-        "argv": list(argv),
-        "env": environment(name, env),
-        "cwd": inside(cwd or Path.cwd()),
-        "tree": name,
-        "tty": tty,
-    }
-    connection = host.connect()
-    connection.sendall(frame(protocol.RUN, json.dumps(request).encode()))
-    return connection
-
-
-def failed(payload: bytes) -> UserError:
-    """Return the error for a command that could not be started."""
-    return UserError(f"in the lab host: {payload.decode(errors='replace')}")
-
-
 @dataclass(frozen=True)
 class Completed:
-    """What became of a command."""
+    """The result of a command that has ended."""
 
     status: int
+    """As a shell counts it: 128 + N if signal N ended the command."""
     stdout: bytes
     stderr: bytes
 
 
-class _Exchange:
-    """A command's input and output, in memory."""
+class AgentClient:
+    """A way to the agent of the lab host in *directory*: one connection for each request."""
 
-    def __init__(self, connection: socket.socket, stdin: bytes) -> None:
+    def __init__(self, directory: Path, record: state.State) -> None:
+        self._directory = directory
+        self._record = record
+
+    @cached_property
+    def token(self) -> bytes:
+        """The secret that only the host's owner can read."""
+        return (self._directory / "token").read_bytes()
+
+    def connect(self) -> protocol.Connection:
+        """Return a connection to the agent on which HELLO was sent. Raises HostError."""
+        try:
+            stream = socket.create_connection(("127.0.0.1", self._record.port), timeout=30)
+            stream.settimeout(None)
+            # Else both ends could wait for each other to read.
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * protocol.WINDOW)
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = protocol.Connection(stream)
+            connection.send(protocol.HELLO, self.token)
+        except OSError as error:
+            raise HostError(
+                f"lab host {self._record.profile} does not answer: {error}",
+                f"`pyvmm lab down {self._record.profile}` ends it",
+            ) from error
+        return connection
+
+    def lost(self) -> HostError:
+        """Return the error for a connection that ended before its command did."""
+        said = state.tail(self._directory)
+        return HostError(f"lab host {self._record.profile} went away: {said}")
+
+    def install_tree(self) -> str:
+        """Install the working tree's vmm unless the host has it; return the tree's name.
+
+        Raises HostError.
+        """
+        archive = worktree.archive()
+        connection = self.connect()
+        try:
+            connection.send(protocol.TREE, json.dumps({"name": archive.stem}).encode())
+            kind, payload = connection.next()
+            if kind == protocol.TAKEN:  # the host has no such tree
+                data = archive.read_bytes()
+                for start in range(0, len(data), protocol.CHUNK):
+                    connection.send(protocol.INPUT, data[start : start + protocol.CHUNK])
+                connection.send(protocol.INPUT)
+                kind, payload = connection.next()
+        except EOFError:
+            raise self.lost() from None
+        finally:
+            connection.close()
+        if kind != protocol.EXIT or protocol.NUMBER.unpack(payload) != (0,):
+            raise HostError(f"lab host {self._record.profile} can't unpack the working tree")
+        return archive.stem
+
+    def start(  # noqa: PLR0913
+        self,
+        argv: Sequence[str],
+        write: Callable[[bytes, bytes], None],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | Path | None = None,
+        tty: tuple[int, int] | None = None,
+        tree: bool = True,
+    ) -> ClientSession:
+        """Start *argv* in the host; *write* is called with its output, as `ClientSession` says.
+
+        *tty* is the rows and columns of the command's terminal; None for pipes. Without *tree*
+        the working tree's vmm is not installed first. Raises HostError.
+        """
+        name = self.install_tree() if tree else None
+        request: dict[str, Any] = {
+            "argv": list(argv),
+            "env": environment(name, env),
+            "cwd": inside(cwd or Path.cwd()),
+            "tree": name,
+            "tty": tty,
+        }
+        connection = self.connect()
+        connection.send(protocol.RUN, json.dumps(request).encode())
+        return ClientSession(self, connection, write)
+
+
+class ClientSession(Closeable):
+    """One command in a lab host. `close` ends the command if it still runs.
+
+    *write* gets the command's output as it arrives: OUTPUT or ERRORS, and bytes.
+    """
+
+    def __init__(
+        self,
+        agent: AgentClient,
+        connection: protocol.Connection,
+        write: Callable[[bytes, bytes], None],
+    ) -> None:
+        self._agent = agent
         self._connection = connection
-        self._rest: memoryview | None = memoryview(stdin)
-        self._window = protocol.WINDOW
-        self._output = {protocol.OUTPUT: bytearray(), protocol.ERRORS: bytearray()}
-        self._status = 0
+        self._write = write
+        self.room = protocol.WINDOW
+        """Bytes of input that may be sent now."""
+        self.input_open = True
+        """Whether the end of the input was not sent yet."""
 
-    def feed(self) -> None:
-        """Send as much input as the window lets through, and after the last its end."""
-        while self._rest and self._window:
-            chunk = self._rest[: min(self._window, protocol.CHUNK)]
-            self._connection.sendall(frame(protocol.INPUT, bytes(chunk)))
-            self._rest = self._rest[len(chunk) :]
-            self._window -= len(chunk)
-        if self._rest is not None and not self._rest:
-            self._connection.sendall(frame(protocol.INPUT))
-            self._rest = None
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        self._connection.close()
 
-    def take(self, kind: bytes, payload: bytes) -> bool:
-        """Take one frame; say whether it was the last."""
-        if kind in self._output:
-            self._output[kind] += payload
-        elif kind == protocol.TAKEN:
-            self._window += protocol.NUMBER.unpack(payload)[0]
-        elif kind == protocol.FAILED:
-            raise failed(payload)
-        elif kind == protocol.EXIT:
-            (self._status,) = protocol.NUMBER.unpack(payload)
-        return kind == protocol.EXIT
+    def fileno(self) -> int:
+        """Return the connection's descriptor, as `poll` asks for it."""
+        return self._connection.fileno()
 
-    @property
-    def completed(self) -> Completed:
-        """What became of the command, once it has ended."""
-        output, errors = (bytes(self._output[kind]) for kind in (protocol.OUTPUT, protocol.ERRORS))
-        return Completed(self._status, output, errors)
+    def settimeout(self, seconds: float) -> None:
+        """Make `receive` raise TimeoutError when nothing arrives for *seconds*."""
+        self._connection.socket.settimeout(seconds)
 
+    def send_input(self, data: bytes) -> None:
+        """Send *data*, at most `room` bytes; b"" ends the input."""
+        self._send(protocol.INPUT, data)
+        self.room -= len(data)
+        self.input_open = bool(data)
 
-def run(  # noqa: PLR0913
-    host: Host,
-    argv: Sequence[str],
-    *,
-    stdin: bytes,
-    env: Mapping[str, str] | None,
-    cwd: str | Path | None,
-    timeout: float | None,
-    tree: bool,
-) -> Completed:
-    """Run *argv* in *host*, its input and output in memory."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    frames = protocol.Frames()
-    with open_command(host, argv, env=env, cwd=cwd, tree=tree) as connection:
-        exchange = _Exchange(connection, stdin)
-        while True:
-            try:
-                # If it can't be sent the command has ended: what there is to receive tells how.
-                with suppress(OSError):
-                    exchange.feed()
-                if deadline is not None:
-                    connection.settimeout(max(deadline - time.monotonic(), 0.001))
-                data = connection.recv(protocol.CHUNK)
-            except TimeoutError:
-                raise HostError(f"in the lab host: {argv[0]} took over {timeout:g} s") from None
-            except OSError:
-                data = b""
-            if not data:
-                raise lost(host)
-            for found in frames.feed(data):
-                if exchange.take(*found):
-                    return exchange.completed
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the command's process group."""
+        self._send(protocol.SIGNAL, protocol.NUMBER.pack(number))
+
+    def send_size(self, rows: int, columns: int) -> None:
+        """Set the size of the command's terminal."""
+        self._send(protocol.SIZE, protocol.DIMENSIONS.pack(rows, columns))
+
+    def _send(self, kind: bytes, payload: bytes) -> None:
+        # If it can't be sent the command has ended: what there is to receive tells how.
+        with suppress(OSError):
+            self._connection.send(kind, payload)
+
+    def receive(self) -> int | None:
+        """Wait for frames and act on them; return the exit status once the command has ended.
+
+        Raises HostError if the host goes away, UserError if the command could not be started.
+        """
+        try:
+            frames = self._connection.receive()
+        except EOFError:
+            raise self._agent.lost() from None
+        for kind, payload in frames:
+            if kind in (protocol.OUTPUT, protocol.ERRORS):
+                self._write(kind, payload)
+            elif kind == protocol.TAKEN:
+                self.room += protocol.NUMBER.unpack(payload)[0]
+            elif kind == protocol.EXIT:
+                return int(protocol.NUMBER.unpack(payload)[0])
+            elif kind == protocol.FAILED:
+                raise UserError(f"in the lab host: {payload.decode(errors='replace')}")
+        return None

@@ -183,6 +183,19 @@ def discard(directory: Path, state: State | None = None) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+def tail(directory: Path) -> str:
+    """Return in one line the last messages of QEMU and of the host's kernel, or its panic."""
+    said = []
+    for name in ("qemu.log", "console.log"):
+        try:
+            text = (directory / name).read_text(errors="replace")
+        except OSError:
+            continue
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        said += [line for line in lines if "Kernel panic" in line][:1] or lines[-4:]
+    return " | ".join(said) or "it said nothing"
+
+
 def _quit(path: Path) -> None:
     """Ask the QEMU behind the QMP socket *path* to end."""
     try:
@@ -194,16 +207,3 @@ def _quit(path: Path) -> None:
                 pass
     except OSError:
         pass
-
-
-def tail(directory: Path) -> str:
-    """Return, on one line, the last that QEMU and the host's kernel said, or why it panicked."""
-    said = []
-    for name in ("qemu.log", "console.log"):
-        try:
-            text = (directory / name).read_text(errors="replace")
-        except OSError:
-            continue
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        said += [line for line in lines if "Kernel panic" in line][:1] or lines[-4:]
-    return " | ".join(said) or "it said nothing"

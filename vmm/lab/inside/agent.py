@@ -1,7 +1,8 @@
 """The agent: the lab host's process 1, which runs the client's commands.
 
-One process per connection, so that commands know nothing of each other and a client's end ends
-its command only. It imports little before it is ready: a host is up when its agent is.
+Each connection gets a process of its own, so that commands are independent of each other and a
+client that ends takes only its own command along. The host is up when the agent answers, so the
+agent imports as little as it can before that.
 """
 
 # pathlib takes 50 ms to import here, and exec is the point:
@@ -13,56 +14,42 @@ import signal
 import socket
 
 from vmm.lab import protocol
-from vmm.lab.protocol import frame
 
 READY = "pyvmm-lab: ready"
-"""What the console says once the agent can be reached."""
+"""The line on the host's console that says that the agent answers."""
 TREES = "/run/pyvmm"
-"""Where working trees go, one directory each."""
+"""The directory of working trees, one directory each."""
 _PREPARED = "/run/prepared"
-"""The pipe that ends when /init has prepared all else."""
+"""The pipe that ends when /init has mounted and loaded all that commands need."""
 
 
-def _receive(connection: socket.socket, frames: protocol.Frames) -> list[protocol.Frame]:
-    """Return at least one frame, or [] at the end of the stream."""
-    while data := connection.recv(protocol.CHUNK):
-        if found := frames.feed(data):
-            return found
-    return []
-
-
-def _serve(connection: socket.socket, token: bytes) -> None:
-    """Serve one client: check its token, do its one request."""
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    frames = protocol.Frames()
-    pending: list[protocol.Frame] = []
-    while len(pending) < 2:
-        found = _receive(connection, frames)
-        if not found:
-            return
-        pending += found
-    (hello, given), (kind, payload), *rest = pending
-    if hello != protocol.HELLO or given != token:
+def _serve(stream: socket.socket, token: bytes) -> None:
+    """Serve one client: check its token, then do its one request."""
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection = protocol.Connection(stream)
+    try:
+        hello, (kind, payload) = connection.next(), connection.next()
+    except EOFError:
         return
-    from vmm.lab.inside import relay, zygote
+    if hello != (protocol.HELLO, token):
+        return
+    from vmm.lab.inside import session, zygote  # imported by then: see `main`
 
     request = zygote.parse(payload)
     if kind == protocol.TREE:
-        _install(connection, frames, rest, request["name"])
+        _install(connection, request["name"])
         zygote.start(TREES, request["name"])
-    elif kind == protocol.RUN and not zygote.hand_over(connection, TREES, payload, rest, frames):
-        relay.Session(connection, frames, rest).run(request)
+    elif kind == protocol.RUN and not zygote.hand_over(connection, TREES, payload):
+        session.AgentSession(connection).run(request)
 
 
-def _install(
-    connection: socket.socket, frames: protocol.Frames, pending: list[protocol.Frame], name: str
-) -> None:
+def _install(connection: protocol.Connection, name: str) -> None:
     """Unpack the tar archive that the client sends into TREES/name, unless that is there."""
     where = f"{TREES}/{name}"
     if os.path.isdir(where):
-        connection.sendall(frame(protocol.EXIT, protocol.NUMBER.pack(0)))
+        connection.send(protocol.EXIT, protocol.NUMBER.pack(0))
         return
-    connection.sendall(frame(protocol.TAKEN, protocol.NUMBER.pack(0)))
+    connection.send(protocol.TAKEN, protocol.NUMBER.pack(0))
     temporary = f"{where}.{os.getpid()}"
     os.makedirs(temporary)
     readable, writable = os.pipe()
@@ -74,34 +61,36 @@ def _install(
     os.close(readable)
     ended = False
     while not ended:
-        for kind, data in pending:
-            if kind == protocol.INPUT:
-                ended = not data
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(writable, view) :]
-        if not ended:
-            pending = _receive(connection, frames)
-            if not pending:  # the client is gone, and the archive not whole
-                os.close(writable)
-                os.execv("/usr/bin/busybox", ["rm", "-rf", temporary])
+        try:
+            kind, data = connection.next()
+        except EOFError:  # the client is gone, and the archive is not whole
+            os.close(writable)
+            os.execv("/usr/bin/busybox", ["rm", "-rf", temporary])
+        if kind == protocol.INPUT:
+            ended = not data
+            view = memoryview(data)
+            while view:
+                view = view[os.write(writable, view) :]
     os.close(writable)
     _, status = os.waitpid(tar, 0)
     try:
         os.rename(temporary, where)
     except OSError:  # another client was faster
         status = status if os.path.isdir(where) else 1
-    connection.sendall(frame(protocol.EXIT, protocol.NUMBER.pack(1 if status else 0)))
+    connection.send(protocol.EXIT, protocol.NUMBER.pack(1 if status else 0))
 
 
 def _parameter(name: str) -> str:
+    """Return the value of ``name=value`` on the kernel's command line."""
     with open("/proc/cmdline") as file:
         words = file.read().split()
     return next(word.partition("=")[2] for word in words if word.startswith(name + "="))
 
 
 def main() -> None:
-    """Be process 1."""
+    """Run as process 1: accept clients for ever."""
+    # The kernel reaps our children, and those that lost their parents to process 1.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with open(_PREPARED, "rb") as file:
         file.read()
     listener = socket.create_server(("10.0.2.15", protocol.PORT), backlog=64)
@@ -109,16 +98,16 @@ def main() -> None:
         token = file.read().strip()
     with open("/dev/console", "w") as console:
         console.write(f"{READY}\n")
-    from vmm.lab.inside import zygote  # once, for all processes to come
+    # For the processes to come, which share what this one has imported.
+    from vmm.lab.inside import session, zygote  # noqa: F401
 
-    signal.signal(signal.SIGCHLD, zygote.reap)
     while True:
-        connection, _ = listener.accept()
+        stream, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             try:
-                _serve(connection, token)
+                _serve(stream, token)
             finally:
                 os._exit(0)
-        connection.close()
+        stream.close()

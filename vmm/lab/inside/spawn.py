@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class Command:
+class SpawnedCommand:
     """A running command.
 
     *outputs* maps the descriptors to read to the kind of frame that carries what they say;
@@ -95,7 +95,7 @@ def execute(request: dict[str, Any]) -> None:
     os.execvpe(request["argv"][0], request["argv"], request["env"])
 
 
-def start(request: dict[str, Any], become: Callable[[dict[str, Any]], None]) -> Command:
+def start(request: dict[str, Any], become: Callable[[dict[str, Any]], None]) -> SpawnedCommand:
     """Start what *request* asks for: argv, env, cwd, and tty: [rows, columns] or None.
 
     *become* makes a new process, in place and with its descriptors set, the command.
@@ -133,7 +133,7 @@ def start(request: dict[str, Any], become: Callable[[dict[str, Any]], None]) -> 
     if number:
         os.waitpid(pid, 0)
         raise OSError(int(number), os.strerror(int(number)))
-    return Command(pid, ours, stdin, terminal=bool(request["tty"]))
+    return SpawnedCommand(pid, ours, stdin, terminal=bool(request["tty"]))
 
 
 def _prepare(request: dict[str, Any], descriptors: tuple[int, ...]) -> None:

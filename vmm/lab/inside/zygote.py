@@ -23,11 +23,10 @@ from contextlib import suppress
 from types import ModuleType
 
 from vmm.lab import protocol
-from vmm.lab.inside import relay
+from vmm.lab.inside.session import AgentSession
 
-TYPE_CHECKING = False  # typing's own costs 50 ms here
+TYPE_CHECKING = False  # importing typing takes 50 ms in a lab host
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 _PYTHONS = ("python", "python3")
@@ -106,14 +105,11 @@ def _eligible(request: dict[str, Any]) -> bool:
     return bool(program == "pyvmm")
 
 
-def hand_over(
-    connection: socket.socket,
-    trees: str,
-    payload: bytes,
-    pending: list[protocol.Frame],
-    frames: protocol.Frames,
-) -> bool:
-    """Give *connection* to the zygote of its tree; False if the caller must serve it."""
+def hand_over(connection: protocol.Connection, trees: str, payload: bytes) -> bool:
+    """Give *connection*, whose request is *payload*, to the zygote of its tree.
+
+    Return False if the caller must serve it.
+    """
     request = parse(payload)
     if not request.get("tree") or not _eligible(request):
         return False
@@ -122,9 +118,8 @@ def hand_over(
             zygote.connect(f"{trees}/{request['tree']}.zygote")
         except OSError:
             return False
-        rest = b"".join(protocol.frame(*found) for found in pending) + frames.rest
         socket.send_fds(zygote, [_LENGTH.pack(len(payload))], [connection.fileno()])
-        zygote.sendall(payload + rest)
+        zygote.sendall(payload + connection.unread)
     return True
 
 
@@ -139,39 +134,30 @@ def main() -> None:
             sys.stderr.write(f"zygote: {name}: {error}\n")
     gc.collect()
     gc.freeze()  # children that collect garbage shall not copy all pages
-    signal.signal(signal.SIGCHLD, reap)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps commands
     while True:
         sender, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             try:
-                _take_over(sender, relay.Session)
+                _take_over(sender)
             finally:
                 os._exit(0)
         sender.close()
 
 
-def reap(*_: object) -> None:
-    """Bury children: our own, and those that lost their parents to process 1."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
-
-
-def _take_over(sender: socket.socket, session: Callable[..., Any]) -> None:
+def _take_over(sender: socket.socket) -> None:
+    """Receive a connection from `hand_over`, and serve it."""
     header, descriptors, _, _ = socket.recv_fds(sender, _LENGTH.size, 1)
     (length,) = _LENGTH.unpack(header)
     data = bytearray()
     while part := sender.recv(protocol.CHUNK):
         data += part
     sender.close()
-    frames = protocol.Frames()
-    pending = frames.feed(bytes(data[length:]))
-    connection = socket.socket(fileno=descriptors[0])
-    session(connection, frames, pending, become=become).run(parse(bytes(data[:length])))
+    stream = socket.socket(fileno=descriptors[0])
+    connection = protocol.Connection(stream, bytes(data[length:]))
+    AgentSession(connection, become).run(parse(bytes(data[:length])))
 
 
 def become(request: dict[str, Any]) -> None:

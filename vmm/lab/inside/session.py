@@ -1,4 +1,7 @@
-"""One command in the lab host and its client: input, output, window size, signals, the end."""
+"""The agent's end of one command: input, output, window size, signals, exit status.
+
+The client's end is `vmm.lab.host.session.ClientSession`.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +14,28 @@ from contextlib import suppress
 
 from vmm.lab import protocol
 from vmm.lab.inside import spawn
-from vmm.lab.protocol import frame
 
-TYPE_CHECKING = False  # typing's own costs 50 ms here
+TYPE_CHECKING = False  # importing typing takes 50 ms in a lab host
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
 _GRACE = 2.0
-"""Seconds that an abandoned command gets after SIGHUP and SIGTERM."""
+"""Seconds that a command without a client gets after SIGHUP, and again after SIGTERM."""
 
 
-class Session:
-    """One command and its client."""
+class AgentSession:
+    """One command and the connection to its client.
+
+    *become* turns a forked process into the command: see `spawn.start`.
+    """
 
     def __init__(
         self,
-        connection: socket.socket,
-        frames: protocol.Frames,
-        pending: list[protocol.Frame],
+        connection: protocol.Connection,
         become: Callable[[dict[str, Any]], None] = spawn.execute,
     ) -> None:
         self._connection = connection
-        self._frames = frames
-        self._pending = pending
         self._input = bytearray()
         self._input_ended = False
         self._gone = False
@@ -54,8 +55,8 @@ class Session:
         signal.set_wakeup_fd(wake)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         status = command.poll()
-        for pending in self._pending:
-            self._take(*pending)
+        while self._connection.pending:
+            self._take(*self._connection.next())
         while status is None and not self._gone:
             self._relay(ended)
             status = command.poll()
@@ -64,14 +65,16 @@ class Session:
             return
         self._drain()
         self._send(protocol.EXIT, protocol.NUMBER.pack(status))
-        # Closed now, with input unread, the connection would be reset, and that last word lost.
-        self._connection.settimeout(_GRACE)
+        # Closing a socket with unread input resets the connection, and EXIT would be lost.
+        stream = self._connection.socket
+        stream.settimeout(_GRACE)
         with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_WR)
-            while self._connection.recv(protocol.CHUNK):
+            stream.shutdown(socket.SHUT_WR)
+            while stream.recv(protocol.CHUNK):
                 pass
 
     def _relay(self, ended: int) -> None:
+        """Wait for one of the command, its streams and its client, and pass on what there is."""
         readable = [self._connection.fileno(), ended, *self._command.outputs]
         writable = [self._command.input] if self._command.input >= 0 and self._wants_write else []
         readable, writable, _ = select.select(readable, writable, [])
@@ -84,12 +87,11 @@ class Session:
             self._feed()
         if self._connection.fileno() in readable:
             try:
-                data = self._connection.recv(protocol.CHUNK)
-            except OSError:
-                data = b""
-            if not data:
+                frames = self._connection.receive()
+            except EOFError:
                 self._gone = True
-            for kind, payload in self._frames.feed(data):
+                return
+            for kind, payload in frames:
                 self._take(kind, payload)
 
     @property
@@ -97,12 +99,12 @@ class Session:
         return bool(self._input) or self._input_ended
 
     def _forward(self, fd: int) -> bool:
-        """Send on what *fd* has; say whether it may have more."""
+        """Send on what *fd* has; return whether it may have more."""
         try:
             data = os.read(fd, protocol.CHUNK)
         except BlockingIOError:
             return False
-        except OSError:  # a terminal whose last user is gone says EIO
+        except OSError:  # EIO: the last user of a terminal is gone
             data = b""
         if not data:
             self._command.close_output(fd)
@@ -111,14 +113,14 @@ class Session:
         return not self._gone
 
     def _drain(self) -> None:
-        """Forward what an ended command has left in its pipes; not what its children may add."""
+        """Forward what an ended command left in its pipes, without waiting for its children."""
         for fd in list(self._command.outputs):
             os.set_blocking(fd, False)
             while self._forward(fd):
                 pass
 
     def _feed(self) -> None:
-        """Write what the command's input takes."""
+        """Write to the command's input as much as it takes."""
         fd = self._command.input
         if self._input:
             try:
@@ -148,12 +150,12 @@ class Session:
 
     def _send(self, kind: bytes, payload: bytes) -> None:
         try:
-            self._connection.sendall(frame(kind, payload))
+            self._connection.send(kind, payload)
         except OSError:
             self._gone = True
 
     def _abandon(self) -> None:
-        """End a command whose client is gone."""
+        """End a command whose client is gone: SIGHUP, SIGTERM, SIGKILL."""
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGKILL):
             self._command.signal(number)
             deadline = time.monotonic() + _GRACE
