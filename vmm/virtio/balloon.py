@@ -113,7 +113,7 @@ class Balloon(VirtioDevice):
             self._curious = True
             self._return_stats()
 
-    # The guest's
+    # The guest's side
 
     def _role(self, index: int) -> int | None:
         """Return the feature that queue *index* is for; None for the first two.

@@ -103,7 +103,7 @@ class VirtioDevice(Closeable):
         self._accepted = 0
         self._bounded = Bounded(events)
 
-    # What a kind of device provides
+    # For kinds of device to override
 
     def serve(self, index: int, queue: Queue) -> None:
         """Handle what waits in queue *index*; do a bounded amount, as `process` comes again.
@@ -153,7 +153,7 @@ class VirtioDevice(Closeable):
             for index, slot in enumerate(self.slots)
         ]
 
-    # What transports show
+    # For transports
 
     @property
     def accepted(self) -> int:
@@ -315,7 +315,7 @@ class VirtioDevice(Closeable):
         if self._status & status.DRIVER_OK and self.interrupts is not None:
             self.interrupts.config_changed()
 
-    # Life
+    # Reset and close
 
     def cancel_waits(self) -> None:
         """End every wait for another program that holds the device's lock: a vCPU has to stop.

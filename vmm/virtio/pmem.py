@@ -62,13 +62,8 @@ class Pmem(VirtioDevice):
         self._work = Condition(self._lock)
         self._thread: Thread | None = None
         self._closing = False
-        self._config = bytes(
-            ffi.buffer(
-                ffi.new(
-                    "struct virtio_pmem_config *", {"start": backing.base, "size": backing.size}
-                )
-            )
-        )
+        config = {"start": backing.base, "size": backing.size}
+        self._config = bytes(ffi.buffer(ffi.new("struct virtio_pmem_config *", config)))
 
     def config(self) -> bytes:
         """Return ``struct virtio_pmem_config`` (5.19.4)."""

@@ -70,7 +70,7 @@ class VhostDevice(VirtioDevice):
         """What the loop listens to; differs from driver to driver."""
         self._handlers: dict[int, Callable[[], object]] = {}
 
-    # What a kind of device provides
+    # For kinds of device to override
 
     def is_ours(self, index: int) -> bool:  # noqa: ARG002
         """Tell whether queue *index* is served here (`serve`) and not by the back end.
@@ -86,7 +86,7 @@ class VhostDevice(VirtioDevice):
         """
         self.backend.start(features, memory)
 
-    # What happens to queues; with the lock
+    # Queues; called with the lock
 
     def queue_started(self, index: int, queue: Queue) -> None:
         """Hand the queue to the back end, or watch its doorbell."""
@@ -152,7 +152,7 @@ class VhostDevice(VirtioDevice):
         with self._lock:
             self._break(error, index)
 
-    # What the loop does
+    # The event loop
 
     def watch(self, fd: int, on_readable: Callable[[], object]) -> None:
         """Call *on_readable* in the loop's thread while *fd* is readable, with the lock.

@@ -159,7 +159,7 @@ class VhostUser(Closeable):
                 raise ChannelError(f"has {len(data)} bytes of configuration, not {size}")
             return data
 
-    # What a back end does
+    # The back end (`VhostBackend`)
 
     def features(self) -> int:
         """Return the feature bits that the daemon supports and `requeue` can deal with."""
