@@ -139,7 +139,7 @@ def test_every_type_of_configuration_can_be_sent() -> None:
         and (is_dataclass(kind) or issubclass(kind, (tuple, Enum)))
     }
     ours = {name for name, module in codec.MODULES.items() if module.startswith("vmm.config.")}
-    assert found == ours
+    assert found - {"Key"} == ours  # a rule of the command line, not a value
     for name, module in codec.MODULES.items():
         assert isinstance(getattr(import_module(module), name), type)
 

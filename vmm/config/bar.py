@@ -6,6 +6,7 @@ import re
 from typing import Final, NamedTuple
 
 from vmm.config.bdf import parse_bdf
+from vmm.config.option import choice, parse_keys, split
 from vmm.errors import UserError
 
 
@@ -22,28 +23,24 @@ class BarConfig(NamedTuple):
     cache: str = "auto"
 
 
-BAR: Final = re.compile(r"([^@,]*):(\d+)(?:@(\w+))?((?:,.*)?)")
+BAR: Final = re.compile(r"([^@]*):(\d+)(?:@(\w+))?")
 CACHE_CHOICES: Final = ("auto", "require", "forbid")
 
 
 def parse_bar(text: str) -> BarConfig:
-    """Return what ``BDF:REGION[@GPA][,cache=...]`` means. Raises `UserError`."""
-    match = BAR.fullmatch(text.strip())
+    """Parse ``BDF:REGION[@GPA][,cache=...]``. Raises `UserError`."""
+    place, *parts = split(text.strip())
+    match = BAR.fullmatch(place)
     if match is None:
         raise UserError(
             f"--bar: {text!r} is not BDF:REGION[@GPA][,cache=auto|require|forbid]",
             "write 0000:01:00.0:4@0x100000000,cache=require",
         )
-    bdf, region, base, options = match.groups()
-    cache = "auto"
-    for option in filter(None, options.split(",")):
-        name, _, cache = option.partition("=")
-        if name != "cache" or cache not in CACHE_CHOICES:
-            raise UserError(
-                f"--bar {text}: unknown option {option!r}", f"cache is {'|'.join(CACHE_CHOICES)}"
-            )
+    bdf, region, base = match.groups()
+    usage = f"cache is {'|'.join(CACHE_CHOICES)}"
+    found = parse_keys(f"--bar {text}", parts, {"cache": choice(*CACHE_CHOICES)}, usage)
     try:
         address = None if base is None else int(base, 0)
     except ValueError as error:
         raise UserError(f"--bar {text}: {base!r} is not an address", "write 0x...") from error
-    return BarConfig(parse_bdf(bdf, "--bar"), int(region), address, cache)
+    return BarConfig(parse_bdf(bdf, "--bar"), int(region), address, **found)

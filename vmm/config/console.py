@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from vmm.config.option import Key, parse_keys, split
 from vmm.errors import UserError
 
 SYNTAX: Final = "stdio|pty|file=PATH|unix=PATH[,name=NAME]"
 
 NAME_BYTES: Final = 64
 """Longest name of a port, in bytes: udev makes a file name of it."""
+
+USAGE: Final = f"name=NAME takes up to {NAME_BYTES} ASCII characters without blanks and slashes"
 
 WITH_PATH: Final = ("file", "unix")
 ALONE: Final = ("stdio", "pty")
@@ -31,20 +34,19 @@ class ConsoleConfig(NamedTuple):
 
 def parse_console(text: str) -> ConsoleConfig:
     """Parse `SYNTAX`. Raises `UserError`."""
-    end, *options = text.split(",")
+    end, *parts = split(text)
     kind, equals, path = end.partition("=")
     if not (path if kind in WITH_PATH else kind in ALONE and not equals):
         raise UserError(f"--console: {text!r} names no end", f"write {SYNTAX}")
-    name = ""
-    for option in options:
-        key, _, name = option.partition("=")
-        plain = name.isascii() and name.isprintable() and "/" not in name and " " not in name
-        if key != "name" or not plain or not 0 < len(name) <= NAME_BYTES:
-            raise UserError(
-                f"--console {text}: cannot use {option!r}",
-                f"name=NAME takes up to {NAME_BYTES} ASCII characters without blanks and slashes",
-            )
-    return ConsoleConfig(kind, Path(path) if path else None, name)
+    found = parse_keys(f"--console {text}", parts, {"name": Key(_name)}, USAGE)
+    return ConsoleConfig(kind, Path(path) if path else None, found.get("name", ""))
+
+
+def _name(text: str) -> str:
+    plain = text.isascii() and text.isprintable() and "/" not in text and " " not in text
+    if not plain or not 0 < len(text) <= NAME_BYTES:
+        raise ValueError
+    return text
 
 
 def check_consoles(consoles: tuple[ConsoleConfig, ...]) -> None:

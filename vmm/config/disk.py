@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from vmm.config.option import FLAG, Key, choice, number, parse_keys, split
 from vmm.errors import UserError
 
 SERIAL_BYTES: Final = 20
@@ -43,34 +43,32 @@ class DiskConfig(NamedTuple):
         return self.format not in ("auto", "raw")
 
 
+def _serial(text: str) -> str:
+    if not text.isascii() or not 0 < len(text) <= SERIAL_BYTES:
+        raise ValueError(f"a serial number has up to {SERIAL_BYTES} ASCII characters")
+    return text
+
+
+KEYS: Final = {
+    "ro": FLAG,
+    "format": choice(*FORMATS),
+    "cache": choice(*CACHES),
+    "serial": Key(_serial),
+    "queues": number(range(1, QUEUES_MAX + 1), "queues"),
+}
+
+
 def parse_disk(text: str) -> DiskConfig:
     """Parse `SYNTAX`. Raises `UserError`."""
-    path, *options = text.split(",")
+    path, *parts = split(text)
     if not path:
         raise UserError(f"--disk: {text!r} names no file", f"write {SYNTAX}")
-    disk = DiskConfig(Path(path))
-    for option in options:
-        if (value := _value(option)) is None:
-            raise UserError(
-                f"--disk {text}: cannot use {option!r}",
-                f"options are ro, format={'|'.join(FORMATS)}, cache={'|'.join(CACHES)}, serial=S "
-                f"(up to {SERIAL_BYTES} ASCII characters) and queues=N (up to {QUEUES_MAX})",
-            )
-        disk = disk._replace(**value)
+    usage = (
+        f"options are ro, format={'|'.join(FORMATS)}, cache={'|'.join(CACHES)}, serial=S "
+        f"(up to {SERIAL_BYTES} ASCII characters) and queues=N (up to {QUEUES_MAX})"
+    )
+    found = parse_keys(f"--disk {text}", parts, KEYS, usage)
+    disk = DiskConfig(Path(path), read_only=found.pop("ro", False), **found)
     if disk.serial and disk.format not in ("auto", "raw"):
         raise UserError(f"--disk {text}: only a raw disk can have a serial number", "leave it out")
     return disk
-
-
-def _value(option: str) -> dict[str, Any] | None:
-    """Return the field that *option* sets, with its value; None if the option is unknown."""
-    name, _, value = option.partition("=")
-    if option == "ro":
-        return {"read_only": True}
-    if name == "serial" and value.isascii() and 0 < len(value) <= SERIAL_BYTES:
-        return {"serial": value}
-    if name == "queues" and re.fullmatch("[0-9]{1,2}", value) and 0 < int(value) <= QUEUES_MAX:
-        return {"queues": int(value)}
-    if (name == "format" and value in FORMATS) or (name == "cache" and value in CACHES):
-        return {name: value}
-    return None

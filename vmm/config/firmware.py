@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmm.config.option import FLAG, parse_keys, split
 from vmm.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,13 +23,11 @@ class FlashConfig(NamedTuple):
 
 def parse_flash(text: str) -> FlashConfig:
     """Parse ``FILE[,ro]``. Raises `UserError`."""
-    path, *options = text.split(",")
+    path, *parts = split(text)
     if not path:
         raise UserError(f"--flash: {text!r} names no file", f"write {SYNTAX}")
-    for option in options:
-        if option != "ro":
-            raise UserError(f"--flash {text}: cannot use {option!r}", "the only option is ro")
-    return FlashConfig(Path(path), bool(options))
+    found = parse_keys(f"--flash {text}", parts, {"ro": FLAG}, "the only option is ro")
+    return FlashConfig(Path(path), found.get("ro", False))
 
 
 def check_firmware(config: MachineConfig) -> None:

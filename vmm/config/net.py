@@ -8,6 +8,7 @@ from enum import Enum
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from vmm.config.option import Key, number, parse_keys, split
 from vmm.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,12 +82,6 @@ class NetConfig:
         return f"--net {self.text}"
 
 
-ALLOWED: Final = {
-    NetKind.TAP: {"mac", "mtu", "queues", "vhost", "bridge", "address"},
-    NetKind.USER: {"mac", "mtu", "forward"},
-}
-
-
 def parse_nets(texts: tuple[str, ...]) -> tuple[NetConfig, ...]:
     """Parse all ``--net`` options of a command line. Raises `UserError`."""
     if "none" in texts:
@@ -98,7 +93,7 @@ def parse_nets(texts: tuple[str, ...]) -> tuple[NetConfig, ...]:
 
 def parse_net(text: str) -> NetConfig:
     """Parse one ``--net`` option. Raises `UserError`."""
-    head, *options = text.split(",")
+    head, *parts = split(text)
     word, equals, name = head.partition("=")
     if word not in {kind.value for kind in NetKind} or (equals and word != "tap"):
         raise UserError(f"--net {text}: {head!r} is no kind of network", USAGE)
@@ -108,20 +103,8 @@ def parse_net(text: str) -> NetConfig:
             f"it has up to {NAME_BYTES} characters, but no space, /, : or %",
         )
     kind = NetKind(word)
-    found: dict[str, object] = {}
-    forwards: list[Forward] = []
-    for option in options:
-        key, _, value = option.partition("=")
-        if key not in ALLOWED[kind]:
-            raise UserError(f"--net {text}: cannot use {option!r}", USAGE)
-        try:
-            if key == "forward":
-                forwards.append(_forward(value))
-            else:
-                found[key] = PARSERS[key](value)
-        except ValueError as error:
-            raise UserError(f"--net {text}: cannot use {option!r}", str(error)) from error
-    return NetConfig(text, kind, name, forwards=tuple(forwards), **found)  # type: ignore[arg-type]
+    found = parse_keys(f"--net {text}", parts, KEYS[kind], USAGE)
+    return NetConfig(text, kind, name, forwards=found.pop("forward", ()), **found)
 
 
 def _mac(value: str) -> bytes:
@@ -131,20 +114,6 @@ def _mac(value: str) -> bytes:
     if mac[0] & 1 or not any(mac):
         raise ValueError("that is a multicast address, or none: use one such as 52:54:00:12:34:56")
     return mac
-
-
-def _mtu(value: str) -> int:
-    return _number(value, MTU_RANGE, "mtu")
-
-
-def _queues(value: str) -> int:
-    return _number(value, range(1, QUEUES_MAX + 1), "queues")
-
-
-def _number(value: str, allowed: range, what: str) -> int:
-    if not re.fullmatch("[0-9]{1,5}", value) or int(value) not in allowed:
-        raise ValueError(f"{what} is from {allowed[0]} to {allowed[-1]}")
-    return int(value)
 
 
 def _vhost(value: str) -> bool:
@@ -172,11 +141,15 @@ def _forward(value: str) -> Forward:
     return Forward(match[1], int(match[2]), int(match[3]))
 
 
-PARSERS: Final = {
-    "mac": _mac,
-    "mtu": _mtu,
-    "queues": _queues,
-    "vhost": _vhost,
-    "bridge": _bridge,
-    "address": _address,
+_BOTH: Final = {"mac": Key(_mac), "mtu": number(MTU_RANGE, "mtu")}
+KEYS: Final = {
+    NetKind.TAP: {
+        **_BOTH,
+        "queues": number(range(1, QUEUES_MAX + 1), "queues"),
+        "vhost": Key(_vhost),
+        "bridge": Key(_bridge),
+        "address": Key(_address),
+    },
+    NetKind.USER: {**_BOTH, "forward": Key(_forward, many=True)},
 }
+"""The keys of each kind of network."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from vmm.config.option import FLAG, Key, parse_keys, split
 from vmm.config.size import parse_size
 from vmm.errors import UserError
 
@@ -19,16 +20,9 @@ class PmemConfig(NamedTuple):
 
 def parse_pmem(text: str) -> PmemConfig:
     """Parse ``PATH[,ro][,size=SIZE]``. Raises `UserError`."""
-    path, *options = text.split(",")
+    path, *parts = split(text)
     if not path:
         raise UserError(f"--pmem: {text!r} names no file", "write PATH[,ro][,size=SIZE]")
-    read_only, size = False, 0
-    for option in options:
-        name, _, value = option.partition("=")
-        if option == "ro":
-            read_only = True
-        elif name == "size":
-            size = parse_size(value, f"--pmem {path},size")
-        else:
-            raise UserError(f"--pmem {text}: cannot use {option!r}", "options are ro and size=SIZE")
-    return PmemConfig(Path(path), read_only, size)
+    keys = {"ro": FLAG, "size": Key(lambda size: parse_size(size, f"--pmem {path},size"))}
+    found = parse_keys(f"--pmem {text}", parts, keys, "options are ro and size=SIZE")
+    return PmemConfig(Path(path), found.get("ro", False), found.get("size", 0))

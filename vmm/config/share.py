@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from vmm.config.option import FLAG, choice, parse_keys, split
 from vmm.errors import UserError
 
 TAG_BYTES: Final = 36
@@ -29,9 +30,12 @@ class ShareConfig(NamedTuple):
     cache: str = "auto"
 
 
+KEYS: Final = {"ro": FLAG, "cache": choice(*CACHES)}
+
+
 def parse_share(text: str) -> ShareConfig:
     """Parse `SYNTAX`. Raises `UserError`."""
-    place, *options = text.split(",")
+    place, *parts = split(text)
     path, colon, tag = place.rpartition(":")
     if not colon:
         path, tag = place, DEFAULT_TAG
@@ -39,16 +43,8 @@ def parse_share(text: str) -> ShareConfig:
         raise UserError(f"--share: {text!r} names no directory", f"write {SYNTAX}")
     if not 0 < len(tag.encode()) <= TAG_BYTES:
         raise UserError(f"--share {text}: a tag has 1 to {TAG_BYTES} bytes", f"write {SYNTAX}")
-    share = ShareConfig(Path(path), tag)
-    for option in options:
-        name, _, value = option.partition("=")
-        if option == "ro":
-            share = share._replace(read_only=True)
-        elif name == "cache" and value in CACHES:
-            share = share._replace(cache=value)
-        else:
-            raise UserError(f"--share {text}: cannot use {option!r}", f"write {SYNTAX}")
-    return share
+    found = parse_keys(f"--share {text}", parts, KEYS, f"write {SYNTAX}")
+    return ShareConfig(Path(path), tag, read_only=found.pop("ro", False), **found)
 
 
 def parse_shares(texts: tuple[str, ...]) -> tuple[ShareConfig, ...]:

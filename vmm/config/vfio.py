@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm.config.bar import CACHE_CHOICES
 from vmm.config.bdf import parse_bdf
+from vmm.config.option import FLAG, Key, choice, parse_keys, split
 from vmm.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,30 +34,29 @@ class VfioConfig(NamedTuple):
     backend: str = "auto"
 
 
+def _rom(text: str) -> bool | Path:
+    if not text:
+        raise ValueError
+    return {"on": True, "off": False}.get(text, Path(text))
+
+
+KEYS: Final = {
+    "cache": choice(*CACHE_CHOICES),
+    "rom": Key(_rom),
+    "bind": FLAG,
+    "backend": choice(*BACKENDS),
+}
+
+
 def parse_vfio(text: str) -> VfioConfig:
-    """Return what ``BDF[,cache=...][,rom=...][,bind][,backend=...]`` means. Raises `UserError`."""
-    address, *options = text.strip().split(",")
-    found = VfioConfig(parse_bdf(address, "--vfio"))
-    for option in options:
-        found = _with(found, option, text)
-    return found
-
-
-def _with(found: VfioConfig, option: str, text: str) -> VfioConfig:
-    name, equals, value = option.partition("=")
-    if option == "bind":
-        return found._replace(bind=True)
-    if name == "cache" and value in CACHE_CHOICES:
-        return found._replace(cache=value)
-    if name == "backend" and value in BACKENDS:
-        return found._replace(backend=value)
-    if name == "rom" and equals and value:
-        return found._replace(rom={"on": True, "off": False}.get(value, Path(value)))
-    raise UserError(
-        f"--vfio {text}: cannot use {option!r}",
+    """Parse ``BDF[,cache=...][,rom=...][,bind][,backend=...]``. Raises `UserError`."""
+    address, *parts = split(text.strip())
+    usage = (
         f"options are cache={'|'.join(CACHE_CHOICES)}, rom=on|off|FILE, bind and "
-        f"backend={'|'.join(BACKENDS)}",
+        f"backend={'|'.join(BACKENDS)}"
     )
+    bdf = parse_bdf(address, "--vfio")
+    return VfioConfig(bdf, **parse_keys(f"--vfio {text}", parts, KEYS, usage))
 
 
 def check_devices(devices: Sequence[VfioConfig], bars: Iterable[BarConfig]) -> None:
