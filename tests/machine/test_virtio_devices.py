@@ -138,7 +138,7 @@ def test_a_closed_backplane_leaves_nothing_in_the_loop(
 
 
 def test_the_slots_are_beside_everything_else() -> None:
-    windows = sorted((base, base + size) for _, base, size in layout.WINDOWS)
+    windows = sorted((each.base, each.end) for each in layout.REGISTERS.values())
     ends = [end for _, end in windows]
     assert all(end <= base for end, (base, _) in zip(ends, windows[1:], strict=False))
     assert layout.virtio(layout.VIRTIO_SLOTS) <= layout.RAM

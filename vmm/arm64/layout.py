@@ -7,18 +7,20 @@
     0x0a00_0000  virtio-mmio transports, 512 bytes each
     0x1000_0000  PCI, 32-bit memory window
     0x3eff_0000  PCI I/O;         0x3f00_0000  PCI configuration space (ECAM), one bus
-    0x4000_0000  RAM, then, aligned to its size, what else is memory (device BARs, and the 64-bit
-                 memory window of PCI, which is above 4 GiB)
+    0x4000_0000  RAM; above it, each aligned to its size: pmem files, device memory, and the 64-bit
+                 memory window of PCI, which is above 4 GiB
 
-Firmware and kernels built for that machine find their way here as well.
+Firmware and kernels built for that machine run on this board as well.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from vmm.address_range import AddressRange
+
 FLASH: Final = 0x0000_0000
-"""Two banks, one after the other. vCPUs that start firmware start here."""
+"""Two banks, one after the other. Firmware is started here."""
 
 GIC_DISTRIBUTOR: Final = 0x0800_0000
 GIC_DISTRIBUTOR_SIZE: Final = 0x1_0000
@@ -27,17 +29,17 @@ GICV2_CPU_INTERFACE_SIZE: Final = 0x1_0000
 GICV3_ITS: Final = 0x0808_0000
 GICV3_ITS_SIZE: Final = 0x2_0000
 GITS_TRANSLATER: Final = GICV3_ITS + 0x1_0040
-"""Where devices write their messages (IHI 0069, 12.19)."""
+"""The register that devices write messages to (IHI 0069, 12.19)."""
 GICV3_REDISTRIBUTORS: Final = 0x080A_0000
 GICV3_REDISTRIBUTOR_SIZE: Final = 0x2_0000
 GICV3_REDISTRIBUTORS_MAX: Final = (0x0900_0000 - GICV3_REDISTRIBUTORS) // GICV3_REDISTRIBUTOR_SIZE
-"""How many vCPUs have room below the UART: 123."""
+"""vCPUs whose redistributors fit below the UART: 123."""
 
 UART: Final = 0x0900_0000
 RTC: Final = 0x0901_0000
 PVPANIC: Final = 0x0902_0000
 DEVICE_SIZE: Final = 0x1000
-"""Each of those three has one 4 KiB page of registers."""
+"""Bytes of registers of each of the three."""
 
 VIRTIO: Final = 0x0A00_0000
 VIRTIO_SIZE: Final = 0x200
@@ -56,33 +58,33 @@ RAM: Final = 0x4000_0000
 SPI_UART: Final = 1
 SPI_RTC: Final = 2
 SPI_VIRTIO: Final = 16
-"""The first virtio-mmio slot's interrupt; the others' follow."""
+"""Slot 0's interrupt; slot n has SPI_VIRTIO + n."""
 SPI_PCI: Final = 48
-"""PCI slot 0's INTx; the others' follow, each its own, whatever the pin."""
+"""INTx of PCI slot 0, whatever the pin; slot n has SPI_PCI + n."""
 SPI_COUNT: Final = 224
-"""Shared peripheral interrupts; with the 32 private ones that makes 256."""
+"""Shared peripheral interrupts; with the 32 private ones 256."""
 
 PPI_SECURE_TIMER: Final = 13
 PPI_PHYSICAL_TIMER: Final = 14
 PPI_VIRTUAL_TIMER: Final = 11
 PPI_HYP_TIMER: Final = 10
 PPI_PMU: Final = 7
-"""Private interrupts by their number among the private ones; interrupt id 16 comes first."""
+"""Numbers of private peripheral interrupts; PPI n has interrupt id FIRST_PPI + n."""
 
 FIRST_PPI: Final = 16
 FIRST_SPI: Final = 32
 
-WINDOWS: Final = (
-    ("GIC", GIC_DISTRIBUTOR, UART - GIC_DISTRIBUTOR),
-    ("PL011 UART", UART, DEVICE_SIZE),
-    ("PL031 RTC", RTC, DEVICE_SIZE),
-    ("pvpanic", PVPANIC, DEVICE_SIZE),
-    ("virtio-mmio", VIRTIO, VIRTIO_SIZE * VIRTIO_SLOTS),
-    ("PCI memory", PCI_MEMORY, PCI_MEMORY_SIZE),
-    ("PCI I/O", PCI_IO, PCI_IO_SIZE),
-    ("PCI ECAM", PCI_ECAM, PCI_ECAM_SIZE),
-)
-"""Names, bases and sizes, for maps."""
+REGISTERS: Final = {
+    "GIC": AddressRange(GIC_DISTRIBUTOR, UART - GIC_DISTRIBUTOR),
+    "PL011 UART": AddressRange(UART, DEVICE_SIZE),
+    "PL031 RTC": AddressRange(RTC, DEVICE_SIZE),
+    "pvpanic": AddressRange(PVPANIC, DEVICE_SIZE),
+    "virtio-mmio": AddressRange(VIRTIO, VIRTIO_SIZE * VIRTIO_SLOTS),
+    "PCI memory": AddressRange(PCI_MEMORY, PCI_MEMORY_SIZE),
+    "PCI I/O": AddressRange(PCI_IO, PCI_IO_SIZE),
+    "PCI ECAM": AddressRange(PCI_ECAM, PCI_ECAM_SIZE),
+}
+"""Where accesses are trapped, by name."""
 
 
 def virtio(slot: int) -> int:

@@ -46,8 +46,6 @@ TTBR0_EL1: Final = system(3, 0, 2, 0, 0)
 TCR_EL1: Final = system(3, 0, 2, 0, 2)
 MAIR_EL1: Final = system(3, 0, 10, 2, 0)
 VBAR_EL1: Final = system(3, 0, 12, 0, 0)
-CTR_EL0: Final = system(3, 3, 0, 0, 1)
-ID_AA64MMFR0_EL1: Final = system(3, 0, 0, 7, 0)
 
 MPIDR_AFFINITY: Final = 0xFF_00FF_FFFF
 """Aff3, Aff2, Aff1 and Aff0: what a device tree's cpu node calls ``reg``."""

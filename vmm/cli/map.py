@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from vmm.address_range import AddressRange
 from vmm.arm64 import layout
 from vmm.cli.place import host_option, is_native, run_there
 from vmm.coherence import chart
@@ -68,8 +67,7 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
     else:
         click.echo("\n".join(chart.table(entries)))
     if svg is not None:
-        registers = {name: AddressRange(base, size) for name, base, size in layout.WINDOWS}
         try:
-            svg.write_text(chart.svg(entries, registers))
+            svg.write_text(chart.svg(entries, layout.REGISTERS))
         except OSError as error:
             raise UserError(f"--svg {svg}: {error.strerror}") from error

@@ -1,9 +1,9 @@
-"""The subject: which memory a guest gets Write-Back, how we know, and what we owe where it isn't.
+"""The subject: which guest memory is Write-Back at stage 2, how that is known, and what is owed.
 
-capability   what this kernel offers            (asked, and proved on a scratch VM)
-policy       what we therefore ask for          (pure: decided before any slot exists)
-ledger       what each guest range was promised (asked by whoever reads guest memory)
-verdict      what stage 2 really gave           (proved by a scratch guest)
-dump         what the kernel says that stage 2 has (debugfs)
-explain      what a mute errno means            (IPA -> slot -> VMA -> cause -> remedy)
+capability   what this kernel offers: asked, and tried on a scratch VM
+policy       what to ask the kernel for: pure, decided before any slot exists
+ledger       what each guest range was promised, and the cache maintenance it is owed
+verdict      what stage 2 gives a range, by a scratch guest's accesses
+dump         what stage 2 has, as debugfs shows it
+explain      what an errno means: IPA -> slot -> VMA -> cause -> remedy
 """

@@ -1,20 +1,19 @@
 """What this host's kernel offers: KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED and memory-slot flags.
 
-Three generations of kernels are told apart by what they answer, never by their version:
+Three generations of kernels, told apart by their answers and not by their version:
 
                  243 on /dev/kvm   243 on a VM   bit 3 on a slot
     legacy       0                 0             EINVAL           before Linux 6.17
     mainline     EINVAL            0 or 1        EINVAL           6.17 and later
     rfc          EINVAL            0 or 2        accepted, if 2   the proposal (see lab/kernel)
 
-A kernel that knows the capability answers EINVAL where there is no VM to answer for, one that
-does not answers 0 (arch/arm64/kvm/arm.c, kvm_vm_ioctl_check_extension). So 0 on a VM alone says
-nothing, and 0 beside EINVAL says that the hardware lacks FEAT_S2FWB or CTR_EL0.DIC. A yes on a
-VM counts beside EINVAL only: out of tree, numbers collide, and another capability's yes would
-pass for this one's.
+A kernel that knows the capability answers EINVAL on /dev/kvm, where there is no VM; one that does
+not answers 0 (arch/arm64/kvm/arm.c, kvm_vm_ioctl_check_extension). So 0 on a VM alone says nothing;
+0 on a VM and EINVAL on /dev/kvm say that the hardware lacks FEAT_S2FWB or CTR_EL0.DIC. A nonzero
+answer on a VM counts only with that EINVAL: out of tree, capability numbers collide.
 
-Bit 3 of a slot's flags has other claimants out of tree (KVM_MEM_USERFAULT, a flag for
-non-coherent DMA): accepted, it is the proposal's only if the capability says so as well.
+Bit 3 of a slot's flags has other uses out of tree (KVM_MEM_USERFAULT, a flag for non-coherent
+DMA). An accepted bit 3 is taken for the proposal's flag only if the capability says so as well.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ if TYPE_CHECKING:
 CAPABILITY: Final = Cap.ARM_CACHEABLE_PFNMAP_SUPPORTED
 FOLLOWS_VMA: Final = 1 << 0
 ON_REQUEST: Final = 1 << 1
-"""What the bits of the capability's answer mean; mainline knows the first only."""
+"""Bits of the capability's answer on a VM. Mainline sets the first only."""
 
 NEVER_A_FLAG: Final = 1 << 31
-"""KVM_MEMSLOT_INVALID's neighbourhood: no kernel takes this from userspace."""
+"""Bits 16 to 31 of a slot's flags are the kernel's own (include/linux/kvm_host.h)."""
 
 
 class Support(Enum):
-    """Whether cacheable PFNMAP memory can be mapped Write-Back here."""
+    """Whether KVM can map cacheable PFNMAP memory Write-Back on this host."""
 
     SUPPORTED = "supported"
     UNSUPPORTED = "unsupported"
@@ -56,7 +55,7 @@ class Support(Enum):
 
 
 class Generation(Enum):
-    """Which of the interfaces for it this kernel has."""
+    """Which interface for cacheable PFNMAP memory this kernel has."""
 
     LEGACY = "legacy"
     MAINLINE = "mainline"
@@ -64,7 +63,7 @@ class Generation(Enum):
 
 
 class FlagAnswer(Enum):
-    """What a kernel says to a memory-slot flag, on a scratch VM."""
+    """How a kernel answers a memory-slot flag, on a scratch VM."""
 
     ACCEPTED = "accepted"
     UNSUPPORTED = "unsupported"
@@ -74,13 +73,14 @@ class FlagAnswer(Enum):
 
 @dataclass(frozen=True)
 class HostCapability:
-    """All that is known of a host before any memory is shown to a guest.
+    """What a host can do for cacheable memory, as it was asked before any guest runs.
 
-    on_system, on_vm   KVM_CHECK_EXTENSION's answers for the capability; None: EINVAL
-    ipa_bits           the largest guest physical space, in bits; page_size in bytes
-    idc, dic           CTR_EL0's bits as EL0 reads them; None where there is no such register
+    on_system, on_vm   answers of KVM_CHECK_EXTENSION for the capability; None: EINVAL
+    ipa_bits           size of the largest guest physical space, in bits
+    page_size          in bytes
+    idc, dic           CTR_EL0's bits as EL0 reads them; None on other architectures
                        (Linux hides DIC from EL0 for erratum 1542419, so 0 proves nothing)
-    flags              name of a memory-slot flag to the answers of the two ioctls
+    flags              for each memory-slot flag, the answers of the two ioctls
     evidence           sentences that say how support and generation are known
     """
 
@@ -97,7 +97,7 @@ class HostCapability:
 
     @classmethod
     def probe(cls, system: System) -> HostCapability:
-        """Ask KVM, on a scratch VM that is gone when this returns. Raises `KvmError`."""
+        """Ask KVM, on a scratch VM. Raises `KvmError`."""
         with system.create_vm() as vm:
             on_system = _answer(system.check_extension)
             on_vm = _answer(vm.check_extension)
@@ -122,15 +122,17 @@ class HostCapability:
 
     @property
     def forces_write_back(self) -> bool:
-        """Whether stage 2 is known to force Write-Back on memory the kernel manages (FWB).
+        """Whether KVM is taken to force Write-Back at stage 2 on memory the kernel manages.
 
-        The capability is the only way for userspace to learn of FEAT_S2FWB.
+        This is inferred: KVM claims the capability only with FEAT_S2FWB, which it then uses at
+        stage 2 (arch/arm64/kvm/hyp/pgtable.c). False is no proof of the opposite: the capability
+        takes CTR_EL0.DIC as well.
         """
         return self.support is Support.SUPPORTED
 
     @property
     def flag_answer(self) -> FlagAnswer:
-        """What the kernel said to flag bit 3 on a scratch VM's slot of ordinary memory."""
+        """The answer to flag bit 3 on a slot of ordinary memory."""
         answers = self.flags.get(MemFlag.WRITE_BACK.name or "", {})
         return answers.get("KVM_SET_USER_MEMORY_REGION", FlagAnswer.UNTESTABLE)
 
@@ -146,7 +148,7 @@ class HostCapability:
         return plain
 
     def lines(self) -> list[str]:
-        """Return it for people."""
+        """Return lines of text."""
         return [
             f"cacheable PFNMAP     {self.support.value}",
             f"kernel's generation  {self.generation.value}",
@@ -164,7 +166,7 @@ class HostCapability:
 def judge(
     on_system: int | None, on_vm: int | None, bit3: FlagAnswer
 ) -> tuple[Support, Generation, tuple[str, ...]]:
-    """Say from the answers what this kernel is, and by what evidence. Pure."""
+    """Return support, generation and evidence for the answers of a kernel. Pure."""
     number = int(CAPABILITY)
     accepted = bit3 is FlagAnswer.ACCEPTED
     stray: tuple[str, ...] = ()
@@ -198,7 +200,7 @@ def judge(
 
 
 def probe_flags(vm: Vm) -> dict[str, dict[str, FlagAnswer]]:
-    """Try each memory-slot flag on *vm*, a scratch one, with both ioctls. Raises `KvmError`."""
+    """Try each memory-slot flag with both ioctls on *vm*, a scratch VM. Raises `KvmError`."""
     with Mapping.anonymous(mmap.PAGESIZE) as mapping:
         region = Region(0, mapping.view)
         calls = {
@@ -212,7 +214,7 @@ def probe_flags(vm: Vm) -> dict[str, dict[str, FlagAnswer]]:
 
 
 def _try(call: Callable[..., None], region: Region, flag: MemFlag, vm: Vm) -> FlagAnswer:
-    """Try one flag: it is unsupported if the same slot is taken without it but not with it."""
+    """Try one flag: it is unsupported if a slot is accepted without it and refused with it."""
     where = (region.base, region.size, region.host_address)
     more: dict[str, int] = {}
     if flag is MemFlag.GUEST_MEMFD:
@@ -220,13 +222,13 @@ def _try(call: Callable[..., None], region: Region, flag: MemFlag, vm: Vm) -> Fl
             memfd = vm.create_guest_memfd(region.size)
         except KvmError:
             return FlagAnswer.UNSUPPORTED
-        if call == vm.set_user_memory_region:  # it has no field for the descriptor
+        if call == vm.set_user_memory_region:  # which has no field for the descriptor
             memfd.close()
             return FlagAnswer.UNSUPPORTED
         with memfd:
             return _register(call, int(flag), where, {"guest_memfd": memfd.fileno()})
     if _register(call, 0, where, more) is not FlagAnswer.ACCEPTED:
-        return FlagAnswer.UNTESTABLE  # this ioctl does not exist, or takes nothing at all
+        return FlagAnswer.UNTESTABLE  # this ioctl does not exist, or accepts no slot
     if _register(call, NEVER_A_FLAG, where, more) is FlagAnswer.ACCEPTED:
         return FlagAnswer.UNTESTABLE  # this kernel checks no flags
     return _register(call, int(flag), where, more)

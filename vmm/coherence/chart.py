@@ -1,4 +1,4 @@
-"""The ledger for people: a table, and an SVG of the guest physical (IPA) space."""
+"""The ledger as a table, and as an SVG of the guest physical (IPA) space."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEVICE_COLOUR: Final = "#9e9e9e"
 
 
 def human(size: int) -> str:
-    """Return *size* in the largest unit that it has one of; a rounded number shows a point."""
+    """Return *size*, in bytes, in the largest unit that fits; a rounded number has a point."""
     for unit, name in UNITS:
         if size >= unit:
             return f"{size // unit} {name}" if size % unit == 0 else f"{size / unit:.1f} {name}"
@@ -35,7 +35,7 @@ def human(size: int) -> str:
 
 
 def table(entries: Iterable[Entry]) -> list[str]:
-    """Return the ledger as lines: per range one of facts, and the reasons below it."""
+    """Return the ledger as lines: for each range its facts, and below them the reasons."""
     head = f"{'IPA':>16} {'size':>9}  {'what':28} {'slot':>4}  {'stage 1':9} {'stage 2':26} we owe"
     lines = [head]
     for entry in entries:
@@ -62,9 +62,9 @@ BAR_WIDTH: Final = 150
 def svg(
     entries: Iterable[Entry], registers: Mapping[str, AddressRange] = MappingProxyType({})
 ) -> str:
-    """Return the IPA space as an SVG: lowest address at the bottom, not to scale, gaps marked.
+    """Return an SVG of the IPA space: lowest address at the bottom, not to scale, gaps marked.
 
-    *registers* are devices', by name: they are in the picture for orientation.
+    *registers* are the devices' register ranges by name, drawn for orientation.
     """
     items = [(AddressRange(entry.base, entry.size), *_words(entry)) for entry in entries]
     items += [

@@ -3,7 +3,7 @@
     0x0000000100000000-0x0000000100200000   2M 2   R W PXNUXN AF BLK
     start                end              size level  attributes; none: a hole
 
-It shows what faults have mapped so far, adjacent entries of one kind as one line, and is gone
+It shows what faults have mapped so far, with adjacent entries of one kind as one line, and goes
 with the VM. Source: arch/arm64/kvm/ptdump.c.
 """
 
@@ -27,7 +27,7 @@ LAST_LEVEL: Final = 3
 
 
 class Span(NamedTuple):
-    """Guest physical *addresses* that entries of one level and one kind map."""
+    """Guest physical *addresses* mapped by entries of one level with the same attributes."""
 
     addresses: AddressRange
     level: int
@@ -40,7 +40,7 @@ class Span(NamedTuple):
 
 
 def read(vm: Vm) -> list[Span] | None:
-    """Return what stage 2 maps for *vm*; None if this kernel has no dump for us."""
+    """Return what stage 2 maps for *vm*; None if the kernel has no dump, or it is not readable."""
     path = DEBUGFS / f"{os.getpid()}-{vm.fileno()}" / "stage2_page_tables"
     try:
         return list(parse(path.read_text().splitlines()))
@@ -49,7 +49,7 @@ def read(vm: Vm) -> list[Span] | None:
 
 
 def parse(lines: Iterable[str]) -> Iterator[Span]:
-    """Yield what the lines of a dump say is mapped."""
+    """Yield the spans that the lines of a dump describe."""
     for line in lines:
         span, *columns = line.split() or [""]
         start, _, end = span.partition("-")

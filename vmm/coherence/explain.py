@@ -1,7 +1,7 @@
-"""What a mute errno means: IPA -> slot -> VMA -> ranked cause -> what to do.
+"""What an errno of KVM means: IPA -> slot -> VMA -> ranked cause -> remedy.
 
-KVM_SET_USER_MEMORY_REGION has one EINVAL for a dozen reasons, and KVM_RUN says EFAULT without
-an address. What can be checked from here is checked; what remains is ranked.
+KVM_SET_USER_MEMORY_REGION has one EINVAL for a dozen reasons, and KVM_RUN fails with EFAULT without
+an address. What can be checked from userspace is checked; the other causes are ranked.
 Sources: virt/kvm/kvm_main.c (kvm_set_memory_region), arch/arm64/kvm/mmu.c
 (kvm_arch_prepare_memory_region, user_mem_abort).
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cause:
-    """One thing that explains an errno. *certain*: it was checked, not inferred."""
+    """One possible cause of an errno. *certain*: it was checked, not inferred."""
 
     what: str
     remedy: str
@@ -37,7 +37,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class RequestedSlot:
-    """A memory slot as it was asked for, or is; *number* None: a new one."""
+    """A memory slot as it was requested; *number* is None for a new slot."""
 
     number: int | None
     flags: int
@@ -78,13 +78,13 @@ PLAIN: Final = {
         certain=True,
     ),
 }
-"""What has one cause: all but EINVAL."""
+"""Errnos with one cause: all but EINVAL."""
 
 
 def slot_causes(
     error: int, slot: RequestedSlot, vma: Vma | None, stage1: Stage1, capability: HostCapability
 ) -> list[Cause]:
-    """Return why KVM refused *slot* with errno *error*, the likeliest first. Pure."""
+    """Return the causes of errno *error* for *slot*, the likeliest first. Pure."""
     if error in PLAIN:
         return [PLAIN[error]]
     if error != errno.EINVAL:
@@ -161,10 +161,10 @@ def _pfnmap_causes(slot: RequestedSlot, stage1: Stage1, capability: HostCapabili
 
 @dataclass(frozen=True)
 class Suspect:
-    """A range that a vCPU may have failed on, as it was found just after.
+    """A range that a failed KVM_RUN may have been about, as it is found right afterwards.
 
-    vma             what is mapped behind it now
-    memory_enabled  whether its device's memory is on; None: the device does not answer
+    vma             the mapping behind it now
+    memory_enabled  whether its device decodes memory; None: the device does not answer
     """
 
     entry: Entry
@@ -173,10 +173,10 @@ class Suspect:
 
 
 def run_causes(suspects: Iterable[Suspect]) -> list[tuple[Entry, Cause]]:
-    """Return why KVM_RUN may have failed with EFAULT, the likeliest first. Pure.
+    """Return causes of KVM_RUN's EFAULT with their ranges, the likeliest first. Pure.
 
-    KVM gives no address with it, so every range is suspect: those that something is wrong with
-    first, then those where Device memory could meet an unaligned access.
+    KVM gives no address, so every range is a suspect: first those with a defect, then those where
+    an unaligned access could meet Device memory.
     """
     found = [
         (suspect.entry, cause) for suspect in suspects if (cause := _run_cause(suspect)) is not None
@@ -191,7 +191,7 @@ def _run_cause(suspect: Suspect) -> Cause | None:
 
 
 def _broken(suspect: Suspect) -> Cause | None:
-    """Return what keeps KVM from faulting the range in at all."""
+    """Return what keeps KVM from faulting the range in."""
     if suspect.vma is None:
         what = "nothing is mapped behind it any more"
         return Cause(what, "was its device unplugged?", certain=True)
@@ -204,7 +204,7 @@ def _broken(suspect: Suspect) -> Cause | None:
 
 
 def _misused(entry: Entry) -> Cause | None:
-    """Return what the guest may have done there that its memory type does not allow."""
+    """Return what the guest may have done that the range's memory type does not allow."""
     if entry.promise.stage2 is Stage2.WRITE_BACK:
         return None
     if entry.attribute.stage1 is Stage1.CACHEABLE:
@@ -219,7 +219,7 @@ VERIFY: Final = "`pyvmm verify` tells its type"
 
 
 def refusal(slot: RequestedSlot, vma: Vma | None, error: int, causes: list[Cause]) -> HostError:
-    """Return the one-line error for a refused slot."""
+    """Return the error for a refused slot, in one line."""
     chain = f"{slot} -> {vma or 'no VMA'}"
     name = errno.errorcode.get(error, str(error))
     if not causes:

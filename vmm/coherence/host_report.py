@@ -1,4 +1,4 @@
-"""What a host's KVM can do: its capabilities, and the host's own facts."""
+"""What a host's KVM can do: its capabilities, and facts about the host."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Answer = int | None
 
 @dataclass(frozen=True)
 class Extension:
-    """One capability: KVM's answers on /dev/kvm and on a VM."""
+    """One KVM_CAP_*, with KVM_CHECK_EXTENSION's answers on /dev/kvm and on a VM."""
 
     number: int
     system: Answer
@@ -32,7 +32,7 @@ class Extension:
 
 @dataclass(frozen=True)
 class HostReport:
-    """All that `pyvmm probe` tells."""
+    """The report of `pyvmm probe`."""
 
     host: Mapping[str, str | int]
     coherence: coherence.HostCapability
@@ -49,14 +49,14 @@ class HostReport:
                 for name, number in capabilities().items()
             }
             found = coherence.HostCapability.probe(system)
-        return cls(_host_facts(answers), found, answers)
+        return cls(_host_facts(answers, found), found, answers)
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return {**asdict(self), "coherence": self.coherence.as_json()}
 
     def lines(self, *, everything: bool = False) -> list[str]:
-        """Return it for people; without *everything*, only the capabilities that are there."""
+        """Return lines of text; without *everything*, only capabilities that are not 0."""
         shown = {
             name: capability
             for name, capability in self.capabilities.items()
@@ -89,7 +89,9 @@ def _shown(answer: Answer) -> str:
     return str(answer) if answer < 1 << 16 else f"{answer:#x}"
 
 
-def _host_facts(answers: Mapping[str, Extension]) -> dict[str, str | int]:
+def _host_facts(
+    answers: Mapping[str, Extension], found: coherence.HostCapability
+) -> dict[str, str | int]:
     facts: dict[str, str | int] = {
         "kernel": platform.release(),
         "machine": platform.machine(),
@@ -98,8 +100,8 @@ def _host_facts(answers: Mapping[str, Extension]) -> dict[str, str | int]:
     }
     if ctr := lib.pyvmm_ctr_el0():
         facts["CTR_EL0"] = f"{ctr:#x}"
-        facts["CTR_EL0.IDC"] = ctr >> 28 & 1
-        facts["CTR_EL0.DIC"] = ctr >> 29 & 1
+        facts["CTR_EL0.IDC"] = int(found.idc or 0)
+        facts["CTR_EL0.DIC"] = int(found.dic or 0)
         facts["dcache-line"] = 4 << (ctr >> 16 & 15)
     if ipa := answers["KVM_CAP_ARM_VM_IPA_SIZE"].system:
         facts["ipa-bits"] = ipa

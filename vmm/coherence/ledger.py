@@ -1,24 +1,23 @@
-"""What each range of guest physical memory was promised, and what we owe it.
+"""What each range of guest physical memory was promised, and the cache maintenance it is owed.
 
-Userspace is an equal participant in coherency. Where stage 2 forces Write-Back, our cached
-accesses and the guest's agree whatever the guest does. Where the guest decides, one that runs
-with its caches off reads and writes past the lines that we hold:
+Userspace is an equal participant in coherency. Where stage 2 forces Write-Back, the guest's
+accesses are cacheable as the VMM's are, and both are coherent. Where the guest decides, a guest
+that runs with its caches off reads and writes memory past the lines that the VMM's accesses left:
 
-    before we read    clean and invalidate (DC CIVAC): our line may be older than memory
-    before we write   the same for a line that we write part of: the rest of it is the guest's
-    after we write    clean (DC CVAC): our line may be newer than memory
+    before a read     clean and invalidate (DC CIVAC): the line may be older than memory
+    before a write    the same for a line that is written in part: the rest of it is the guest's
+    after a write     clean (DC CVAC): the line may be newer than memory
 
 EL0 cannot invalidate without cleaning, and cleaning a dirty line overwrites what the guest wrote
-meanwhile: so each write is cleaned at once, and our lines are never dirty when it counts. And
-all of it holds only while the guest leaves the range alone, paused or by a protocol: caches may
-fetch a line again at any moment.
+meanwhile; so each write is cleaned at once. This holds only while the guest leaves the range
+alone, paused or by a protocol: a cache may fetch a line at any time.
 
-KVM does its part without FWB: it cleans and invalidates a page when it first maps it, and all of
-them when a guest first switches its caches on, or flushes them by set and way
-(arch/arm64/kvm/mmu.c, kvm_toggle_cache, kvm_set_way_flush). So what is written before the guest
-first runs needs nothing of ours.
+Without FWB, KVM cleans and invalidates a page when it first maps it, and all pages when a guest
+first turns its caches on, or flushes them by set and way (arch/arm64/kvm/mmu.c, kvm_toggle_cache,
+kvm_set_way_flush). So nothing is owed for what is written before the guest first runs.
 
-Snapshots and migration ask here; nothing else in pyvmm decides about cache maintenance.
+Nothing in pyvmm accesses a running guest's memory behind turned-off caches yet, except through
+devices; snapshots and migration will have to call `Ledger.before_read` and its like.
 Source: Arm ARM, "Mismatched memory attributes", and D8.6 on stage 2 attributes (FWB).
 """
 
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Maintenance(Enum):
-    """What the VMM owes a range when it accesses it behind a guest whose caches are off."""
+    """Cache maintenance for the VMM's own accesses behind a guest whose caches are off."""
 
     NONE = "none"
     CLEAN_AND_INVALIDATE = "DC CIVAC before access, DC CVAC after writes"
@@ -65,12 +64,12 @@ class Entry:
 
     @property
     def end(self) -> int:
-        """The first address after it."""
+        """The first address after the range."""
         return self.base + self.size
 
     @property
     def maintenance(self) -> Maintenance:
-        """Which cache maintenance accesses of ours owe."""
+        """The cache maintenance that the VMM's accesses need."""
         if self.attribute.stage1 is Stage1.UNCACHED:
             return Maintenance.NOT_OURS
         if self.promise.stage2 in (Stage2.WRITE_BACK, Stage2.NO_SLOT):
@@ -95,7 +94,7 @@ class Entry:
 
 
 class Ledger:
-    """All ranges of one machine, by address."""
+    """All ranges of one machine, in order of address."""
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._entries = sorted(entries, key=lambda entry: entry.base)
@@ -104,7 +103,7 @@ class Ledger:
         return iter(self._entries)
 
     def add(self, entry: Entry) -> None:
-        """Enter a range. Raises ValueError if part of it has an entry."""
+        """Add *entry*. Raises ValueError if it overlaps another."""
         for other in self._entries:
             if entry.base < other.end and other.base < entry.end:
                 raise ValueError(f"{entry.name} overlaps {other.name} at {other.base:#x}")
@@ -112,27 +111,27 @@ class Ledger:
         self._entries.sort(key=lambda entry: entry.base)
 
     def find(self, address: int) -> Entry:
-        """Return the range that *address* is in. Raises `GuestAddressError`."""
+        """Return the entry of *address*. Raises `GuestAddressError` if there is none."""
         for entry in self._entries:
             if entry.base <= address < entry.end:
                 return entry
         raise GuestAddressError(address, 1)
 
     def before_read(self, address: int, view: memoryview) -> None:
-        """Do what is owed before we read *view*, our mapping of guest *address*."""
+        """Do the maintenance owed before a read of *view*, the mapping of guest *address*."""
         if self._owes(address, len(view)):
             with ffi.from_buffer("uint8_t[]", view) as pointer:
                 lib.pyvmm_dc_civac(pointer, len(view))
 
     def before_write(self, address: int, view: memoryview) -> None:
-        """Do what is owed before we write all of *view*, our mapping of guest *address*."""
+        """Do the maintenance owed before a write of all of *view*, mapped at guest *address*."""
         if self._owes(address, len(view)) and len(view):
             with ffi.from_buffer("uint8_t[]", view) as pointer:
                 for edge in (pointer, pointer + len(view) - 1):
                     lib.pyvmm_dc_civac(edge, 1)
 
     def after_write(self, address: int, view: memoryview) -> None:
-        """Do what is owed after we wrote *view*, our mapping of guest *address*."""
+        """Do the maintenance owed after a write of *view*, the mapping of guest *address*."""
         if self._owes(address, len(view)):
             with ffi.from_buffer("uint8_t[]", view) as pointer:
                 lib.pyvmm_dc_cvac(pointer, len(view))

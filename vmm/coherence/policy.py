@@ -1,8 +1,8 @@
 """What to ask the kernel for, for one range, decided before any slot exists. Pure.
 
-The rule that nothing here may break: memory that is cacheable at host stage 1 never gets a
-non-cacheable mapping at stage 2 - the two would disagree about what memory holds. Hence no
-fallback: what cannot be mapped Write-Back is refused, or trapped, but not mapped.
+The rule: memory that is cacheable at host stage 1 never gets a non-cacheable mapping at stage 2,
+because mismatched attributes lose coherency. There is no fallback: what cannot be mapped
+Write-Back is refused or trapped.
 
     host stage 1   kernel              auto               require    forbid
     cacheable      legacy              refuse             refuse     trap
@@ -16,8 +16,8 @@ fallback: what cannot be mapped Write-Back is refused, or trapped, but not mappe
 
 (1) the kernel itself refuses the slot if the mapping turns out to be cacheable.
 
-A kernel is legacy here if it does not know the capability, whatever the user says it is
-(``--uapi``): it would map cacheable memory as Device, so it gets none that could be cacheable.
+A kernel that does not know the capability is legacy here, whatever ``--uapi`` says: it maps
+cacheable PFNMAP memory as Device, so it is given none that could be cacheable.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Cache(Enum):
-    """What the user wants of a range."""
+    """``cache=``: what the user asks for, for a range."""
 
     AUTO = "auto"
     REQUIRE = "require"
@@ -43,7 +43,7 @@ class Cache(Enum):
 
 
 class Stage1(Enum):
-    """How the host maps a range at stage 1: the driver that made the mapping decides."""
+    """How the host maps a range at stage 1, as the driver that made the mapping chose."""
 
     CACHEABLE = "cacheable"
     UNCACHED = "uncached"
@@ -52,7 +52,7 @@ class Stage1(Enum):
 
 @dataclass(frozen=True)
 class Attribute:
-    """A stage-1 attribute, and how we know."""
+    """A stage-1 attribute, and how it is known."""
 
     stage1: Stage1
     because: str
@@ -60,7 +60,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Map:
-    """Register a slot with these flags; stage 2 is then what `promise` says."""
+    """Register a slot with these flags; *promise* says what stage 2 then gives."""
 
     flags: MemFlag
     promise: Promise
@@ -68,14 +68,14 @@ class Map:
 
 @dataclass(frozen=True)
 class Trap:
-    """No slot: every access exits, and goes to the device through VFIO read and write."""
+    """Register no slot: each access exits, and goes through VFIO read and write."""
 
     because: str
 
 
 @dataclass(frozen=True)
 class Refuse:
-    """Neither; *because* names the capability, *remedy* says what the user can do."""
+    """Refuse to run: *because* names what is missing, *remedy* says what the user can do."""
 
     because: str
     remedy: str
@@ -83,7 +83,7 @@ class Refuse:
 
 @dataclass(frozen=True)
 class AskKernel:
-    """Try `choices` in turn on a scratch VM: the first that is accepted is right."""
+    """Try *choices* in turn on a scratch VM, and take the first that is accepted."""
 
     choices: tuple[Map, ...]
 
@@ -92,7 +92,7 @@ Decision = Map | Trap | Refuse | AskKernel
 
 
 class Stage2(Enum):
-    """What stage 2 gives a range."""
+    """The memory type that stage 2 is expected to give a range."""
 
     WRITE_BACK = "Write-Back"
     GUEST_DECIDES = "as the guest's stage 1 says"
@@ -103,7 +103,7 @@ class Stage2(Enum):
 
 @dataclass(frozen=True)
 class Promise:
-    """What stage 2 gives a range, and how we know."""
+    """What stage 2 is expected to give a range, and why."""
 
     stage2: Stage2
     because: str
@@ -121,15 +121,15 @@ NVGRACE_REGIONS: Final = {
     ),
 }
 PLAIN: Final = frozenset({"vfio_pci", NVGRACE})
-"""Drivers whose other regions are vfio-pci-core's: pgprot_noncached."""
+"""Drivers whose other regions vfio-pci-core maps: pgprot_noncached."""
 
 
 def region_attribute(driver: str, region: int) -> Attribute:
-    """Say how *driver* maps *region* for us; no interface of the kernel's tells.
+    """Return how *driver* maps *region* into userspace, as its source says: no interface tells.
 
-    What is said here too little of is not mapped; of what is said too much, KVM maps less than
-    was promised (nvgrace-gpu has no usemem on a machine whose firmware describes none: its
-    region 4 is then a plain BAR). The slot's EINVAL or `vmm.coherence.verdict` find that out.
+    Under-claiming leaves the region unmapped. Over-claiming is caught by the slot's EINVAL or by
+    `vmm.coherence.verdict`: nvgrace-gpu has no usemem on a machine whose firmware describes none,
+    and its region 4 is then a plain BAR.
     """
     name = driver.replace("-", "_")
     if name == NVGRACE and region in NVGRACE_REGIONS:
@@ -141,7 +141,7 @@ def region_attribute(driver: str, region: int) -> Attribute:
 
 
 def decide(attribute: Attribute, capability: HostCapability, cache: Cache) -> Decision:
-    """Decide for a range of device memory."""
+    """Return the decision for a range of device memory, as the table above has it."""
     if cache is Cache.FORBID and attribute.stage1 is not Stage1.UNCACHED:
         return Trap(f"cache=forbid, and the host's mapping is {attribute.stage1.value}")
     match attribute.stage1:
@@ -205,7 +205,7 @@ def _decide_unknown(attribute: Attribute, capability: HostCapability, cache: Cac
 
 
 def decide_ram(capability: HostCapability, *, write_back: bool) -> Decision:
-    """Decide for memory that the kernel manages; *write_back*: ask for the flag."""
+    """Return the decision for memory that the kernel manages; *write_back*: set the flag."""
     if write_back:
         if capability.generation is not Generation.RFC:
             return Refuse(
@@ -232,13 +232,12 @@ def decide_ram(capability: HostCapability, *, write_back: bool) -> Decision:
 
 
 def with_uapi(capability: HostCapability, uapi: str) -> HostCapability:
-    """Return *capability* as somebody who knows the kernel says it is: auto, mainline, rfc.
+    """Return *capability* changed as ``--uapi`` says: auto, mainline or rfc.
 
-    What the kernel has shown goes before what is said of it: none knows the capability because
-    somebody says so, and one that has shown to have no flag has none. A flag bit 3 that was
-    accepted, without a capability that claims it, is believed to be the proposal's; whoever
-    then maps device memory has the kernel prove it (`vmm.passthrough.region_memory`).
-    Raises `UserError`.
+    Evidence goes first: saying so does not make a kernel know the capability or a flag that it
+    has refused. With rfc, an accepted flag bit 3 that no capability claims is taken for the
+    proposal's; `vmm.passthrough.region_memory` then tests that on a scratch VM before it maps
+    device memory. Raises `UserError` for rfc on a kernel that refuses the flag.
     """
     if uapi == "auto":
         return capability

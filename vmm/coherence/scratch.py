@@ -1,12 +1,12 @@
-"""A guest of thirty instructions that touches memory in ways its type decides about.
+"""A guest of some thirty instructions, whose accesses succeed or fail by memory type.
 
     IPA 0x0900_0000  mailbox: the guest's stores there are exits
         0x4000_0000  scratch RAM: vectors, code, page table
         0x1_0000_0000  the range under test, as the real guest would have it
 
-Its stage 1 is on and maps the range Normal Write-Back, executable: what an access does then is
-stage 2's doing alone (Arm ARM D8.6, on combining stage 1 and stage 2 attributes). It has a
-4 KiB granule, which every host there is offers its guests; without one it would not come back.
+Its stage 1 is on and maps the range Normal Write-Back and executable, so that stage 2 decides what
+an access does (Arm ARM D8.6, on combining stage 1 and stage 2 attributes). It uses the 4 KiB
+granule. On a host without one its programs would not end: `Fate.HUNG`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MAILBOX: Final = 0x0900_0000
 RAM: Final = 0x4000_0000
 RAM_SIZE: Final = 0x2_0000
-"""A multiple of every page size a host can have."""
+"""A multiple of all of arm64's page sizes."""
 RANGE: Final = 0x1_0000_0000
 
 TABLE: Final = 0x1_0000
@@ -57,7 +57,7 @@ PROGRAMS: Final = {
         ("str x4, [x20]", 0xF9000284),
         ("b .", 0x14000000),
     ),
-    # By exception return, so that what is there, whatever it is, finds its own address nowhere.
+    # By exception return, so that no register holds the address of the bytes that are executed.
     "jump": (
         ("msr elr_el1, x0", 0xD5184020),
         ("mov x1, #0x3c5", 0xD28078A1),  # EL1 with SP_EL1, interrupts masked
@@ -82,19 +82,19 @@ MAIR: Final = 0x00FF
 TCR: Final = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 2 << 32
 """39-bit addresses, 4 KiB granule, Write-Back inner shareable walks, no TTBR1, 40-bit IPAs."""
 SCTLR: Final = 0x30D0_0800 | 1 << 0 | 1 << 2 | 1 << 12
-"""RES1 bits; MMU, data cache and instruction cache on; no alignment checks of its own."""
+"""RES1 bits; MMU, data and instruction cache on; alignment checks off."""
 BLOCK: Final = 1 << 0 | 1 << 10 | 3 << 8
-"""A 1 GiB block, accessed, inner shareable."""
+"""A 1 GiB block: access flag set, inner shareable."""
 
 POISON: Final = 0xDEAD_0000_0000
-"""An address that no table maps, in every register that code of unknown origin could use."""
+"""An unmapped address, for all registers that unknown instructions could use."""
 
 TIMEOUT: Final = 20.0
-"""Seconds for a handful of instructions, even emulated."""
+"""Seconds that a program may take, in an emulated host as well."""
 
 
 class Fate(Enum):
-    """What became of a program."""
+    """How a program ended."""
 
     RAN = "ran"
     ABORTED = "took an exception"
@@ -104,7 +104,7 @@ class Fate(Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A program's fate; *esr* for ABORTED: the guest's ESR_EL1, *errno* for FAILED."""
+    """How a program ended; ABORTED has the guest's ESR_EL1, FAILED has KVM_RUN's errno."""
 
     fate: Fate
     esr: int = 0
@@ -112,7 +112,10 @@ class Outcome:
 
 
 class ScratchGuest(Closeable):
-    """A VM of its own whose stage 2 shows *size* bytes at *host_address*, under *flags*."""
+    """Own a VM with a slot of *size* bytes at *host_address*, registered with *flags*.
+
+    Raises `KvmError` if the slot is refused.
+    """
 
     def __init__(self, system: System, host_address: int, size: int, flags: int = 0) -> None:
         self._owned = ExitStack()
@@ -143,7 +146,7 @@ class ScratchGuest(Closeable):
         ram[TABLE : TABLE + 4096] = struct.pack("<512Q", *table)
 
     def run(self, program: str, offset: int) -> Outcome:
-        """Run *program* on the bytes at *offset* of the range. Raises `KvmError` otherwise."""
+        """Run *program* on the bytes at *offset* of the range; a failed KVM_RUN is an outcome."""
         vcpu = self._vcpu
         vcpu.arm_vcpu_init(self.vm.preferred_target())
         for number in range(31):
@@ -170,7 +173,7 @@ class ScratchGuest(Closeable):
         timer = Timer(TIMEOUT, give_up)
         timer.start()
         try:
-            # Other signals than the kick interrupt, too, and mean nothing to us.
+            # Signals other than the kick interrupt KVM_RUN as well: enter again.
             while isinstance(exit_ := vcpu.run(), Interrupted) and not expired.is_set():
                 vcpu.acknowledge_kick()
         except KvmError as error:
@@ -188,10 +191,10 @@ class ScratchGuest(Closeable):
         return Outcome(Fate.HUNG)
 
     def _complete(self) -> None:
-        """Have KVM finish the access that exited; the guest does not run.
+        """Let KVM complete the access that exited, without running the guest.
 
-        KVM steps over an emulated access when the vCPU is next run, even if that has got a new
-        program counter meanwhile: the next program would begin with its second instruction
+        KVM steps over an emulated access when the vCPU is next run, even if its program counter
+        was set meanwhile: the next program would begin with its second instruction
         (api.rst 5, on KVM_EXIT_MMIO and immediate_exit; arch/arm64/kvm/mmio.c).
         """
         self._vcpu.kick()
@@ -199,7 +202,7 @@ class ScratchGuest(Closeable):
         self._vcpu.acknowledge_kick()
 
     def close(self) -> None:
-        """Take the VM apart. Idempotent."""
+        """Destroy the VM. Idempotent."""
         self._owned.close()
 
 

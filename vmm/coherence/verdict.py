@@ -1,4 +1,4 @@
-"""What stage 2 really gave a range: asked of the hardware, not of anybody's word.
+"""Which memory type stage 2 gives a range, judged by a scratch guest's accesses to it.
 
     execute          instruction abort, external (ESR 0x86000010)  -> not cacheable
                      runs                                          -> Write-Back
@@ -6,20 +6,19 @@
                      works                                         -> Normal
     DC ZVA           the same; writes, so only where we may
 
-KVM lets a guest execute only from what it maps cacheable: the fetch fault's ENOEXEC becomes a
-synchronous external abort (arch/arm64/kvm/mmu.c, user_mem_abort). KVM_RUN says EFAULT for much
-else as well, such as a device whose memory is off; it means Device only where another access
-has shown that the range can be reached. Where the kernel dumps stage 2 in debugfs, the dump's
-line is evidence as well.
+The verdict rests on how KVM maps PFNMAP memory: it makes only cacheable mappings executable, and a
+fetch from another becomes a synchronous external abort (arch/arm64/kvm/mmu.c, user_mem_abort). No
+attribute is read from the hardware. KVM_RUN fails with EFAULT for other reasons as well, such as a
+device whose memory is off; it means Device only where another access has reached the range. Where
+the kernel dumps stage 2 in debugfs, the dump's line is evidence as well.
 
-Write-Back is as far as stage 2 goes. Without FWB a guest may still ask for less: that memory is
+Write-Back means stage 2's part. Without FWB a guest may still ask for less: such memory is
 "Write-Back" here, and "as the guest's stage 1 says" in the ledger.
 
-A range is not disturbed: what the tests write is put back. A range that is not known to be
-memory, such as registers, is not written at all. The guest then first jumps into whatever is
-there, which no mapping but a Write-Back one lets it fetch, with nothing in its registers that an
-instruction could do harm with; then it reads the 8 bytes from offset 1 on. That read reaches the
-device: do not ask about registers that mind being read.
+What the tests write is put back. A range that is not known to be memory, such as registers, is not
+written at all: the guest first jumps to its bytes, which only a Write-Back mapping lets it fetch,
+with no address in its registers that an instruction could use; then it reads 8 bytes at offset 1.
+That read reaches the device: do not test registers that have side effects when read.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ EXTERNAL_ABORT: Final = 0x10
 ALIGNMENT_FAULT: Final = 0x21
 """ESR_EL1.IFSC and DFSC."""
 TOUCHED: Final = 4096
-"""Bytes saved and put back around the writing tests; DC ZVA writes 2048 at most."""
+"""Bytes saved and restored around the tests that write; DC ZVA writes at most 2048."""
 
 
 class MemoryType(Enum):
-    """The answer."""
+    """The memory type that stage 2 gives a range."""
 
     WRITE_BACK = "WB"
     NON_CACHEABLE = "NC"
@@ -56,7 +55,7 @@ class MemoryType(Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The memory type that stage 2 gives a range, and the observations that say so."""
+    """A memory type, and the observations it is judged by."""
 
     memory_type: MemoryType
     evidence: tuple[str, ...]
@@ -70,13 +69,13 @@ class Verdict:
 
 
 class Contents(Protocol):
-    """Access to what the range holds, around stage 2: a mapping, or VFIO's read and write."""
+    """The range's bytes, not through stage 2: a mapping, or VFIO read and write."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return what is there."""
+        """Return *size* bytes at *offset*."""
 
     def write(self, offset: int, data: bytes) -> None:
-        """Put it there."""
+        """Write *data* at *offset*."""
 
 
 def prove(  # noqa: PLR0913  (a slot has as many fields)
@@ -88,11 +87,10 @@ def prove(  # noqa: PLR0913  (a slot has as many fields)
     offset: int = 0,
     contents: Contents | None = None,
 ) -> Verdict:
-    """Find what stage 2 gives the *size* bytes mapped at *host_address*, on a scratch VM.
+    """Return what stage 2 gives the *size* bytes mapped at *host_address*, on a scratch VM.
 
-    *flags* are the slot's; *offset* is where to touch, page-aligned. With *contents* the range
-    is memory, and the tests may write there, to put back what was. Raises `KvmError` if the
-    slot is refused.
+    *flags* are the slot's; *offset* is the page to touch, in bytes. With *contents* the range is
+    memory: the tests write to it, and restore it. Raises `KvmError` if the slot is refused.
     """
     with ScratchGuest(system, host_address, size, flags) as guest:
         if contents is None:
@@ -102,7 +100,7 @@ def prove(  # noqa: PLR0913  (a slot has as many fields)
 
 @dataclass(frozen=True)
 class Observations:
-    """What became of each access; None: it was not made. *dump*: the stage-2 dump's line."""
+    """The outcome of each access; None: not made. *dump* is the line of the stage-2 dump."""
 
     aligned: Outcome | None = None
     unaligned: Outcome | None = None
@@ -120,7 +118,7 @@ def _look_at_registers(guest: ScratchGuest, offset: int) -> Observations:
 
 
 def _look_at_memory(guest: ScratchGuest, offset: int, contents: Contents) -> Observations:
-    """Write only where loads have shown Normal memory, and put back what was there."""
+    """Touch memory: write only where loads have shown Normal memory, then restore it."""
     aligned = guest.run("aligned", offset)
     if aligned.fate is not Fate.RAN:
         return Observations(aligned)
@@ -140,7 +138,7 @@ def _look_at_memory(guest: ScratchGuest, offset: int, contents: Contents) -> Obs
 
 
 def judge(seen: Observations) -> Verdict:
-    """Say what the observations mean. Pure."""
+    """Return the verdict for *seen*. Pure."""
     made = {
         "an aligned load": seen.aligned,
         "an unaligned load": seen.unaligned,
@@ -167,7 +165,7 @@ def _type(seen: Observations) -> MemoryType:
 
 
 def _was_fetched(jump: Outcome | None) -> bool | None:
-    """Whether an instruction came from the range (it ran, or was none and said so), or None."""
+    """Return whether an instruction was fetched from the range; None: it cannot be told."""
     if jump is None or jump.fate not in (Fate.RAN, Fate.ABORTED):
         return None
     if jump.fate is Fate.RAN or jump.esr >> 26 not in INSTRUCTION_ABORTS:
@@ -176,7 +174,7 @@ def _was_fetched(jump: Outcome | None) -> bool | None:
 
 
 def _is_device(outcome: Outcome | None) -> bool:
-    """Whether it failed as an access to Device memory does, if the range can be reached."""
+    """Return whether *outcome* is that of an access to Device memory, if that was reached."""
     if outcome is None:
         return False
     if outcome.fate is Fate.FAILED:
@@ -201,7 +199,7 @@ def _told(outcome: Outcome) -> str:
 
 
 def _dump(guest: ScratchGuest) -> str | None:
-    """Return the stage-2 dump's line for the range, if this kernel has one for us."""
+    """Return the stage-2 dump's line for the range; None where there is no dump."""
     spans = dump.read(guest.vm) or ()
     found = (span.attributes for span in spans if span.addresses.contains(RANGE))
     return next(found, None)

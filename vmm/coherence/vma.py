@@ -1,7 +1,7 @@
-"""Our own mappings as the kernel sees them: /proc/self/smaps.
+"""The process's mappings as the kernel sees them: /proc/self/smaps.
 
-Source: Documentation/filesystems/proc.rst, VmFlags. ``pf`` is VM_PFNMAP, which is what KVM asks
-for device memory; whether such a mapping is cacheable, nothing here tells.
+Source: Documentation/filesystems/proc.rst, VmFlags. ``pf`` is VM_PFNMAP, by which KVM knows device
+memory. The file does not tell whether such a mapping is cacheable.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HEADER: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+\s*(.*)"
 
 @dataclass(frozen=True)
 class Vma:
-    """Host virtual *addresses* with one set of attributes."""
+    """One mapping: host virtual *addresses* and their attributes."""
 
     addresses: AddressRange
     permissions: str
@@ -31,7 +31,7 @@ class Vma:
 
     @property
     def is_pfnmap(self) -> bool:
-        """Whether it maps page frames that the kernel does not manage."""
+        """Whether it maps page frames without struct page (VM_PFNMAP)."""
         return "pf" in self.flags
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ def parse(lines: Iterable[str]) -> Iterator[Vma]:
 
 
 def find(host_address: int, vmas: Iterable[Vma] | None = None) -> Vma | None:
-    """Return the mapping that *host_address* is in, or None."""
+    """Return the mapping that contains *host_address*, or None."""
     if vmas is None:
         with SMAPS.open() as lines:
             vmas = list(parse(lines))
