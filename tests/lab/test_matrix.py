@@ -1,9 +1,8 @@
-"""The truth table of cacheable PFNMAP is as tests/lab/matrix.json has it."""
+"""The truth table of cacheable PFNMAP is as vmm/lab/host/matrix.json has it."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ from vmm.lab.host import matrix
 from vmm.lab.host.gh200 import profiles
 from vmm.lab.kernel.flavour import BuiltKernel
 
-EXPECTED = matrix.load_expected(Path(__file__).with_name("matrix.json"))
+EXPECTED = matrix.load_expected()
 KNOWN = {profile.name: profile for profile in profiles()}
 # A legacy kernel is built on request only (`pyvmm lab build legacy-gh200`), so it is measured
 # where somebody has.

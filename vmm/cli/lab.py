@@ -33,7 +33,7 @@ def lab() -> None:
 
 @lab.command()
 def profiles() -> None:
-    """List the kinds of hosts there are."""
+    """List the kinds of hosts."""
     width = max(map(len, PROFILES))
     for name, profile in PROFILES.items():
         note = " (default)" if name == DEFAULT else ""
@@ -45,7 +45,7 @@ def profiles() -> None:
 @click.option("--all", "everything", is_flag=True, help="Build what all profiles need.")
 @click.option("--refresh", is_flag=True, help="Take what the mirror offers today.")
 def build(names: tuple[str, ...], *, everything: bool, refresh: bool) -> None:
-    """Download and build all that hosts of PROFILE need (default: fwb), and start none."""
+    """Download and build what hosts of PROFILE need (default: fwb); start none."""
     chosen = [known(name) for name in names or [DEFAULT]]
     if everything:
         chosen = list(PROFILES.values())
@@ -61,7 +61,7 @@ def build(names: tuple[str, ...], *, everything: bool, refresh: bool) -> None:
 @lab.command()
 @_PROFILE
 def up(profile: str) -> None:
-    """Start a host and keep it up, for commands to come."""
+    """Start a host and keep it up for further commands."""
     host = Host.start(profile, keep=True)
     host.agent.install_tree()
     click.echo(f"{profile} is up (it took {host.record.boot_seconds:.1f} s)")
@@ -71,9 +71,9 @@ def up(profile: str) -> None:
 @_PROFILE
 @click.argument("names", metavar="PACKAGE...", nargs=-1, required=True)
 def install(profile: str, names: tuple[str, ...]) -> None:
-    """Have Debian's packages in the host of PROFILE that is kept up, with all they depend on.
+    """Install Debian packages, and all they depend on, in the host of PROFILE that is kept up.
 
-    `pyvmm run` does that by itself for what its options need, unless it is given --host native.
+    `pyvmm run --host lab` does that by itself for what its options need.
     """
     host = Host.find(known(profile).name)
     if host is None:
@@ -130,9 +130,9 @@ def status(*, as_json: bool) -> None:
 def execute(profile: str, command: tuple[str, ...]) -> None:
     """Run COMMAND in a host of PROFILE, in the current directory; exit with its status.
 
-    Uses the host that `up` keeps, or else one for this command only. The working tree's vmm is
-    installed there. Files of this machine are at their own places if those are not the
-    host's own (/usr, /etc, /var, ...), and all of them are in /host.
+    Use the host that `up` keeps, or else one for this command only. The host gets the vmm of this
+    pyvmm. Files of this machine are at their own places unless the host has its own (/usr, /etc,
+    /var, ...); all of them are below /host.
     """
     sys.exit(run_in_lab(known(profile).name, command))
 
@@ -146,12 +146,12 @@ def shell(profile: str) -> None:
 
 
 @lab.command()
-@click.argument("names", nargs=-1)
+@click.argument("names", metavar="[PROFILE]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Legacy kernels as well (built first).")
 @click.option("--markdown", type=_FILE, help="Write the table into this file.")
 @click.option("--json", "as_json", type=_FILE, help="Write all that was seen into this file.")
 @click.option("--html", type=_FILE, help="Write a page into this file.")
-@click.option("--expect", type=_FILE, help="Fail where a row differs from this file's.")
+@click.option("--expect", type=_FILE, help="Compare with this file, not with pyvmm's expectation.")
 def matrix(  # noqa: PLR0913  (one argument per option)
     names: tuple[str, ...],
     *,
@@ -161,12 +161,13 @@ def matrix(  # noqa: PLR0913  (one argument per option)
     html: Path | None,
     expect: Path | None,
 ) -> None:
-    """Measure the truth table of cacheable PFNMAP, in hosts of NAMES or of all but legacy ones.
+    """Measure the truth table of cacheable PFNMAP in hosts of PROFILE, or of all but legacy ones.
 
-    Each kind of memory is registered with the Write-Back flag and without, and what stage 2 gives
-    it is proved. Exits with 1 where a row is not as expected.
+    Each kind of memory is registered with the Write-Back flag and without, and a guest proves
+    what stage 2 gives it. Each cell that is not as expected is named, and then the exit status
+    is 1.
     """
-    expected = table.load_expected(expect) if expect else None
+    expected = table.load_expected(expect or table.EXPECTATION)
     chosen = names or [
         name for name, (kernel, _) in table.PROFILES.items() if everything or kernel != "legacy"
     ]
@@ -179,7 +180,7 @@ def matrix(  # noqa: PLR0913  (one argument per option)
         ]
     )
     click.echo(table.markdown(found), nl=False)
-    differences = table.compare(found, expected) if expected is not None else []
+    differences = table.compare(found, expected)
     for difference in differences:
         click.echo(str(difference), err=True)
     sys.exit(1 if differences else 0)

@@ -1,4 +1,4 @@
-"""The truth table of cacheable PFNMAP: a census on each kind of host, for real.
+"""The truth table of cacheable PFNMAP, measured in a host of each kind, and what is expected.
 
 {legacy, mainline, rfc} x {FWB, no FWB} x {kinds of memory} x {flag, no flag}
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm.errors import HostError, UserError
@@ -16,7 +17,6 @@ from vmm.lab.host.gh200 import BDF
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
 PROFILES: Final = {
     "gh200": ("mainline", "FWB"),
@@ -28,16 +28,24 @@ PROFILES: Final = {
 }
 """Each profile's kernel and CPU."""
 
+EXPECTATION: Final = Path(__file__).with_name("matrix.json")
+"""Every profile's expected results: profile -> memory -> [without the flag, with it]."""
+
+HAZARD: Final = "Device"
+"""What a kernel that does not know cacheable PFNMAP makes of it, without saying so."""
+
 TIMEOUT: Final = 300.0
-"""Seconds that a census may take."""
+"""Seconds that a survey may take."""
 
 Rows = list[dict[str, Any]]
+"""What `vmm.passthrough.memslot_survey` prints: one row for each kind of memory and flag."""
 Matrix = dict[str, Rows]
+"""Each profile's rows."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A row that is not as expected."""
+    """One cell of the table that is not as expected."""
 
     profile: str
     memory: str
@@ -53,24 +61,27 @@ class Difference:
 
 
 def measure(profile: str) -> Rows:
-    """Take the census in a host of *profile*, one that is up or one of its own."""
+    """Survey memory slots in a host of *profile*: the one that is kept up, or a new one.
+
+    Raises HostError if the host does not start or the survey fails.
+    """
     kept = Host.find(profile)
     with kept or Host.start(profile) as host:
         done = host.run(["python3", "-m", "vmm.passthrough.memslot_survey", BDF], timeout=TIMEOUT)
     if done.status != 0:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise HostError(f"the census failed in lab host {profile}: {' '.join(last)}")
+        raise HostError(f"the survey failed in lab host {profile}: {' '.join(last)}")
     rows: Rows = json.loads(done.stdout)
     return rows
 
 
 def outcome(row: Mapping[str, Any]) -> str:
-    """Return a row's result in a word or two: the memory type, or the errno."""
+    """Return a row's result in a word: the memory type, or the errno's name."""
     return str(row["verdict"] if row["answer"] == "ok" else row["answer"])
 
 
 def compare(found: Matrix, expected: Mapping[str, Mapping[str, Sequence[str]]]) -> list[Difference]:
-    """Return where *found* differs from *expected*: profile -> memory -> [no flag, flag]."""
+    """Return the cells of *found* that are not as in *expected*, a table like matrix.json."""
     differences = []
     for profile, rows in found.items():
         wanted = expected.get(profile, {})
@@ -89,12 +100,14 @@ def compare(found: Matrix, expected: Mapping[str, Mapping[str, Sequence[str]]]) 
     return differences
 
 
-def load_expected(path: Path) -> dict[str, dict[str, list[str]]]:
-    """Read an expectation file. Raises `UserError`."""
+def load_expected(path: Path = EXPECTATION) -> dict[str, dict[str, list[str]]]:
+    """Return the expectation in the JSON file *path*. Raises `UserError`."""
     try:
         expected: dict[str, dict[str, list[str]]] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"--expect {path}: {error}", "it is JSON: tests/lab/matrix.json") from error
+        raise UserError(
+            f"--expect {path}: {error}", f"it is JSON in the form of {EXPECTATION}"
+        ) from error
     return expected
 
 
@@ -113,7 +126,7 @@ def as_expected(found: Matrix) -> dict[str, dict[str, list[str]]]:
 
 
 def _cells(found: Matrix) -> tuple[list[str], list[list[str]]]:
-    """Return the head and the lines of a table with a column for each host."""
+    """Return the head and the lines of a table that has a column for each host."""
     table = as_expected(found)
     kinds = dict.fromkeys(memory for rows in table.values() for memory in rows)
     head = ["memory", "flag", *(", ".join(PROFILES[profile]) for profile in table)]
@@ -130,9 +143,10 @@ def _cells(found: Matrix) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(found: Matrix) -> str:
-    """Return the table as Markdown."""
+    """Return the table as Markdown, with what is a hazard in bold."""
     head, body = _cells(found)
-    lines = [head, ["---"] * len(head), *body]
+    cells = [[f"**{cell}**" if cell == HAZARD else cell for cell in line] for line in body]
+    lines = [head, ["---"] * len(head), *cells]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -145,7 +159,7 @@ STYLE: Final = (
 
 
 def html(found: Matrix) -> str:
-    """Return the table as a self-contained page; each cell's evidence is its tooltip."""
+    """Return the table as a self-contained HTML page; a cell's tooltip is its evidence."""
     head, body = _cells(found)
     evidence = {
         (profile, row["memory"], row["flag"]): "\n".join(row["evidence"])
@@ -172,7 +186,7 @@ def html(found: Matrix) -> str:
 
 
 def write(outputs: Iterable[tuple[Path | None, str]]) -> None:
-    """Write each text to its path, where there is one. Raises `UserError`."""
+    """Write each text to its path, unless that is None. Raises `UserError`."""
     for path, text in outputs:
         if path is not None:
             try:
