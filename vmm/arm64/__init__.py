@@ -1,1 +1,1 @@
-"""Everything ARM that is not a chip: address map, registers, boot protocol, GIC, board."""
+"""What is specific to ARM and not a chip: address map, registers, boot protocol, GIC, board."""

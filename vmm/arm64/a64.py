@@ -1,4 +1,4 @@
-"""Does this look like A64 code? For telling a flat binary from any other nameless file.
+"""Tell A64 code from other data, to recognise flat binaries.
 
 Encodings are from the Arm ARM (DDI 0487), section C4.1.
 """
@@ -6,14 +6,14 @@ Encodings are from the Arm ARM (DDI 0487), section C4.1.
 from __future__ import annotations
 
 _STEPS = 24
-"""Instructions to follow. About half of all words pass for one, so chance passes 2**-24 files."""
+"""Instructions to follow. Half of all words are valid: random data passes by a chance of 2**-24."""
 
 
 def plausible(code: memoryview) -> bool:
-    """Tell whether executing *code* from its first byte gets anywhere.
+    """Return whether *code*, executed from its first byte, could be a program.
 
-    Follows branches until control leaves (return, hypervisor call), comes round to where it has
-    been, or has taken enough steps. Floating point is no way to start: it traps until enabled.
+    Follows branches until control leaves (return, hypervisor call), loops, or has taken `_STEPS`
+    steps. Floating point is not accepted: it traps until it is enabled.
     """
     at = 0
     been = set()
@@ -44,7 +44,7 @@ def _leaves(word: int) -> bool:
 
 
 def _runs_on(word: int, at: int, size: int) -> bool:
-    """Tell whether *word* is an instruction that control can run past."""
+    """Return whether *word* is an instruction after which the next may execute."""
     target = at
     if word & 0x7E00_0000 == 0x3400_0000 or word & 0xFF00_0010 == 0x5400_0000:  # CBZ, B.cond
         target += _offset(word, 5, 19)

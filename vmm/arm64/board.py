@@ -1,4 +1,4 @@
-"""The board's device tree: what the guest is told there is."""
+"""The board's device tree."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 CLOCK_PHANDLE = 3
 LOCAL_DISTANCE = 10
 REMOTE_DISTANCE = 20
-"""Between NUMA nodes, in the units of ACPI's SLIT, as Linux assumes them where nobody says."""
+"""Between NUMA nodes, in the units of ACPI's SLIT: Linux's defaults."""
 
 CLOCK_HZ = 24_000_000
-"""What the peripherals' clock is said to be; nothing here divides it."""
+"""The peripherals' clock, in Hz. No device here depends on it."""
 
 
 class Board(NamedTuple):
@@ -26,9 +26,11 @@ class Board(NamedTuple):
 
     mpidrs      the affinity of each CPU, in the order of their numbers
     interrupts  the GIC's node
-    cmdline     None: firmware decides
-    kaslr_seed  8 random bytes; rng_seed: any number of them. Linux wipes both once read
-    numa_nodes  0 has the CPUs and RAM; each other is for memory that a device's driver brings
+    cmdline     bootargs; None: firmware decides
+    kaslr_seed  8 random bytes; Linux wipes it once read
+    rng_seed    random bytes, of any number; wiped likewise
+    extra       nodes of devices beyond the board's own
+    numa_nodes  node 0 has the CPUs and RAM; each other is for memory that a device's driver adds
     """
 
     ram: AddressRange
@@ -45,7 +47,7 @@ class Board(NamedTuple):
 
 
 def device_tree(board: Board) -> Node:
-    """Describe *board*. `vmm.fdt.dumps` makes the blob of it."""
+    """Return the tree of *board*, for `vmm.fdt.dumps`."""
     return Node(
         "",
         {
@@ -94,10 +96,10 @@ def device_tree(board: Board) -> Node:
 
 
 def coherent_memory(ranges: Sequence[AddressRange]) -> list[Node]:
-    """Describe device memory that is as cacheable as RAM: memory, but not for general use.
+    """Return nodes for device memory that is as cacheable as RAM: memory, but reserved.
 
-    Linux then has page structures for it and maps it Normal Write-Back, and leaves it to who
-    asks for it by name (devicetree bindings reserved-memory.yaml).
+    Linux then has struct page for it, maps it Normal Write-Back, and leaves it to drivers that
+    refer to its node (devicetree bindings reserved-memory.yaml).
     """
     if not ranges:
         return []
@@ -118,7 +120,7 @@ def coherent_memory(ranges: Sequence[AddressRange]) -> list[Node]:
 
 
 def flash(banks: Sequence[AddressRange]) -> Node:
-    """Describe flash of two chips of 16 bits a bank (bindings mtd/mtd-physmap.yaml)."""
+    """Return the node of flash with two 16-bit chips a bank (bindings mtd/mtd-physmap.yaml)."""
     return Node(
         f"flash@{banks[0].base:x}",
         {
@@ -130,9 +132,9 @@ def flash(banks: Sequence[AddressRange]) -> Node:
 
 
 def virtio_mmio(slots: int) -> list[Node]:
-    """Describe virtio-mmio transports in the first *slots* slots (bindings virtio/mmio.yaml).
+    """Return nodes of the first *slots* virtio-mmio transports (bindings virtio/mmio.yaml).
 
-    Their interrupts are edges: KVM's irqfd pulses the line for each.
+    Their interrupts are edges: KVM pulses the line for each signal of an irqfd.
     """
     return [
         Node(
@@ -183,12 +185,12 @@ def _cpus(board: Board) -> Node:
 
 
 def _home(board: Board) -> dict[str, Value]:
-    """Return what says that something is in the first NUMA node, if there are others."""
+    """Return the property that places a node in NUMA node 0, if there are others."""
     return {"numa-node-id": u32(0)} if board.numa_nodes > 1 else {}
 
 
 def _distances(nodes: int) -> Node:
-    """Describe how far NUMA nodes are from each other; nodes without memory are known by it."""
+    """Return the distances of NUMA nodes, by which Linux knows nodes without memory."""
     matrix = b"".join(
         u32(one, other, LOCAL_DISTANCE if one == other else REMOTE_DISTANCE)
         for one in range(nodes)

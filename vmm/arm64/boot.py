@@ -1,6 +1,6 @@
 """The arm64 boot protocol: where kernel, device tree and initrd go, and how the boot CPU starts.
 
-Linux's Documentation/arch/arm64/booting.rst asks for:
+Linux's Documentation/arch/arm64/booting.rst requires:
 
     RAM's base, up to 2 MiB --> +-------------+
                + text_offset    | kernel      |  image_size bytes: uninitialised data included
@@ -8,10 +8,10 @@ Linux's Documentation/arch/arm64/booting.rst asks for:
     64 KiB boundary ----------> | initrd      |  in the same 32 GiB window as the kernel
                                 +-------------+
 
-Firmware that is in flash has all RAM to itself, and looks for the device tree where RAM begins.
+Firmware in flash has all RAM to itself, and expects the device tree at the start of RAM.
 
-The kernel goes as low as it can, because kernels before 4.6 lose the RAM below them, and the
-device tree near it, because those before 4.2 look no further than 512 MiB.
+The kernel is placed as low as possible, because kernels before 4.6 lose the RAM below them; the
+device tree is near it, because those before 4.2 map no more than 512 MiB.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BLOCK = 2 * MIB
 DTB_LIMIT = 2 * MIB
 WINDOW = 32 * GIB
 PAGE = 64 << 10
-"""The largest page a guest may use. An initrd aligned to less shares its page with others."""
+"""Bytes of the largest page a guest may use. An initrd aligned to it shares no page."""
 
 PSTATE_EL1H = 0b0101
 PSTATE_DAIF = 0xF << 6
@@ -42,11 +42,11 @@ PSTATE = PSTATE_DAIF | PSTATE_EL1H
 
 
 class BootPlan(NamedTuple):
-    """Where everything goes in guest physical memory.
+    """Where things go in guest physical memory.
 
-    kernel    from the first byte of the payload to the end of its uninitialised data; None if
-              firmware is started, where it is
-    dtb       room for the device tree: it may be smaller
+    kernel    from the payload's first byte to the end of its uninitialised data; None: firmware in
+              flash is started
+    dtb       room for the device tree, which may be smaller
     initrd    exactly the initrd, or None
     """
 
@@ -56,7 +56,7 @@ class BootPlan(NamedTuple):
 
     @property
     def registers(self) -> Mapping[str, int]:
-        """The boot CPU's registers; the MMU and data cache are off, as they are at reset."""
+        """The boot CPU's registers by name. MMU and data cache are off, as they are at reset."""
         return {
             "x0": self.dtb.base,
             "x1": 0,
@@ -77,8 +77,8 @@ def plan(
 ) -> BootPlan:
     """Place *kernel*, an initrd of *initrd_size* bytes and a device tree in *ram*.
 
-    *dtb_size* bytes are set aside for the device tree, which isn't complete before it knows where
-    the initrd is. Raises UserError if something doesn't fit, naming it and the RAM it takes.
+    *dtb_size* bytes are reserved for the device tree, which is complete only once the initrd is
+    placed. Raises UserError if something does not fit, with the RAM that would do.
     """
     if not 0 < dtb_size <= DTB_LIMIT:
         raise ValueError(f"a device tree of {dtb_size} bytes: Linux reads up to {DTB_LIMIT}")
@@ -102,7 +102,7 @@ def plan(
 
 
 def firmware_plan(ram: AddressRange) -> BootPlan:
-    """Place a device tree for firmware in *ram*: both edk2 and U-Boot expect it there."""
+    """Place the device tree for firmware at the start of *ram*, as edk2 and U-Boot expect."""
     return BootPlan(None, AddressRange(ram.base, min(DTB_LIMIT, ram.size)))
 
 

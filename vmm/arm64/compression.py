@@ -1,4 +1,4 @@
-"""Undo gzip, xz and zstd, into at most as many bytes as there is guest RAM."""
+"""Unpack gzip, xz and zstd, into at most as many bytes as the guest has RAM."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 _MAGIC = {"gzip": b"\x1f\x8b\x08", "xz": b"\xfd7zXZ\0", "zstd": b"\x28\xb5\x2f\xfd"}
 
 _XZ_MEMORY = 1 << 30
-"""Bytes a decoder may take for its dictionary; xz -9 takes 65 MiB, kernels use 32 to 128 MiB."""
+"""Bytes of dictionary a decoder may allocate; xz -9 takes 65 MiB, kernels 32 to 128 MiB."""
 
 
 def sniff(data: memoryview | bytes) -> str | None:
-    """Return what *data* is compressed with, if with anything that `decompress` undoes."""
+    """Return the compression of *data*, for `decompress`; None if there is none."""
     for kind, magic in _MAGIC.items():
         if data[: len(magic)] == magic:
             return kind
@@ -26,10 +26,10 @@ def sniff(data: memoryview | bytes) -> str | None:
 
 
 def decompress(kind: str, data: memoryview, limit: int, name: str) -> memoryview:
-    """Return what is in *data*, which came from file *name*.
+    """Return the unpacked *data* of file *name*.
 
-    Raises UserError for data that is damaged, ends early, needs a missing decoder, or expands
-    to more than *limit* bytes; no more than that is ever held.
+    Raises UserError if it is damaged, ends early, needs a decoder that is not installed, or
+    unpacks to more than *limit* bytes; memory is bounded by that.
     """
     decoder = _decoder(kind)
     if decoder is None:
@@ -38,7 +38,9 @@ def decompress(kind: str, data: memoryview, limit: int, name: str) -> memoryview
     parts: list[bytes] = []
     room = limit
     rest: memoryview | bytes = data
-    while sniff(rest) == kind:  # streams may follow each other; anything else after one is padding
+    while (
+        sniff(rest) == kind
+    ):  # streams may follow one another; other data after a stream is padding
         stream = new()
         try:
             parts.append(stream.decompress(rest, room + 1))
@@ -72,9 +74,9 @@ def _decoder(kind: str) -> tuple[Callable[[], Any], type[Exception]] | None:
 
 
 def _libzstd(data: memoryview, limit: int, name: str) -> memoryview:
-    """Decompress by the system's library, for Pythons before 3.14 without backports.zstd.
+    """Unpack zstd by libzstd.so.1, for Pythons before 3.14 without backports.zstd.
 
-    Every Debian has it: dpkg needs it.
+    Debian always has it: dpkg needs it.
     """
     import ctypes
 
@@ -107,7 +109,7 @@ def _libzstd(data: memoryview, limit: int, name: str) -> memoryview:
     end = 0
     while sniff(data[end:]) == "zstd":
         end += check(frame_size(start + end, len(data) - end))
-    # Room for all there may be: only pages that are written to are ever there.
+    # Address space for all there may be: only pages that are written become resident.
     target = mmap.mmap(-1, limit)
     there = int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", target)))
     return memoryview(target)[: check(unpack(there, limit, start, end))]

@@ -1,4 +1,4 @@
-"""Files as memory, there at once."""
+"""Files as read-only memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from vmm.errors import UserError
 
 EAGER = 256 << 20
-"""Bytes that are read at once. What is larger is rarely needed whole: a look at its start tells."""
+"""Bytes up to which a file is populated at once. Larger files are rarely needed as a whole."""
 
 _MADV_POPULATE_READ = 22  # <linux/mman.h>; Python's mmap has no name for it
 
 
 def map_file(path: Path | str, eager: int = EAGER) -> memoryview:
-    """Return the content of the file at *path*; it goes when the last view of it does.
+    """Map the file at *path*; return a view that keeps the mapping alive.
 
-    Unless it has more than *eager* bytes it is there at once: faulting pages in one by one takes
-    ten times as long. Raises UserError for what can't be read, is no file, or is empty.
+    A file of up to *eager* bytes is populated at once: faulting its pages one by one takes ten
+    times as long. Raises UserError for a file that cannot be read, is not regular, or is empty.
     """
     path = Path(path)
     try:
@@ -32,11 +32,11 @@ def map_file(path: Path | str, eager: int = EAGER) -> memoryview:
                 raise UserError(f"{path}: the file is empty", "copy or download it again")
             try:
                 content = mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_READ)
-            except OSError:  # some network file systems can't map
+            except OSError:  # some network file systems cannot map files
                 return memoryview(file.readall())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}", "check the path and its permissions") from None
     if len(content) <= eager:
-        with suppress(OSError):  # before Linux 5.14 pages have to come one by one
+        with suppress(OSError):  # before Linux 5.14 pages are faulted in one by one
             content.madvise(_MADV_POPULATE_READ)
     return memoryview(content)

@@ -1,4 +1,4 @@
-"""The interrupt controller that KVM emulates: GICv3 with ITS, or GICv2 where the host has that.
+"""The interrupt controller that KVM emulates: GICv3 with ITS, or GICv2 where the host has one.
 
 Source: Documentation/virt/kvm/devices/arm-vgic-v3.rst, arm-vgic-its.rst and arm-vgic.rst.
 """
@@ -32,14 +32,15 @@ class GicLine:
         self._irq = lib.KVM_ARM_IRQ_TYPE_SPI << lib.KVM_ARM_IRQ_TYPE_SHIFT | layout.FIRST_SPI + spi
 
     def set_level(self, level: bool) -> None:  # noqa: FBT001  (a level *is* a boolean)
-        """Drive the line, through KVM_IRQ_LINE."""
+        """Set the line's level by KVM_IRQ_LINE."""
         self._vm.irq_line(self._irq, int(level))
 
 
 class Gic(Closeable):
-    """The VM's GIC, *version* 2 or 3; a version 3 has an ITS if the host can give one.
+    """Own the VM's GIC, of `version` 2 or 3; a version 3 has an ITS where KVM emulates one.
 
-    Made before the vCPUs run and finished by `initialise` after the last vCPU is made.
+    Construct it before the vCPUs run; call `initialise` after the last vCPU is created. Raises
+    `HostError` if KVM emulates no GIC here, or none for *vcpus*.
     """
 
     def __init__(self, vm: Vm, vcpus: int) -> None:
@@ -87,28 +88,28 @@ class Gic(Closeable):
         return device
 
     def initialise(self) -> None:
-        """Fix the configuration. After the last vCPU is made, before the first runs."""
+        """Initialise the GIC, after the last vCPU is created and before the first runs."""
         interrupts = ffi.new("uint32_t *", layout.FIRST_SPI + layout.SPI_COUNT)
         self._devices[0].set_attr(lib.KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, interrupts)
         for device in self._devices:
             device.set_attr(lib.KVM_DEV_ARM_VGIC_GRP_CTRL, lib.KVM_DEV_ARM_VGIC_CTRL_INIT)
 
     def line(self, spi: int) -> GicLine:
-        """Return shared peripheral interrupt *spi*, counted from 0."""
+        """Return the line of shared peripheral interrupt *spi*, counted from 0."""
         return GicLine(self._vm, spi)
 
     def node(self) -> Node:
-        """Describe it for the device tree."""
+        """Return its device tree node."""
         return node(self.version, self._vcpus, has_its=self.has_its)
 
     def close(self) -> None:
-        """Close the devices' descriptors; KVM keeps what they emulate as long as the VM."""
+        """Close the descriptors. KVM keeps the devices as long as the VM. Idempotent."""
         while self._devices:
             self._devices.pop().close()
 
 
 def node(version: int, vcpus: int, *, has_its: bool) -> Node:
-    """Describe a GIC for the device tree (bindings arm,gic.yaml and arm,gic-v3.yaml)."""
+    """Return a GIC's device tree node (bindings arm,gic.yaml and arm,gic-v3.yaml)."""
     common: dict[str, Value] = {
         "#interrupt-cells": 3,
         "#address-cells": 2,
@@ -146,7 +147,7 @@ def spi(number: int, *, edge: bool = False) -> bytes:
 
 
 def ppi(number: int, cpus: int = 0) -> bytes:
-    """Return ``interrupts`` for a level-high private interrupt; a GICv2 wants a mask of CPUs."""
+    """Return ``interrupts`` for a level-high private interrupt; *cpus* is a GICv2's CPU mask."""
     return u32(1, number, 4 | cpus << 8)
 
 

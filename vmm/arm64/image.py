@@ -1,10 +1,10 @@
-"""What a file is that should boot, found by its content: the kernel in it, and what comes along.
+"""The kernel in a file, found by its content, with the initrd and command line that it brings.
 
     gzip, xz, zstd of any of these ---+
-    EFI zboot: one of them in a PE ---+--> Image: has a header that says where it wants to be
+    EFI zboot: one of them in a PE ---+--> Image: its header says where it goes
     UKI: a PE with .linux,            |    flat: A64 code for RAM's base + 0x80000
          .initrd, .cmdline -----------+
-    ELF vmlinux: its segments, which begin with the Image's header
+    ELF vmlinux: its segments, which begin with the Image header
 
 The Image's header is described in Linux's Documentation/arch/arm64/booting.rst.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["TEXT_OFFSET", "Kernel", "identify", "load", "map_file"]
 
 TEXT_OFFSET = 0x80000
-"""Where a kernel goes that doesn't say: bytes from a 2 MiB boundary."""
+"""The default text_offset: bytes from a 2 MiB boundary."""
 
 _ACCEPTED = "pyvmm boots an arm64 Image (also gzip, xz or zstd), EFI zboot, UKI, vmlinux, flat A64"
 _RETRY = "copy or download it again"
@@ -50,11 +50,11 @@ _PT_LOAD = 1
 class Kernel(NamedTuple):
     """A kernel that `vmm.arm64.boot` can place, and its companions from the same file.
 
-    name         the file, for messages
+    name         the file's name, for messages
     kind         "Image", or "flat" for code without a header
-    layers       how it was found, outermost first: ("UKI", "gzip", "Image")
+    layers       the formats it was in, outermost first: ("UKI", "gzip", "Image")
     payload      the bytes to load
-    text_offset  where they go, in bytes from a 2 MiB boundary
+    text_offset  where the payload goes, in bytes from a 2 MiB boundary
     image_size   bytes of RAM taken from there on, uninitialised data included
     page_size    the guest kernel's page size in bytes, if it says
     initrd, cmdline    from a UKI
@@ -77,8 +77,8 @@ class Kernel(NamedTuple):
 def load(path: Path | str, limit: int) -> Kernel:
     """Return the kernel in the file at *path*.
 
-    *limit* is the guest's RAM in bytes: nothing is unpacked beyond it. Raises UserError, saying
-    what the file is, for anything that isn't an arm64 kernel or is damaged.
+    *limit* is the guest's RAM in bytes, and bounds what is unpacked. Raises UserError, which says
+    what the file is, if it is not an arm64 kernel or is damaged.
     """
     return identify(map_file(path, eager=min(limit, EAGER)), str(path), limit)
 
@@ -91,7 +91,7 @@ def identify(data: memoryview, name: str, limit: int, layers: tuple[str, ...] = 
         content = compression.decompress(kind, data, limit, name)
         return identify(content, name, limit, (*layers, kind))
     try:
-        # A kernel with an EFI stub is a PE file, too: its own header comes first.
+        # A kernel with an EFI stub is a PE file as well: look for the Image header first.
         if data[_MAGIC_AT : _MAGIC_AT + 4] == _MAGIC:
             return _image(data, name, layers)
         if bytes(data[:4]) == b"\x7fELF":
@@ -127,10 +127,10 @@ def _image(data: memoryview, name: str, layers: tuple[str, ...]) -> Kernel:
             "build it with CONFIG_CPU_LITTLE_ENDIAN=y",
         )
     if pe_header:
-        pe.parse(data)  # without an EFI stub nothing tells the file's size
+        pe.parse(data)  # finds truncation; without an EFI stub nothing tells the file's size
     if not image_size:
-        # Before Linux 3.17: nothing is said, not even text_offset's byte order. Twice the file
-        # is more uninitialised data than any of those kernels had.
+        # Before Linux 3.17 the header does not say, and text_offset's byte order is not defined.
+        # None of those kernels had more uninitialised data than its own size.
         text_offset, image_size = TEXT_OFFSET, 2 * len(data)
     return Kernel(
         name,
@@ -191,7 +191,7 @@ def _text(section: memoryview) -> str:
 
 
 def _vmlinux(data: memoryview, name: str, limit: int, layers: tuple[str, ...]) -> Kernel:
-    """Lay out an ELF file's segments as `objcopy -O binary` does: that makes it an Image."""
+    """Lay out an ELF file's segments as `objcopy -O binary` does, which makes it an Image."""
     if len(data) < _ELF.size:
         raise pe.Truncated
     header = _ELF.unpack_from(data)

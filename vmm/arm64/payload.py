@@ -1,6 +1,6 @@
-"""What a machine boots, as its configuration asks for it: kernel, initrd and command line.
+"""What a machine boots: kernel, initrd and command line, as its configuration names them.
 
-With firmware, which is in flash already (`vmm.machine.flash`), there is at most a command line.
+With firmware, which is in flash (`vmm.machine.flash`), there is at most a command line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Payload(NamedTuple):
-    """The kernel and its companions; *initrd_name* is the file the initrd is from."""
+    """The kernel and its companions; *initrd_name* is the initrd's file, for messages."""
 
     kernel: Kernel | None
     initrd: memoryview | None
@@ -28,7 +28,7 @@ class Payload(NamedTuple):
     cmdline: str | None
 
     def place(self, ram: AddressRange) -> BootPlan:
-        """Say where in *ram* everything goes. Raises `UserError` if it does not fit."""
+        """Place everything in *ram*. Raises `UserError` if it does not fit."""
         if self.kernel is None:
             return boot.firmware_plan(ram)
         size = 0 if self.initrd is None else len(self.initrd)
@@ -38,9 +38,9 @@ class Payload(NamedTuple):
 def load(
     config: MachineConfig, kernel_at: Path | None = None, initrd_at: Path | None = None
 ) -> Payload:
-    """Read the files that *config* names. Raises `UserError`, saying what is wrong with which.
+    """Read the files that *config* names. Raises `UserError`, which names the file and its fault.
 
-    *kernel_at* and *initrd_at* are where they are to be found now, if not by their names.
+    *kernel_at* and *initrd_at* are other paths to the same files.
     """
     if config.image is None:
         return Payload(None, None, "", config.cmdline)
@@ -54,10 +54,10 @@ def load(
 
 
 class Files(Closeable):
-    """The files that *config* names: open, so that a reset finds them whatever their names do.
+    """Own open descriptors of *config*'s files, so that a reset reads the same files again.
 
-    Not kept in memory, where a kernel would take tens of megabytes for as long as its guest
-    runs. Raises `UserError` as `load` does.
+    Contents are not kept: a kernel would take tens of megabytes for as long as its guest runs.
+    Raises `UserError` as `load` does.
     """
 
     def __init__(self, config: MachineConfig) -> None:
@@ -68,14 +68,14 @@ class Files(Closeable):
         self._initrd = self._open(config.initrd) if config.initrd is not None else None
 
     def _open(self, path: Path) -> Path:
-        """Return a name for the file at *path* that lasts until `close`."""
+        """Open *path*; return a path in /proc that is valid until `close`."""
         return Path(f"/proc/self/fd/{self._owned.enter_context(path.open('rb')).fileno()}")
 
     def read(self) -> Payload:
-        """Return what is in them. Let go of it once it is in the guest's memory."""
+        """Read the files. Drop the result once it is in guest memory."""
         first, self._first = self._first, None
         return first or load(self._config, self._kernel, self._initrd)
 
     def close(self) -> None:
-        """Close them. Idempotent."""
+        """Close the files. Idempotent."""
         self._owned.close()

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 SPACE_CODE: Final = {Space.IO: 1 << 24, Space.MEMORY32: 2 << 24, Space.MEMORY64: 3 << 24}
-"""The first of a PCI address's three cells."""
+"""phys.hi of a PCI address, for each space (IEEE 1275)."""
 
 DEVICE_MASK: Final = 0xF800
-"""The device number in that cell."""
+"""The device number in phys.hi."""
 
 REQUESTERS: Final = 0x1_0000
 
@@ -30,13 +30,13 @@ FIXED: Final = (
     PciWindow(Space.IO, AddressRange(layout.PCI_IO, layout.PCI_IO_SIZE), 0),
     memory(Space.MEMORY32, layout.PCI_MEMORY, layout.PCI_MEMORY_SIZE),
 )
-"""The windows that are always there."""
+"""The windows that every host bridge here has."""
 
 
 def spi(slot: int) -> int:
-    """Return the shared peripheral interrupt that the INTx of the device in *slot* is.
+    """Return the shared peripheral interrupt of *slot*'s INTx.
 
-    Each has its own: KVM keeps one level for an interrupt, and does not remember who raised it.
+    Each slot has its own: KVM keeps one level for an interrupt, not a count of who raised it.
     """
     return layout.SPI_PCI + slot
 
@@ -48,9 +48,9 @@ def node(
     has_its: bool,
     numa: Mapping[int, int] = MappingProxyType({}),
 ) -> Node:
-    """Describe the host bridge with *windows*, and devices in *slots*.
+    """Return the node of the host bridge with *windows* and devices in *slots*.
 
-    *numa* maps slots of devices that bring memory to the NUMA nodes that it is for.
+    *numa* maps slots of devices with coherent memory to their NUMA nodes.
     """
     ranges = (
         u32(SPACE_CODE[window.space]) + u64(window.bus_base, *window.addresses)

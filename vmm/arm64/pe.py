@@ -33,11 +33,11 @@ _SECTION = Struct("<8sI4xII16x")  # name, virtual size; size and offset in the f
 
 
 class Truncated(Exception):  # noqa: N818  (a finding, which the caller puts in words)
-    """The file ends before what its headers promise."""
+    """The file ends before the data that its headers describe."""
 
 
 class Pe(NamedTuple):
-    """What a PE file's headers say. Section contents are views of the file."""
+    """The headers of a PE file. Section contents are views of the file."""
 
     machine: int
     sections: tuple[tuple[str, memoryview], ...]
@@ -49,7 +49,7 @@ class Pe(NamedTuple):
 
 
 def parse(data: memoryview) -> Pe | None:
-    """Return the headers of the PE file *data*, None if it is none. Raises Truncated."""
+    """Return the headers of *data*; None if it is not a PE file. Raises Truncated."""
     if bytes(data[:2]) != MAGIC:
         return None
     if len(data) < 64:
@@ -67,7 +67,7 @@ def parse(data: memoryview) -> Pe | None:
     for name, virtual_size, size, offset in _SECTION.iter_unpack(
         data[at : at + count * _SECTION.size]
     ):
-        # The size in the file is rounded up; the virtual size is how much of it is content.
+        # The size in the file is rounded up; the virtual size is that of the content.
         size = min(size, virtual_size or size)  # noqa: PLW2901
         if size and offset + size > len(data):
             raise Truncated

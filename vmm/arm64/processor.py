@@ -1,4 +1,4 @@
-"""vCPUs as arm64 wants them: features, power, PMU, and the registers a kernel is entered with."""
+"""vCPU features, PMU, affinity, and the registers with which a kernel is entered."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ OPTIONAL: Final = {
     Cap.ARM_PMU_V3: (lib.KVM_ARM_VCPU_PMU_V3,),
     Cap.ARM_SVE: (lib.KVM_ARM_VCPU_SVE,),
 }
-"""What the guest gets if the host has it."""
+"""Features that guests get where the host has them."""
 
 POINTER_AUTHENTICATION: Final = (Cap.ARM_PTRAUTH_ADDRESS, Cap.ARM_PTRAUTH_GENERIC)
 
 
 class ProcessorModel:
-    """What every vCPU of a VM is: the host's CPU, with all that KVM can virtualise of it."""
+    """The model of all vCPUs of a VM: the host's CPU, with every feature KVM can virtualise."""
 
     def __init__(self, vm: Vm) -> None:
         self._init: Any = vm.preferred_target()
@@ -43,7 +43,7 @@ class ProcessorModel:
         return lib.KVM_ARM_VCPU_PMU_V3 in self.features
 
     def initialise(self, vcpu: Vcpu, *, powered_off: bool) -> None:
-        """Reset *vcpu*. One that is off waits for PSCI CPU_ON. Raises `KvmError`."""
+        """Initialise *vcpu*; with *powered_off* it waits for PSCI CPU_ON. Raises `KvmError`."""
         features = self.features | ({lib.KVM_ARM_VCPU_POWER_OFF} if powered_off else set())
         for index in range(len(self._init.features)):
             bits = (1 << feature % 32 for feature in features if feature // 32 == index)
@@ -53,7 +53,7 @@ class ProcessorModel:
             vcpu.arm_vcpu_finalize(lib.KVM_ARM_VCPU_SVE)
 
     def initialise_pmu(self, vcpu: Vcpu) -> None:
-        """Connect *vcpu*'s PMU, once the GIC is initialised. Raises `KvmError`."""
+        """Set *vcpu*'s PMU interrupt, after the GIC is initialised. Raises `KvmError`."""
         if self.has_pmu:
             group = lib.KVM_ARM_VCPU_PMU_V3_CTRL
             interrupt = ffi.new("int *", layout.FIRST_PPI + layout.PPI_PMU)
@@ -62,11 +62,11 @@ class ProcessorModel:
 
 
 def affinity(vcpu: Vcpu) -> int:
-    """Return the affinity fields of *vcpu*'s MPIDR_EL1: its name in PSCI and device tree."""
+    """Return the affinity fields of *vcpu*'s MPIDR_EL1, its name in PSCI and device tree."""
     return vcpu.get_one_reg(registers.MPIDR_EL1) & registers.MPIDR_AFFINITY
 
 
 def set_registers(vcpu: Vcpu, values: Mapping[int, int]) -> None:
-    """Set registers, id to value. Raises `KvmError`."""
+    """Set registers: *values* maps ids to values. Raises `KvmError`."""
     for register, value in values.items():
         vcpu.set_one_reg(register, value)

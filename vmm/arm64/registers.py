@@ -48,4 +48,4 @@ MAIR_EL1: Final = system(3, 0, 10, 2, 0)
 VBAR_EL1: Final = system(3, 0, 12, 0, 0)
 
 MPIDR_AFFINITY: Final = 0xFF_00FF_FFFF
-"""Aff3, Aff2, Aff1 and Aff0: what a device tree's cpu node calls ``reg``."""
+"""Aff3, Aff2, Aff1 and Aff0: ``reg`` of a device tree's cpu node."""

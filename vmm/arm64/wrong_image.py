@@ -1,4 +1,4 @@
-"""Name the files that people give to a virtual machine monitor and that are no arm64 kernel."""
+"""Name files that are not arm64 kernels, for error messages."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _UNPACK = "unpack it first, or use gzip, xz or zstd"
 
 
 class Format(NamedTuple):
-    """A recognised file: what it is, and what would work instead."""
+    """A file format: what it is, and what to do instead."""
 
     what: str
     remedy: str = ""
 
 
 _MAGIC: tuple[tuple[int, bytes, Format], ...] = (
-    # Kernels of others. bzImage first: it is a PE file and has a boot sector's signature, too.
+    # Other kernels. bzImage first: it is a PE file and has a boot sector signature as well.
     (0x202, b"HdrS", Format("an x86 Linux kernel (bzImage)", _BUILD)),
     (0x24, b"\x18\x28\x6f\x01", Format("a 32-bit Arm Linux kernel (zImage)", _BUILD)),
     (0x24, b"\x01\x6f\x28\x18", Format("a big-endian 32-bit Arm Linux kernel (zImage)", _BUILD)),
@@ -27,12 +27,12 @@ _MAGIC: tuple[tuple[int, bytes, Format], ...] = (
     (0, b"\x27\x05\x19\x56", Format("a U-Boot uImage", "extract its kernel with dumpimage")),
     (0, b"ANDROID!", Format("an Android boot image", "extract its kernel with unpack_bootimg")),
     (0, b"\xd0\x0d\xfe\xed", Format("a device tree or FIT image", "extract a FIT's kernel")),
-    # Compressions that Python's library lacks, or that arm64 distributions don't use.
+    # Compressions that Python's library lacks, or that arm64 distributions do not use.
     (0, b"\x04\x22\x4d\x18", Format("lz4-compressed", _UNPACK)),
     (0, b"\x02\x21\x4c\x18", Format("lz4-compressed (legacy format)", _UNPACK)),
     (0, b"BZh", Format("bzip2-compressed", _UNPACK)),
     (0, b"\x89LZO\x00", Format("lzop-compressed", _UNPACK)),
-    # What goes in by another option.
+    # Files for another option.
     (0, b"070701", Format("a cpio archive", "give an initramfs with --initrd")),
     (0, b"070702", Format("a cpio archive", "give an initramfs with --initrd")),
     # Disks, file systems and archives.
@@ -59,7 +59,7 @@ _MAGIC: tuple[tuple[int, bytes, Format], ...] = (
 )
 
 _SHORT_MAGIC: tuple[tuple[int, bytes, Format], ...] = (
-    # Two or three bytes can be there by chance, so these count when nothing else fits.
+    # Two or three bytes may match by chance, so these are tried last.
     (0, b"\x5d\x00\x00", Format("lzma-compressed (older than xz)", _UNPACK)),
     (0, b"\x1f\x9d", Format("compress-compressed", _UNPACK)),
     (0, b"MZ", Format("a DOS program", _BUILD)),
@@ -72,14 +72,14 @@ _CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b"))
 
 
 def recognise(data: memoryview) -> Format | None:
-    """Return what *data* certainly is, by its magic number or by being text."""
+    """Return the format of *data* if it is certain: by magic number, or text."""
     if found := _match(_MAGIC, data):
         return found
     sample = bytes(data[:_SAMPLE])
     if not sample.strip(b"\0"):
         return Format("nothing but zeros at its start", "copy or download it again")
     if len(sample.translate(None, _CONTROLS)) == len(sample):
-        # Incrementally, because the sample may end within a character.
+        # Incrementally: the sample may end within a character.
         with suppress(UnicodeDecodeError):
             getincrementaldecoder("utf-8")().decode(sample)
             return Format("a text file")
@@ -87,7 +87,7 @@ def recognise(data: memoryview) -> Format | None:
 
 
 def guess(data: memoryview) -> Format | None:
-    """Return what *data* may be, by a magic number too short to be sure of."""
+    """Return the format *data* may have, by a magic number that is short."""
     return _match(_SHORT_MAGIC, data)
 
 
@@ -99,7 +99,7 @@ def _match(table: tuple[tuple[int, bytes, Format], ...], data: memoryview) -> Fo
 
 
 def elf_machine(number: int) -> str:
-    """Return the name of an ELF e_machine."""
+    """Return the name of ELF e_machine *number*."""
     names = {
         3: "x86",
         40: "32-bit Arm",
