@@ -1,14 +1,14 @@
 """The lab's own kernels, built from Debian's kernel source: what stock kernels can't show.
 
     mainline   with nvgrace-gpu, so that there is a cacheable PFNMAP to map
-    rfc        the same, with the memslot flag as it was once proposed (patches/)
+    rfc        the same, with our reading of a memslot flag that was once proposed (patches/)
     legacy     6.12, which maps cacheable PFNMAP as Device and says nothing
 
 Each serves as a lab host and as a guest: everything is built in. A kernel is kept under a hash of
 all that went into it - source, configuration, patches, compiler.
 
     cache/kernel/images/<flavour>-<hash>/Image  config  build.json
-    cache/kernel/linux-source-.../              see sourcetree
+    cache/kernel/linux-source-.../              see source_tree
 """
 
 from __future__ import annotations
