@@ -9,17 +9,17 @@ from vmm.address_range import AddressRange
 
 
 class BusDevice(Protocol):
-    """What the bus asks of a device.
+    """A device on the bus.
 
-    Offsets are from the device's own base, in bytes; sizes are 1, 2, 4 or 8 bytes. Calls come
-    from every vCPU's thread at once: a device with state has a lock.
+    Offsets are from the device's base, in bytes; sizes are 1, 2, 4 or 8 bytes. The threads of all
+    vCPUs call concurrently: a device with state has a lock.
     """
 
     def read(self, offset: int, size: int) -> int:
-        """Return what the guest's load sees."""
+        """Return the value that the guest's load gets."""
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Take what the guest's store wrote."""
+        """Handle the guest's store of *value*."""
 
 
 class Window(NamedTuple):
@@ -30,7 +30,7 @@ class Window(NamedTuple):
 
 
 class AddressMap:
-    """What a bus looks like at one time; never changed, for vCPU threads may be reading it."""
+    """The windows of a bus at one time. Immutable, because vCPU threads read it without a lock."""
 
     def __init__(self, windows: list[Window]) -> None:
         self.windows = sorted(windows, key=lambda window: window.addresses)
@@ -41,9 +41,9 @@ class AddressMap:
 class MmioBus:
     """The guest physical addresses that are not memory.
 
-    An access belongs to a device only if all of it does. Accesses that nobody owns read as
-    zero and are dropped, as on most boards, or as on the bus whose addresses they are; each is
-    counted, so that a confused driver shows.
+    An access belongs to a device only if all its bytes do. Elsewhere loads return zero, as on most
+    boards, or the byte that `fill` has set; stores are dropped. `unclaimed` counts both, so that
+    a confused driver shows.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class MmioBus:
     def detach(self, base: int) -> None:
         """Take the device at *base* off the bus. Raises ValueError if none begins there.
 
-        A vCPU may be in it still: an access that had found it ends as if it came before.
+        A vCPU thread may still be in the device: its access counts as earlier than this.
         """
         left = [window for window in self._map.windows if window.addresses.base != base]
         if len(left) == len(self._map.windows):
@@ -70,7 +70,7 @@ class MmioBus:
         self._map = AddressMap(left)
 
     def fill(self, base: int, size: int, byte: int) -> None:
-        """Have [base, base + size) read as *byte*, over and over, where no device is."""
+        """Let loads from [base, base + size) return *byte*, repeated, where there is no device."""
         self._empty = [*self._empty, (AddressRange(base, size), byte)]
 
     def find(self, address: int, size: int) -> Window | None:

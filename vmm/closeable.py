@@ -1,4 +1,4 @@
-"""What is closed when a ``with`` ends: the base of everything that owns something."""
+"""The base of everything that owns a resource and is closed by ``with``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 
 
 class Closeable:
-    """Owns something until `close`, which ``with`` calls; closing again does no harm.
+    """Own something until `close`, which ``with`` calls.
 
-    No class here has ``__del__``: what is not closed is a bug that tests shall see.
+    No class in vmm has ``__del__``: forgetting to close is a bug, and tests should see it.
     """
 
     def close(self) -> None:
-        """Let go of what is owned."""
+        """Release what is owned. Idempotent."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:

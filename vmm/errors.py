@@ -1,8 +1,7 @@
-"""Every error pyvmm raises on purpose, sorted by who must act: user, host or guest.
+"""Every error that pyvmm raises on purpose, sorted by who must act: user, host or guest.
 
-An error's text is one line: what went wrong and where, then, after a semicolon, what to do.
-The command line prints that line and leaves with the class's ``exit_code``; see the README's
-table of exit codes.
+An error's text is one line: what went wrong and where, then, after a semicolon, what to do. The
+command line prints that line and exits with the class's ``exit_code``.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ EXIT_USER = 2
 EXIT_HOST = 3
 EXIT_GUEST = 4
 EXIT_SIGNAL_BASE = 128
-"""Added to the signal's number, as shells do; quitting from the console counts as SIGINT."""
+"""Added to the signal's number, as shells do. Quitting from the console counts as SIGINT."""
 
 
 class VmmError(Exception):
-    """Base of everything pyvmm raises on purpose.
+    """The base of every error that pyvmm raises on purpose.
 
-    *message* says what and where; *hint* says what to do about it.
+    *message* says what went wrong and where, *hint* what to do about it.
     """
 
     exit_code = EXIT_HOST
@@ -41,25 +40,25 @@ class VmmError(Exception):
 
 
 class UserError(VmmError):
-    """What was asked for can't be done: a bad option, file or machine description."""
+    """A request that cannot be met: a bad option, file or machine description."""
 
     exit_code = EXIT_USER
 
 
 class HostError(VmmError):
-    """The host lacks something, refused something, or broke."""
+    """The host lacks something, refused something or failed."""
 
     exit_code = EXIT_HOST
 
 
 class GuestError(VmmError):
-    """The guest did what no guest should. Never a reason to end anything but the guest."""
+    """The guest misbehaved. It never ends anything but the guest."""
 
     exit_code = EXIT_GUEST
 
 
 class GuestAddressError(GuestError):
-    """[address, address + size) is not wholly guest memory."""
+    """Part of [address, address + size) is not guest memory."""
 
     def __init__(self, address: int, size: int) -> None:
         super().__init__(f"{size} bytes at guest address {address:#x} are not guest memory")
@@ -68,7 +67,7 @@ class GuestAddressError(GuestError):
 
 
 class KernelError(HostError):
-    """A system call failed: which, with what arguments, and why that is likely."""
+    """A system call failed: its name, its arguments and the likely cause."""
 
     def __init__(self, call: str, errno: int, hint: str = "") -> None:
         super().__init__(f"{call}: {os.strerror(errno)}", hint)
@@ -78,7 +77,7 @@ class KernelError(HostError):
 
 @contextmanager
 def host_errors(what: str) -> Iterator[None]:
-    """Have an OSError be a `HostError` of *what*: descriptors, memory or the like ran out."""
+    """Turn an OSError into a `HostError` about *what*: descriptors or memory ran out."""
     try:
         yield
     except OSError as error:

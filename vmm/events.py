@@ -1,7 +1,7 @@
-"""What happens to a machine, as structured events for programs: JSON lines through structlog.
+"""Report what happens to a machine as JSON lines, for programs to read.
 
-structlog is imported only when somebody listens; `Events` without a stream costs one
-attribute test an event. Never emit per exit: an event costs tens of microseconds.
+structlog is imported only if there is a stream; without one an event costs an attribute test. With
+one it costs tens of microseconds, so never emit an event for each exit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 COMPLAINTS: Final = 100
-"""How many events of each kind a guest can cause at one place: they must not fill a disk."""
+"""Events of each kind that a guest can cause at one place: they must not fill the host's disk."""
 
 
 class Events:
@@ -41,9 +41,9 @@ class Events:
 
 
 class Bounded(Events):
-    """What a guest may cause without end, at one place: of each kind of event the first few.
+    """Events that a guest can cause without end, at one place.
 
-    *events* gets the first `COMPLAINTS`, the rest is dropped.
+    Pass the first `COMPLAINTS` of each kind on to *events* and drop the rest.
     """
 
     def __init__(self, events: Events) -> None:
@@ -52,7 +52,7 @@ class Bounded(Events):
         self._told: dict[str, int] = {}
 
     def emit(self, event: str, **fields: object) -> None:
-        """Write one event, if there were not too many of its kind."""
+        """Write one event, unless there were too many of its kind."""
         told = self._told.get(event, 0)
         if told < COMPLAINTS:
             self._told[event] = told + 1

@@ -5,7 +5,7 @@ r"""Flattened device trees: a tree of `Node` values, and its binary form, throug
        v                                                                     |  loads
     b"\xd0\x0d\xfe\xed..."   the blob: Devicetree Specification v0.4, chapter 5
 
-Trees are values: to edit one is to make another (`Node.insert`).
+Trees are immutable values: `Node.insert` returns a new one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Value = str | int | bytes | Sequence[str] | None
 MAX_DEPTH = 64
 """Levels of nodes that Linux reads (drivers/of/fdt.c, FDT_MAX_DEPTH)."""
 
-# Devicetree Specification v0.4, sections 2.2.1 and 2.2.4.1. Lengths are not checked: the 31
-# characters it allows are exceeded by trees in the wild, and nothing that reads them minds.
+# Devicetree Specification v0.4, sections 2.2.1 and 2.2.4.1. Lengths are not checked: trees in the
+# wild exceed the 31 characters it allows, and no reader minds.
 _NODE_NAME = re.compile(r"[0-9A-Za-z,._+-]+(@[0-9A-Za-z,._+-]+)?")
 _PROPERTY_NAME = re.compile(r"[0-9A-Za-z,._+?#-]+")
 
@@ -32,8 +32,8 @@ _PROPERTY_NAME = re.compile(r"[0-9A-Za-z,._+?#-]+")
 class Node(NamedTuple):
     """A node: its name with unit address, its properties, and the nodes below it.
 
-    The root's name is empty. Nodes that come from `loads` have bytes for all their properties,
-    since a blob doesn't say what they are; read those with `cells` and `strings`.
+    The root's name is empty. Nodes that `loads` returns have bytes for all properties, because a
+    blob has no types; read them with `cells` and `strings`.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Node(NamedTuple):
     def insert(self, path: str, new: Node) -> Node:
         """Return this tree with *new* as the last child of the node at *path*.
 
-        A child of the same name is replaced, where it stands. Raises KeyError.
+        A child of the same name is replaced at its position. Raises KeyError.
         """
         head, _, rest = path.strip("/").partition("/")
         if head:
@@ -65,19 +65,19 @@ class Node(NamedTuple):
         return self._replace(children=[*self.children[:at], new, *self.children[at + 1 :]])
 
     def walk(self, path: str = "/") -> Iterator[tuple[str, Node]]:
-        """Yield every node below and including this one, with its path."""
+        """Yield this node and every node below it, each with its path."""
         yield path, self
         for child in self.children:
             yield from child.walk(f"{path.rstrip('/')}/{child.name}")
 
 
 def u32(*cells: int) -> bytes:
-    """Return big-endian 32-bit cells. Raises ValueError for a number that is none."""
+    """Return big-endian 32-bit cells. Raises ValueError for a number that does not fit."""
     return _pack(4, cells)
 
 
 def u64(*numbers: int) -> bytes:
-    """Return big-endian 64-bit numbers, two cells each. Raises ValueError."""
+    """Return big-endian 64-bit numbers, two cells each. Raises ValueError as `u32` does."""
     return _pack(8, numbers)
 
 
@@ -93,7 +93,7 @@ def reg(*ranges: tuple[int, int], address_cells: int = 2, size_cells: int = 2) -
 
 
 def cells(value: Value, width: int = 1) -> tuple[int, ...]:
-    """Read a property as numbers of *width* cells each. Raises ValueError if it has a remainder."""
+    """Decode a property as numbers of *width* cells. Raises ValueError if bytes are left over."""
     data, step = encode(value), 4 * width
     if len(data) % step:
         raise ValueError(f"{len(data)} bytes are no whole number of {step}-byte numbers")
@@ -101,12 +101,12 @@ def cells(value: Value, width: int = 1) -> tuple[int, ...]:
 
 
 def strings(value: Value) -> list[str]:
-    """Read a property as strings."""
+    """Decode a property as a list of strings."""
     return encode(value).decode().split("\0")[:-1]
 
 
 def phandles(root: Node) -> dict[int, str]:
-    """Return which path each phandle stands for. A new node takes ``max(...) + 1``."""
+    """Return the path of the node that each phandle names."""
     return {
         cells(node.properties["phandle"])[0]: path
         for path, node in root.walk()
@@ -115,7 +115,7 @@ def phandles(root: Node) -> dict[int, str]:
 
 
 def encode(value: Value) -> bytes:
-    """Return the bytes of a property. Raises ValueError for a number that is no cell."""
+    """Return the bytes of a property. Raises ValueError for a number that does not fit a cell."""
     match value:
         case None:
             return b""
@@ -130,7 +130,7 @@ def encode(value: Value) -> bytes:
 
 
 def dumps(root: Node) -> bytes:
-    """Return the blob for *root*. Raises ValueError for names and values that can't be in one."""
+    """Return the blob for *root*. Raises ValueError for names and values that it cannot hold."""
     if root.name:
         raise ValueError(f"{root.name}: the root of a device tree has no name")
     size = 64 + _bound(root)
@@ -144,14 +144,14 @@ def dumps(root: Node) -> bytes:
 
 
 def loads(data: bytes | bytearray | memoryview) -> Node:
-    """Return the tree in a blob. Raises ValueError for anything that is no well-formed blob."""
+    """Return the tree in a blob. Raises ValueError for anything but a well-formed blob."""
     # A copy, because libfdt wants its blob aligned to 8 bytes. What follows the blob is ignored.
     blob = ffi.new("char[]", bytes(data))
     _check(lib.fdt_check_full(blob, len(data)), "not a device tree")
     if _check(lib.fdt_num_mem_rsv(blob), "memory reservations"):
         raise ValueError("memory reservations have no place in a tree of nodes")
     depth = ffi.new("int *", -1)
-    open_nodes: list[tuple[Node, list[Node]]] = []  # the path to where we are
+    open_nodes: list[tuple[Node, list[Node]]] = []  # from the root to the present node
     top: list[Node] = []
     at = lib.fdt_next_node(blob, -1, depth)
     while at >= 0 and depth[0] >= 0:  # libfdt steps out of the root at its end
@@ -177,7 +177,7 @@ def _pack(width: int, numbers: Sequence[int]) -> bytes:
 
 
 def _bound(node: Node) -> int:
-    """Return how many bytes *node* takes at most: its tags, its padding, and all its strings."""
+    """Return an upper bound of *node*'s bytes in the blob: tags, padding and strings."""
     size = 16 + len(node.name)
     for name, value in node.properties.items():
         size += 20 + len(name) + len(encode(value))
@@ -210,7 +210,7 @@ def _read(blob: Any, node: int) -> dict[str, Value]:
 
 
 def _check(result: int, what: str) -> int:
-    """Raise libfdt's error, or return its answer."""
+    """Return libfdt's *result*. Raises ValueError if it is an error."""
     if result < 0:
         raise ValueError(f"{what}: {ffi.string(lib.fdt_strerror(result)).decode()}")
     return result

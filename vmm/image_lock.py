@@ -1,4 +1,4 @@
-"""A file that a guest writes is one machine's alone; several may share one that none writes."""
+"""Lock images with flock: exclusive for writers, shared for readers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from vmm.errors import UserError
 
 
 def lock_image(fd: int, what: str, *, read_only: bool) -> None:
-    """Lock an open file (flock) until *fd* is closed; *what* is the option and the file.
+    """Lock the open file *fd* until it is closed; errors name *what*, the option and the file.
 
-    Raises `UserError` if another machine has it. Some file systems have no locks: there it is
-    left to the user.
+    Does nothing on file systems without locks. Raises `UserError` if another machine has the file.
     """
     kind = fcntl.LOCK_SH if read_only else fcntl.LOCK_EX
     with suppress(OSError):

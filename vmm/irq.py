@@ -1,4 +1,4 @@
-"""Interrupt lines, as a device sees them: a level to hold."""
+"""Interrupt lines as devices see them: a level to drive."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Protocol
 
 
 class InterruptLine(Protocol):
-    """One wire into the interrupt controller. Thread-safe."""
+    """One input of the interrupt controller. Thread-safe."""
 
     def set_level(self, level: bool) -> None:  # noqa: FBT001  (a level *is* a boolean)
-        """Drive the wire high or low. Driving it as it is already has no effect."""
+        """Drive the line high or low. Repeating the present level has no effect."""
 
 
 class SwitchableLine:
-    """A line whose far end can be plugged elsewhere: a reset gives the machine a new GIC."""
+    """A line that can be connected to another controller: a reset gives the machine a new GIC."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -22,14 +22,14 @@ class SwitchableLine:
         self._end: InterruptLine | None = None
 
     def connect(self, end: InterruptLine | None) -> None:
-        """Plug the far end into *end*, which sees the present level at once; None: nowhere."""
+        """Connect the line to *end*, which gets the present level at once; None disconnects it."""
         with self._lock:
             self._end = end
             if end is not None and self._level:
                 end.set_level(True)
 
     def set_level(self, level: bool) -> None:  # noqa: FBT001  (a level *is* a boolean)
-        """Drive the wire."""
+        """Drive the line: see `InterruptLine`."""
         with self._lock:
             if level != self._level:
                 self._level = level

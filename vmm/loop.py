@@ -4,8 +4,8 @@
       |------ an eventfd, for call_soon_threadsafe, call_later and stop from any thread
       `------ a pipe that Python's signal handlers write to (signal.set_wakeup_fd)
 
-Callbacks run one after another in the thread that is in `Loop.run`. They must not block. What
-they raise comes out of `run`.
+Callbacks run one after another in the thread that is in `Loop.run`. They must not block. `run`
+raises what they raise.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from vmm.closeable import Closeable
 from vmm.fd import EventFd
 
 Callback = Callable[[], object]
-"""Its result is ignored."""
+"""A function without arguments, whose result is ignored."""
 
 LONGEST_WAIT = 3600.0
-"""Seconds; epoll counts milliseconds in an int, and alarms may be decades ahead."""
+"""Seconds: epoll counts milliseconds in an int, and an alarm may be decades ahead."""
 
 
 class Cancellable(Protocol):
-    """Something that will happen unless it is cancelled."""
+    """A call that is due, and can be cancelled."""
 
     def cancel(self) -> None:
-        """Make it not happen. Harmless once it has happened. Thread-safe."""
+        """Drop the call. Does nothing after it was made. Thread-safe."""
 
 
 CallLater = Callable[[float, Callback], Cancellable]
-"""`Loop.call_later`'s type, for devices that need a timer."""
+"""The type of `Loop.call_later`, for devices that need a timer."""
 
 
 class Watch(NamedTuple):
-    """What to call when one file descriptor is ready."""
+    """The callbacks of one file descriptor."""
 
     on_readable: Callback | None = None
     on_writable: Callback | None = None
-    pollable: bool = True  # files and /dev/null are not: they are always ready
+    pollable: bool = True  # epoll refuses files and /dev/null, which are always ready
 
     @property
     def mask(self) -> int:
-        """What to ask of epoll."""
+        """The events to ask epoll for."""
         readable = select.EPOLLIN if self.on_readable else 0
         return readable | (select.EPOLLOUT if self.on_writable else 0)
 
@@ -74,15 +74,15 @@ class Timer:
         return (self.due, self.order) < (other.due, other.order)
 
     def cancel(self) -> None:
-        """Don't call. Harmless once called. Thread-safe."""
+        """Drop the call. Does nothing after it was made. Thread-safe."""
         self._loop._forget(self)  # noqa: SLF001  (a timer is its loop's inner part)
 
 
 class Loop(Closeable):
-    """One event loop. Use as a context manager: it owns file descriptors and signal handlers.
+    """One event loop. It owns file descriptors and signal handlers: use it as a context manager.
 
-    Thread-safe are `call_soon_threadsafe`, `call_later`, `Timer.cancel` and `stop`; the rest
-    belongs to the thread that runs the loop, which must be the main one if signals are used.
+    `call_soon_threadsafe`, `call_later`, `Timer.cancel` and `stop` are thread-safe. Everything else
+    belongs to the thread that runs the loop, which is the main thread if signals are used.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Loop(Closeable):
         self._timers_made = 0
         self._watches: dict[int, Watch] = {}
         self._stopped = False
-        self._thread = 0  # the loop's own, while it is not waiting
+        self._thread = 0  # that runs the loop, while it is not waiting
         self._closed = False
         self._signals: dict[int, Callback] = {}
         self._former_handlers: dict[int, object] = {}
@@ -104,9 +104,9 @@ class Loop(Closeable):
         self.add_reader(self._signals_in, self._take_signals)
 
     def close(self) -> None:
-        """Close what the loop owns and put former signal handlers back. Idempotent.
+        """Close what the loop owns and restore former signal handlers. Idempotent.
 
-        Calls and timers that are still due are forgotten, as are those that come later.
+        Drops calls and timers that are due, and those that are added later.
         """
         for signum in list(self._signals):
             self.remove_signal(signum)
@@ -125,9 +125,9 @@ class Loop(Closeable):
     # Running
 
     def run(self, until: Callable[[], bool] | None = None) -> None:
-        """Call callbacks until `stop`, or until *until*, asked after each round, is true.
+        """Call callbacks until `stop`, or until *until()* is true after a round.
 
-        A `stop` that came before counts, unless *until* is given: then it meant an earlier run.
+        An earlier `stop` counts, unless *until* is given: then it was meant for an earlier run.
         """
         if until is not None:
             self._stopped = False
@@ -136,7 +136,7 @@ class Loop(Closeable):
         self._stopped = False
 
     def stop(self) -> None:
-        """Make `run` return after the current callback's round; if it isn't running, at once."""
+        """Make `run` return after the current round, or at once if it is called later."""
         self._stopped = True
         self._wake_up()
 
@@ -151,7 +151,7 @@ class Loop(Closeable):
         now = time.monotonic()
         while timer := self._pop_timer(now):
             timer.callback()
-        for _ in range(len(self._calls)):  # those that they add wait for the next round
+        for _ in range(len(self._calls)):  # calls that these add wait for the next round
             self._calls.popleft()()
 
     def _poll(self) -> list[tuple[int, Watch, int]]:
@@ -165,7 +165,7 @@ class Loop(Closeable):
         ]
 
     def _patience(self) -> float:
-        """Return how many seconds there is nothing to do unless a file descriptor says so."""
+        """Return the seconds until the next timer: how long to wait for descriptors."""
         with self._lock:
             if self._calls or self._stopped:
                 return 0.0
@@ -174,11 +174,11 @@ class Loop(Closeable):
             return min(max(0.0, self._timers[0].due - time.monotonic()), LONGEST_WAIT)
 
     def _dispatch(self, fd: int, watch: Watch, events: int) -> None:
-        # Errors and hang-ups are found out by reading or writing.
+        # The callback learns of errors and hang-ups by reading or writing.
         broken = events & (select.EPOLLERR | select.EPOLLHUP)
         if watch.on_readable and events & select.EPOLLIN | broken:
             watch.on_readable()
-        on_writable = self._watched(fd).on_writable  # the reader may have changed that
+        on_writable = self._watched(fd).on_writable  # on_readable may have changed it
         if on_writable and events & select.EPOLLOUT | broken:
             on_writable()
 
@@ -187,20 +187,20 @@ class Loop(Closeable):
     def add_reader(self, fd: int, callback: Callback) -> None:
         """Call *callback* whenever *fd* is readable, at its end, or broken.
 
-        Replaces the callback it had. Remove it before closing *fd*.
+        Replaces the former callback. Remove it before closing *fd*.
         """
         self._watch(fd, Watch(callback, self._watched(fd).on_writable))
 
     def add_writer(self, fd: int, callback: Callback) -> None:
-        """Call *callback* whenever *fd* takes bytes, or is broken; as `add_reader`."""
+        """Call *callback* whenever *fd* is writable or broken; see `add_reader`."""
         self._watch(fd, Watch(self._watched(fd).on_readable, callback))
 
     def remove_reader(self, fd: int) -> None:
-        """Stop watching *fd* for reading. Harmless if it isn't watched."""
+        """Stop watching *fd* for reading, if it is watched."""
         self._watch(fd, Watch(None, self._watched(fd).on_writable))
 
     def remove_writer(self, fd: int) -> None:
-        """Stop watching *fd* for writing. Harmless if it isn't watched."""
+        """Stop watching *fd* for writing, if it is watched."""
         self._watch(fd, Watch(self._watched(fd).on_readable, None))
 
     def _watched(self, fd: int) -> Watch:
@@ -227,14 +227,14 @@ class Loop(Closeable):
     # Calls and timers
 
     def call_soon_threadsafe(self, callback: Callback) -> None:
-        """Have *callback* called by the loop's thread. From any thread; from a callback, too."""
+        """Call *callback* in the loop's thread, soon. From any thread, or from a callback."""
         with self._lock:
             if not self._closed:
                 self._calls.append(callback)
         self._wake_up()
 
     def call_later(self, seconds: float, callback: Callback) -> Timer:
-        """Have *callback* called by the loop's thread in *seconds*, unless cancelled."""
+        """Call *callback* in the loop's thread in *seconds*, unless cancelled."""
         with self._lock:
             self._timers_made += 1
             timer = Timer(self, time.monotonic() + seconds, self._timers_made, callback)
@@ -244,7 +244,7 @@ class Loop(Closeable):
         return timer
 
     def _forget(self, timer: Timer) -> None:
-        # A guest can set and cancel alarms all day: they must not pile up until due.
+        # A guest can set and cancel alarms all day: cancelled ones must not pile up until due.
         with self._lock, suppress(ValueError):
             self._timers.remove(timer)
             heapq.heapify(self._timers)
@@ -256,34 +256,34 @@ class Loop(Closeable):
         return None
 
     def _wake_up(self) -> None:
-        if get_ident() == self._thread:  # it will look before it waits again
+        if get_ident() == self._thread:  # the loop looks before it waits again
             return
-        with self._lock:  # lest the number already belongs to another file
+        with self._lock:  # with the lock, `close` cannot give the number to another file meanwhile
             if not self._closed:
                 self._wake.signal()
 
     # Signals
 
     def add_signal(self, signum: int, callback: Callback) -> None:
-        """Have *callback* called by the loop after signal *signum*; main thread only.
+        """Call *callback* in the loop after signal *signum*. Main thread only.
 
-        Signals that come while the loop isn't running are kept for it. Of several of the same
-        number only one may be left, as with any signal.
+        Signals that arrive while the loop is not running are kept for it. Several of the same
+        number may count as one, as signals do.
         """
         if not self._signals:
             self._former_wakeup_fd = signal.set_wakeup_fd(
                 self._signals_out, warn_on_full_buffer=False
             )
         self._signals[signum] = callback
-        # set_wakeup_fd needs a handler in Python, but what it does must happen in the loop.
+        # set_wakeup_fd needs a handler in Python; the work is done in the loop.
         former = signal.signal(signum, lambda _signum, _frame: None)
         self._former_handlers.setdefault(signum, former)
 
     def remove_signal(self, signum: int) -> None:
-        """Give *signum* back to whoever had it. Harmless if the loop doesn't have it."""
+        """Restore the former handler of *signum*, if the loop has it."""
         if self._signals.pop(signum, None) is None:
             return
-        # None: a handler that Python didn't install and can't put back.
+        # None: a handler that Python did not install and cannot restore.
         if (former := self._former_handlers.pop(signum)) is not None:
             signal.signal(signum, former)  # type: ignore[arg-type]
         if not self._signals:
@@ -294,4 +294,6 @@ class Loop(Closeable):
             numbers = os.read(self._signals_in, 4096)
             for signum in dict.fromkeys(numbers):
                 if callback := self._signals.get(signum):
-                    self._calls.append(callback)  # one that raises must not lose the others
+                    self._calls.append(
+                        callback
+                    )  # queued, so that one that raises does not lose the others

@@ -1,7 +1,7 @@
 """Guest physical memory: a few host mappings, found by guest address.
 
-Memory in bulk is moved and scanned by the extension, without Python's lock: a slice assignment
-of a kernel image would keep every vCPU thread waiting.
+The C extension copies large amounts without Python's lock: a slice assignment of a kernel image
+would keep every vCPU thread waiting.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 HUGE_PAGE = 2 << 20
-"""Bytes: the block of a 4 KiB granule's level 2, and what transparent huge pages come in."""
+"""Bytes: a level 2 block of the 4 KiB granule, and the size of a transparent huge page."""
 
 BULK = 256 << 10
-"""Bytes from which a copy is worth giving up Python's lock for: that takes 4 us, this 20."""
+"""Bytes from which a copy releases Python's lock: releasing takes 4 us, the copy 20."""
 
 
 class Backing(Enum):
@@ -44,8 +44,8 @@ class Backing(Enum):
 class Region(NamedTuple):
     """Guest physical addresses [base, end), backed by *view*.
 
-    Its bytes are those of the file *fd* from *offset* on, for another process that is to map them;
-    without one, *fd* is -1. The guest may not write what is *read_only*.
+    Another process can map the same bytes from the file *fd* at *offset*; *fd* is -1 if there is no
+    such file. The guest cannot write a *read_only* region.
     """
 
     base: int
@@ -62,44 +62,44 @@ class Region(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The first address after it."""
+        """The first guest physical address after the region."""
         return self.base + len(self.view)
 
     @property
     def host_address(self) -> int:
-        """Where it is in our own address space."""
+        """Its address in this process."""
         with ffi.from_buffer("uint8_t[]", self.view) as pointer:
             return int(ffi.cast("uintptr_t", pointer))
 
 
 class Mapping(Closeable):
-    """Owns one host mapping; its `view` is what regions are made of."""
+    """Own one host mapping. Regions are made of its `view`."""
 
     view: memoryview
 
     @staticmethod
     def anonymous(size: int) -> AnonymousMapping:
-        """Map *size* bytes of zeroes, at an address that huge pages can start at.
+        """Map *size* bytes of zeroes, aligned for huge pages.
 
-        Nothing is reserved: memory is used as the guest touches it. Raises `HostError`.
+        Nothing is reserved: the host allocates pages as the guest touches them. Raises `HostError`.
         """
         return AnonymousMapping(size)
 
     @staticmethod
     def memfd(size: int) -> MemfdMapping:
-        """Map *size* bytes of zeroes as `anonymous` does, but of a file that others can map too."""
+        """Map *size* bytes as `anonymous` does, but of a file that other processes can map."""
         return MemfdMapping(size)
 
     def region(self, base: int) -> Region:
-        """Return all of it as guest physical addresses from *base* on."""
+        """Return a region of all of it, at guest physical address *base*."""
         raise NotImplementedError
 
     def discard(self) -> None:
-        """Give the memory back to the host; the guest and we see zeroes from now on."""
+        """Give the memory back to the host. The guest and this process see zeroes from now on."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Unmap. Every region made of it, and its memory slot, must be gone. Idempotent."""
+        """Unmap. Its regions and their memory slots must be gone. Idempotent."""
         raise NotImplementedError
 
 
@@ -111,7 +111,7 @@ def _refused(size: int, error: Exception) -> HostError:
 
 
 class AnonymousMapping(Mapping):
-    """Memory that is ours alone."""
+    """Memory of this process alone."""
 
     def __init__(self, size: int) -> None:
         slack = HUGE_PAGE if size >= HUGE_PAGE else 0
@@ -130,24 +130,24 @@ class AnonymousMapping(Mapping):
         self.view = self._whole[offset : offset + size]
 
     def region(self, base: int) -> Region:
-        """Return all of it as guest physical addresses from *base* on."""
+        """Return a region of all of it, at guest physical address *base*."""
         return Region(base, self.view)
 
     def discard(self) -> None:
-        """Give the memory back to the host; the guest and we see zeroes from now on."""
+        """Give the memory back to the host. The guest and this process see zeroes from now on."""
         self._mapping.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
-        """Unmap. Every region made of it, and its memory slot, must be gone. Idempotent."""
+        """Unmap. Its regions and their memory slots must be gone. Idempotent."""
         self.view.release()
         self._whole.release()
         self._mapping.close()
 
 
 class MemfdMapping(Mapping):
-    """Memory of a file without a name (memfd_create(2)), which others can map who get its `fd`.
+    """Memory of an unnamed file (memfd_create(2)) that other processes can map by its `fd`.
 
-    They cannot change its size: an access beyond a file's end would kill us (SIGBUS).
+    Its size is sealed: an access beyond a file's end would kill this process by SIGBUS.
     """
 
     def __init__(self, size: int) -> None:
@@ -163,25 +163,25 @@ class MemfdMapping(Mapping):
             self._close_file()
             raise _refused(size, error) from error
         self._address, self._size = int(address[0]), size
-        # Views keep this alive, so that none is ever left pointing at nothing.
+        # Views keep the pointer alive, so the mapping outlives them all.
         pointer = ffi.gc(ffi.cast("uint8_t *", self._address), partial(_unmap, size))
         self.view = memoryview(ffi.buffer(pointer, size))
-        # Only where the administrator lets shared memory have huge pages (shmem_enabled).
+        # Has an effect only if shmem_enabled of the host allows it.
         self._advise(mmap.MADV_HUGEPAGE)
 
     def _advise(self, advice: int) -> int:
         return int(lib.pyvmm_madvise(self._address, self._size, advice))
 
     def region(self, base: int) -> Region:
-        """Return all of it as guest physical addresses from *base* on."""
+        """Return a region of all of it, at guest physical address *base*."""
         return Region(base, self.view, Backing.MEMFD, self.fd)
 
     def discard(self) -> None:
-        """Punch a hole as large as the file: all who map it see zeroes from now on."""
+        """Punch a hole as large as the file: every process that maps it sees zeroes from now on."""
         _check(self._advise(mmap.MADV_REMOVE))
 
     def close(self) -> None:
-        """Unmap, once the last view of it is gone, and close the file. Idempotent."""
+        """Close the file, and unmap as soon as the last view is gone. Idempotent."""
         self.view.release()
         self._close_file()
 
@@ -202,7 +202,7 @@ def _unmap(size: int, pointer: Any) -> None:
 
 
 class GuestMemory:
-    """All of the guest's memory. Every access is checked against its regions, here."""
+    """All of the guest's memory. Every access is checked against its regions here."""
 
     def __init__(self, regions: Iterable[Region]) -> None:
         self._regions = sorted(regions, key=lambda region: region.base)

@@ -1,4 +1,4 @@
-"""Starting threads, of which a host may let us have no more."""
+"""Start daemon threads; running out of threads becomes `HostError`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def start(name: str, target: Callable[..., object], *arguments: object) -> Thread:
-    """Start a thread that the process's end does not wait for. Raises `HostError`."""
+    """Start a daemon thread that calls *target* with *arguments*. Raises `HostError`."""
     thread = Thread(target=target, args=arguments, name=name, daemon=True)
     try:
         thread.start()
-    except RuntimeError as error:  # which is all that Python says of pthread_create's EAGAIN
+    except RuntimeError as error:  # all that Python makes of pthread_create's EAGAIN
         raise HostError(
             f"cannot start thread {name}: the host lets us have no more",
             "raise the limit (ulimit -u, or TasksMax= of a systemd unit)",

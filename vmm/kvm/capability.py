@@ -14,13 +14,13 @@ PREFIX = "KVM_CAP_"
 
 
 def capabilities() -> Mapping[str, int]:
-    """Return every capability pyvmm was built to know, name to number, in numeric order."""
+    """Return the number of every capability in the cdefs, by name, in numeric order."""
     names = [name for name in dir(lib) if name.startswith(PREFIX)]
     return dict(sorted(((name, getattr(lib, name)) for name in names), key=lambda item: item[1]))
 
 
 class Cap(int, Enum):
-    """The capabilities that pyvmm itself asks for."""
+    """The capabilities that pyvmm asks for."""
 
     USER_MEMORY = lib.KVM_CAP_USER_MEMORY
     IMMEDIATE_EXIT = lib.KVM_CAP_IMMEDIATE_EXIT

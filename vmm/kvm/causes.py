@@ -1,7 +1,8 @@
-"""Why an ioctl is likely to have failed: KVM answers with an errno and nothing else.
+"""Likely causes of a failed ioctl: KVM answers with an errno and nothing else.
 
-Each entry is what the kernel's source says about that errno, most likely first; general errnos
-stand under no ioctl. Sources: virt/kvm/kvm_main.c, arch/arm64/kvm/, Documentation/virt/kvm/api.rst.
+Each entry is what the kernel's source says about the errno, most likely cause first. `GENERAL` has
+the errnos that mean the same for all ioctls. Sources: virt/kvm/kvm_main.c, arch/arm64/kvm/,
+Documentation/virt/kvm/api.rst.
 """
 
 from __future__ import annotations
@@ -92,5 +93,5 @@ GENERAL: Final[dict[int, str]] = {
 
 
 def likely_cause(request: IntEnum, errno: int) -> str:
-    """Return one clause that says why *request* is likely to have failed, or an empty string."""
+    """Return the likely cause as one clause, or an empty string."""
     return CAUSES.get((request, errno)) or GENERAL.get(errno, "")

@@ -6,4 +6,4 @@ from vmm.kvm.fd import AttributeFd
 
 
 class Device(AttributeFd):
-    """A KVM device's file descriptor; it does what its attributes say."""
+    """A KVM device's file descriptor. Attributes are its whole interface."""

@@ -1,7 +1,7 @@
-"""Why a vCPU came back: one type for each exit that pyvmm understands.
+"""Why KVM_RUN returned: one type for each exit that pyvmm understands.
 
-Named tuples, because they are values: tests build them by hand, the run loop matches on them,
-and nobody can change one on its way. Source: Documentation/virt/kvm/api.rst, section 5.
+Exits are immutable values: tests build them by hand, and the run loop matches on them.
+Source: Documentation/virt/kvm/api.rst, section 5.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vmm._native import lib
 
 
 class SystemEventType(IntEnum):
-    """What a guest asked of the machine, or what ended it."""
+    """The kind of a `SystemEvent`, KVM_SYSTEM_EVENT_*."""
 
     SHUTDOWN = lib.KVM_SYSTEM_EVENT_SHUTDOWN
     RESET = lib.KVM_SYSTEM_EVENT_RESET
@@ -24,7 +24,7 @@ class SystemEventType(IntEnum):
 
 
 class MmioRead(NamedTuple):
-    """A load from an address without memory; answer it with `Vcpu.complete_read`."""
+    """A load from an address without memory, to be answered by `Vcpu.complete_read`."""
 
     address: int
     size: int
@@ -39,14 +39,14 @@ class MmioWrite(NamedTuple):
 
 
 class SystemEvent(NamedTuple):
-    """PSCI SYSTEM_OFF, SYSTEM_RESET and their like. *flags* are the event's data words."""
+    """PSCI SYSTEM_OFF, SYSTEM_RESET and the like. *flags* are the event's data words."""
 
     type: int
     flags: tuple[int, ...]
 
 
 class Interrupted(NamedTuple):
-    """A kick ended the run; the guest asked for nothing."""
+    """A kick ended KVM_RUN. There is nothing to answer."""
 
 
 class Undecodable(NamedTuple):
@@ -60,7 +60,7 @@ class Undecodable(NamedTuple):
 
 
 class MemoryFault(NamedTuple):
-    """KVM_EXIT_MEMORY_FAULT: the host could not resolve a fault at *gpa* (always with EFAULT)."""
+    """KVM_EXIT_MEMORY_FAULT: KVM could not resolve a fault at *gpa*. Always with EFAULT."""
 
     flags: int
     gpa: int
@@ -91,7 +91,7 @@ class FailedEntry(NamedTuple):
 
 
 class Unknown(NamedTuple):
-    """Any other exit, by its number."""
+    """Any other exit, by its KVM_EXIT_* number."""
 
     reason: int
 

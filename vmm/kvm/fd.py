@@ -32,13 +32,13 @@ class KvmFd(Fd):
 
 
 class AttributeFd(KvmFd):
-    """A descriptor with KVM device attributes: a device, or an arm64 vCPU.
+    """A descriptor with KVM device attributes: an in-kernel device, or an arm64 vCPU.
 
     Source: Documentation/virt/kvm/devices/.
     """
 
     def set_attr(self, group: int, attr: int, value: Any = None) -> None:
-        """Set attribute *attr* of *group*; *value* is cdata that the kernel reads, or None.
+        """Set attribute *attr* of *group* to *value*: cdata that the kernel reads, or None.
 
         Raises `KvmError`.
         """

@@ -1,4 +1,4 @@
-"""The ioctls pyvmm issues. Names and numbers are the kernel header's."""
+"""The ioctls that pyvmm issues, with the names and numbers of <linux/kvm.h>."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vmm._native import lib
 
 
 class Ioctl(IntEnum):
-    """A KVM ioctl, by the kernel's name for it."""
+    """A KVM ioctl by the kernel's name."""
 
     KVM_GET_API_VERSION = lib.KVM_GET_API_VERSION
     KVM_CREATE_VM = lib.KVM_CREATE_VM

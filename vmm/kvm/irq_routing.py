@@ -1,11 +1,11 @@
-"""Messages (MSI) into a VM: one routing table for all functions, and who signals what.
+"""Deliver messages (MSI) into a VM: one routing table for all functions, and their irqfds.
 
     eventfd --irqfd--> GSI --routing table--> (address, data, requester id) --ITS--> a vCPU
 
-KVM has one table a VM, and replaces it as a whole; so all functions' vectors are in this one, and
-a change of several is one replacement. A masked vector has no irqfd: what its eventfds are
-signalled meanwhile stays in them, which is the pending bit, and KVM finds it when the vector gets
-its irqfd back. Its route stays in the table, where nothing takes it.
+KVM has one table for a VM and replaces it as a whole, so the vectors of all functions are in this
+one, and a change of several is one replacement. A masked vector has no irqfd. What is signalled
+meanwhile stays in its eventfds: that is the pending bit, and KVM finds it when the irqfd comes
+back. The route of a masked vector stays in the table, unused.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from vmm.pci.msix import Message
 
 GSIS: Final = 4096
-"""How many routes KVM has (include/linux/kvm_host.h, KVM_MAX_IRQ_ROUTES)."""
+"""Routes of a VM (include/linux/kvm_host.h, KVM_MAX_IRQ_ROUTES)."""
 
 
 class IrqRouting:
-    """The routing table of the VM that is connected. Thread-safe.
+    """The routing table of the connected VM. Thread-safe.
 
-    *pins* are the interrupt controller's inputs that other irqfds use: KVM has routes for all of
-    them until it is given a table. Messages get interrupt numbers from *first* on.
+    *pins* are the interrupt controller's inputs that other irqfds use: KVM routes all inputs by
+    default, but only those in the table once it has one. Messages get interrupt numbers (GSIs) from
+    *first* on.
     """
 
     def __init__(self, pins: Iterable[int], first: int, events: Events) -> None:
@@ -47,7 +48,7 @@ class IrqRouting:
         self._functions: list[FunctionMsis] = []
 
     def function(self, name: str) -> FunctionMsis:
-        """Return what delivers the messages of a function called *name*."""
+        """Add a function, which events call *name*, and return what delivers its messages."""
         made = FunctionMsis(name, self, self._events)
         self._functions.append(made)
         return made
@@ -55,13 +56,13 @@ class IrqRouting:
     def connect(self, vm: Vm, doorbell: int | None) -> None:
         """Deliver to *vm*, whose ITS takes messages at *doorbell*; None: it has no ITS.
 
-        All vectors are masked then. Once the interrupt controller is there.
+        Call this after the interrupt controller was created. All vectors are masked then.
         """
         with self.lock:
             self.vm, self.doorbell = vm, doorbell
 
     def disconnect(self) -> None:
-        """Forget the VM, which is gone, and with it its irqfds. Harmless if there was none."""
+        """Forget the VM and its irqfds: it is gone. Idempotent."""
         with self.lock:
             self.vm = self.doorbell = None
             self._routes.clear()
@@ -69,17 +70,17 @@ class IrqRouting:
             for function in self._functions:
                 function.disconnected()
 
-    # With the lock, for `FunctionMsis`
+    # For `FunctionMsis`, which holds the lock
 
     def new_gsi(self) -> int | None:
-        """Return an interrupt number that nobody has; None if there is none left."""
+        """Return a free interrupt number, or None if all are taken."""
         if self._free == GSIS:
             return None
         self._free += 1
         return self._free - 1
 
     def set_routes(self, routes: Iterable[MsiRoute]) -> None:
-        """Have *routes* in the table, in place of what their numbers meant. Raises `KvmError`."""
+        """Put *routes* into the table, replacing those of the same GSIs. Raises `KvmError`."""
         changed = {each.gsi: each for each in routes if self._routes.get(each.gsi) != each}
         if changed and self.vm is not None:
             self._routes.update(changed)
@@ -89,8 +90,8 @@ class IrqRouting:
 class FunctionMsis:
     """The vectors of one function: a `vmm.pci.msix.MsiDelivery`.
 
-    `requester` is to be set before the guest runs: bus, device and function number, which the ITS
-    knows it by.
+    Set `requester` before the guest runs: the requester id (bus, device and function) that the ITS
+    knows the function by.
     """
 
     def __init__(self, name: str, table: IrqRouting, events: Events) -> None:
@@ -101,21 +102,21 @@ class FunctionMsis:
         self._fds: dict[int, list[int]] = {}
         self._gsis: dict[int, int] = {}
         self._sending: set[int] = set()
-        """Vectors whose eventfds are to have irqfds,"""
+        """Unmasked vectors: their eventfds should have irqfds."""
         self._irqfds: dict[int, int] = {}
-        """and those that have one, with their interrupt numbers: KVM may have refused."""
+        """Eventfds that have an irqfd, with its GSI: KVM may refuse one."""
 
     # What signals what
 
     def attach(self, vector: int, fd: int) -> None:
-        """Have *vector* send its message whenever eventfd *fd* is signalled. Raises `KvmError`."""
+        """Let eventfd *fd* send the message of *vector*. Raises `KvmError`."""
         with self._table.lock:
             if vector in self._sending:
                 self._assign(fd, self._gsis[vector])
             self._fds.setdefault(vector, []).append(fd)
 
     def detach(self, fd: int) -> None:
-        """Have *fd* mean nothing any more, if it did: before it is closed. Raises `KvmError`."""
+        """Undo `attach` of *fd*, before it is closed. Raises `KvmError`."""
         with self._table.lock:
             for fds in self._fds.values():
                 if fd in fds:
@@ -125,7 +126,7 @@ class FunctionMsis:
     # What vectors send
 
     def update(self, messages: Mapping[int, Message | None]) -> None:
-        """Have these vectors send these messages; None: keep them pending. Raises `KvmError`."""
+        """Set the messages of vectors; None masks a vector. Raises `KvmError`."""
         with self._table.lock:
             if self._table.vm is None:
                 return
@@ -137,12 +138,12 @@ class FunctionMsis:
                 else:
                     routes[vector] = route
             self._table.set_routes(routes.values())
-            with ExitStack() as each:  # is done whatever becomes of another
+            with ExitStack() as each:  # is tried, even if another fails
                 for vector in routes:
                     each.callback(self._arm, vector)
 
     def pending(self, vector: int) -> bool:
-        """Tell whether an eventfd of *vector* has been signalled and nobody took it."""
+        """Return whether an eventfd of *vector* was signalled and not delivered."""
         with self._table.lock:
             poll = select.poll()
             for fd in self._fds.get(vector, ()):
@@ -150,7 +151,7 @@ class FunctionMsis:
             return bool(poll.poll(0))
 
     def disconnected(self) -> None:
-        """Forget irqfds and interrupt numbers. With the table's lock."""
+        """Forget irqfds and interrupt numbers. The caller holds the table's lock."""
         self._sending.clear()
         self._irqfds.clear()
         self._gsis.clear()

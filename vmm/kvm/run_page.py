@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class RunPage:
-    """Reads exits out of a mapped ``kvm_run``, and answers them.
+    """Decode exits from a mapped ``kvm_run``, and answer them.
 
-    `ffi.from_buffer` holds the mapping, so closing that early raises BufferError instead of
-    leaving us with a dangling pointer: `close` this first.
+    `ffi.from_buffer` holds the mapping: closing that first raises BufferError instead of leaving a
+    dangling pointer. So `close` this before the mapping.
     """
 
     def __init__(self, mapping: mmap.mmap) -> None:
@@ -36,27 +36,27 @@ class RunPage:
         self._data = ffi.cast("uint64_t *", self._mmio.data)
 
     def close(self) -> None:
-        """Let go of the mapping."""
+        """Release the mapping."""
         self.run = self._mmio = self._data = None
 
     def store(self) -> MmioWrite:
-        """Return the store that the last KVM_RUN returned for."""
+        """Return the store that ended the last KVM_RUN."""
         mmio = self._mmio
         return MmioWrite(mmio.phys_addr, mmio.len, self._data[0])
 
     def load(self) -> MmioRead:
-        """Return the load that the last KVM_RUN returned for."""
+        """Return the load that ended the last KVM_RUN."""
         mmio = self._mmio
         return MmioRead(mmio.phys_addr, mmio.len)
 
     def exit(self) -> Exit:
-        """Say why the last KVM_RUN returned, if for neither."""
+        """Return the exit that ended the last KVM_RUN, if it was not MMIO."""
         reason = self.run.exit_reason
         decode = DECODERS.get(reason)
         return decode(self.run) if decode else Unknown(reason)
 
     def complete_read(self, value: int) -> None:
-        """Answer an `MmioRead`: what the guest's load will see, from the next KVM_RUN on."""
+        """Answer an `MmioRead`: the next KVM_RUN completes the guest's load with *value*."""
         self._data[0] = value
 
 

@@ -1,4 +1,4 @@
-"""A VM's memory slots: which of our mappings the guest sees, and where."""
+"""A VM's memory slots: which host mappings the guest sees, and where."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from vmm.kvm.vm import Vm
 
 FIRST_LIMIT = 32
-"""How many slots every kernel has, those before KVM_CAP_NR_MEMSLOTS included."""
+"""Slots that every kernel has, even one without KVM_CAP_NR_MEMSLOTS."""
 
 
 class MemorySlot(NamedTuple):
-    """One slot as KVM has it: addresses and size in bytes, flags KVM_MEM_*."""
+    """One slot as KVM knows it: addresses and size in bytes, flags KVM_MEM_*."""
 
     number: int
     flags: int
@@ -31,7 +31,7 @@ class MemorySlot(NamedTuple):
 
     @property
     def addresses(self) -> AddressRange:
-        """The guest physical addresses that it backs."""
+        """The guest physical addresses that the slot backs."""
         return AddressRange(self.guest_phys_addr, self.memory_size)
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class MemorySlot(NamedTuple):
 
 
 class MemorySlots:
-    """Hands out slot numbers, and knows what is in each. Thread-safe: guests move their BARs."""
+    """Allocate a VM's slots and remember them. Thread-safe: guests move BARs while they run."""
 
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
@@ -52,13 +52,13 @@ class MemorySlots:
             return iter(sorted(self._slots.values(), key=lambda slot: slot.guest_phys_addr))
 
     def find(self, address: int) -> MemorySlot | None:
-        """Return the slot that guest physical *address* is in."""
+        """Return the slot that contains guest physical *address*, or None."""
         return next((slot for slot in self if slot.addresses.contains(address)), None)
 
     def add(self, base: int, size: int, host_address: int, flags: int = 0) -> MemorySlot:
-        """Show *size* bytes of our memory at *host_address* to the guest, at *base*.
+        """Map *size* bytes at *host_address* of this process into the guest at *base*.
 
-        Raises `KvmError`; ENOSPC if every slot is taken.
+        Raises `KvmError`, with ENOSPC if every slot is taken.
         """
         with self._lock:
             number = next((n for n in range(self._limit) if n not in self._slots), None)
@@ -70,7 +70,7 @@ class MemorySlots:
             return self._slots[number]
 
     def remove(self, slot: MemorySlot) -> None:
-        """Hide the slot's memory from the guest, which may run; after this it may be unmapped."""
+        """Delete *slot*, even while the guest runs. Its host memory may be unmapped then."""
         with self._lock:
             self._vm.set_user_memory_region(
                 slot.number, 0, slot.guest_phys_addr, 0, slot.userspace_addr

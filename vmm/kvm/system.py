@@ -16,7 +16,7 @@ from vmm.kvm.vm import Vm
 DEVICE: Final = "/dev/kvm"
 
 DEFAULT_IPA_BITS: Final = 40
-"""What KVM gives a VM of type 0 (Documentation/virt/kvm/api.rst, 4.2)."""
+"""The IPA size of a VM of type 0 (Documentation/virt/kvm/api.rst, 4.2)."""
 
 HINTS: Final = {
     errno.ENOENT: "this host has no KVM (is the kvm module loaded?); --host lab runs an emulated "
@@ -34,7 +34,7 @@ class System(KvmFd):
 
     @classmethod
     def open(cls, path: str = DEVICE) -> System:
-        """Open KVM. Raises `HostError` if there is none, or none that we may use."""
+        """Open KVM. Raises `HostError` if there is none, or no permission to use it."""
         system = cls(open_node(path, f"cannot open {path}", HINTS))
         try:
             system.check_version()
@@ -44,7 +44,7 @@ class System(KvmFd):
         return system
 
     def check_version(self) -> None:
-        """Raise `HostError` unless this is KVM, and speaks the one version there is."""
+        """Raise `HostError` unless this is KVM and speaks the one stable API version."""
         version = self.ioctl(Ioctl.KVM_GET_API_VERSION)
         if version != lib.KVM_API_VERSION:
             raise HostError(
@@ -53,9 +53,9 @@ class System(KvmFd):
             )
 
     def check_extension(self, capability: int) -> int:
-        """Return what KVM says of *capability*: 0 is no, what else means depends.
+        """Return KVM's value of *capability*: 0 is no, others depend on the capability.
 
-        Some capabilities are a VM's: for those the answer here may be 0 or `KvmError`.
+        Capabilities that belong to a VM may be 0 here, or raise `KvmError`.
         """
         return self.ioctl(Ioctl.KVM_CHECK_EXTENSION, capability, capability=int(capability))
 
@@ -64,16 +64,16 @@ class System(KvmFd):
         return self.ioctl(Ioctl.KVM_GET_VCPU_MMAP_SIZE)
 
     def ipa_bits(self) -> int:
-        """Return how many bits a VM's guest physical (IPA) space can have at most (arm64)."""
+        """Return the largest IPA size of a VM, in bits (arm64)."""
         # 0: the kernel has no choice to offer (api.rst, 4.2).
         return self.check_extension(Cap.ARM_VM_IPA_SIZE) or DEFAULT_IPA_BITS
 
     def create_vm(self, end: int = 0) -> Vm:
         """Create a VM.
 
-        On arm64 its guest physical (IPA) space has KVM's default of 40 bits; fewer where the host
-        has no 40, as there KVM refuses its own default; more if *end*, the first address past all
-        there is to be, needs them. Raises `KvmError`.
+        On arm64 its IPA space has KVM's default of 40 bits. It has fewer if the host has fewer,
+        where KVM refuses its own default, and more if *end*, the first address past everything in
+        the machine, needs more. Raises `KvmError`.
         """
         bits = max(min(DEFAULT_IPA_BITS, self.ipa_bits()), (end - 1).bit_length())
         machine_type = 0 if bits == DEFAULT_IPA_BITS else bits

@@ -1,4 +1,4 @@
-"""A virtual CPU: its registers, and running it."""
+"""A virtual CPU: running it, kicking it, and its registers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOAD: Final = lib.PYVMM_RUN_LOAD
 class Vcpu(AttributeFd):
     """A vCPU's file descriptor and its shared page.
 
-    `run` belongs to one thread; `kick` may come from any.
+    One thread calls `run`; any thread may `kick`.
     """
 
     def __init__(self, fd: int, vcpu_id: int, mmap_size: int) -> None:
@@ -43,7 +43,7 @@ class Vcpu(AttributeFd):
         self._store, self._load, self._exit = self._page.store, self._page.load, self._page.exit
 
     def close(self) -> None:
-        """Close the vCPU. No thread may be in `run`."""
+        """Close the vCPU. No thread may be in `run`. Idempotent."""
         if self._fd >= 0:
             self._state.fd = -1
             self._page.close()
@@ -54,7 +54,7 @@ class Vcpu(AttributeFd):
     # --- running --------------------------------------------------------------------------
 
     def run(self) -> Exit:
-        """Run the guest until an exit that C did not answer, and return that exit.
+        """Run the guest until an exit that C does not answer, and return that exit.
 
         Returns `Interrupted` after a `kick`. Raises `KvmError`.
         """
@@ -72,30 +72,30 @@ class Vcpu(AttributeFd):
         raise KvmError(Ioctl.KVM_RUN, -result, {"vcpu": self.id})
 
     def kick(self) -> None:
-        """Have `run` return `Interrupted` soon, or the next one at once. From any thread."""
+        """Make `run` return `Interrupted` soon, or its next call at once. Thread-safe."""
         if self._fd >= 0:
             lib.pyvmm_kick(self._state)
 
     def acknowledge_kick(self) -> None:
-        """Let the next `run` enter the guest again. From the vCPU's own thread.
+        """Let the next `run` enter the guest again. Call it from the vCPU's own thread.
 
-        First this, then look at what the kick was for: a kick in between is not lost.
+        Call it before looking at what the kick was for: a kick in between is then not lost.
         """
         lib.pyvmm_clear_immediate_exit(self._state)
 
     def set_answers(self, answers: MmioFastpath | None) -> None:
-        """Set what the run loop in C answers by itself. It stays alive while this vCPU has it."""
+        """Set the accesses that the C run loop answers, or None. The vCPU keeps *answers* alive."""
         lib.pyvmm_set_answers(self._state, ffi.NULL if answers is None else answers.c)
         self._answers = answers
 
     @property
     def exits(self) -> int:
-        """How often KVM_RUN has returned."""
+        """How many times KVM_RUN has returned."""
         return lib.pyvmm_exits(self._state)
 
     @property
     def answered(self) -> int:
-        """How many of those returns C answered."""
+        """How many of these returns C has answered."""
         return lib.pyvmm_answered_count(self._state)
 
     # --- registers and state ----------------------------------------------------------------
@@ -139,10 +139,10 @@ class Vcpu(AttributeFd):
         self.ioctl_value(request, "int", feature, vcpu=self.id, feature=feature)
 
     def inject_external_abort(self) -> None:
-        """Have the guest take a synchronous external data abort on the access that exited.
+        """Inject a synchronous external data abort for the access that exited (arm64).
 
-        For a vCPU that came back from `run` with an access nobody can answer (arm64,
-        KVM_CAP_ARM_INJECT_EXT_DABT). Raises `KvmError`.
+        Use it after `run` returned an access that nobody can answer (KVM_CAP_ARM_INJECT_EXT_DABT).
+        Raises `KvmError`.
         """
         events = {"ext_dabt_pending": 1}
         self.ioctl_value(

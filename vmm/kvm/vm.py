@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class MemFlag(IntFlag):
-    """What a memory slot can be asked for.
+    """Flags of a memory slot, KVM_MEM_*.
 
-    ``WRITE_BACK`` is a proposal that no released kernel has; others use its bit for other
-    things, so never set it on a guest's slot to see what happens (see `vmm.coherence`).
+    ``WRITE_BACK`` is a proposal that no released kernel has. Other kernels use its bit for other
+    things, so never set it on a guest's slot as a test: see `vmm.coherence`.
     """
 
     LOG_DIRTY_PAGES = lib.KVM_MEM_LOG_DIRTY_PAGES
@@ -54,11 +54,11 @@ class Vm(KvmFd):
         self._vcpu_mmap_size = vcpu_mmap_size
 
     def check_extension(self, capability: int) -> int:
-        """Return what KVM says of *capability* for this VM: 0 is no, what else means depends."""
+        """Return this VM's value of *capability*: 0 is no, others depend on the capability."""
         return self.ioctl(Ioctl.KVM_CHECK_EXTENSION, capability, capability=int(capability))
 
     def enable_cap(self, capability: int, *args: int) -> None:
-        """Switch *capability* on. Raises `KvmError`."""
+        """Enable *capability* with *args*. Raises `KvmError`."""
         self.ioctl_struct(Ioctl.KVM_ENABLE_CAP, "kvm_enable_cap", cap=int(capability), args=args)
 
     # --- memory ---------------------------------------------------------------------------
@@ -66,9 +66,10 @@ class Vm(KvmFd):
     def set_user_memory_region(
         self, slot: int, flags: int, guest_phys_addr: int, memory_size: int, userspace_addr: int
     ) -> None:
-        """Put *memory_size* bytes of our memory at *guest_phys_addr*; 0 bytes remove the slot.
+        """Set memory slot *slot*: *memory_size* bytes at *userspace_addr* of this process.
 
-        Addresses and sizes are multiples of the host's page. Raises `KvmError`.
+        A size of 0 deletes the slot. Addresses and sizes are multiples of the host's page. Raises
+        `KvmError`.
         """
         self.ioctl_struct(
             Ioctl.KVM_SET_USER_MEMORY_REGION,
@@ -91,7 +92,7 @@ class Vm(KvmFd):
         guest_memfd: int = 0,
         guest_memfd_offset: int = 0,
     ) -> None:
-        """Do as `set_user_memory_region`, for flags that came later (KVM_CAP_USER_MEMORY2)."""
+        """Set a slot as `set_user_memory_region` does, with newer flags (KVM_CAP_USER_MEMORY2)."""
         self.ioctl_struct(
             Ioctl.KVM_SET_USER_MEMORY_REGION2,
             "kvm_userspace_memory_region2",
@@ -105,9 +106,9 @@ class Vm(KvmFd):
         )
 
     def get_dirty_log(self, slot: int, pages: int) -> bytearray:
-        """Return the pages of *slot* written since last asked: bit n of byte m is page 8m + n.
+        """Return the pages of *slot* written since the last call: bit n of byte m is page 8m + n.
 
-        *pages* is the slot's size in host pages; the result is a multiple of 8 bytes. Raises
+        *pages* is the slot's size in host pages. The result is a multiple of 8 bytes. Raises
         `KvmError`.
         """
         bitmap = bytearray((pages + 63) // 64 * 8)
@@ -120,7 +121,7 @@ class Vm(KvmFd):
         return bitmap
 
     def create_guest_memfd(self, size: int, flags: int = 0) -> Fd:
-        """Create guest-private memory of *size* bytes (KVM_CAP_GUEST_MEMFD)."""
+        """Create guest-private memory of *size* bytes (KVM_CAP_GUEST_MEMFD). Raises `KvmError`."""
         arg = ffi.new("struct kvm_create_guest_memfd *", {"size": size, "flags": flags})
         return Fd(self.ioctl(Ioctl.KVM_CREATE_GUEST_MEMFD, arg, size=size, flags=flags))
 
@@ -135,10 +136,10 @@ class Vm(KvmFd):
         datamatch: int | None = None,
         deassign: bool = False,
     ) -> None:
-        """Have a guest's store to *address* add one to eventfd *fd*, without an exit.
+        """Let a guest's store to *address* add one to eventfd *fd* without an exit.
 
-        *length* is 1, 2, 4 or 8 bytes, or 0 for any; with *datamatch* only a store of that
-        value counts. Raises `KvmError`.
+        *length* is 1, 2, 4 or 8 bytes, or 0 for any. With *datamatch* only stores of that value
+        count. Raises `KvmError`.
         """
         flags = lib.KVM_IOEVENTFD_FLAG_DEASSIGN if deassign else 0
         if datamatch is not None:
@@ -156,10 +157,10 @@ class Vm(KvmFd):
     def irqfd(
         self, fd: int, gsi: int, *, resamplefd: int | None = None, deassign: bool = False
     ) -> None:
-        """Have eventfd *fd* raise interrupt *gsi*.
+        """Let eventfd *fd* raise interrupt *gsi*.
 
-        With *resamplefd* the interrupt is a level: it is held until the guest acknowledges it,
-        which *resamplefd* tells. Raises `KvmError`.
+        With *resamplefd* the interrupt is a level: KVM holds it until the guest's end of interrupt,
+        and then signals *resamplefd*. Raises `KvmError`.
         """
         flags = lib.KVM_IRQFD_FLAG_DEASSIGN if deassign else 0
         if resamplefd is not None:
@@ -199,7 +200,7 @@ class Vm(KvmFd):
         return Device(arg.fd)
 
     def can_create_device(self, kind: int) -> bool:
-        """Tell whether `create_device` would know *kind*, without creating anything."""
+        """Return whether `create_device` knows *kind*, without creating anything."""
         arg = ffi.new(
             "struct kvm_create_device *", {"type": kind, "flags": lib.KVM_CREATE_DEVICE_TEST}
         )
@@ -211,7 +212,7 @@ class Vm(KvmFd):
         return Vcpu(fd, vcpu_id, self._vcpu_mmap_size)
 
     def preferred_target(self) -> Any:
-        """Return a ``struct kvm_vcpu_init`` for this host's CPU, without features (arm64)."""
+        """Return a ``struct kvm_vcpu_init`` for the host's CPU, without features (arm64)."""
         return self.ioctl_struct(Ioctl.KVM_ARM_PREFERRED_TARGET, "kvm_vcpu_init")
 
 
