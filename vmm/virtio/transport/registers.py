@@ -1,9 +1,9 @@
-"""What the registers of both transports do, wherever each transport has them (VIRTIO 1.2, 4).
+"""The registers that both transports have, wherever each has them (VIRTIO 1.2, 4.1.4.3, 4.2.2).
 
-selectors                       act on
-DeviceFeaturesSel, device_feature_select    32 bits of the offered features
-DriverFeaturesSel, driver_feature_select    32 bits of the accepted features
-QueueSel, queue_select                      one queue: size, addresses, ready, reset
+virtio-mmio         virtio-pci              selects
+DeviceFeaturesSel   device_feature_select   32 bits of the offered features
+DriverFeaturesSel   driver_feature_select   32 bits of the accepted features
+QueueSel            queue_select            a queue: its size, addresses, ready, reset
 """
 
 from __future__ import annotations
