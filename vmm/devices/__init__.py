@@ -1,1 +1,1 @@
-"""Chips without virtio. They know nothing of KVM and run on any machine."""
+"""Chips without virtio. They know nothing of KVM, and run on any machine."""

@@ -1,7 +1,7 @@
-"""What NOR flash with Intel's command set understands, and says of itself (CFI).
+"""NOR flash with Intel's command set as tables: commands, status, identifiers, CFI query.
 
-The chip is a StrataFlash 28F256J3: 16 bits wide, 256 blocks of 128 KiB, but with the larger
-buffer of its successors. Addresses are in words of 16 bits, as in its datasheet.
+The chip is a StrataFlash 28F256J3, 16 bits wide, with 256 blocks of 128 KiB and the larger buffer
+of its successors. Addresses are in words of 16 bits, as in its datasheet.
 
 Sources: Intel's datasheet of the 28F256J3 (commands, status register, identifiers); JEDEC JESD68
 (CFI, the query table) and JEP137 (command set 0001).
@@ -20,11 +20,11 @@ WORD: Final = 2
 BLOCK_WORDS: Final = 64 << 10
 BLOCKS: Final = 256
 BUFFER_WORDS: Final = 512
-"""What can be programmed at once. The J3 has 16; more saves exits."""
+"""Words that one buffered program command takes. The J3 has 16; more saves exits."""
 
 
 class View(Enum):
-    """What loads see."""
+    """What loads return."""
 
     ARRAY = auto()
     STATUS = auto()
@@ -33,7 +33,7 @@ class View(Enum):
 
 
 class Cycle(Enum):
-    """What the next store is."""
+    """The meaning of the next store."""
 
     COMMAND = auto()
     PROGRAM = auto()
@@ -45,7 +45,7 @@ class Cycle(Enum):
 
 
 class Status(IntFlag):
-    """The status register. Errors stay until they are cleared by command."""
+    """The status register. Error bits stay until a command clears them."""
 
     LOCKED = 1 << 1
     PROGRAM_ERROR = 1 << 4
@@ -61,7 +61,7 @@ CLEAR_LOCK: Final = 0xD0
 
 COMMANDS: Final[Mapping[int, tuple[View, Cycle]]] = {
     0xFF: (View.ARRAY, Cycle.COMMAND),
-    0xF0: (View.ARRAY, Cycle.COMMAND),  # AMD's: who probes for a flash sends both
+    0xF0: (View.ARRAY, Cycle.COMMAND),  # AMD's: drivers that probe send both
     0x70: (View.STATUS, Cycle.COMMAND),
     0x90: (View.ID, Cycle.COMMAND),
     0x98: (View.QUERY, Cycle.COMMAND),
@@ -70,20 +70,20 @@ COMMANDS: Final[Mapping[int, tuple[View, Cycle]]] = {
     0xE8: (View.STATUS, Cycle.COUNT),
     0x20: (View.STATUS, Cycle.ERASE),
     0x60: (View.STATUS, Cycle.LOCK),
-    0xB0: (View.STATUS, Cycle.COMMAND),  # suspend and
-    0xD0: (View.STATUS, Cycle.COMMAND),  # resume what has ended already
+    0xB0: (View.STATUS, Cycle.COMMAND),  # suspend, and
+    0xD0: (View.STATUS, Cycle.COMMAND),  # resume, of what has ended already
 }
-"""What they lead to. `CLEAR_STATUS` changes neither."""
+"""The view and cycle after each command. `CLEAR_STATUS` changes neither."""
 
 UNLOCK: Final = frozenset((0xAA, 0x55))
-"""AMD's, before a command. Linux's cfi_probe sends them to whatever it found; they do nothing."""
+"""AMD's unlock cycles. Linux's cfi_probe sends them to any chip that it finds; no effect."""
 
 MANUFACTURER, DEVICE, LOCK = 0, 1, 2
-"""Addresses of identifiers, the last one in each block."""
+"""Addresses of identifiers. `LOCK` is an address in each block."""
 IDENTIFIERS: Final[Mapping[int, int]] = {MANUFACTURER: 0x0089, DEVICE: 0x001D}
 
 EXTENDED: Final = 0x31
-"""Where the query table's part about the command set begins."""
+"""Address of the extended query table, which describes the command set."""
 
 QUERY: Final[Mapping[int, int]] = dict(
     enumerate(
@@ -103,4 +103,4 @@ QUERY: Final[Mapping[int, int]] = dict(
         0x10,
     )
 )
-"""The query table, by address: CFI's, then the extended one."""
+"""The CFI query table and the extended one, by address."""

@@ -1,4 +1,4 @@
-"""A bank of NOR flash as boards have it: two chips of 16 bits side by side, 32 bits wide.
+"""A bank of NOR flash, 32 bits wide: two chips of 16 bits side by side.
 
     COMMAND --40 10--> PROGRAM ------------------------------------.   each arrow is a store
        ^    --E8-----> COUNT --> BUFFER, n times --> CONFIRM --D0--|
@@ -8,14 +8,14 @@
 
     loads see   FF: ARRAY, the contents   70, or any setup: STATUS   90: ID   98: QUERY
 
-In array mode, which is ARRAY and COMMAND, loads need no exit; stores, and all else, come here.
-Programming clears bits; erasing sets all those of a block. Either has happened when the store
+In array mode, which is ARRAY and COMMAND, loads need no exit. Stores, and loads in other modes,
+come here. Programming clears bits; erasing sets all bits of a block. Both are done when the store
 returns, so the chips are always ready, and there is nothing to suspend.
 
-It is what the device tree calls "cfi-flash" with a bank width of 4. The chips work in step: edk2
-and Linux send each command to both at once. So whatever the width of a store, its lowest byte is
-the command, and each chip says the same. U-Boot, which takes the bank for one chip of 16 bits
-with every other word left out, gets along with that, as it does in QEMU.
+In the device tree this is "cfi-flash" with a bank width of 4. The chips work in step: edk2 and
+Linux send each command to both at once. So the lowest byte of a store, whatever its width, is the
+command, and both chips answer the same. U-Boot takes the bank for one chip of 16 bits with every
+other word left out, and works, as it does in QEMU.
 """
 
 from __future__ import annotations
@@ -52,26 +52,27 @@ if TYPE_CHECKING:
 WIDTH: Final = 2 * WORD
 """Bytes."""
 BLOCK: Final = WIDTH * BLOCK_WORDS
-"""Bytes that are erased at once: 256 KiB."""
+"""Bytes of an erase block: 256 KiB."""
 SIZE: Final = BLOCKS * BLOCK
 """Bytes of guest physical address space: 64 MiB."""
 
 
 class Store(Protocol):
-    """What keeps a bank's `SIZE` bytes."""
+    """Storage for the `SIZE` bytes of a bank."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return what is there."""
+        """Return *size* bytes at *offset*."""
 
     def write(self, offset: int, data: bytes) -> None:
-        """Put it there, and where it lasts. Raises OSError, with nothing changed."""
+        """Write *data* at *offset*, durably. Raises OSError, with nothing changed."""
 
 
 class CfiFlash:
-    """A bank, as a bus device; *name* is what events call it.
+    """A bank, as a bus device. Events call it *name*.
 
-    `on_array` is told when array mode begins and ends, with the device's lock held: it may then
-    show the guest what *store* has. Of a *read_only* bank all blocks are locked, for good.
+    ``on_array(bool)`` is called when array mode begins and ends, with the device's lock held: the
+    machine may then map the store's bytes into the guest. All blocks of a *read_only* bank stay
+    locked.
     """
 
     def __init__(self, name: str, store: Store, events: Events, *, read_only: bool = False) -> None:
@@ -103,15 +104,15 @@ class CfiFlash:
         self._buffer: dict[int, int] = {}  # bytes, by offset
 
     def reset(self) -> None:
-        """Do what the reset input does: the array shows, and all locks are open."""
+        """Do what the reset input does: enter array mode, and open all locks."""
         with self._lock:
             self._power_on()
-            self._follow()
+            self._announce()
 
-    # What the guest does
+    # Guest side
 
     def read(self, offset: int, size: int) -> int:
-        """Return what a load sees."""
+        """Return the value that the guest's load gets."""
         with self._lock:
             if self._view is View.ARRAY:
                 return int.from_bytes(self._store.read(offset, size), "little")
@@ -120,19 +121,19 @@ class CfiFlash:
         return int.from_bytes((answer * (size // WORD + 1))[first : first + size], "little")
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Take a store: a command, or what belongs to one."""
+        """Handle a store: a command, or an operand of one."""
         with self._lock:
             self._steps[self._cycle](offset, size, value)
-            self._follow()
+            self._announce()
 
-    def _follow(self) -> None:
+    def _announce(self) -> None:
         array = self._view is View.ARRAY and self._cycle is Cycle.COMMAND
         if array != self._array:
             self._array = array
             self.on_array(array)
 
     def _answer(self, address: int) -> int:
-        """Return what each chip says at *address*, when it is not asked for the array."""
+        """Return the word that each chip returns at *address*, outside array mode."""
         block, within = divmod(address, BLOCK_WORDS)
         match self._view:
             case View.QUERY:
@@ -142,7 +143,7 @@ class CfiFlash:
             case _:
                 return int(self._status)
 
-    # What its stores mean
+    # Commands and their operands
 
     def _command(self, offset: int, _size: int, value: int) -> None:
         command = value & 0xFF
@@ -161,7 +162,7 @@ class CfiFlash:
     def _count(self, _offset: int, _size: int, value: int) -> None:
         count = (value & 0xFFFF) + 1
         if count > BUFFER_WORDS:
-            self._disorder(f"{count} words for a buffer of {BUFFER_WORDS}")
+            self._sequence_error(f"{count} words for a buffer of {BUFFER_WORDS}")
         else:
             self._left, self._buffer, self._cycle = count, {}, Cycle.BUFFER
 
@@ -172,20 +173,20 @@ class CfiFlash:
             self._cycle = Cycle.CONFIRM
 
     def _confirm(self, _offset: int, _size: int, value: int) -> None:
-        # Anywhere: edk2 confirms at the bank's beginning.
+        # At any address: edk2 confirms at the start of the bank.
         buffer, self._buffer = self._buffer, {}
         if value & 0xFF != CONFIRM:
-            self._disorder("a buffer that is not confirmed")
+            self._sequence_error("a buffer that is not confirmed")
         elif {min(buffer) // BLOCK, max(buffer) // BLOCK} != {self._block}:
-            self._disorder("a buffer for another block")
+            self._sequence_error("a buffer for another block")
         else:
             self._cycle = Cycle.COMMAND
             self._change(buffer)
 
     def _change(self, wanted: dict[int, int]) -> None:
-        """Clear those bits that are 0 in *wanted*: bytes by offset."""
+        """Clear the bits that are 0 in *wanted*, which has bytes by offset."""
         start, end = min(wanted), max(wanted) + 1
-        # A store that is not aligned may be for two blocks.
+        # An unaligned store may reach into the next block.
         if self._is_locked(start // BLOCK) or self._is_locked((end - 1) // BLOCK):
             self._status |= Status.LOCKED | Status.PROGRAM_ERROR
             return
@@ -197,7 +198,7 @@ class CfiFlash:
     def _erase(self, offset: int, _size: int, value: int) -> None:
         block = offset // BLOCK
         if value & 0xFF != CONFIRM:
-            self._disorder("an erasure that is not confirmed")
+            self._sequence_error("an erasure that is not confirmed")
             return
         self._cycle = Cycle.COMMAND
         if self._is_locked(block):
@@ -211,7 +212,7 @@ class CfiFlash:
         if wanted == SET_LOCK:
             self._locked.add(block)
         elif wanted != CLEAR_LOCK:
-            self._disorder("neither lock nor unlock")
+            self._sequence_error("neither lock nor unlock")
         elif self._read_only:
             self._status |= Status.LOCKED | Status.ERASE_ERROR
         else:
@@ -228,7 +229,7 @@ class CfiFlash:
             reason = os.strerror(error.errno or 0)
             self._report("flash-write-failed", offset=offset, error=reason)
 
-    def _disorder(self, what: str) -> None:
+    def _sequence_error(self, what: str) -> None:
         self._cycle = Cycle.COMMAND
         self._status |= Status.SEQUENCE_ERROR
         self._report("flash-bad-sequence", what=what)

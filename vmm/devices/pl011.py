@@ -7,8 +7,8 @@ The transmitter may live in C, and C then answers some accesses without calling 
 `Pl011.use`. All state that C changes by itself is one running count of bytes and one "full", so the
 two cannot disagree.
 
-Baud rates, parity and word lengths are registers that remember and do nothing: bytes arrive at
-once and whole. Two consequences, both within the specification's timing:
+Registers for baud rate, parity and word length keep their value and have no effect: bytes arrive at
+once. This has two consequences, both within the specification's timing:
 
 - the transmit FIFO looks empty unless the ring is full, and BUSY is never set;
 - the receive timeout has always elapsed: RTRIS is raised while anything waits in the FIFO.
@@ -32,7 +32,7 @@ SIZE = 0x1000
 
 FIFO_DEPTH = 32
 SETTLE = 1.0
-"""Seconds after which a guest that enables the receiver but no interrupt is taken to poll."""
+"""Seconds after which a guest that has enabled the receiver but no interrupt counts as polling."""
 
 # Register offsets: table 3-1. "UART" and the register's name, as the manual spells them.
 UARTDR = 0x000
@@ -50,7 +50,7 @@ UARTMIS = 0x040
 UARTICR = 0x044
 UARTDMACR = 0x048
 
-# A received word: data, and what was wrong with it (3.3.1).
+# Error bits of a received word (3.3.1).
 DR_BE = 1 << 10
 DR_OE = 1 << 11
 
@@ -87,7 +87,7 @@ INT_RECEIVE = INT_RX | INT_RT
 INT_BE = 1 << 9
 INT_OE = 1 << 10
 
-# Registers that remember what is written: offset -> (bits that exist, value after reset).
+# Registers that keep what is written: offset -> (bits that exist, value after reset).
 STORED = {
     UARTILPR: (0xFF, 0),
     UARTIBRD: (0xFFFF, 0),
@@ -99,8 +99,8 @@ STORED = {
     UARTDMACR: (0x7, 0),
 }
 
-# UARTPeriphID0-3 and UARTPCellID0-3: part 0x011, designer 0x41 (Arm), revision 3 = r1p5, which is
-# what makes Linux and edk2 believe in 32-byte FIFOs.
+# UARTPeriphID0-3 and UARTPCellID0-3: part 0x011, designer 0x41 (Arm), revision 3 = r1p5, by
+# which Linux and edk2 know that the FIFOs have 32 bytes.
 IDENTIFICATION = {
     0xFE0 + 4 * index: byte
     for index, byte in enumerate((0x11, 0x10, 0x34, 0x00, 0x0D, 0xF0, 0x05, 0xB1))
@@ -117,26 +117,26 @@ MODEM = (
     (FR_DSR, INT_DSR, CR_DTR),
 )
 CONNECTED = FR_CTS | FR_DSR | FR_DCD
-"""Somebody is always at the other end, and ready."""
+"""The modem inputs: a peer is always connected and ready."""
 
 
 NOT_ANNOUNCED = (-1, False)
 
 
 class Transmitter(Protocol):
-    """Where transmitted bytes go. Thread-safe, never blocks.
+    """The consumer of transmitted bytes. Thread-safe, never blocks.
 
-    `full` must leave room for FIFO_DEPTH more bytes: having seen TXRIS, a driver may store half
-    a FIFO without looking at TXFF again (Linux does). Only a guest that ignores TXFF can exceed
-    that room; what it then stores may be dropped, as the chip would.
+    `full` must leave room for FIFO_DEPTH more bytes: after TXRIS a driver may store half a FIFO
+    without looking at TXFF again, as Linux does. Only a guest that ignores TXFF exceeds that room;
+    what it stores then may be dropped, as by the chip.
     """
 
     @property
     def written(self) -> int:
-        """How many bytes were ever taken, by `put` or behind Python's back."""
+        """How many bytes were ever taken, by `put` or by the fast path."""
 
     def full(self) -> bool:
-        """Whether the guest shall see TXFF."""
+        """Whether FR is to have TXFF."""
 
     def put(self, byte: int, /) -> object:
         """Take one byte."""
@@ -171,10 +171,10 @@ class Fastpath(Protocol):
 class Pl011:
     """One UART, as a bus device.
 
-    *call_later* (`Loop.call_later`) allows what `receive` holds back; None: nothing is held back.
+    *call_later* (`Loop.call_later`) ends the delay that `receive` describes; None: no delay.
 
-    ``on_space()``, to be set before the first access, is called when there is room again after
-    `receive` or `receive_break` took too little. From any thread, without the device's lock.
+    Set ``on_space()`` before the first access. It is called when there is room again after
+    `receive` or `receive_break` took too little: from any thread, without the device's lock.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Pl011:
         self._clock = clock
         self._lock = Lock()
         self._fifo: deque[int] = deque()
-        self._starved = False  # somebody has more input than we took
+        self._starved = False  # there is more input than was taken
         self._timer_runs = False
         self._level = False
         self._shadow = NOT_ANNOUNCED
@@ -211,7 +211,7 @@ class Pl011:
         self._fifo.clear()
         self._latched = 0  # raw interrupts that only ICR clears
         self._errors = 0  # RSR
-        self._overrun = False  # the next word will say so
+        self._overrun = False  # the next word will have DR_OE
         self._looped = 0  # bytes sent to ourselves
         self._acknowledged = self._transmitter.written  # bytes sent when ICR last cleared TXRIS
         self._settled_at = 0.0
@@ -279,7 +279,7 @@ class Pl011:
             self._errors = 0
         elif offset == UARTICR:
             self._latched &= ~value
-            # While the ring is full TXRIS is low, and its next rise must not be lost.
+            # While the transmitter is full TXRIS is low, and its next rise must not be lost.
             if value & INT_TX and not self._transmitter.full():
                 self._acknowledged = self._sent()
         elif offset == UARTCR:
@@ -319,15 +319,15 @@ class Pl011:
     # User side
 
     def receive(self, data: bytes) -> int:
-        """Take what fits of *data* and return how many bytes that was.
+        """Put what fits of *data* into the FIFO; return the number of bytes taken.
 
-        If it was not all, ``on_space`` tells when to offer the rest.
+        If that is not all, ``on_space`` is called when to offer the rest.
 
-        Nothing is taken while the receiver is off (UARTEN, RXE), nor after it was switched on
-        until a receive interrupt is unmasked. Linux switches the UART on, receiver and all, for
-        each boot message, and when the port is opened it throws away what it finds in the FIFO
-        before it unmasks (pl011_enable_interrupts): input from a pipe would lose its beginning.
-        A guest that polls gets its input SETTLE seconds after it switched the receiver on.
+        Nothing is taken while the receiver is off (UARTEN, RXE), nor from then on until a receive
+        interrupt is unmasked. Linux enables the UART with its receiver for each boot message, and
+        when the port is opened it empties the FIFO before it unmasks (pl011_enable_interrupts):
+        input from a pipe would lose its beginning. A guest that polls gets input SETTLE seconds
+        after it enabled the receiver.
         """
         with self._lock:
             taken = min(len(data), self._room())
@@ -340,9 +340,9 @@ class Pl011:
         return taken
 
     def receive_break(self) -> bool:
-        """Take a break condition, which is one word in the FIFO; False: no room, as in `receive`.
+        """Put a break condition, one word, into the FIFO; return False if there is no room.
 
-        Linux takes a break and the key that follows as Magic SysRq.
+        Linux treats a break and the key that follows as Magic SysRq.
         """
         with self._lock:
             taken = self._room() > 0
@@ -356,18 +356,18 @@ class Pl011:
         return taken
 
     def transmit_space(self) -> None:
-        """Look at the transmitter again: it was full and has been drained, so TXRIS may rise.
+        """Update TXRIS after the transmitter was full and has been drained.
 
-        To be called after each such drain, by whoever drains.
+        Whoever drains calls this after each such drain.
         """
         with self._lock:
             self._update()
 
     def _hungry(self) -> bool:
-        """Whether to call ``on_space`` now.
+        """Return whether to call ``on_space`` now.
 
-        Not at the first free byte, for a wake-up per byte would be slow, and not only when the
-        FIFO is empty, for a guest may read down to the trigger level and wait for RXRIS.
+        Not at the first free byte: a wake-up for each byte would be slow. Not only when the FIFO is
+        empty: a guest may read down to the trigger level and wait for RXRIS.
         """
         if self._starved and len(self._fifo) < self._trigger() and self._receiving():
             self._starved = False
@@ -393,7 +393,9 @@ class Pl011:
     def _settled(self) -> None:
         with self._lock:
             self._timer_runs = False
-            if self._starved and self._receiver_on():  # perhaps off and on again, meanwhile
+            if (
+                self._starved and self._receiver_on()
+            ):  # it may have been disabled and enabled meanwhile
                 self._wait_until_settled()
             hungry = self._hungry()
         if hungry:
@@ -429,7 +431,7 @@ class Pl011:
         return sum(flag for flag, _, output in MODEM if control & output)
 
     def _flags(self) -> int:
-        """FR as it is while the transmitter has room."""
+        """Return FR as it is while the transmitter has room."""
         flags = self._modem() | FR_TXFE
         if not self._fifo:
             flags |= FR_RXFE
@@ -441,11 +443,11 @@ class Pl011:
         return self._transmitter.written + self._looped
 
     def _ris(self) -> int:
-        """RIS.
+        """Return RIS.
 
-        RXRIS and RTRIS are the FIFO's level, whatever ICR was told: cleared with data left in
-        the FIFO, both would come back on the chip too, 32 bit times later. TXRIS is a
-        transition, as in 2.8.3: it rises when bytes that were written have left the FIFO.
+        RXRIS and RTRIS follow the FIFO's level, and ICR does not clear them: on the chip, too, both
+        would return 32 bit times later while data is left in the FIFO. TXRIS is a transition
+        (2.8.3): it rises when bytes that were written have left the FIFO.
         """
         raw = self._latched
         if self._fifo:
@@ -457,7 +459,7 @@ class Pl011:
         return raw
 
     def _update(self) -> None:
-        """Drive what follows from the state: C's shadow first, then the interrupt line."""
+        """Update the fast path, then the interrupt line."""
         shadow = self._shadow_now()
         if self._fastpath is not None and shadow != self._shadow:
             self._shadow = shadow

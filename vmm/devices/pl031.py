@@ -3,7 +3,7 @@
     DR = host's time + offset        the guest sets the offset by storing to LR
     DR == MR  --> RIS --> IMSC --> interrupt
 
-The clock runs from power-on, as if firmware had set CR.
+The clock runs from power-on, as if firmware had enabled it in CR.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WORD = 0xFFFF_FFFF
 class Pl031:
     """One real time clock, as a bus device.
 
-    *call_later* (`Loop.call_later`) runs the alarm's timer; *clock* returns the host's time in
+    *call_later* (`Loop.call_later`) runs the alarm's timer. *clock* returns the host's time in
     seconds since 1970.
     """
 
@@ -66,7 +66,7 @@ class Pl031:
         self._due = 0  # host's time, seconds
 
     def reset(self) -> None:
-        """Forget the alarm. The time goes on: it is what a real clock's battery is for."""
+        """Clear the alarm. The time goes on, as a battery keeps it on real machines."""
         with self._lock:
             self._match = self._mask = self._raw = 0
             self._stop_timer()
@@ -114,7 +114,7 @@ class Pl031:
         }.get(offset, 0)
 
     def _start_timer(self) -> None:
-        """Await the second in which DR equals MR: now, or up to 136 years ahead."""
+        """Start a timer for the second in which DR equals MR: now, or up to 136 years ahead."""
         self._stop_timer()
         now = int(self._clock())
         self._due = now + ((self._match - now - self._offset) & WORD)
@@ -130,10 +130,10 @@ class Pl031:
 
     def _expired(self) -> None:
         with self._lock:
-            if self._timer is None:  # stopped while on its way here
+            if self._timer is None:  # stopped meanwhile
                 return
             left = self._due - self._clock()
-            if left > 0:  # somebody set the host's clock back, or the guest moved the alarm
+            if left > 0:  # the host's clock was set back, or the guest moved the alarm
                 self._stop_timer()
                 self._timer = self._call_later(left, self._expired)
                 return
