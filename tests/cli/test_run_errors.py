@@ -184,3 +184,20 @@ def test_flash_that_is_too_large(refusal: Refusal, tmp_path: Path) -> None:
     os.truncate(tmp_path / "vars.fd", (64 << 20) + 1)
     line = refusal("--host", "lab", "--flash", "vars.fd", "guest.img")
     assert line.startswith("--flash vars.fd: 67108865 bytes are more than the 64 MiB of a bank")
+
+
+def test_a_command_line_that_linux_would_cut_is_refused(refusal: Refusal) -> None:
+    line = refusal("--host", "lab", "--cmdline", "x" * 2048, "guest.img")
+    assert line.startswith("the kernel command line has 2048 bytes")
+
+
+def test_events_do_not_go_where_the_console_is(refusal: Refusal, tmp_path: Path) -> None:
+    line = refusal("--host", "lab", "--events", "-", "guest.img")
+    assert line.startswith("--events -: standard output is the guest's console")
+    assert not (tmp_path / "-").exists()
+
+
+def test_two_cards_with_one_address_are_refused(refusal: Refusal) -> None:
+    mac = "mac=52:54:00:00:00:01"
+    line = refusal("--host", "lab", "--net", f"tap,{mac}", "--net", f"user,{mac}", "guest.img")
+    assert line.startswith(f"--net user,{mac}: --net tap,{mac} has this MAC address, too")

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm.arm64 import boot, image
 from vmm.closeable import Closeable
+from vmm.errors import UserError
 
 if TYPE_CHECKING:
     from vmm.address_range import AddressRange
     from vmm.arm64.boot import BootPlan
     from vmm.arm64.image import Kernel
     from vmm.config import MachineConfig
+
+
+CMDLINE_BYTES: Final = 2047
+"""Longest command line that Linux keeps whole: COMMAND_LINE_SIZE, 2048, has a NUL at its end
+(arch/arm64/include/uapi/asm/setup.h)."""
 
 
 class Payload(NamedTuple):
@@ -50,7 +56,14 @@ def load(
     if config.initrd is not None:
         name, initrd = str(config.initrd), image.map_file(initrd_at or config.initrd)
     choices = (config.cmdline, kernel.cmdline, config.default_cmdline)
-    return Payload(kernel, initrd, name, next(text for text in choices if text is not None))
+    cmdline = next(text for text in choices if text is not None)
+    if (size := len(cmdline.encode())) > CMDLINE_BYTES:
+        raise UserError(
+            f"the kernel command line has {size} bytes, and Linux on arm64 drops what is beyond "
+            f"{CMDLINE_BYTES}",
+            "make --cmdline shorter",
+        )
+    return Payload(kernel, initrd, name, cmdline)
 
 
 class Files(Closeable):

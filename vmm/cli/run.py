@@ -281,6 +281,10 @@ def _check_files(config: MachineConfig) -> None:
 def _open_events(path: Path | None, owned: ExitStack) -> TextIO | None:
     if path is None:
         return None
+    if str(path) == "-":
+        raise UserError(
+            "--events -: standard output is the guest's console", "name a file, or /dev/stderr"
+        )
     try:
         return owned.enter_context(path.open("w", buffering=1))
     except OSError as error:

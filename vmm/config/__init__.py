@@ -110,6 +110,10 @@ class MachineConfig:
             from vmm.config.firmware import check_firmware
 
             check_firmware(self)
+        if self.nets:
+            from vmm.config.net import check_nets
+
+            check_nets(self.nets)
         if self.consoles:
             from vmm.config.console import check_consoles
 

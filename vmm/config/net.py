@@ -91,6 +91,16 @@ def parse_nets(texts: tuple[str, ...]) -> tuple[NetConfig, ...]:
     return tuple(parse_net(text) for text in texts)
 
 
+def check_nets(nets: tuple[NetConfig, ...]) -> None:
+    """Raise `UserError` if two of *nets* have one MAC address."""
+    seen: dict[bytes, NetConfig] = {}
+    for net in nets:
+        if net.mac is not None and (other := seen.setdefault(net.mac, net)) is not net:
+            raise UserError(
+                f"{net.option}: {other.option} has this MAC address, too", "give each its own"
+            )
+
+
 def parse_net(text: str) -> NetConfig:
     """Parse one ``--net`` option. Raises `UserError`."""
     head, *parts = split(text)
