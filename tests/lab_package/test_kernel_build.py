@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.kernel_package import PATCH, make_package
+from tests.lab_package.kernel_package import PATCH, make_package
 from vmm.errors import HostError, UserError
 from vmm.lab import cache
 from vmm.lab.debian import apt
@@ -22,7 +23,7 @@ from vmm.lab.kernel.flavour import BuiltKernel
 from vmm.lab.kernel.source_tree import SourceTree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 @pytest.fixture
@@ -229,25 +230,62 @@ with tree.alone() as lock:
 """
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
+@contextmanager
+def building(tree: SourceTree) -> Iterator[subprocess.Popen[bytes]]:
+    """Build in another process; if a test fails, end it and show what it said."""
+    log = tree.root / "builder.log"
+    with (
+        log.open("wb") as said,
+        subprocess.Popen(
+            [sys.executable, "-c", _BUILD, str(tree.deb)], stdout=said, stderr=said
+        ) as builder,
+    ):
+        try:
+            yield builder
+        except BaseException:
+            print(log.read_text())  # noqa: T201
+            builder.kill()
+            raise
+
+
+def until(builder: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
+    """Wait for *condition*, for as long as the builder runs; pytest's own time limit applies."""
     while not condition():
-        assert time.monotonic() < deadline
+        assert builder.poll() is None, "the build has ended"
         time.sleep(0.01)
+
+
+def children(parent: int) -> list[int]:
+    """Return the process identifiers of the children of *parent*, dead ones included."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            pid, _, rest = stat.read_text().partition(" ")
+            if int(rest.rpartition(")")[2].split()[1]) == parent:
+                found.append(int(pid))
+    return found
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
 def test_a_build_that_is_killed_resumes_where_it_was(
     tree: SourceTree, signal_number: signal.Signals
 ) -> None:
-    root = breakage("[ $1 = four ] && sleep 2; exit 0")
-    argv = [sys.executable, "-c", _BUILD, str(tree.deb)]
-    with subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as builder:
-        until(lambda: (root / "build/compiled").exists() and "four.o" in compiled(root))
-        until(lambda: len(list((root / "build").glob(".*.cmd"))) == 3)  # all but four
-        time.sleep(0.3)  # so that make has noticed: what it deems unfinished, it deletes
+    root = breakage(
+        "[ $1 = four ] || exit 0; echo $PPID >$0.pid; while [ -e $0 ]; do sleep 0.1; done"
+    )
+    pid = root / "breakage.pid"
+    with building(tree) as builder:
+        until(builder, lambda: pid.exists() and pid.read_text().endswith("\n"))
+        shell = int(pid.read_text())
+        # make deletes the targets of commands whose end it has not noticed.
+        until(builder, lambda: children(parent_of(shell)) == [shell])
         builder.send_signal(signal_number)
     (root / "breakage").unlink()
+    argv = [sys.executable, "-c", _BUILD, str(tree.deb)]
     done = subprocess.run(argv, check=True, capture_output=True, text=True)
     assert Path(done.stdout.strip()).read_text().endswith("7.3.4-mainline\n")
     assert set(compiled(root)) == {"one.o", "two.o", "three.o", "four.o"}
@@ -256,10 +294,9 @@ def test_a_build_that_is_killed_resumes_where_it_was(
 
 def test_no_make_outlives_an_interrupted_build(tree: SourceTree) -> None:
     root = breakage("echo $PPID > $0.pid; exec sleep 60")
-    argv = [sys.executable, "-c", _BUILD, str(tree.deb)]
     pid = root / "breakage.pid"
-    with subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as builder:
-        until(lambda: pid.exists() and bool(pid.read_text()))
+    with building(tree) as builder:
+        until(builder, lambda: pid.exists() and pid.read_text().endswith("\n"))
         builder.send_signal(signal.SIGINT)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
