@@ -1,4 +1,4 @@
-"""For all tests: no skips that hide, no deadlines that a busy machine misses.
+"""For all tests: no skips that hide, no deadlines that a busy machine misses, signals as usual.
 
 With PYVMM_NO_SKIP=1 a skipped test is a failed one.
 """
@@ -6,6 +6,7 @@ With PYVMM_NO_SKIP=1 a skipped test is a failed one.
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,19 @@ else:
         "unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("unhurried")
+
+_OFTEN_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+
+
+def pytest_configure() -> None:
+    """Start children with default signal dispositions, under nohup and in the background, too.
+
+    An ignored signal stays ignored across execve(2); a handled one becomes the default.
+    """
+    for number in _OFTEN_IGNORED:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # still nothing, for pytest itself
+
 
 NO_SKIP = os.environ.get("PYVMM_NO_SKIP", "0") not in {"", "0"}
 

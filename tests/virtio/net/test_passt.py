@@ -7,6 +7,7 @@ import shlex
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -148,8 +149,10 @@ def test_when_passt_dies(passt: str, memory: Memory, events: Recorded) -> None:
 
 def children() -> list[int]:
     """Return our child processes that have not ended."""
-    tasks = Path("/proc/self/task").iterdir()
-    found = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            found.extend(map(int, (task / "children").read_text().split()))
     return [pid for pid in found if "passt" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
