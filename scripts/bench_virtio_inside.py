@@ -21,6 +21,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Python in a lab host has PYTHONSAFEPATH=1: it looks for no module beside a program.
 sys.path.insert(1, str(Path(__file__).parent))
 
 from bench_inside import HERE, PATIENCE, touch

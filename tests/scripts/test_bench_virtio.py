@@ -16,6 +16,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    # As when a script is run: the modules beside it are imported by their plain names.
     monkeypatch.syspath_prepend(str(SCRIPTS))
     return importlib.import_module("bench_virtio")
 

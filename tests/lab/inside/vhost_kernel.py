@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[3]))  # last: vmm is the host's own
+# For the tests' modules. Last, because vmm is the host's own, built for arm64.
+sys.path.append(str(Path(__file__).parents[3]))
 from tests.recorded import Recorded
 from tests.virtio.mmio_driver import MmioDriver
 from tests.virtio.ring_driver import BASE, BUFFERS, Buffer, Memory, SplitDriver
