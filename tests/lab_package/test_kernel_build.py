@@ -281,6 +281,7 @@ def test_a_build_that_is_killed_resumes_where_it_was(
     with building(tree) as builder:
         until(builder, lambda: pid.exists() and pid.read_text().endswith("\n"))
         shell = int(pid.read_text())
+        until(builder, lambda: len(list((root / "build").glob(".*.cmd"))) == 3)  # all but four
         # make deletes the targets of commands whose end it has not noticed.
         until(builder, lambda: children(parent_of(shell)) == [shell])
         builder.send_signal(signal_number)
