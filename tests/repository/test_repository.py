@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[2]
 
 TOP = {"LICENSE", "README.md", "cdefs", "examples", "pyproject.toml", "scripts", "tests", "vmm"}
 
-OUR_HEADERS = {"blk.h", "kvm_abi.h", "ring.h", "run.h", "vfio_abi.h"}
 OUR_LICENSE = "SPDX-License-Identifier: Apache-2.0"
 EXEMPT = (
     "LICENSE:",
