@@ -1,27 +1,40 @@
-"""Lab hosts for tests: started once per profile and session, ended by their own ids."""
+"""Tests in emulated hosts share them: sorted by profile, one host of each, one at a time."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
-from vmm.lab.host.emulated_host import Host
+from tests.lab.hosts import SharedHost, group_of, profile_of, sort
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from vmm.lab.host.emulated_host import Host
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sort tests by profile; under pytest-xdist, tell which belong together."""
+    sort(items)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+_shared = SharedHost()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tell which host the test's fixtures may ask for."""
+    _shared.wanted = profile_of(item)
+
 
 @pytest.fixture(scope="session")
 def lab_host() -> Iterator[Callable[[str], Host]]:
-    """``lab_host("fwb")`` is a host of that profile, the same one for the whole session."""
-    hosts: dict[str, Host] = {}
-    with ExitStack() as stack:
-
-        def get(profile: str) -> Host:
-            if profile not in hosts:
-                hosts[profile] = stack.enter_context(Host.start(profile))
-            return hosts[profile]
-
-        yield get
+    """``lab_host("fwb")`` is the host of that profile, shared with the profile's other tests."""
+    with closing(_shared):
+        yield _shared.get

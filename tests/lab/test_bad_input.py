@@ -92,6 +92,7 @@ def test_more_cpus_than_the_board_has_room_for(refusal: Callable[..., str], gues
     assert line.startswith("--cpus: 124 vCPUs are more than the 123 that this host's KVM allows; ")
 
 
+@pytest.mark.profile("gicv2")
 def test_more_cpus_than_a_gicv2_serves(refusal: Callable[..., str], guest: str) -> None:
     line = refusal("--cpus", "9", guest, profile="gicv2")
     assert "--cpus" in line

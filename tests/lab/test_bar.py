@@ -17,7 +17,12 @@ from vmm.lab.host.gh200 import BDF
 from vmm.lab.host.session import Completed
 from vmm.lab.kernel.flavour import BuiltKernel
 
-pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.kernels,
+    pytest.mark.profile("gh200"),
+    pytest.mark.timeout(7200),
+]
 Hosts = Callable[[str], Host]
 
 
@@ -39,6 +44,7 @@ def only_line(done: Completed) -> str:
     return line
 
 
+@pytest.mark.profile("gh200-nofwb")
 @pytest.mark.parametrize("cache", ["auto", "require"])
 def test_without_fwb_a_cacheable_region_is_refused(lab_host: Hosts, cache: str) -> None:
     done = run(lab_host("gh200-nofwb"), "--bar", f"{BDF}:4,cache={cache}")
@@ -49,14 +55,19 @@ def test_without_fwb_a_cacheable_region_is_refused(lab_host: Hosts, cache: str) 
     assert "region 4" in line
 
 
+@pytest.mark.profile("gh200-nofwb")
 def test_without_fwb_it_can_be_trapped(lab_host: Hosts) -> None:
     done = run(lab_host("gh200-nofwb"), "--bar", f"{BDF}:4,cache=forbid")
     assert done.status == 0, done.stderr.decode()
 
 
+@pytest.mark.profile("rfc")
 def test_guest_ram_takes_the_flag_where_the_kernel_has_it(lab_host: Hosts) -> None:
     done = run(lab_host("rfc"), "--memory-write-back", "--bar", f"{BDF}:4")
     assert done.status == 0, done.stderr.decode()
+
+
+def test_the_flag_is_refused_where_the_kernel_has_none(lab_host: Hosts) -> None:
     done = run(lab_host("gh200"), "--memory-write-back")
     assert done.status == EXIT_HOST
     assert "--memory-write-back" in only_line(done)

@@ -13,17 +13,17 @@ import pytest
 from vmm.errors import EXIT_HOST
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.gh200 import BDF
-from vmm.lab.kernel.flavour import BuiltKernel
 
-pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.kernels,
+    pytest.mark.profile("gh200"),
+    pytest.mark.timeout(7200),
+]
 Hosts = Callable[[str], Host]
 FACTS = Path(__file__).parent / "inside" / "coherence_facts.py"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cacheable_bar.py"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "probe-cacheable-pfnmap"
-
-# The legacy kernel is built on request only, so it is tested where somebody has.
-REFUSING = ["gh200-nofwb", *(["legacy-gh200"] if BuiltKernel("legacy").built() else [])]
-legacy = pytest.mark.skipif(not BuiltKernel("legacy").built(), reason="`pyvmm lab build` first")
 
 
 def facts(host: Host, name: str) -> Any:
@@ -68,7 +68,7 @@ def test_a_machine_whose_devices_memory_is_switched_off_ends_with_the_reason(
     assert "memory is switched off" in said
 
 
-@pytest.mark.parametrize("profile", REFUSING)
+@pytest.mark.parametrize("profile", ["gh200-nofwb", "legacy-gh200"])
 def test_a_cacheable_region_is_refused_before_any_slot_of_it_exists(
     lab_host: Hosts, profile: str
 ) -> None:
@@ -78,7 +78,7 @@ def test_a_cacheable_region_is_refused_before_any_slot_of_it_exists(
     assert refusal["largest"] <= 65536
 
 
-@legacy
+@pytest.mark.profile("legacy-gh200")
 @pytest.mark.parametrize("uapi", ["auto", "mainline", "rfc"])
 def test_verify_makes_no_hazard_to_look_at_it(lab_host: Hosts, uapi: str) -> None:
     """Nor if somebody says that the kernel knows better: on a legacy one only a census does."""
@@ -96,7 +96,7 @@ def test_verify_makes_no_hazard_to_look_at_it(lab_host: Hosts, uapi: str) -> Non
         ("gh200", 2, 1, "refused: cache=require"),
         ("gh200-nofwb", 4, 1, "FEAT_S2FWB"),
         ("rfc", 4, 0, "verdict:     WB"),
-        pytest.param("legacy-gh200", 4, 1, "refused: this kernel does not know", marks=legacy),
+        ("legacy-gh200", 4, 1, "refused: this kernel does not know"),
     ],
 )
 def test_the_example_shows_what_it_says(
@@ -114,7 +114,7 @@ def test_the_example_shows_what_it_says(
         ("gh200-nofwb", 1, "the slot is refused"),
         ("rfc", 0, "rfc: set the flag"),
         ("rfc-nofwb", 1, "the slot is refused"),
-        pytest.param("legacy-gh200", 2, "legacy: unknown here", marks=legacy),
+        ("legacy-gh200", 2, "legacy: unknown here"),
     ],
 )
 def test_the_standalone_script_tells_the_generations_apart(

@@ -15,10 +15,14 @@ from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.gh200 import BDF
 from vmm.lab.kernel.flavour import BuiltKernel
 
-pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.kernels,
+    pytest.mark.profile("gh200"),
+    pytest.mark.timeout(7200),
+]
 SOURCE = Path(__file__).parent / "guest" / "coherent_memory.c"
 MARK = 0x434F4845524E5421
-EVERY_PAGE = 4096
 
 READ_BACK = f"""
 import sys

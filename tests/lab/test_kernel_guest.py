@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmm.lab.guest import stock_guest
-from vmm.lab.host import gh200
 from vmm.lab.host.emulated_host import Host
+from vmm.lab.kernel.flavour import BuiltKernel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
 # The first test may build a kernel.
-pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.kernels,
+    pytest.mark.profile("gh200"),
+    pytest.mark.timeout(7200),
+]
 
 
-@pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
-    (profile,) = (profile for profile in gh200.profiles() if profile.name == "gh200")
-    with Host.start(profile) as host:
-        yield host
+@pytest.fixture
+def host(lab_host: Callable[[str], Host]) -> Host:
+    return lab_host("gh200")
 
 
 def there(path: Path) -> str:
@@ -32,14 +35,13 @@ def there(path: Path) -> str:
 
 @pytest.mark.parametrize("cpus", [1, 4])
 def test_the_lab_kernel_boots_to_userland_as_a_guest_and_powers_off(host: Host, cpus: int) -> None:
-    (profile,) = (profile for profile in gh200.profiles() if profile.name == "gh200")
     command_line = "console=ttyAMA0 quiet panic=-1 pyvmm.then=poweroff"
     # fmt: off
     done = host.run(
         [
             "pyvmm", "run", "--host", "native", "--cpus", str(cpus), "--memory", "256M",
             "--initrd", there(stock_guest.initramfs()), "--cmdline", command_line,
-            there(profile.kernel.image()),
+            there(BuiltKernel("mainline").image()),
         ],
         timeout=120,
     )

@@ -6,8 +6,7 @@ import hashlib
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
@@ -16,44 +15,24 @@ from typing import Any
 import pytest
 
 from tests.lab.guest import flat_guest, flat_pci_guest
+from tests.lab.hosts import HUGE_SIZE
 from vmm.lab.guest import fixture
 from vmm.lab.guest.fixture import Guest
-from vmm.lab.host import gh200, profiles
+from vmm.lab.host import gh200
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.session import Completed
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.profile("passthrough"),
+    pytest.mark.timeout(1800),
+]
 
 HERE = Path(__file__).parent
 EVENTS = "/run/tmp/passthrough-events"
 EDU, DISK, DISPLAY, CARD, USB, HUGE = (f"0000:00:{slot:02x}.0" for slot in (16, 17, 18, 20, 22, 24))
 """Devices of the host; in the guest they are in slots 1, 2... as they are named."""
 
-STOCK = profiles.profile("vfio")
-HUGE_SIZE = 128 << 30
-HOST = replace(
-    STOCK,
-    backends=(
-        *STOCK.backends,
-        # Reserves nothing, and uses what is touched.
-        ("-object", f"memory-backend-ram,id=huge,size={HUGE_SIZE},reserve=off"),
-    ),
-    devices=(
-        *STOCK.devices,
-        "nec-usb-xhci,id=usb,addr=0x16,msix=off",
-        "usb-kbd,bus=usb.0",
-        "ivshmem-plain,addr=0x18,memdev=huge",
-    ),
-)
-BUILT = replace(
-    profiles.profile("gh200"),
-    backends=(STOCK.backends[0],),
-    devices=(
-        *profiles.profile("gh200").devices,
-        "nvme,addr=0x11,serial=pyvmm,drive=disk",
-        "edu,addr=0x12,dma_mask=0xffffffffff",
-    ),
-)
 SECOND_EDU = "0000:00:12.0"
 
 DATA = "".join(f"{number}\n" for number in range(1, 200_000)).encode()[: 1 << 20]
@@ -61,9 +40,8 @@ MAKE_DATA = "seq 1 199999 | head -c 1048576"
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
-    with Host.start(HOST) as host:
-        yield host
+def host(lab_host: Callable[[str], Host]) -> Host:
+    return lab_host("passthrough")
 
 
 def program(directory: Path, name: str) -> Path:
@@ -429,40 +407,41 @@ with open_device({gh200.BDF!r}) as device:
 
 
 @pytest.mark.kernels
+@pytest.mark.profile("gh200-passthrough")
 @pytest.mark.timeout(7200)
 def test_a_gpu_whole_with_its_memory_write_back_and_a_disk_through_iommufd(
-    tmp_path: Path,
+    lab_host: Callable[[str], Host], tmp_path: Path
 ) -> None:
     guest = make(tmp_path, GPU_WORK, modules=("nvme", "uio_pci_generic"))
-    with Host.start(BUILT) as host:
-        said = run(
-            host,
-            guest,
-            "--verify",
-            *("--vfio", f"{gh200.BDF},cache=require"),
-            *("--vfio", f"{DISK},bind", "--vfio", f"{SECOND_EDU},bind"),
-        )
-        gpu = part(said, "gpu")
-        for index, size, kind in ((0, "16M", 32), (2, "1G", 64), (4, "512M", 64)):
-            (line,) = (line for line in gpu.splitlines() if f"Region {index}:" in line)
-            assert f"[size={size}]" in line
-            assert f"({kind}-bit, prefetchable)" in line
-        assert "bar-memory: 512 MiB, 0 errors" in gpu
-        assert "bar-memory: 1024 MiB, 0 errors" in gpu
-        verdicts = {event["what"]: event["memory-type"] for event in events(host, "verdict")}
-        regions = {f"{gh200.BDF} region {index}": kind for index, kind in ((0, "NC"), (2, "NC"))}
-        assert verdicts.items() >= {**regions, f"{gh200.BDF} region 4": "WB"}.items()
-        blocks = {event["what"]: event["mapped"] for event in events(host, "stage2-blocks")}
-        assert blocks[f"{gh200.BDF} region 4"] == {str(2 << 20): 512 << 20}
-        assert "edu: what it got: good" in part(said, "peers"), "DMA from device to device"
-        assert "edu: 0 errors" in part(said, "peers")
-        peers = {event["what"]: event["mapped"] for event in events(host, "vfio-peer")}
-        assert peers[f"{gh200.BDF} region 0"] is True
-        assert part(said, "numa").split() == ["0-1"], "a node for the GPU's memory"
-        assert [event["backend"] for event in events(host, "vfio-backend")] == ["iommufd"]
-        assert part(said, "disk").split()[0] == hashlib.md5(DATA).hexdigest()  # noqa: S324
-        assert count(part(said, "interrupts"), "nvme0q1") > 8
-        seen = host.run(["python3", "-c", READ_BACK], timeout=300)
-        assert seen.stdout == b"0 wrong of 512\n", seen.stderr.decode()
-        again = shell(host, READ_AGAIN % 16)
-        assert again.split()[0] == hashlib.md5(DATA).hexdigest()  # noqa: S324
+    host = lab_host("gh200-passthrough")
+    said = run(
+        host,
+        guest,
+        "--verify",
+        *("--vfio", f"{gh200.BDF},cache=require"),
+        *("--vfio", f"{DISK},bind", "--vfio", f"{SECOND_EDU},bind"),
+    )
+    gpu = part(said, "gpu")
+    for index, size, kind in ((0, "16M", 32), (2, "1G", 64), (4, "512M", 64)):
+        (line,) = (line for line in gpu.splitlines() if f"Region {index}:" in line)
+        assert f"[size={size}]" in line
+        assert f"({kind}-bit, prefetchable)" in line
+    assert "bar-memory: 512 MiB, 0 errors" in gpu
+    assert "bar-memory: 1024 MiB, 0 errors" in gpu
+    verdicts = {event["what"]: event["memory-type"] for event in events(host, "verdict")}
+    regions = {f"{gh200.BDF} region {index}": kind for index, kind in ((0, "NC"), (2, "NC"))}
+    assert verdicts.items() >= {**regions, f"{gh200.BDF} region 4": "WB"}.items()
+    blocks = {event["what"]: event["mapped"] for event in events(host, "stage2-blocks")}
+    assert blocks[f"{gh200.BDF} region 4"] == {str(2 << 20): 512 << 20}
+    assert "edu: what it got: good" in part(said, "peers"), "DMA from device to device"
+    assert "edu: 0 errors" in part(said, "peers")
+    peers = {event["what"]: event["mapped"] for event in events(host, "vfio-peer")}
+    assert peers[f"{gh200.BDF} region 0"] is True
+    assert part(said, "numa").split() == ["0-1"], "a node for the GPU's memory"
+    assert [event["backend"] for event in events(host, "vfio-backend")] == ["iommufd"]
+    assert part(said, "disk").split()[0] == hashlib.md5(DATA).hexdigest()  # noqa: S324
+    assert count(part(said, "interrupts"), "nvme0q1") > 8
+    seen = host.run(["python3", "-c", READ_BACK], timeout=300)
+    assert seen.stdout == b"0 wrong of 512\n", seen.stderr.decode()
+    again = shell(host, READ_AGAIN % 16)
+    assert again.split()[0] == hashlib.md5(DATA).hexdigest()  # noqa: S324

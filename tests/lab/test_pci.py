@@ -130,6 +130,7 @@ def test_a_debian_guest_uses_disk_and_rng_by_msix_and_again_after_a_reboot(
     assert not {"pci-bar-refused", "pci-bar-trapped", "msi-refused"} & set(happened)
 
 
+@pytest.mark.profile("gicv2")
 def test_without_an_its_devices_interrupt_by_intx(
     lab_host: Callable[[str], Host], tmp_path: Path
 ) -> None:

@@ -8,16 +8,13 @@ vfio_gpu.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vmm.lab.host import profiles
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.session import Completed
 
@@ -26,44 +23,32 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 PROGRAMS = Path(__file__).parent / "inside"
 EDU, DISK, DISPLAY = "0000:00:10.0", "0000:00:11.0", "0000:00:12.0"
 SHARED, NEIGHBOUR = "0000:00:13.0", "0000:00:13.1"
-GPU, SECOND_EDU, SECOND_DISK = "0000:00:10.0", "0000:00:11.0", "0000:00:12.0"
+GPU, SECOND_EDU = "0000:00:10.0", "0000:00:12.0"
 
-STOCK = profiles.profile("vfio")
-BUILT = replace(
-    profiles.profile("gh200"),
-    devices=(
-        *profiles.profile("gh200").devices,
-        "edu,addr=0x11,dma_mask=0xffffffffff",
-        "nvme,addr=0x12,serial=pyvmm",
-    ),
-)
-UNSAFE = replace(STOCK, gic=2)  # a GICv2m checks no device's messages
+PROFILES = {"stock": "passthrough", "built": "gh200-passthrough", "unsafe": "unsafe"}
+"""The lab's profile for each kind of host."""
 
-on_stock = pytest.param("stock", id="stock-group")
+stock = pytest.mark.profile(PROFILES["stock"])
+built = pytest.mark.profile(PROFILES["built"])
+on_stock = pytest.param("stock", id="stock-group", marks=stock)
 on_built = [
-    pytest.param(f"built-{backend}", id=f"built-{backend}", marks=pytest.mark.kernels)
+    pytest.param(f"built-{backend}", id=f"built-{backend}", marks=[built, pytest.mark.kernels])
     for backend in ("iommufd", "group")
 ]
 everywhere = pytest.mark.parametrize("which", [on_stock, *on_built])
 
-_hosts: dict[str, Host] = {}
-_owned = ExitStack()
+_lab_host: list[Callable[[str], Host]] = []
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _hosts_end() -> Iterator[None]:
-    with _owned:
-        yield
-    _hosts.clear()
+@pytest.fixture(autouse=True)
+def _host(lab_host: Callable[[str], Host]) -> None:
+    """Lend the fixture to the functions below: most of what they return is cached."""
+    _lab_host[:] = [lab_host]
 
 
 def host(which: str) -> Host:
-    """Return the host that *which* is about: one of each kind for this module."""
-    kind = which.partition("-")[0]
-    if kind not in _hosts:
-        profile = {"stock": STOCK, "built": BUILT, "unsafe": UNSAFE}[kind]
-        _hosts[kind] = _owned.enter_context(Host.start(profile))
-    return _hosts[kind]
+    """Return the host that *which* is about."""
+    return _lab_host[0](PROFILES[which.partition("-")[0]])
 
 
 def run(which: str, *argv: str, stdin: bytes = b"") -> Completed:
@@ -142,6 +127,7 @@ def test_the_messages_doorbell_is_not_for_dma(which: str) -> None:
 
 
 @pytest.mark.kernels
+@built
 def test_iommufd_refuses_device_memory_for_dma() -> None:
     assert "cannot be pinned" in device("built-iommufd")["dma"]["device memory"]
 
@@ -237,8 +223,7 @@ def test_unplugging_asks_and_waits_for_the_device(which: str) -> None:
 
 @cache
 def bindings(which: str) -> Any:
-    disk = DISK if which == "stock" else SECOND_DISK
-    return program(which, "vfio_binding.py", disk, backend(which))
+    return program(which, "vfio_binding.py", DISK, backend(which))
 
 
 @everywhere
@@ -277,8 +262,7 @@ def test_binding_says_what_it_will_not_do(which: str) -> None:
 
 @everywhere
 def test_the_list_has_regions_from_vfio(which: str) -> None:
-    disk = DISK if which == "stock" else SECOND_DISK
-    (entry,) = (entry for entry in bindings(which)["listed"] if entry["bdf"] == disk)
+    (entry,) = (entry for entry in bindings(which)["listed"] if entry["bdf"] == DISK)
     assert (entry["driver"], entry["vfio"], entry["bound_by_pyvmm"]) == ("vfio-pci", True, True)
     assert entry["regions"][0] == {
         "index": 0,
@@ -292,6 +276,7 @@ def test_the_list_has_regions_from_vfio(which: str) -> None:
 # --- hosts that lack something ----------------------------------------------------------------
 
 
+@stock
 def test_a_group_with_a_driver_of_the_hosts_is_not_viable() -> None:
     assert pyvmm("stock", "bind", SHARED) == f"0 {SHARED} has driver vfio-pci"
     listed = pyvmm("stock", "list")
@@ -303,6 +288,7 @@ def test_a_group_with_a_driver_of_the_hosts_is_not_viable() -> None:
     assert pyvmm("stock", "unbind", SHARED) == f"0 {SHARED} has no driver again"
 
 
+@pytest.mark.profile(PROFILES["unsafe"])
 def test_a_host_whose_interrupts_are_unsafe_says_how_to_allow_them() -> None:
     assert pyvmm("unsafe", "bind", EDU) == f"0 {EDU} has driver vfio-pci"
     listed = pyvmm("unsafe", "list")
@@ -313,8 +299,7 @@ def test_a_host_whose_interrupts_are_unsafe_says_how_to_allow_them() -> None:
 # --- the GPU ----------------------------------------------------------------------------------
 
 
-@pytest.mark.kernels
-@pytest.mark.parametrize("which", ["built-iommufd", "built-group"])
+@pytest.mark.parametrize("which", on_built)
 def test_the_gpus_regions_are_there_and_agree_with_their_mappings(which: str) -> None:
     found = program(which, "vfio_gpu.py", backend(which))
     assert found["driver"] == "nvgrace_gpu_vfio_pci"
@@ -335,6 +320,7 @@ def test_the_gpus_regions_are_there_and_agree_with_their_mappings(which: str) ->
 
 
 @pytest.mark.kernels
+@built
 def test_the_list_tells_what_is_cacheable() -> None:
     listed = pyvmm("built", "list")
     assert " 4 BAR4              512 MiB  mappable, cacheable" in listed

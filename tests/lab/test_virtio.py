@@ -5,26 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from vmm.lab.guest import stock_guest
-from vmm.lab.host import gh200
 from vmm.lab.host.emulated_host import Host
+from vmm.lab.kernel.flavour import BuiltKernel
 
 # The guest is the lab's own kernel, which has the drivers built in.
-pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.kernels,
+    pytest.mark.profile("gh200"),
+    pytest.mark.timeout(7200),
+]
 
-(PROFILE,) = (profile for profile in gh200.profiles() if profile.name == "gh200")
 EVENTS = "/run/tmp/virtio-events"
 
 
-@pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
-    with Host.start(PROFILE) as host:
-        yield host
+@pytest.fixture
+def host(lab_host: Callable[[str], Host]) -> Host:
+    return lab_host("gh200")
 
 
 def there(path: Path) -> str:
@@ -37,7 +40,7 @@ def run(host: Host, script: str, then: str, *options: str) -> tuple[int, str]:
     cmdline = f'console=ttyAMA0 quiet panic=-1 pyvmm.run="{script}" pyvmm.then={then}'
     command = ["pyvmm", "run", "--host", "native", "--memory", "256M", "--events", EVENTS]
     command += ["--initrd", there(stock_guest.initramfs()), "--cmdline", cmdline, *options]
-    done = host.run([*command, there(PROFILE.kernel.image())], timeout=300)
+    done = host.run([*command, there(BuiltKernel("mainline").image())], timeout=300)
     return done.status, done.stdout.decode(errors="replace")
 
 

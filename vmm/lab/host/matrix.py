@@ -67,10 +67,15 @@ def measure(profile: str) -> Rows:
     """
     kept = Host.find(profile)
     with kept or Host.start(profile) as host:
-        done = host.run(["python3", "-m", "vmm.passthrough.memslot_survey", BDF], timeout=TIMEOUT)
+        return survey(host)
+
+
+def survey(host: Host) -> Rows:
+    """Survey memory slots in *host*. Raises HostError if the survey fails."""
+    done = host.run(["python3", "-m", "vmm.passthrough.memslot_survey", BDF], timeout=TIMEOUT)
     if done.status != 0:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise HostError(f"the survey failed in lab host {profile}: {' '.join(last)}")
+        raise HostError(f"the survey failed in lab host {host.record.profile}: {' '.join(last)}")
     rows: Rows = json.loads(done.stdout)
     return rows
 

@@ -1,0 +1,126 @@
+"""The emulated hosts that tests share: their profiles, and which test runs in which.
+
+A test takes its host from the fixture `lab_host`, by the name of a profile. Which one is known
+before it runs: from its parameter ``profile``, from its marker ``profile``, or else it is fwb. So
+tests can be sorted by profile, a host be started once, and ended when the next profile's turn
+comes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vmm.lab.host import profiles
+from vmm.lab.host.emulated_host import Host
+
+if TYPE_CHECKING:
+    import pytest
+
+    from vmm.lab.host.profile import Profile
+
+DEFAULT = "fwb"
+
+_STOCK = profiles.profile("vfio")
+_BUILT = profiles.profile("gh200")
+HUGE_SIZE = 128 << 30
+"""Bytes of a BAR of the profile "passthrough"."""
+
+PROFILES: dict[str, Profile] = {
+    # Stock kernels first: those that are built here may still be under way.
+    "fwb": profiles.profile("fwb"),
+    "passthrough": replace(
+        _STOCK,
+        name="passthrough",
+        backends=(
+            *_STOCK.backends,
+            # Reserves nothing, and uses what is touched.
+            ("-object", f"memory-backend-ram,id=huge,size={HUGE_SIZE},reserve=off"),
+        ),
+        devices=(
+            *_STOCK.devices,
+            "nec-usb-xhci,id=usb,addr=0x16,msix=off",
+            "usb-kbd,bus=usb.0",
+            "ivshmem-plain,addr=0x18,memdev=huge",
+        ),
+    ),
+    "nofwb": profiles.profile("nofwb"),
+    "gicv2": profiles.profile("gicv2"),
+    # A GICv2m checks no device's messages.
+    "unsafe": replace(_STOCK, name="unsafe", gic=2),
+    "gh200-passthrough": replace(
+        _BUILT,
+        name="gh200-passthrough",
+        backends=(_STOCK.backends[0],),
+        devices=(
+            *_BUILT.devices,
+            "nvme,addr=0x11,serial=pyvmm,drive=disk",
+            "edu,addr=0x12,dma_mask=0xffffffffff",
+        ),
+    ),
+    **{
+        name: profiles.profile(name)
+        for name in (
+            "gh200",
+            "gh200-nofwb",
+            "rfc",
+            "rfc-nofwb",
+            "legacy-gh200",
+            "legacy-gh200-nofwb",
+        )
+    },
+}
+_ORDER = list(PROFILES)
+
+
+def profile_of(item: pytest.Item) -> str | None:
+    """Return the name of the profile that a test shares a host of; None if it shares none."""
+    if "lab_host" not in getattr(item, "fixturenames", ()):
+        return None
+    parameters = getattr(item, "callspec", None)
+    if parameters and "profile" in parameters.params:
+        return str(parameters.params["profile"])
+    marker = item.get_closest_marker("profile")
+    return str(marker.args[0]) if marker else DEFAULT
+
+
+def group_of(item: pytest.Item) -> str:
+    """Return the name of the group of tests that one worker of pytest-xdist is to run."""
+    profile = profile_of(item)
+    # Most tests are fwb's: two workers share them, with a host each.
+    return item.path.stem if profile in (None, DEFAULT) else str(profile)
+
+
+def sort(items: list[pytest.Item]) -> None:
+    """Put tests that share a host beside each other; those that share none are the first."""
+    items.sort(key=lambda item: _ORDER.index(name) if (name := profile_of(item)) else -1)
+
+
+class SharedHost:
+    """The host of one profile at a time: another's is ended, so that one process has only one."""
+
+    def __init__(self) -> None:
+        self.wanted: str | None = None
+        """The profile that the present test was sorted by."""
+        self._host: Host | None = None
+        self._profile = ""
+
+    def get(self, profile: str) -> Host:
+        """Return the host of *profile*; start it if it is not the one that is up."""
+        assert profile == self.wanted, f"mark the test: pytest.mark.profile({profile!r})"
+        if self._host is None or self._profile != profile or not self._alive(self._host):
+            self.close()
+            self._host = Host.start(PROFILES[profile])
+            self._profile = profile
+        return self._host
+
+    def close(self) -> None:
+        """End the host that is up. Idempotent."""
+        if self._host is not None:
+            self._host.close()
+        self._host = None
+
+    @staticmethod
+    def _alive(host: Host) -> bool:
+        """Tell whether the emulator runs: a test that ends it fails, and the others need not."""
+        return host.record.qemu is not None and host.record.qemu.alive
