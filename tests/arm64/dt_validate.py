@@ -46,16 +46,16 @@ BINDINGS = (
     "virtio/mmio",
     "virtio/pci-iommu",
 )
-"""Extend this when a board gets a new kind of device; what they refer to comes along."""
+"""Extend this for new kinds of devices; bindings that these refer to are included."""
 
 TEXT_ONLY = {"qemu,pvpanic-mmio"}
-"""Documented in prose alone (misc/pvpanic-mmio.txt): there is nothing to check against."""
+"""Documented as text only (misc/pvpanic-mmio.txt), so it cannot be checked."""
 
 _REFERENCE = re.compile(r"\$ref:\s*[\"']?(/schemas/)?([^#\"'\s]+)\.yaml")
 
 
 def validate(dtb: bytes) -> list[str]:
-    """Return what is wrong with the device tree *dtb*, each a line: "node: message".
+    """Return the errors in the device tree *dtb*, one a line: "node: message".
 
     A compatible string that no binding documents is wrong, too. Skips the test if dtschema isn't
     installed.
@@ -100,7 +100,7 @@ def _schema() -> Path:
 
 
 def _bindings(deb: Path) -> dict[str, bytes]:
-    """Return all bindings in the package, by their path below devicetree/bindings."""
+    """Return all bindings of the package, by path below devicetree/bindings."""
     found = {}
     with subprocess.Popen(
         ["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE

@@ -40,7 +40,7 @@ def arm64_image(
 
 
 def pe_header(sections: list[tuple[str, int, bytes]], *, at: int, machine: int = 0xAA64) -> bytes:
-    """Return what stands at offset *at* of a PE file: headers and section table."""
+    """Return the headers and section table of a PE file, which stand at offset *at*."""
     assert at
     header = struct.pack("<4sHH12xHxx", b"PE\0\0", machine, len(sections), 0)
     for name, offset, content in sections:
@@ -95,7 +95,7 @@ def elf(
 
 
 def zstd(data: bytes) -> bytes:
-    """Compress by what there is: Python's zstd, or the command."""
+    """Compress by Python's zstd module, or else by the command."""
     for module in ("compression.zstd", "backports.zstd"):
         try:
             return bytes(import_module(module).compress(data))

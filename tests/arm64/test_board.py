@@ -1,4 +1,4 @@
-"""The board's device tree: what Linux's bindings say about it, and what Linux looks for in it."""
+"""The board's device tree, against Linux's bindings and what Linux looks for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checker of device trees itself: that it finds what is wrong, and only that."""
+"""The device tree checker: it finds errors, and only errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files are known by their content, and refused with a line that says what they are."""
+"""Kernels are recognised by content; other files are refused with what they are."""
 
 from __future__ import annotations
 

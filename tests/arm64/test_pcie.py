@@ -1,4 +1,4 @@
-"""The host bridge in the device tree: what Linux's bindings say, and what a kernel reads."""
+"""The host bridge in the device tree, against Linux's bindings and a kernel's reading."""
 
 from __future__ import annotations
 

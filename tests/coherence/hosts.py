@@ -1,4 +1,4 @@
-"""Hosts as `HostCapability.probe` finds them, by name: for tests of what follows from them."""
+"""Hosts by name, as `HostCapability.probe` finds them."""
 
 from __future__ import annotations
 

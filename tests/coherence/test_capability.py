@@ -1,4 +1,4 @@
-"""What a kernel is, by its answers."""
+"""A kernel's generation, by its answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_generations_are_told_by_evidence(
 
 
 def test_zero_on_a_vm_means_two_things() -> None:
-    """A kernel that does not know the capability, and hardware that cannot."""
+    """A kernel that does not know the capability differs from hardware without FWB."""
     assert judge(0, 0, NO)[0] is Support.UNKNOWN
     assert judge(None, 0, NO)[0] is Support.UNSUPPORTED
 
@@ -43,7 +43,7 @@ def test_an_accepted_bit_3_alone_proves_nothing() -> None:
 
 
 def test_a_yes_counts_only_where_the_system_descriptor_says_einval() -> None:
-    """HostCapability numbers collide out of tree; a legacy kernel must never pass for mainline."""
+    """Capability numbers collide out of tree; a legacy kernel must never pass for mainline."""
     for answer in (1, 2, 3):
         support, generation, evidence = judge(answer, answer, YES)
         assert (support, generation) == (Support.UNKNOWN, Generation.LEGACY)

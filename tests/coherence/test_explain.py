@@ -1,4 +1,4 @@
-"""Mute errnos, explained."""
+"""Errnos of KVM, explained."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_einval_has_a_first_cause(
 
 
 def test_einval_that_nothing_explains_is_ranked_not_claimed() -> None:
-    """Nor is a live slot's change suspected of a slot that is new."""
+    """A new slot is not suspected of a change that only a live slot can refuse."""
     new = RequestedSlot(None, 0, 0x1_0000_0000, 0x2000_0000, PFNMAP.addresses.base)
     for stage1 in (Stage1.UNKNOWN, Stage1.UNCACHED):
         causes = slot_causes(errno.EINVAL, new, PFNMAP, stage1, HOSTS["mainline-nofwb"])
@@ -67,7 +67,7 @@ def test_einval_that_nothing_explains_is_ranked_not_claimed() -> None:
 
 
 def test_who_claims_a_flag_is_told_that_the_kernel_refuses_it() -> None:
-    """Not that anything is wrong with the slot: what the kernel has shown goes first."""
+    """Evidence about the kernel goes before guesses about the slot."""
     claimed = replace(HOSTS["mainline"], generation=Generation.RFC)
     asked = slot(MemFlag.WRITE_BACK)
     first, *_ = slot_causes(errno.EINVAL, asked, PFNMAP, Stage1.CACHEABLE, claimed)
@@ -91,7 +91,7 @@ def test_who_denies_a_flag_is_told_that_the_kernel_may_want_it() -> None:
     ids=errno.errorcode.get,
 )
 def test_other_errnos_have_their_own_causes(number: int) -> None:
-    """What KVM_SET_USER_MEMORY_REGION can answer, by virt/kvm/kvm_main.c and arch/arm64/kvm."""
+    """The errnos of KVM_SET_USER_MEMORY_REGION, from virt/kvm/kvm_main.c and arch/arm64/kvm."""
     (cause,) = slot_causes(number, slot(), PFNMAP, Stage1.UNCACHED, HOSTS["mainline"])
     assert cause.remedy
 

@@ -1,4 +1,4 @@
-"""The ladder: what is asked for, for each kind of memory, on each kind of host."""
+"""The policy: the decision for each kind of memory on each kind of host."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_ram_is_asked_to_be_write_back_only_of_a_kernel_that_has_the_flag() -> N
 
 
 def test_people_who_know_their_kernel_are_believed() -> None:
-    """One from before the proposal's number was settled: the flag works, 243 is unknown."""
+    """A kernel from before the proposal's number was settled: the flag works, 243 is unknown."""
     told = with_uapi(HOSTS["stray-flag"], "rfc")
     assert (told.generation, told.support) == (Generation.RFC, Support.SUPPORTED)
     assert "--uapi rfc" in told.evidence[0]

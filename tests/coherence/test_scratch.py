@@ -1,4 +1,4 @@
-"""The scratch guest's code is what its comments say, and outcomes mean what they should."""
+"""The scratch guest's code matches its assembly, and outcomes give the right verdicts."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def test_a_verdict_follows_from_what_was_seen(seen: Observations, expected: Memo
 
 @pytest.mark.parametrize("seen", [Observations(EFAULT), Observations(fetch=EFAULT)])
 def test_a_range_that_cannot_be_reached_is_not_taken_for_device_memory(seen: Observations) -> None:
-    """KVM_RUN says EFAULT just the same where a device's memory is off, or its mapping is gone."""
+    """KVM_RUN fails with EFAULT as well where a device's memory is off, or its mapping is gone."""
     verdict = judge(seen)
     assert verdict.memory_type is MemoryType.UNDECIDABLE
     assert "EFAULT" in verdict.evidence[0]
 
 
 def test_the_guest_jumps_with_the_address_in_no_register_and_no_stack() -> None:
-    """What a range holds that is not known to be memory may be anything, stores included."""
+    """A range that is not known to be memory may hold any instruction, stores included."""
     last = [text for text, _ in PROGRAMS["jump"]].index("eret")
     written = {"x0": "x2", "x1": "x2"}
     for register, poison in written.items():

@@ -1,4 +1,4 @@
-"""A bank's contents, and the file they are kept in."""
+"""Flash: a bank's contents, their file, and the check of files."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_full_disk_is_an_error_that_changes_nothing(
 
 
 def proportional() -> int:
-    """Return our memory in bytes, where what is shared counts by its share (proc(5))."""
+    """Return the process's proportional set size in bytes (proc(5))."""
     text = Path("/proc/self/smaps_rollup").read_text()
     return sum(int(kib) << 10 for kib in re.findall(r"(?m)^Pss: +(\d+) kB", text))
 

@@ -56,7 +56,7 @@ class Line:
 
 
 class Port:
-    """The UART as the machine wires it: in C where that answers, else in Python."""
+    """The UART as the machine wires it: answered in C where possible, else in Python."""
 
     def __init__(self, size: int) -> None:
         self.line = Line()
@@ -73,7 +73,7 @@ class Port:
 
 
 class Cpu:
-    """Does to an exit what a vCPU's thread does."""
+    """Handle an exit as a vCPU's thread does."""
 
     def __init__(self, uart: Pl011, answers: MmioFastpath) -> None:
         self._uart = uart
@@ -129,7 +129,7 @@ def run_beside(loop: Loop, *threads: threading.Thread) -> None:
 
 
 class Reader(threading.Thread):
-    """Reads a pipe or a terminal to its end."""
+    """Read a pipe or a terminal to its end."""
 
     def __init__(self, fd: int) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class Reader(threading.Thread):
 
 
 class Driver:
-    """A guest's driver: sends *text* and hears *expected* bytes, by interrupts, as Linux does."""
+    """A guest's driver: sends *text* and receives *expected* bytes by interrupts, as Linux does."""
 
     def __init__(self, port: Port, text: bytes, expected: int) -> None:
         self.heard = bytearray()

@@ -1,4 +1,4 @@
-"""Where virtio devices are plugged in: addresses, interrupts, KVM's part, and resets."""
+"""Virtio devices in virtio-mmio slots: addresses, interrupts, ioeventfds, and resets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STATUS, NOTIFY, INTERRUPT_STATUS, ACK = 0x70, 0x50, 0x60, 0x64
 
 
 class FakeVm:
-    """Writes down what it is asked for."""
+    """Record the calls."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
@@ -76,7 +76,7 @@ def test_a_device_is_where_the_device_tree_says(plane: VirtioDevices, bus: MmioB
 
 
 def start(bus: MmioBus, ring: SplitDriver) -> None:
-    """Bring the device in slot 0 up, by registers."""
+    """Bring up the device in slot 0, by its registers."""
     stores = [(STATUS, 0), (STATUS, 1), (STATUS, 3), (0x24, 1), (0x20, 1), (STATUS, 11)]
     stores += [(0x30, 0), (0x38, ring.size)]
     for offset, address in zip((0x80, 0x90, 0xA0), ring.areas, strict=True):

@@ -1,4 +1,4 @@
-"""Virtio devices behind the machine's host bridge: KVM's part, power cycles, what is left."""
+"""Virtio devices behind the host bridge: ioeventfds and routes, power cycles, leaks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOTIFY, TABLE = 0x3000, 0x4000
 
 
 class FakeVm:
-    """Holds what KVM would hold."""
+    """A VM that records ioeventfds, irqfds and routes."""
 
     def __init__(self) -> None:
         self.ioeventfds: dict[tuple[int, int], int] = {}
@@ -58,7 +58,7 @@ class FakeVm:
 
 
 class Board:
-    """What a machine has, as far as PCI needs it."""
+    """The parts of a machine that PCI needs."""
 
     def __init__(self, loop: Loop, memory: Memory, config: MachineConfig) -> None:
         self.bus, self.loop = MmioBus(), loop
@@ -93,7 +93,7 @@ class Board:
         self.root.close()
 
     def start(self, ring: SplitDriver) -> None:
-        """Bring the first function's device up, with MSI-X."""
+        """Bring up the first function's device, with MSI-X."""
         write, common = self.bus.write, BAR
         write(FUNCTION + 0x10, 4, BAR)
         write(FUNCTION + 0x04, 2, 6)
