@@ -94,22 +94,17 @@ class Machine(Closeable):
             self._flash = self._add_flash()
             self.uart = self._add_uart()
             self._rtc = self._add_rtc()
-            self._bus.attach(layout.PVPANIC, layout.DEVICE_SIZE, PvPanic(self._on_panic, events))
+            self._add_pvpanic()
             self._root = self._add_pci()
             self._passthrough = self._add_passthrough()
             self._virtio_devices = self._add_virtio()
-            if self._root is not None:
-                limit = 1 << self._system.ipa_bits()
-                self.space.reserve(self._root.place(self.space.end, limit))
-            self.space.attach(self._bus, events)
-            self.space.watch(loop, self._on_removal)
-            if config.verify:
-                self.space.verify(events)
+            self._finish_address_space()
             undo.pop_all()
 
-    # --- devices ------------------------------------------------------------------------------
+    # --- parts --------------------------------------------------------------------------------
 
     def _line(self, spi: int) -> SwitchableLine:
+        """Return the line of *spi*, which each power cycle connects to its GIC."""
         return self._lines.setdefault(spi, SwitchableLine())
 
     def _add_flash(self) -> Flash | None:
@@ -134,6 +129,10 @@ class Machine(Closeable):
         self._owned.callback(rtc.close)
         self._bus.attach(layout.RTC, layout.DEVICE_SIZE, rtc)
         return rtc
+
+    def _add_pvpanic(self) -> None:
+        device = PvPanic(self._on_panic, self._events)
+        self._bus.attach(layout.PVPANIC, layout.DEVICE_SIZE, device)
 
     def _add_pci(self) -> PciRoot | None:
         """Add a PCI host bridge if functions will be behind it."""
@@ -186,6 +185,16 @@ class Machine(Closeable):
         self._fastpath.add(devices.answers())
         return devices
 
+    def _finish_address_space(self) -> None:
+        """Place PCI's 64-bit window above all memory, and prove device memory if asked to."""
+        if self._root is not None:
+            limit = 1 << self._system.ipa_bits()
+            self.space.reserve(self._root.place(self.space.end, limit))
+        self.space.attach(self._bus, self._events)
+        self.space.watch(self._loop, self._on_removal)
+        if self._config.verify:
+            self.space.verify(self._events)
+
     @property
     def terminal(self) -> PipeChardev | None:
         """The virtio console port of ``--console stdio``, if there is one."""
@@ -229,18 +238,7 @@ class Machine(Closeable):
     def _run_cycle(self) -> Ending:
         with PowerCycle(self._system, self.space, self._config.cpus) as cycle:
             self._load(cycle)
-            if self._flash is not None:
-                cycle.at_end(self._flash.unplug)
-                self._flash.plug(cycle.slots)
-            if self._virtio_devices is not None:
-                self._virtio_devices.connect(cycle.vm)
-                cycle.cancel_waits = self._virtio_devices.cancel_waits
-            if self._root is not None:
-                cycle.at_end(self._root.disconnect)
-                self._root.connect(cycle.vm, has_its=cycle.gic.has_its)
-            if self._passthrough is not None:
-                cycle.at_end(self._passthrough.disconnect)
-                self._passthrough.connect(cycle.vm, cycle.slots, self.space.dma)
+            self._connect(cycle)
             cycle.start(self._bus, self._fastpath, self._lines, self._on_vcpu_end, self._events)
             self._loop.run()
         ending, self._ending = self._ending, None
@@ -248,6 +246,21 @@ class Machine(Closeable):
         if isinstance(ending, Exception):
             raise ending
         return ending or Ending.QUIT
+
+    def _connect(self, cycle: PowerCycle) -> None:
+        """Connect the parts that need memory slots, ioeventfds or irqfds to the cycle's VM."""
+        if self._flash is not None:
+            cycle.at_end(self._flash.unplug)
+            self._flash.plug(cycle.slots)
+        if self._virtio_devices is not None:
+            self._virtio_devices.connect(cycle.vm)
+            cycle.cancel_waits = self._virtio_devices.cancel_waits
+        if self._root is not None:
+            cycle.at_end(self._root.disconnect)
+            self._root.connect(cycle.vm, has_its=cycle.gic.has_its)
+        if self._passthrough is not None:
+            cycle.at_end(self._passthrough.disconnect)
+            self._passthrough.connect(cycle.vm, cycle.slots, self.space.dma)
 
     def _load(self, cycle: PowerCycle) -> None:
         config, payload = self._config, self._files.read()
