@@ -56,7 +56,7 @@ def summary(page: Path) -> str:
     """Return the first sentence of *page*."""
     paragraphs = page.read_text().split("\n\n")
     text = next(part for part in paragraphs if not part.startswith("#"))
-    return re.split(r"(?<=[.:])\s", " ".join(text.split()), maxsplit=1)[0]
+    return re.split(r"(?<=[.])\s", " ".join(text.split()), maxsplit=1)[0]
 
 
 def overview() -> str:
