@@ -6,12 +6,12 @@ from html import escape
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from vmm.address_range import AddressRange
 from vmm.coherence.policy import Stage2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from vmm.address_range import AddressRange
     from vmm.coherence.ledger import Entry
 
 UNITS: Final = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
@@ -66,7 +66,7 @@ def svg(
 
     *registers* are the devices' register ranges by name, drawn for orientation.
     """
-    items = [(AddressRange(entry.base, entry.size), *_words(entry)) for entry in entries]
+    items = [(entry.addresses, *_words(entry)) for entry in entries]
     items += [
         (there, DEVICE_COLOUR, name, "device registers: trapped")
         for name, there in registers.items()

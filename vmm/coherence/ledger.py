@@ -28,6 +28,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
+from vmm.address_range import AddressRange
 from vmm.coherence.policy import Attribute, Promise, Stage1, Stage2
 from vmm.errors import GuestAddressError
 
@@ -63,9 +64,9 @@ class Entry:
     flags: int = 0
 
     @property
-    def end(self) -> int:
-        """The first address after the range."""
-        return self.base + self.size
+    def addresses(self) -> AddressRange:
+        """The range's guest physical addresses."""
+        return AddressRange(self.base, self.size)
 
     @property
     def maintenance(self) -> Maintenance:
@@ -105,7 +106,7 @@ class Ledger:
     def add(self, entry: Entry) -> None:
         """Add *entry*. Raises ValueError if it overlaps another."""
         for other in self._entries:
-            if entry.base < other.end and other.base < entry.end:
+            if entry.addresses.overlaps(other.addresses):
                 raise ValueError(f"{entry.name} overlaps {other.name} at {other.base:#x}")
         self._entries.append(entry)
         self._entries.sort(key=lambda entry: entry.base)
@@ -113,7 +114,7 @@ class Ledger:
     def find(self, address: int) -> Entry:
         """Return the entry of *address*. Raises `GuestAddressError` if there is none."""
         for entry in self._entries:
-            if entry.base <= address < entry.end:
+            if entry.addresses.contains(address):
                 return entry
         raise GuestAddressError(address, 1)
 
@@ -138,6 +139,6 @@ class Ledger:
 
     def _owes(self, address: int, size: int) -> bool:
         entry = self.find(address)
-        if address + size > entry.end:
+        if address + size > entry.addresses.end:
             raise GuestAddressError(address, size)
         return entry.maintenance is Maintenance.CLEAN_AND_INVALIDATE

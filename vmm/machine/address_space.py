@@ -321,7 +321,7 @@ class AddressSpace(Closeable):
         entry, cause = found[0]
         certainty = "" if cause.certain else "probably "
         return HostError(
-            f"{error.message}: {entry.name} at IPA [{entry.base:#x}, {entry.end:#x}), slot "
+            f"{error.message}: {entry.name} at IPA {entry.addresses}, slot "
             f"{entry.slot}: {certainty}{cause.what}",
             cause.remedy,
         )

@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from vmm.address_range import AddressRange
 from vmm.arm64 import pcie
 from vmm.closeable import Closeable
 from vmm.coherence import dump
@@ -231,7 +230,7 @@ class Passthrough(Closeable):
             self._events.emit("stage2-blocks", what="all", mapped=UNKNOWN)
             return
         for entry in entries:
-            found = dump.blocks(spans, AddressRange(entry.base, entry.size))
+            found = dump.blocks(spans, entry.addresses)
             if not (found or last):
                 continue
             self._looks[memory] = LOOKS
