@@ -1,8 +1,9 @@
-"""What takes long says so, once."""
+"""Progress is shown on stderr, once per step."""
 
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
@@ -42,3 +43,15 @@ def test_nothing_goes_to_stdout(
     with step("unpacking"):
         pass
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("columns", [30, 50, 80, 200])
+def test_a_bar_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with step("building the lab's mainline kernel from linux-source-7.3_7.3.4-1~bpo13+1") as reach:
+        reach(50)
+    shown = re.sub(r"\x1b\[[?0-9]*[A-Za-z]", "", terminal.getvalue())
+    assert "50%" in shown
+    assert max(map(len, re.split(r"[\r\n]", shown))) < columns

@@ -102,6 +102,17 @@ def entry(path: Path, build: Callable[[Path], None]) -> Path:
     return path
 
 
+@contextmanager
+def scratch(temporary: Path, name: str) -> Iterator[Path]:
+    """Give the builder of *temporary* another path beside it; remove what is there afterwards."""
+    path = temporary.with_suffix(f".{name}")
+    remove(path)  # left by a builder that was killed
+    try:
+        yield path
+    finally:
+        remove(path)
+
+
 def prune(directory: Path, pattern: str, keep: int) -> None:
     """Remove all but the *keep* youngest of the entries in *directory* that match *pattern*.
 

@@ -7,15 +7,26 @@ header of thirteen eight-digit hexadecimal numbers, the name, the data; each pad
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _TRAILER = "TRAILER!!!"
 
 
+def concatenate(archives: Iterable[Path], file: BinaryIO) -> None:
+    """Write *archives* to *file*, one after the other: the kernel unpacks them in that order."""
+    for path in archives:
+        with path.open("rb") as source:
+            shutil.copyfileobj(source, file, 1 << 20)
+
+
 class CpioWriter:
-    """Write one archive to *file*; everything in it belongs to root. `close` ends it.
+    """One archive that is written to *file*. Everything in it belongs to root; `close` ends it.
 
     Parent directories must be added before what is in them.
     """
@@ -54,7 +65,7 @@ class CpioWriter:
         self._entry(name, stat.S_IFCHR | mode, device=(major, minor))
 
     def tree(self, root: Path, under: str = "") -> None:
-        """Add all that is in the directory *root*, named relative to it, below *under*."""
+        """Add the contents of the directory *root*, with names relative to it, below *under*."""
         prefix = f"{under}/" if under else ""
         for directory, subdirectories, files in os.walk(root):
             subdirectories.sort()

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 from vmm.errors import HostError
 from vmm.lab import cache, command
 from vmm.lab.debian import apt, prefix
+from vmm.lab.debian.cpio import CpioWriter
 from vmm.lab.progress import step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from vmm.lab.debian.cpio import CpioWriter
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _SIGNED = b"~Module signature appended~\n"
 
@@ -92,6 +91,10 @@ class Modules:
         """Return those of *wanted* that the kernel has neither as a module nor built in."""
         return [each for each in wanted if each not in self and each not in self.built_in]
 
+    def known(self, wanted: Iterable[str]) -> list[str]:
+        """Return those of *wanted* that are modules of this kernel."""
+        return [each for each in wanted if each in self]
+
     def closure(self, wanted: Iterable[str]) -> list[str]:
         """Return the files of the modules *wanted* and all they need, in an order to load them in.
 
@@ -142,7 +145,7 @@ class Modules:
     def pack(self, archive: CpioWriter, files: Sequence[str]) -> None:
         """Add *files*, as `closure` has them, and what modprobe and the kernel know of them.
 
-        They come to usr/lib/modules; `usr` and `usr/lib` are to be there already.
+        They go to usr/lib/modules; `usr` and `usr/lib` must be there already.
         """
         under = f"usr/lib/modules/{self.directory.name}"
         made: set[str] = {"usr", "usr/lib"}
@@ -164,3 +167,25 @@ class Modules:
         there = {name(path) for path in files}
         aliases = [line for line in self._lines("alias") if line.split()[-1] in there]
         archive.file(f"{under}/modules.alias", "".join(f"{a}\n" for a in aliases).encode())
+
+    def archive(self, wanted: Sequence[str], lists: Mapping[str, str]) -> Path:
+        """Return a cpio archive with the modules *wanted* and all they need, from the cache.
+
+        *lists* are texts for init: the one called NAME is in usr/lib/modules/RELEASE/pyvmm.NAME.
+        """
+        release = self.directory.name
+        packages = self.directory.parents[2].name  # has the packages' versions in it
+        key = cache.digest(packages, wanted, lists, Path(__file__).read_text())
+
+        def build(temporary: Path) -> None:
+            with step(f"packing modules of Linux {release}"), temporary.open("wb") as file:
+                writer = CpioWriter(file)
+                for directory in ("usr", "usr/lib"):
+                    writer.directory(directory)
+                writer.symlink("lib", "usr/lib")
+                self.pack(writer, self.closure(wanted))
+                for listed, text in lists.items():
+                    writer.file(f"usr/lib/modules/{release}/pyvmm.{listed}", text.encode())
+                writer.close()
+
+        return cache.entry(cache.root() / "kernels" / f"modules-{release}-{key}.cpio", build)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm.errors import HostError
-from vmm.lab import cache
+from vmm.lab import cache, command
 from vmm.lab.debian import apt
 from vmm.lab.progress import step
 
@@ -69,7 +69,13 @@ def python() -> list[str]:
     return [*prefix("python", ["python3.13-minimal"]).command("usr/bin/python3.13"), "-I"]
 
 
+def busybox_applets() -> list[str]:
+    """Return the names of busybox's applets: those of Debian trixie's for this machine."""
+    tools = prefix("busybox", ["busybox-static"])
+    return command.run([str(tools.root / "usr/bin/busybox"), "--list"]).split()
+
+
 def depmod() -> list[str]:
     """Return the command that runs depmod."""
-    command = prefix("kmod", ["kmod"]).command("usr/sbin/depmod")
-    return [*command[:-1], "--argv0", "depmod", command[-1]]
+    argv = prefix("kmod", ["kmod"]).command("usr/sbin/depmod")
+    return [*argv[:-1], "--argv0", "depmod", argv[-1]]

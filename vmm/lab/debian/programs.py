@@ -70,26 +70,23 @@ def archive(packages: Sequence[str]) -> Path:
     key = cache.digest([deb.name for deb in debs], sorted(packages), Path(__file__).read_text())
 
     def build(temporary: Path) -> None:
-        everything, tree = temporary.with_suffix(".all"), temporary.with_suffix(".tree")
-        try:
-            with step(f"packing {', '.join(packages)} for guests"):
-                for path in (everything, tree):
-                    cache.remove(path)
-                named = [deb for deb in debs if deb.name.partition("_")[0] in packages]
-                apt.unpack(debs, everything)
-                apt.unpack(named, tree)
-                _strip(tree)
-                _add_libraries(tree, everything)
-                _link(tree)
-                if list(tree.glob("usr/lib/python3*")):
-                    rootfs.compile_python(tree / "usr/lib")
-                with temporary.open("wb") as file:
-                    writer = CpioWriter(file)
-                    writer.tree(tree)
-                    writer.close()
-        finally:
-            for path in (everything, tree):
-                cache.remove(path)
+        with (
+            step(f"packing {', '.join(packages)} for guests"),
+            cache.scratch(temporary, "all") as everything,
+            cache.scratch(temporary, "tree") as tree,
+        ):
+            named = [deb for deb in debs if deb.name.partition("_")[0] in packages]
+            apt.unpack(debs, everything)
+            apt.unpack(named, tree)
+            _strip(tree)
+            _add_libraries(tree, everything)
+            _link(tree)
+            if list(tree.glob("usr/lib/python3*")):
+                rootfs.compile_python(tree / "usr/lib")
+            with temporary.open("wb") as file:
+                writer = CpioWriter(file)
+                writer.tree(tree)
+                writer.close()
 
     return cache.entry(cache.root() / "guests" / f"programs-{key}.cpio", build)
 

@@ -6,14 +6,13 @@ kernel, and one kernel's modules. Uncompressed: reading bytes is what an emulate
 
 from __future__ import annotations
 
-import shutil
 from functools import cache as once
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm.lab import cache, command
 from vmm.lab.debian import apt, prefix
-from vmm.lab.debian.cpio import CpioWriter
+from vmm.lab.debian.cpio import CpioWriter, concatenate
 from vmm.lab.progress import step
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 SUITE = "trixie"
 _KEPT = 8
 """Archives kept in the cache: one for each kernel in use, and some more."""
-PYTHON = "python3.13"
 PACKAGES = (
     "busybox-static",
     "iproute2",
@@ -123,19 +121,17 @@ def base() -> Path:
     )
 
     def build(temporary: Path) -> None:
-        tree = temporary.with_suffix(".tree")
-        cache.remove(tree)
-        try:
-            with step("building the lab host's root file system"):
-                _populate(tree, debs, sources)
-                with temporary.open("wb") as file:
-                    archive = CpioWriter(file)
-                    archive.tree(tree)
-                    archive.character_device("dev/console", 5, 1)
-                    archive.character_device("dev/null", 1, 3, 0o666)
-                    archive.close()
-        finally:
-            cache.remove(tree)
+        with (
+            step("building the lab host's root file system"),
+            cache.scratch(temporary, "tree") as tree,
+        ):
+            _populate(tree, debs, sources)
+            with temporary.open("wb") as file:
+                archive = CpioWriter(file)
+                archive.tree(tree)
+                archive.character_device("dev/console", 5, 1)
+                archive.character_device("dev/null", 1, 3, 0o666)
+                archive.close()
 
     return cache.entry(cache.root() / "rootfs" / f"base-{key}.cpio", build)
 
@@ -150,7 +146,7 @@ def _populate(tree: Path, debs: Iterable[Path], sources: dict[str, bytes]) -> No
     for name, target in _LINKS.items():
         if not (tree / name).exists():
             (tree / name).symlink_to(target)
-    for applet in _applets():
+    for applet in prefix.busybox_applets():
         if not (tree / "usr/sbin" / applet).exists() and not (tree / "usr/bin" / applet).exists():
             (tree / "usr/bin" / applet).symlink_to("busybox")
     (tree / "usr/bin/python").symlink_to("python3")
@@ -165,12 +161,6 @@ def _populate(tree: Path, debs: Iterable[Path], sources: dict[str, bytes]) -> No
     compile_python(tree / "usr/lib")
 
 
-def _applets() -> list[str]:
-    """Return the names that busybox answers to, asked of this machine's architecture's one."""
-    tools = prefix.prefix("busybox", ["busybox-static"])
-    return command.run([str(tools.root / "usr/bin/busybox"), "--list"]).split()
-
-
 @once
 def initrd(modules: Path | None) -> Path:
     """Return the archive a host boots with: the base system and a kernel's *modules*."""
@@ -178,9 +168,7 @@ def initrd(modules: Path | None) -> Path:
 
     def build(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            for part in parts:
-                with part.open("rb") as source:
-                    shutil.copyfileobj(source, file, 1 << 20)
+            concatenate(parts, file)
         for pattern in ("base-*.cpio", "initrd-*.cpio"):
             cache.prune(cache.root() / "rootfs", pattern, _KEPT)
 

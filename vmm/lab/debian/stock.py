@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from vmm.lab import cache
 from vmm.lab.debian import apt, modules
-from vmm.lab.debian.cpio import CpioWriter
 from vmm.lab.debian.modules import Modules
-from vmm.lab.progress import step
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Kernel(Protocol):
@@ -74,23 +73,5 @@ class StockKernel:
         """Return the archive with the modules that hosts get, and all they depend on."""
         tree = self._modules
         wanted = (*MODULES, *self.extra)
-        packed = (*wanted, *AT_HAND)
-        sources = [Path(file).read_text() for file in (__file__, modules.__file__)]
-        # Its name has the packages' versions in it.
-        packages = tree.directory.parents[2].name
-        key = cache.digest(packages, packed, sources)
-
-        def build(temporary: Path) -> None:
-            files = tree.closure(packed)
-            with step("packing the host kernel's modules"), temporary.open("wb") as file:
-                archive = CpioWriter(file)
-                tree.pack(archive, files)
-                there = {modules.name(path) for path in files}
-                for name, listed in (("boot", BOOT), ("later", wanted)):
-                    listing = " ".join(module for module in listed if module in there)
-                    inside = f"usr/lib/modules/{tree.directory.name}/pyvmm.{name}"
-                    archive.file(inside, listing.encode())
-                archive.close()
-
-        name = f"modules-{tree.directory.name}-{key}.cpio"
-        return cache.entry(cache.root() / "kernels" / name, build)
+        lists = {"boot": " ".join(tree.known(BOOT)), "later": " ".join(tree.known(wanted))}
+        return tree.archive((*wanted, *AT_HAND), lists)

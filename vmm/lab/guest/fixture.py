@@ -18,18 +18,16 @@ says.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.errors import UserError
 from vmm.lab import cache
 from vmm.lab.debian import modules, programs
-from vmm.lab.debian.cpio import CpioWriter
+from vmm.lab.debian.cpio import CpioWriter, concatenate
 from vmm.lab.debian.modules import Modules
 from vmm.lab.guest.stock_guest import CLOUD, NEWEST, STANDARD, initramfs, linux_packages
 from vmm.lab.guest.stock_guest import kernel as image
-from vmm.lab.progress import step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,7 +78,8 @@ def guest(  # noqa: PLR0913  (all independent)
             tree = _modules(kernel, chosen)
         if missing := tree.missing(wanted):
             raise UserError(f"Debian's {chosen} kernel {kernel} has no module {missing[0]}")
-        parts.append(_packed(tree, wanted, as_found=as_found))
+        load = "as-found" if as_found else " ".join(tree.known(wanted))
+        parts.append(tree.archive(wanted, {"load": load}))
     if packages:
         parts.append(programs.archive(packages))
     return Guest(image(kernel, chosen), _joined(parts, files or {}, script))
@@ -89,27 +88,6 @@ def guest(  # noqa: PLR0913  (all independent)
 def _modules(kernel: str, flavour: str) -> Modules:
     """Return what modules Debian's newest *kernel* of *flavour* has."""
     return Modules.of(modules.unpacked(*linux_packages(kernel, flavour)))
-
-
-def _packed(tree: Modules, wanted: Sequence[str], *, as_found: bool) -> Path:
-    """Return the archive with the modules *wanted* of *tree*, and a list for init."""
-    release = tree.directory.name
-    sources = [Path(file).read_text() for file in (__file__, modules.__file__)]
-    key = cache.digest(tree.directory.parents[2].name, wanted, as_found, sources)
-
-    def build(temporary: Path) -> None:
-        with step(f"packing modules of Linux {release}"), temporary.open("wb") as file:
-            archive = CpioWriter(file)
-            for name in ("usr", "usr/lib"):
-                archive.directory(name)
-            archive.symlink("lib", "usr/lib")
-            tree.pack(archive, tree.closure(wanted))
-            named = " ".join(each for each in wanted if each in tree)
-            listing = "as-found" if as_found else named
-            archive.file(f"usr/lib/modules/{release}/pyvmm.load", listing.encode())
-            archive.close()
-
-    return cache.entry(cache.root() / "guests" / f"modules-{release}-{key}.cpio", build)
 
 
 def _joined(parts: Sequence[Path], files: Mapping[str, Path], script: str) -> Path:
@@ -121,9 +99,7 @@ def _joined(parts: Sequence[Path], files: Mapping[str, Path], script: str) -> Pa
 
     def build(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            for part in parts:
-                with part.open("rb") as source:
-                    shutil.copyfileobj(source, file, 1 << 20)
+            concatenate(parts, file)
             archive = CpioWriter(file)
             for name, data in contents.items():
                 for parent in reversed(PurePath(name).parents[:-1]):

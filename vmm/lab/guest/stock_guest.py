@@ -105,12 +105,9 @@ def initramfs() -> Path:
     key = cache.digest(deb.name, init.decode(), Path(__file__).read_text())
 
     def build(temporary: Path) -> None:
-        busybox = temporary.with_name(f".{temporary.name}.busybox")
-        try:
+        with cache.scratch(temporary, "busybox") as busybox:
             _extract(deb, "busybox", busybox)
             _pack(temporary, init, busybox.read_bytes())
-        finally:
-            cache.remove(busybox)
 
     return cache.entry(_directory() / f"initramfs-{key}.cpio", build)
 
@@ -160,13 +157,7 @@ def _pack(to: Path, init: bytes, busybox: bytes) -> None:
         archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
         archive.file("etc/group", b"root:x:0:\n")
         archive.file("bin/busybox", busybox, 0o755)
-        for applet in _applets():
+        for applet in prefix.busybox_applets():
             if applet != "busybox":
                 archive.symlink(f"bin/{applet}", "busybox")
         archive.close()
-
-
-def _applets() -> list[str]:
-    """Return the names busybox answers to, asked of the same version for this machine."""
-    tools = prefix.prefix("busybox", [_BUSYBOX[1]], _BUSYBOX[0])
-    return command.run([str(tools.root / "usr/bin/busybox"), "--list"]).split()

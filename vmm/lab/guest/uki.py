@@ -58,14 +58,12 @@ def unified(guest: Guest, cmdline: str) -> Path:
     key = cache.digest(linux.name, initrd.name, cmdline, [deb.name for deb in debs])
 
     def build(temporary: Path) -> None:
-        tools = temporary.with_suffix(".tools")
-        cache.remove(tools)
-        try:
+        with (
+            step(f"making a guest image of {linux.name}"),
+            cache.scratch(temporary, "tools") as tools,
+        ):
             apt.unpack(debs, tools)
-            with step(f"making a guest image of {linux.name}"):
-                _ukify(tools, linux, initrd, cmdline, temporary)
-        finally:
-            cache.remove(tools)
+            _ukify(tools, linux, initrd, cmdline, temporary)
 
     name = f"guest-{linux.name.split('-', 1)[1]}-{key}.img"
     return cache.entry(cache.root() / "guests" / name, build)
