@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ from setuptools.build_meta import (
 from setuptools.command.build_py import build_py
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = [
     "build_editable",
@@ -47,6 +48,10 @@ __all__ = [
 ]
 
 _Config = dict[str, str | list[str] | None] | None
+
+
+PACKAGES = "gcc libc6-dev libfdt-dev python3-dev"
+"""What Debian has to have for a build."""
 
 
 def extension() -> setuptools.Extension:
@@ -120,16 +125,28 @@ def _prepare() -> None:
     setuptools.setup = setup
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Add to a failure what compiling takes: a missing header does not say whose it is."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        message = "building pyvmm takes a C compiler and headers"
+        raise SystemExit(f"{error}\n{message}: apt-get install {PACKAGES}") from error
+
+
 def build_wheel(directory: str, config: _Config = None, metadata: str | None = None) -> str:
     """PEP 517: build a wheel into *directory*."""
     _prepare()
-    return _setuptools.build_wheel(directory, config, metadata)
+    with _explained():
+        return _setuptools.build_wheel(directory, config, metadata)
 
 
 def build_editable(directory: str, config: _Config = None, metadata: str | None = None) -> str:
     """PEP 660: build an editable wheel into *directory*; the extension lands beside vmm/."""
     _prepare()
-    return _setuptools.build_editable(directory, config, metadata)
+    with _explained():
+        return _setuptools.build_editable(directory, config, metadata)
 
 
 def build_sdist(directory: str, config: _Config = None) -> str:

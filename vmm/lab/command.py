@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 NO_SPACE = "No space left on device"
 PACKAGES = {
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
-    "apt-cache": "apt",
-    "apt-get": "apt",
-    "dpkg-deb": "dpkg",
     "setpriv": "util-linux",
 }
-"""The package of a tool that is not called like it."""
+"""The packages of a tool that is not called like its package, or needs another one."""
+DEBIAN = ("apt-cache", "apt-get", "dpkg-deb")
+"""What every Debian has."""
 
 
 def missing(tool: str) -> HostError:
     """Return the error for a *tool* that is not installed."""
+    if tool in DEBIAN:
+        return HostError(f"{tool} is not installed", "the lab runs on Debian 12 and 13")
     package = PACKAGES.get(tool, tool)
     return HostError(f"{tool} is not installed", f"install it: apt-get install {package}")
 

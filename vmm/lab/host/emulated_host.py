@@ -16,7 +16,7 @@ from vmm.errors import HostError
 from vmm.lab import cache, protocol
 from vmm.lab.command import missing
 from vmm.lab.debian import rootfs
-from vmm.lab.host import profiles, qemu, qmp, state
+from vmm.lab.host import profiles, qemu, qmp, state, tree
 from vmm.lab.host.session import AgentClient, Completed
 from vmm.lab.inside.agent import READY
 from vmm.lab.progress import step
@@ -82,6 +82,7 @@ class Host:
         emulator = qemu.emulator()
         image = profile.kernel.image()
         initrd = rootfs.initrd(profile.kernel.modules())
+        tree.archive()  # what it lacks, a compiler for instance, is known before the host boots
         owner = state.myself()
         name = profile.name if keep else f"{profile.name}.{owner.pid}.{secrets.token_hex(3)}"
         directory = state.hosts_directory() / name
@@ -93,9 +94,9 @@ class Host:
             (directory / "token").write_text(secrets.token_hex(32))
             (directory / "console.log").touch()
         try:
-            tree = device_tree(emulator, profile, directory)
+            dtb = device_tree(emulator, profile, directory)
             argv = qemu.arguments(
-                profile, image=image, initrd=initrd, directory=directory, device_tree=tree
+                profile, image=image, initrd=initrd, directory=directory, device_tree=dtb
             )
             pid = _launch([*emulator.command, *argv], directory / "qemu.log", keep=keep)
             record = replace(record, qemu=state.Process.of(pid))
