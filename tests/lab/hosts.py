@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vmm.lab.host import profiles
 from vmm.lab.host.emulated_host import Host
+from vmm.lab.kernel.flavour import BuiltKernel
 
 if TYPE_CHECKING:
     import pytest
@@ -27,8 +28,7 @@ HUGE_SIZE = 128 << 30
 """Bytes of a BAR of the profile "passthrough"."""
 
 PROFILES: dict[str, Profile] = {
-    # Stock kernels first: those that are built here may still be under way.
-    "fwb": profiles.profile("fwb"),
+    **profiles.PROFILES,
     "passthrough": replace(
         _STOCK,
         name="passthrough",
@@ -44,8 +44,6 @@ PROFILES: dict[str, Profile] = {
             "ivshmem-plain,addr=0x18,memdev=huge",
         ),
     ),
-    "nofwb": profiles.profile("nofwb"),
-    "gicv2": profiles.profile("gicv2"),
     # A GICv2m checks no device's messages.
     "unsafe": replace(_STOCK, name="unsafe", gic=2),
     "gh200-passthrough": replace(
@@ -58,19 +56,11 @@ PROFILES: dict[str, Profile] = {
             "edu,addr=0x12,dma_mask=0xffffffffff",
         ),
     ),
-    **{
-        name: profiles.profile(name)
-        for name in (
-            "gh200",
-            "gh200-nofwb",
-            "rfc",
-            "rfc-nofwb",
-            "legacy-gh200",
-            "legacy-gh200-nofwb",
-        )
-    },
 }
-_ORDER = list(PROFILES)
+"""Those of `pyvmm lab`, and some with more devices."""
+
+# Stock kernels first: those that are built here may still be under way.
+_ORDER = sorted(PROFILES, key=lambda name: isinstance(PROFILES[name].kernel, BuiltKernel))
 
 
 def profile_of(item: pytest.Item) -> str | None:
@@ -92,7 +82,7 @@ def group_of(item: pytest.Item) -> str:
 
 
 def sort(items: list[pytest.Item]) -> None:
-    """Put tests that share a host beside each other; those that share none are the first."""
+    """Put tests that share a host beside each other, and those that share none first."""
     items.sort(key=lambda item: _ORDER.index(name) if (name := profile_of(item)) else -1)
 
 
