@@ -36,7 +36,6 @@ class Backing(Enum):
 
     ANONYMOUS = "anonymous"
     MEMFD = "memfd"
-    HUGETLB = "hugetlbfs"
     DEVICE = "device"
     FILE = "file"
 

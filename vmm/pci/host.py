@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from vmm.pci.function import PciFunction
     from vmm.pci.window import PciWindow
 
-BUS_SIZE: Final = 1 << 20
-"""Bytes of ECAM for one bus."""
-
 SLOTS: Final = 32
 FIRST_SLOT: Final = 1
 """Device 0 of a root bus is the host bridge's, on real machines; here nobody has it."""

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 VENDOR: Final = 0x00
 DEVICE: Final = 0x02
 COMMAND: Final = 0x04
-CLASS: Final = 0x09
 COMMAND_MEMORY: Final = 1 << 1
 COMMAND_MASTER: Final = 1 << 2
 """PCI Local Bus Specification 3.0, sections 6.1 and 6.2.2: registers of a type 0 header."""

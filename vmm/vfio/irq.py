@@ -41,16 +41,6 @@ class IrqInfo:
     flags: int
 
     @property
-    def maskable(self) -> bool:
-        """Whether VFIO masks and unmasks it."""
-        return bool(self.flags & lib.VFIO_IRQ_INFO_MASKABLE)
-
-    @property
-    def automasked(self) -> bool:
-        """Whether it masks itself when it fires, as level-triggered ones do."""
-        return bool(self.flags & lib.VFIO_IRQ_INFO_AUTOMASKED)
-
-    @property
     def resizable(self) -> bool:
         """Whether vectors can be added while others are in use."""
         return not self.flags & lib.VFIO_IRQ_INFO_NORESIZE
