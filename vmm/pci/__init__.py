@@ -1,1 +1,1 @@
-"""PCI Express: a host bridge with ECAM, and what functions behind it have in common."""
+"""PCI Express: a host bridge with ECAM, and what the functions behind it have in common."""

@@ -1,4 +1,4 @@
-"""Base address registers: what a function decodes, and where the guest wants it."""
+"""Base address registers (BARs): which addresses a function decodes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ COUNT: Final = 6
 
 LEAST_MEMORY: Final = 16
 LEAST_IO: Final = 4
-"""Bytes: the low bits of a register say what it is (PCI Local Bus Specification 3.0, 6.2.5.1)."""
+"""Bytes. A register's low bits encode its kind (PCI Local Bus Specification 3.0, 6.2.5.1)."""
 
 
 class Space(Enum):
-    """What a base address register's address is one of."""
+    """The address space of a base address register."""
 
     IO = "I/O"
     MEMORY32 = "32-bit memory"
@@ -29,19 +29,21 @@ class Space(Enum):
 
 
 class Bar:
-    """Register *index*, which decodes *size* bytes (a power of two), answered by *device*.
+    """Register *index*, which decodes *size* bytes (a power of two); *device* answers them.
 
-    A 64-bit one takes the next register as well. While the guest has it decoded somewhere,
-    `base` is that guest physical address; *device* is then on the bus there.
+    A 64-bit BAR takes the next register as well. While it is mapped, *device* is on the bus and
+    `base` is its guest physical address; otherwise `base` is None.
 
-    on_map    called with the base after *device* is on the bus: to add memory slots or
-              ioeventfds that go before it. What it raises (`VmmError`) is an event, and the BAR
-              works by *device* alone; it must have undone what it did
-    on_unmap  called before *device* leaves the bus, if `on_map` was called, whether that raised
-              or not; when it returns, nothing of the BAR is left at the base. May not raise
+    on_map    called with the base after *device* is attached to the bus. It adds memory slots or
+              ioeventfds, which take precedence over the bus. If it raises `VmmError`, it must
+              have undone what it did; the error becomes an event, and *device* answers
+    on_unmap  called before *device* is detached from the bus, if `on_map` was called, even if
+              that raised. When it returns, no slot or ioeventfd is left. May not raise
 
-    Both run with the host bridge's lock, in the thread of whichever vCPU wrote configuration
-    space, while other vCPUs run; or, on reset, in the loop's with all of them stopped.
+    Both run with the host bridge's lock: in the thread of the vCPU that wrote configuration
+    space, while other vCPUs run; or, on reset, in the event loop's with all vCPUs stopped.
+
+    Raises ValueError for a size or an index that a function cannot have.
     """
 
     def __init__(  # noqa: PLR0913  (a register's kind takes so many words)
@@ -69,11 +71,11 @@ class Bar:
         self.on_unmap = on_unmap
         self.base: int | None = None
         self.refused: int | None = None
-        """The bus address that it cannot have; see `vmm.pci.host`."""
+        """The bus address at which it could not be mapped; see `vmm.pci.host`."""
 
     @property
     def offset(self) -> int:
-        """Where it is in configuration space."""
+        """Offset in configuration space."""
         return int(lib.PCI_BASE_ADDRESS_0) + 4 * self.index
 
     @property
@@ -83,7 +85,7 @@ class Bar:
 
     @property
     def flags(self) -> int:
-        """The low bits, that say what it is."""
+        """The low bits, which encode its kind."""
         if self.space is Space.IO:
             return int(lib.PCI_BASE_ADDRESS_SPACE_IO)
         wide = lib.PCI_BASE_ADDRESS_MEM_TYPE_64 if self.space is Space.MEMORY64 else 0
@@ -95,9 +97,9 @@ class Bar:
         return ((1 << 8 * self.width) - 1) & ~(self.size - 1)
 
     def is_question(self, address: int) -> bool:
-        """Tell whether *address* may come of asking for the size, half by half (6.2.5.1).
+        """Tell whether *address* may be a step of sizing: ones written to a half (6.2.5.1).
 
-        Who does so ought to switch decoding off before, and not all do (U-Boot's ``pci bar``).
+        Software should switch decoding off first; some does not (U-Boot's ``pci bar``).
         """
         halves = range(0, 8 * self.width, 32)
         ones = 0xFFFF_FFFF

@@ -1,4 +1,4 @@
-"""Capabilities: what a function can do, as values for `ConfigSpace.add_capability`."""
+"""PCI capabilities as values, for `ConfigSpace.add_capability`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ EXPRESS_SIZE = 60
 
 
 class Capability(NamedTuple):
-    """Capability *kind* (PCI_CAP_ID_*): what comes after the two bytes of kind and link.
+    """Capability *kind* (PCI_CAP_ID_*): the bytes after its ID and link.
 
-    writable  ones for what the guest can write; clears: ones for what it clears by writing ones
+    writable  mask of the bits that the guest can write
+    clears    mask of the bits that the guest clears by writing ones
     """
 
     kind: int
@@ -23,26 +24,26 @@ class Capability(NamedTuple):
 
 
 class Body:
-    """A capability's bytes being put together, at offsets as the specifications have them."""
+    """Assembles a capability's bytes, at the offsets that the specifications use."""
 
     def __init__(self, size: int) -> None:
         self.value, self.writable, self.clears = bytearray(size), bytearray(size), bytearray(size)
 
     def put(self, offset: int, size: int, value: int, writable: int = 0, clears: int = 0) -> None:
-        """Have a register of *size* bytes at *offset*, which counts kind and link."""
+        """Set a register of *size* bytes at *offset*, which counts from the ID byte."""
         pairs = ((self.value, value), (self.writable, writable), (self.clears, clears))
         for into, number in pairs:
             into[offset : offset + size] = number.to_bytes(size, "little")
 
     def capability(self, kind: int) -> Capability:
-        """Return it as a value."""
+        """Return the result."""
         return Capability(
             kind, bytes(self.value[2:]), bytes(self.writable[2:]), bytes(self.clears[2:])
         )
 
 
 def power_management() -> Capability:
-    """States D0 and D3hot, nothing lost between them, no wake-up (PCI PM 1.2, 3.2)."""
+    """Return power management: D0 and D3hot without loss of state, no PME (PCI PM 1.2, 3.2)."""
     body = Body(lib.PCI_PM_SIZEOF)
     body.put(lib.PCI_PM_PMC, 2, 3)  # the specification's version 1.2
     state = lib.PCI_PM_CTRL_STATE_MASK
@@ -51,19 +52,19 @@ def power_management() -> Capability:
 
 
 def express() -> Capability:
-    """Be a root complex integrated endpoint that can be reset as a function (FLR)."""
+    """Return PCI Express: a root complex integrated endpoint with function-level reset."""
     body = Body(EXPRESS_SIZE)
     body.put(lib.PCI_EXP_FLAGS, 2, 2 | lib.PCI_EXP_TYPE_RC_END << 4)
     body.put(lib.PCI_EXP_DEVCAP, 4, lib.PCI_EXP_DEVCAP_RBER | lib.PCI_EXP_DEVCAP_FLR)
-    # Control and status; no traffic of ours is shaped by what the guest writes here, so it reads
-    # back. The errors that status can tell of do not happen.
+    # Device Control has no effect here, so it reads back what was written. The errors in Device
+    # Status do not happen.
     reset = lib.PCI_EXP_DEVCTL_BCR_FLR
     body.put(lib.PCI_EXP_DEVCTL, 4, 0, 0xFFFF & ~reset)
     return body.capability(lib.PCI_CAP_ID_EXP)
 
 
 def msix(vectors: int, table: tuple[int, int], pba: tuple[int, int]) -> Capability:
-    """MSI-X with *vectors* vectors; *table* and *pba* are (BAR, offset)."""
+    """Return MSI-X with *vectors* vectors; *table* and *pba* are (BAR, offset)."""
     body = Body(12)
     control = lib.PCI_MSIX_FLAGS_ENABLE | lib.PCI_MSIX_FLAGS_MASKALL
     body.put(lib.PCI_MSIX_FLAGS, 2, vectors - 1, control)
@@ -73,7 +74,7 @@ def msix(vectors: int, table: tuple[int, int], pba: tuple[int, int]) -> Capabili
 
 
 def vendor(data: bytes, writable: bytes = b"") -> Capability:
-    """Vendor-specific *data*, and which bits of it are the guest's."""
+    """Return a vendor-specific capability with *data*, of which the guest can write *writable*."""
     return Capability(
         lib.PCI_CAP_ID_VNDR, bytes([len(data) + 3]) + data, b"\0" + writable if writable else b""
     )

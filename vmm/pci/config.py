@@ -1,7 +1,7 @@
-"""Configuration space: bytes of which some bits are fixed, some the guest's, some cleared by ones.
+"""Configuration space: each bit is fixed, writable, or cleared by writing one.
 
 0x000  type 0 header (PCI Local Bus Specification 3.0, 6.1), BARs at 0x10
-0x040  capabilities, each pointing to the next
+0x040  capabilities, a linked list
 0x100  extended capabilities (PCI Express only)
 0x1000
 """
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 SIZE: Final[int] = lib.PCI_CFG_SPACE_EXP_SIZE
 CONVENTIONAL_SIZE: Final[int] = lib.PCI_CFG_SPACE_SIZE
-"""Capabilities lie below this; from here on there are extended ones."""
+"""Capabilities end here; extended ones begin."""
 
 
 class ConfigSpace:
-    """The 4096 bytes of one function. What nobody defined reads as zero and ignores writes."""
+    """The 4096 bytes of one function. Undefined bytes read as zero and ignore writes."""
 
     def __init__(self) -> None:
         self._bytes = bytearray(SIZE)
@@ -32,10 +32,11 @@ class ConfigSpace:
         self._last: int = lib.PCI_CAPABILITY_LIST
 
     def define(self, offset: int, value: bytes, writable: bytes = b"", clears: bytes = b"") -> None:
-        """Have *value* at *offset*, now and after each reset.
+        """Set *value* at *offset*, now and after each reset.
 
-        *writable* has ones for what the guest can write, *clears* for bits that it clears by
-        writing ones; both may be shorter than *value*, for then the rest is fixed.
+        *writable* masks the bits that the guest can write, *clears* those that it clears by
+        writing ones. Both may be shorter than *value*: the rest is fixed. Raises ValueError if
+        it does not fit.
         """
         end = offset + len(value)
         if end > SIZE:
@@ -51,8 +52,8 @@ class ConfigSpace:
     def add_capability(self, capability: Capability, at: int | None = None) -> int:
         """Append *capability* to the list; return its offset.
 
-        *at* is a multiple of four from 0x40 on; None: where there is room. Raises ValueError if
-        there is none.
+        *at* is a multiple of four from 0x40 on; None: after the others. Raises ValueError if it
+        does not fit.
         """
         kind, body, writable, clears = capability
         offset = self._free if at is None else at
@@ -74,20 +75,20 @@ class ConfigSpace:
         return int.from_bytes(self._bytes[offset : offset + size], "little")
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Take what the guest wrote, as far as it can be written."""
+        """Write for the guest: writable bits only."""
         for at, byte in enumerate(value.to_bytes(size, "little"), offset):
             mask = self._writable[at]
             kept = self._bytes[at] & ~mask | byte & mask
             self._bytes[at] = kept & ~(byte & self._clears[at])
 
     def set(self, offset: int, size: int, value: int) -> None:
-        """Change *size* bytes, whatever the guest can write: the function's own doing."""
+        """Change *size* bytes on the function's behalf, writable or not."""
         self._bytes[offset : offset + size] = value.to_bytes(size, "little")
 
     def writable(self, offset: int, size: int) -> int:
-        """Return which bits of *size* bytes the guest can write."""
+        """Return the mask of what the guest can write in *size* bytes."""
         return int.from_bytes(self._writable[offset : offset + size], "little")
 
     def reset(self) -> None:
-        """Have everything as it was defined."""
+        """Go back to the values that were defined."""
         self._bytes[:] = self._initial

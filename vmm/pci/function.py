@@ -1,8 +1,8 @@
 """One PCI function: its configuration space, its BARs, its interrupts.
 
 Derive from `PciFunction`, or compose: give it BARs with the devices that answer them, add
-capabilities to `config`, and `attach` it to a `vmm.pci.host.PciHost`. Who passes a real device
-through overrides `read_config` and `write_config`, and calls these for what is emulated.
+capabilities to `config`, and attach it to a `vmm.pci.host.PciHost`. A function of a real device
+overrides `read_config` and `write_config`, and calls these for what is emulated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INTA: Final = 1
 
 
 class Identity(NamedTuple):
-    """What a function says it is; *class_code* has 24 bits: class, subclass, interface."""
+    """The IDs of a function; *class_code* has 24 bits: class, subclass, interface."""
 
     vendor: int
     device: int
@@ -43,8 +43,9 @@ class Identity(NamedTuple):
 class PciFunction(Closeable):
     """A function called *name* in events, with *bars* and, unless *pin* is 0, INTx.
 
-    Calls of `read_config`, `write_config` and `reset` come with the host bridge's lock, from
-    vCPU threads; `set_intx` from any.
+    *config* is a derived class's configuration space, which gets the header. `read_config`,
+    `write_config` and `reset` are called with the host bridge's lock, from vCPU threads;
+    `set_intx` from any thread. Raises ValueError if BARs overlap.
     """
 
     def __init__(
@@ -106,17 +107,17 @@ class PciFunction(Closeable):
     def add_msix(
         self, msix: Msix, table: tuple[int, int], pba: tuple[int, int], at: int | None = None
     ) -> None:
-        """Have MSI-X; *table* and *pba* say (BAR, offset), where their devices are put."""
+        """Add MSI-X; *table* and *pba* are the (BAR, offset) of its bus devices."""
         value = capability.msix(msix.vectors, table, pba)
         self._msix_at = self.config.add_capability(value, at)
         self.msix = msix
 
     def add_express(self, at: int | None = None) -> None:
-        """Be a PCI Express endpoint in the root complex, which can be reset."""
+        """Add PCI Express: an endpoint in the root complex, with function-level reset."""
         self._express_at = self.config.add_capability(capability.express(), at)
 
     def add_power_management(self, at: int | None = None) -> None:
-        """Have states D0 and D3hot; in the latter no BAR is decoded."""
+        """Add power management: D0, and D3hot, in which no BAR is decoded."""
         self._power_at = self.config.add_capability(capability.power_management(), at)
 
     # What the host bridge asks
@@ -130,7 +131,7 @@ class PciFunction(Closeable):
         return self.config.read(offset, size)
 
     def write_config(self, offset: int, size: int, value: int) -> None:
-        """Take 1, 2 or 4 aligned bytes, and do what they mean, but for BARs: see `decoded`."""
+        """Write 1, 2 or 4 aligned bytes, with their effects but for BARs: see `decoded`."""
         reset = self._express_at and self._asks_for_reset(offset, size, value)
         self.config.write(offset, size, value)
         if reset:
@@ -151,12 +152,12 @@ class PciFunction(Closeable):
         return offset <= at < offset + size and bool(value >> 8 * (at - offset) & bit)
 
     def decoded(self, bar: Bar) -> int | None:
-        """Return the bus address where the guest has *bar* decoded; None: nowhere."""
+        """Return the bus address at which the guest decodes *bar*; None if it does not."""
         gate = lib.PCI_COMMAND_IO if bar.space is Space.IO else lib.PCI_COMMAND_MEMORY
         if not self.config.read(lib.PCI_COMMAND, 2) & gate or self._asleep():
             return None
         address = self.config.read(bar.offset, bar.width) & bar.mask
-        return None if address == bar.mask else address  # all ones: its size is being asked for
+        return None if address == bar.mask else address  # all ones: the guest asks for its size
 
     def _asleep(self) -> bool:
         if not self._power_at:
@@ -167,7 +168,7 @@ class PciFunction(Closeable):
     # Interrupts
 
     def set_intx(self, level: bool) -> None:  # noqa: FBT001  (a level *is* a boolean)
-        """Drive INTx, as far as the guest lets it be. Thread-safe."""
+        """Drive INTx, unless the guest has disabled it. Thread-safe."""
         self._intx = level
         self._drive_intx()
 
@@ -184,11 +185,11 @@ class PciFunction(Closeable):
     # Life
 
     def reset(self) -> None:
-        """Be as after power-on: BARs nowhere, interrupts off. The host bridge unmaps the BARs."""
+        """Go back to power-on state: no BAR decoded, interrupts off. The host unmaps its BARs."""
         self.config.reset()
         if self.msix is not None:
             self.msix.reset()
         self.set_intx(False)
 
     def close(self) -> None:
-        """Let go of what it owns: nothing here. Its BARs are unmapped by then. Idempotent."""
+        """Close what it owns: nothing here. Its BARs are unmapped by then. Idempotent."""

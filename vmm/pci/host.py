@@ -1,12 +1,12 @@
-"""The host bridge: configuration space by ECAM, and where functions' BARs are on our bus.
+"""The host bridge: configuration space by ECAM, and BARs on the guest's bus.
 
     ECAM        bus << 20 | device << 15 | function << 12 | register   (PCI Express 4.0, 7.2.2)
-    windows     the guest physical addresses that BARs may have, and no others
+    windows     the guest physical addresses that BARs may have, and nothing else has
 
-A BAR is mapped exactly while the guest has it decoded (command register), inside a window, where
-no other BAR is: so never over memory or another device of ours, whatever the guest writes. One
-that cannot be mapped is an event; it is tried again whenever another BAR makes room, since
-firmware and kernels may move BARs across each other.
+A BAR is mapped while the guest decodes it (command register) inside a window and it overlaps no
+mapped BAR. So it is never over memory or another device, whatever the guest writes. A BAR that
+cannot be mapped is an event. It is tried again whenever another BAR is unmapped, since firmware
+and kernels may move BARs across each other.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 SLOTS: Final = 32
 FIRST_SLOT: Final = 1
-"""Device 0 of a root bus is the host bridge's, on real machines; here nobody has it."""
+"""On real machines, device 0 of a root bus is the host bridge. Here the slot is empty."""
 
 
 class PciHost(Closeable):
-    """Owns the functions attached to its one bus, the root bus. A bus device: its ECAM.
+    """Own the functions attached to its one bus, the root bus. As a bus device it is its ECAM.
 
     *fixed* are the windows for 32-bit memory and I/O; `place` adds one for 64-bit memory. *line*
-    gives the interrupt line of a slot.
+    returns the interrupt line of a slot.
     """
 
     def __init__(
@@ -65,9 +65,10 @@ class PciHost(Closeable):
     # What it is made of
 
     def attach(self, function: PciFunction) -> int:
-        """Put *function* into the next free slot, and own it; return the slot.
+        """Attach *function* to the next free slot, own it, and return the slot.
 
-        Before `place`. Raises `UserError` if there is none; *function* is then not owned.
+        To be called before `place`. Raises `UserError` if all slots are taken; *function* is then
+        still the caller's.
         """
         slot = FIRST_SLOT + len(self.functions)
         if slot == SLOTS:
@@ -80,10 +81,10 @@ class PciHost(Closeable):
         return slot
 
     def place(self, above: int, limit: int) -> int:
-        """Make the window for 64-bit BARs, above and below guest physical *above* and *limit*.
+        """Add the window for 64-bit BARs between guest physical addresses *above* and *limit*.
 
-        Return where it ends (*above*, if it is not needed). Raises `UserError` if the BARs fit
-        in no window.
+        Return its end, or *above* if it is not needed. Raises `UserError` if the BARs fit in no
+        window.
         """
         wide = self._bars(Space.MEMORY64)
         if not wide:
@@ -98,7 +99,7 @@ class PciHost(Closeable):
         return found.addresses.end
 
     def _open(self, new: PciWindow) -> None:
-        """Have a window; where no BAR is, reads end as ones: nobody claims them (master abort)."""
+        """Add a window. Where no BAR is, reads return ones: nobody claims them (master abort)."""
         self.windows += (new,)
         self._bus.fill(*new.addresses, 0xFF)
 
@@ -125,7 +126,7 @@ class PciHost(Closeable):
     # ECAM, as the bus sees it
 
     def read(self, offset: int, size: int) -> int:
-        """Return a register; ones where no function is, and for what is no access (7.2.2)."""
+        """Return a register; ones if there is no function, or for an invalid access (7.2.2)."""
         function = self._find(offset, size)
         if function is None:
             return (1 << 8 * size) - 1
@@ -133,7 +134,7 @@ class PciHost(Closeable):
             return function.read_config(offset % FUNCTION_SIZE, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Write a register; its effects are there when this returns."""
+        """Write a register. BARs are mapped accordingly when this returns."""
         function = self._find(offset, size)
         if function is not None:
             with self._lock:
@@ -150,11 +151,11 @@ class PciHost(Closeable):
     # BARs
 
     def alone(self) -> AbstractContextManager[object]:
-        """Keep vCPUs out of configuration space, ``with`` this: for changes of several steps."""
+        """Return the lock that keeps vCPUs out of configuration space: for several changes."""
         return self._lock
 
     def settle(self, function: PciFunction) -> None:
-        """Have *function*'s BARs where `decoded` says, after a change that no guest wrote."""
+        """Map *function*'s BARs as `decoded` says, after a change that no guest wrote."""
         with self._lock:
             self._settle(function)
 
@@ -176,7 +177,7 @@ class PciHost(Closeable):
                     self._map(other, bar)
 
     def _place_of(self, bar: Bar, address: int | None) -> int | None:
-        """Return the guest physical address of *bar* if it is at bus *address*: in a window."""
+        """Return the guest physical address of *bar* at bus *address*; None outside all windows."""
         if address is None:
             return None
         for each in self.windows:
@@ -233,7 +234,7 @@ class PciHost(Closeable):
     # Life
 
     def reset(self) -> None:
-        """Put all functions back to power-on, their BARs nowhere. No vCPU may run."""
+        """Reset all functions to power-on state and unmap their BARs. No vCPU may run."""
         with self._lock:
             for function in self.functions.values():
                 function.reset()

@@ -1,7 +1,7 @@
 """MSI-X: the table of messages, its masks, and the pending bits (PCI Local Bus 3.0, 6.8.2).
 
     table    16 bytes a vector: address, data, and a mask bit
-    PBA      one bit a vector: it has something to say, but is masked
+    PBA      one bit a vector: it was signalled while masked
 
 Who delivers messages is a `MsiSink`'s business, which hears of every change.
 """
@@ -21,7 +21,7 @@ VECTORS_MAX: Final = 2048
 
 
 class Message(NamedTuple):
-    """What a vector sends: *data*, 32 bits, written to *address*."""
+    """A message: *data*, 32 bits, written to *address*."""
 
     address: int
     data: int
@@ -31,14 +31,14 @@ class MsiSink(Protocol):
     """Delivers the messages of one function. Its calls come from vCPU threads, one at a time."""
 
     def update(self, messages: Mapping[int, Message | None]) -> None:
-        """From now on have each of these vectors send that message; the others are as before.
+        """Set the messages of these vectors, from now on; the others are unchanged.
 
-        None: it is masked, or MSI-X is off; what it would send meanwhile stays pending, and is
-        sent once it has a message again. What cannot be delivered is an event, and no error.
+        None: the vector is masked, or MSI-X is off. What it is signalled then stays pending, and
+        is sent once it has a message again. A message that cannot be delivered is an event.
         """
 
     def pending(self, vector: int) -> bool:
-        """Tell whether *vector*, which has no message, would send one."""
+        """Tell whether *vector*, which has no message now, was signalled."""
 
 
 class MsiDelivery(MsiSink, Protocol):
@@ -54,7 +54,7 @@ class MsiDelivery(MsiSink, Protocol):
 class Msix:
     """One function's MSI-X state, for *vectors* vectors; `table` and `pba` are bus devices.
 
-    They are to be put into a BAR, at offsets that `vmm.pci.function` writes into the capability.
+    They go into a BAR, at the offsets that `PciFunction.add_msix` writes into the capability.
     """
 
     def __init__(self, vectors: int, sink: MsiSink) -> None:
@@ -72,7 +72,7 @@ class Msix:
 
     @property
     def enabled(self) -> bool:
-        """Whether MSI-X is on: the function then has no INTx."""
+        """Whether MSI-X is enabled: the function then has no INTx."""
         return self._enabled
 
     @property
@@ -86,17 +86,17 @@ class Msix:
         return -(-self.vectors // 64) * 8
 
     def message(self, vector: int) -> Message | None:
-        """Return what *vector* sends; None while it is masked, or MSI-X is off."""
+        """Return the message of *vector*; None while it is masked, or MSI-X is off."""
         return self._sent[vector]
 
     def set_control(self, *, enabled: bool, masked: bool) -> None:
-        """Take the two bits of Message Control: MSI-X Enable and Function Mask."""
+        """Set the two bits of Message Control: MSI-X Enable and Function Mask."""
         with self._lock:
             self._enabled, self._masked = enabled, masked
             self._tell(range(self.vectors))
 
     def reset(self) -> None:
-        """Be off, with all vectors masked."""
+        """Disable MSI-X and mask all vectors."""
         with self._lock:
             self._clear()
             self._tell(range(self.vectors))
@@ -112,7 +112,7 @@ class Msix:
         return int.from_bytes(self._entries[offset : offset + size], "little")
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Take four or eight aligned bytes of the table; others are undefined, and dropped."""
+        """Write four or eight aligned bytes of the table; others are undefined, and dropped."""
         if size not in (4, 8) or offset % size or offset + size > len(self._entries):
             return
         with self._lock:
@@ -148,7 +148,7 @@ class Msix:
 
 
 class MsixTable:
-    """The table, as a bus device."""
+    """The MSI-X table, as a bus device."""
 
     def __init__(self, msix: Msix) -> None:
         self.read = msix.read
@@ -170,4 +170,4 @@ class PendingBits:
         )
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Drop it: the array is read-only."""
+        """Ignore it: the array is read-only."""

@@ -1,4 +1,4 @@
-"""Windows: which guest physical addresses are a PCI bus's, and how large they need to be."""
+"""Windows: the guest physical addresses that a host bridge forwards to its bus."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vmm.pci.bar import Bar
 
 LEAST_HIGH: Final = 512 << 20
-"""Bytes: the 64-bit window is no smaller, for addresses cost nothing."""
+"""Bytes. The 64-bit window is no smaller: addresses cost nothing."""
 
 FOUR_GIB: Final = 1 << 32
 
@@ -32,14 +32,14 @@ class PciWindow(NamedTuple):
 
 
 def memory(space: Space, base: int, size: int) -> PciWindow:
-    """Return a window of memory: bus addresses are guest physical ones, for DMA's sake."""
+    """Return a window of memory. Bus addresses are guest physical addresses, as DMA's are."""
     return PciWindow(space, AddressRange(base, size), base)
 
 
 def fits(bars: Iterable[Bar], size: int) -> bool:
-    """Tell whether *bars* can all be in a window of *size* bytes, aligned to the largest.
+    """Tell whether *bars* fit in a window of *size* bytes that is aligned to the largest.
 
-    They are powers of two: largest first, they leave no gaps.
+    Sizes are powers of two: placed largest first, they leave no gaps.
     """
     return sum(bar.size for bar in bars) <= size
 
@@ -48,11 +48,11 @@ def high(bars: Iterable[Bar], above: int, limit: int) -> PciWindow | None:
     """Return a 64-bit window for *bars* above guest physical *above*, and below *limit*.
 
     It is aligned to the largest of them, and twice as large as all of them if there is room, so
-    that each can be moved. None if there is no room. Takes as long for bytes as for terabytes.
+    that each can be moved. None if there is no room.
     """
     sizes = [bar.size for bar in bars]
     total, largest = sum(sizes), max(sizes, default=1)
-    above = max(above, FOUR_GIB)  # firmware insists (edk2, PciHostBridgeDxe)
+    above = max(above, FOUR_GIB)  # edk2 requires it (PciHostBridgeDxe)
     for alignment, size in (
         (max(largest, LEAST_HIGH), 1 << max(2 * total, LEAST_HIGH).bit_length() - 1),
         (largest, total),
