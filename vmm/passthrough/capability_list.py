@@ -1,9 +1,9 @@
-"""A device's lists of capabilities, and what of them a guest gets to see.
+"""A device's lists of capabilities, and which of them the guest sees.
 
-The two lists of a function: from 0x34 the capabilities of PCI (one byte each of kind and link),
-from 0x100 the extended ones of PCI Express (a word: kind, version, link). VFIO has taken out
-already what no user may have; taken out here is what speaks of a fabric that the guest does not
-have. Source: PCI Local Bus Specification 3.0, 6.7; PCI Express Base Specification, 7.
+A function has two lists: from 0x34 the capabilities of PCI (one byte of ID, one of link), from
+0x100 the extended ones of PCI Express (a word: ID, version, link). VFIO has already removed what no
+user may have. This module removes what describes a fabric that the guest does not have. Source: PCI
+Local Bus Specification 3.0, 6.7; PCI Express Base Specification, 7.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     """(offset, size) to a value of configuration space."""
 
 HIDDEN: Final = frozenset({lib.PCI_CAP_ID_EA})
-"""Enhanced Allocation says that BARs are where they are and stay there."""
+"""Enhanced Allocation: BARs with fixed addresses, which would be the host's."""
 
 HIDDEN_EXTENDED: Final = frozenset(
     {
-        lib.PCI_EXT_CAP_ID_MFVC,  # of functions beside it
+        lib.PCI_EXT_CAP_ID_MFVC,  # other functions of the device
         lib.PCI_EXT_CAP_ID_ARI,
         lib.PCI_EXT_CAP_ID_ACS,  # peer-to-peer routing
         lib.PCI_EXT_CAP_ID_MCAST,
-        lib.PCI_EXT_CAP_ID_ATS,  # an IOMMU to ask
+        lib.PCI_EXT_CAP_ID_ATS,  # an IOMMU in the guest
         lib.PCI_EXT_CAP_ID_PRI,
         lib.PCI_EXT_CAP_ID_PASID,
-        lib.PCI_EXT_CAP_ID_SRIOV,  # functions to be made, that VFIO would not give
+        lib.PCI_EXT_CAP_ID_SRIOV,  # virtual functions, which VFIO would not give
         lib.PCI_EXT_CAP_ID_MRIOV,
-        lib.PCI_EXT_CAP_ID_REBAR,  # regions have the size they had when they were opened
+        lib.PCI_EXT_CAP_ID_REBAR,  # regions keep the size they had when they were opened
         lib.PCI_EXT_CAP_ID_DPC,  # a link and a port above it
         lib.PCI_EXT_CAP_ID_L1SS,
         lib.PCI_EXT_CAP_ID_PTM,
@@ -41,18 +41,18 @@ HIDDEN_EXTENDED: Final = frozenset(
 )
 
 EXTENDED: Final[int] = lib.PCI_CFG_SPACE_SIZE
-"""Where extended capabilities start."""
+"""Offset of the first extended capability."""
 
 
 class CapabilityEntry(NamedTuple):
-    """One link of a list: what it is, and where."""
+    """One capability of a list: its ID and its offset."""
 
     kind: int
     offset: int
 
 
 def capabilities(read: Read) -> list[CapabilityEntry]:
-    """Return the capabilities of a function, in order. A list that makes no sense ends there."""
+    """Return the capabilities of a function, in order, up to the first invalid link."""
     found: list[CapabilityEntry] = []
     if not read(lib.PCI_STATUS, 2) & lib.PCI_STATUS_CAP_LIST:
         return found
@@ -77,7 +77,7 @@ def extended_capabilities(read: Read, size: int) -> list[CapabilityEntry]:
 
 
 def links(read: Read) -> dict[int, int]:
-    """Return the bytes that make the list of capabilities: offset to value, hidden ones left out.
+    """Return the link bytes of the list without hidden capabilities, by offset.
 
     The first is at PCI_CAPABILITY_LIST.
     """
@@ -92,10 +92,10 @@ def links(read: Read) -> dict[int, int]:
 
 
 def extended_headers(read: Read, size: int) -> dict[int, int]:
-    """Return the words that make the list of extended capabilities, hidden ones left out.
+    """Return the header words of the extended list without hidden capabilities, by offset.
 
-    The first cannot be left out, for the list starts there: it becomes one of kind 0, which is
-    none, with a link.
+    The list starts at a fixed offset, so a hidden first capability becomes ID 0, the null
+    capability, with a link.
     """
     listed = extended_capabilities(read, size)
     shown = [one for one in listed if one.kind not in HIDDEN_EXTENDED]

@@ -1,11 +1,11 @@
-"""Configuration space of a device that is passed through: bits that are its own, bits of ours.
+"""Configuration space of a passed-through device: bits of the device's, bits of ours.
 
-    reads    the device's bits through VFIO, but ours where we define some
-    writes   to ours as we define; what is not wholly ours goes on to the device
+    reads    our bits where we define some, the device's through VFIO elsewhere
+    writes   change our bits as defined; bytes that are not all ours go to the device as well
 
-What a user may not write VFIO drops by itself (drivers/vfio/pci/vfio_pci_config.c); ours is what
-has another meaning in the guest: where BARs are, whether they answer, what interrupts do, what
-there is to be found.
+VFIO drops writes that a user may not make (drivers/vfio/pci/vfio_pci_config.c). Ours are the bits
+that have another meaning in the guest: where BARs are and whether they answer, messages, and which
+capabilities there are.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from vmm.vfio.config import DeviceConfigSpace
 
 _INTEGRATED: Final = {lib.PCI_EXP_TYPE_ENDPOINT, lib.PCI_EXP_TYPE_LEG_END}
-"""What becomes an endpoint that is integrated into the root complex, for it is on its bus."""
+"""Endpoints that become root complex integrated ones: in the guest they are on the root bus."""
 
 _LINK: Final = range(lib.PCI_EXP_LNKCAP, lib.PCI_EXP_SLTCAP)
 _LINK2: Final = range(lib.PCI_EXP_LNKCAP2, lib.PCI_EXP_SLTCAP2)
-"""Registers of PCI Express's capability that such an endpoint has not: it has no link."""
+"""Registers of the PCI Express capability that such an endpoint lacks: it has no link."""
 
 _HAS_LINK2: Final = 2
-"""The version of that capability from which on it has the second part."""
+"""The version of that capability from which on it has the second set."""
 
 
 class PassthroughConfigSpace(ConfigSpace):
-    """Configuration space of *device*. Calls come one at a time: the host bridge sees to that.
+    """Configuration space of *device*. Calls come with the host bridge's lock.
 
-    *lost* is told of what the device does not answer; the guest then reads ones.
+    *lost* gets the error when the device does not answer; the guest then reads ones.
     """
 
     def __init__(self, device: DeviceConfigSpace, lost: Callable[[VmmError], None]) -> None:
-        """Read it, as it is after a reset. Raises `VfioError`."""
+        """Read the device's, which has been reset. Raises `VfioError`."""
         super().__init__()
         self._device: DeviceConfigSpace | None = device
         self._lost = lost
@@ -48,7 +48,7 @@ class PassthroughConfigSpace(ConfigSpace):
         self.size = min(device.size, SIZE)
         read = device.read
         self.capabilities = {one.kind: one.offset for one in capability_list.capabilities(read)}
-        """Where the device has them: PCI_CAP_ID_* to an offset."""
+        """Offsets of the device's capabilities, by PCI_CAP_ID_*."""
         self._define_header(device)
         for offset, value in capability_list.links(read).items():
             self.define(offset, bytes([value]))
@@ -57,7 +57,7 @@ class PassthroughConfigSpace(ConfigSpace):
         self._define_express(device)
 
     def define(self, offset: int, value: bytes, writable: bytes = b"", clears: bytes = b"") -> None:
-        """Have *value* at *offset*, and make that ours."""
+        """Define *value* at *offset* as `ConfigSpace.define` does, as bytes of ours."""
         super().define(offset, value, writable, clears)
         self._ours[offset : offset + len(value)] = b"\xff" * len(value)
 
@@ -94,7 +94,7 @@ class PassthroughConfigSpace(ConfigSpace):
         return own & ours | self._read_device(offset, size) & ~ours & every
 
     def _read_device(self, offset: int, size: int) -> int:
-        device = self._device  # may be gone the next moment
+        device = self._device  # `detach` may come meanwhile
         if device is not None:
             try:
                 return device.read(offset, size)
@@ -103,12 +103,12 @@ class PassthroughConfigSpace(ConfigSpace):
         return (1 << 8 * size) - 1
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Take what the guest wrote: what is ours here, the rest in the device."""
+        """Write for the guest: our bits here, the device's bytes through VFIO."""
         super().write(offset, size, value)
         ours = self._ours[offset : offset + size]
         if offset + size > self.size or ours == b"\xff" * size:
             return
-        if any(ours):  # an access to both: the device gets the bytes that are its own
+        if any(ours):  # an access to both: the device gets only its own bytes
             for at, byte in enumerate(value.to_bytes(size, "little")):
                 if not ours[at]:
                     self.write_device(offset + at, 1, byte)
@@ -116,7 +116,7 @@ class PassthroughConfigSpace(ConfigSpace):
             self.write_device(offset, size, value)
 
     def write_device(self, offset: int, size: int, value: int) -> bool:
-        """Have the device take it, whosever it is for the guest; tell whether it did."""
+        """Write to the device, even what is ours for the guest; tell whether it answered."""
         device = self._device
         if device is None:
             return False
@@ -128,5 +128,5 @@ class PassthroughConfigSpace(ConfigSpace):
         return True
 
     def detach(self) -> None:
-        """Let go of the device: it has gone, and what was its reads as ones."""
+        """Stop using the device, which has gone: its bits read as ones."""
         self._device = None

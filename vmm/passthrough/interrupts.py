@@ -1,11 +1,11 @@
-"""A device's interrupts: from VFIO by eventfds straight into KVM, without a thread of ours.
+"""A device's interrupts: from VFIO into KVM by eventfds, without a thread.
 
-    INTx        VFIO signals, and masks the line; KVM holds it up until the guest's end of
-                interrupt, which KVM tells VFIO by the other eventfd: unmask
-    MSI, MSI-X  VFIO signals a vector's eventfd; KVM sends the guest's message, or the eventfd
-                keeps count while the guest has the vector masked
+    INTx        VFIO masks the interrupt and signals an eventfd. KVM asserts the line until the
+                guest's end of interrupt, then signals the other eventfd: VFIO unmasks
+    MSI, MSI-X  VFIO signals a vector's eventfd. KVM sends the guest's message; while the guest
+                has the vector masked, the eventfd keeps the count
 
-A device has one kind at a time (VFIO insists), and INTx whenever the guest has no messages.
+VFIO allows one kind at a time. The device has INTx whenever the guest has messages disabled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Vectors:
-    """MSI or MSI-X: hears of messages (a `vmm.pci.msix.MsiSink`), and tells VFIO and KVM."""
+    """The vectors of MSI or MSI-X, as a `vmm.pci.msix.MsiSink`: sets up VFIO and KVM."""
 
     def __init__(
         self, interrupts: PassthroughInterrupts, index: IrqIndex, delivery: MsiDelivery
@@ -44,13 +44,13 @@ class Vectors:
         self._signalled: set[int] = set()
 
     def update(self, messages: Mapping[int, Message | None]) -> None:
-        """Have vectors send these messages: see `MsiSink`."""
+        """Set the messages of these vectors; see `MsiSink`. A failure is an event."""
         with self._interrupts.lock:
             new = {vector for vector, message in messages.items() if message is not None}
             new -= self._signalled
             if new and not self._interrupts.closed:
                 self._try(partial(self._signal, new))
-            # Whatever came of that: vectors that are signalled work, masked ones send nothing.
+            # Even if that failed: vectors that are signalled work, masked ones send nothing.
             self._try(partial(self._delivery.update, messages))
 
     def _try(self, what: Callable[[], object]) -> None:
@@ -60,11 +60,11 @@ class Vectors:
             self._interrupts.complain(self._index, error)
 
     def pending(self, vector: int) -> bool:
-        """Tell whether VFIO has signalled *vector*, and nobody was told."""
+        """Tell whether VFIO has signalled *vector* while it had no message."""
         return self._delivery.pending(vector)
 
     def _signal(self, new: set[int]) -> None:
-        """Have VFIO signal *new* vectors as well. Raises `VfioError`; OSError: too many files."""
+        """Make VFIO signal *new* vectors as well. Raises `VfioError`; OSError: too many files."""
         irqs = self._interrupts.take(self._index)
         if self._interrupts.resizable(self._index):
             for vector in sorted(new):
@@ -74,7 +74,7 @@ class Vectors:
             return
         for vector in sorted(new):
             self._open(vector)
-        # All of them again: VFIO wants to know how many there are, first.
+        # All of them again: VFIO needs their number at the first call.
         before = set(self._signalled)
         if before:
             self._signalled.clear()
@@ -87,18 +87,18 @@ class Vectors:
             raise
         finally:
             for vector in before & self._signalled:
-                # What was sent in between is lost: one too many does no harm.
+                # What was sent in between is lost. A spurious interrupt does no harm.
                 self._fds[vector].signal()
 
     def _signal_all(self, irqs: Irqs, wanted: set[int]) -> None:
-        """Have VFIO signal *wanted*, where it signals none. Raises `VfioError`."""
+        """Make VFIO, which signals none, signal *wanted*. Raises `VfioError`."""
         count = max(wanted) + 1
         fds = [self._fds[one].fileno() if one in wanted else NO_EVENTFD for one in range(count)]
         irqs.signal(self._index, fds)
         self._signalled = wanted
 
     def _open(self, vector: int) -> None:
-        """Have an eventfd for *vector*. Raises OSError."""
+        """Create the eventfd of *vector*, if it has none. Raises OSError or `KvmError`."""
         if vector not in self._fds:
             eventfd = EventFd()
             try:
@@ -109,7 +109,7 @@ class Vectors:
             self._fds[vector] = eventfd
 
     def forget(self) -> None:
-        """Take it that VFIO signals nothing any more; drop what was signalled."""
+        """Note that VFIO signals nothing any more; drop what was signalled."""
         self._signalled.clear()
         for eventfd in self._fds.values():
             eventfd.drain()
@@ -121,9 +121,9 @@ class Vectors:
 
 
 class PassthroughInterrupts(Closeable):
-    """All of one device's. `with` closes the eventfds.
+    """Own the interrupts of one device. `with` closes the eventfds.
 
-    Thread-safe: the MSI-X table is no configuration space, and each has a lock of its own.
+    Thread-safe: writes of the MSI-X table and of configuration space come with different locks.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class PassthroughInterrupts(Closeable):
     ) -> None:
         """*deliveries* send the messages of MSI and MSI-X."""
         self.lock = RLock()
-        """Comes after the host bridge's and the MSI-X table's."""
+        """Taken after the host bridge's and the MSI-X table's."""
         self._device = device
         self._events = Bounded(events)
         self._used: IrqIndex | None = None
@@ -148,23 +148,23 @@ class PassthroughInterrupts(Closeable):
             self._owned.callback(vectors.close)
 
     def vectors(self, index: IrqIndex) -> Vectors:
-        """Return who is told of MSI's, or MSI-X's, messages."""
+        """Return the sink for the messages of MSI or MSI-X."""
         return self._vectors[index]
 
     def connect(self, vm: Vm, gsi: int) -> None:
-        """Have *vm*, which is about to run, raise interrupt *gsi* for INTx. Raises `KvmError`."""
+        """Deliver INTx as interrupt *gsi* of *vm*, which is about to run. Raises `KvmError`."""
         if self._has_pin:
             vm.irqfd(self._trigger.fileno(), gsi, resamplefd=self._unmask.fileno())
         self._connected = True
         self.update_intx(messages=False)
 
     def disconnect(self) -> None:
-        """Have VFIO signal nothing: the VM is about to go."""
+        """Make VFIO signal nothing: the VM is about to go."""
         self._connected = False
         self.silence()
 
     def update_intx(self, *, messages: bool) -> None:
-        """Have INTx, or not, by whether the guest has *messages* switched on."""
+        """Use INTx unless the guest has *messages* enabled. A failure is an event."""
         with self.lock:
             if self._device.closed:
                 return
@@ -185,7 +185,7 @@ class PassthroughInterrupts(Closeable):
             self._device.irqs.unmask_by(IrqIndex.INTX, self._unmask.fileno())
 
     def take(self, index: IrqIndex) -> Irqs:
-        """Have VFIO signal no other kind than *index*; return who to ask. Raises `VfioError`."""
+        """Stop all kinds but *index*; return the device's interrupts."""
         if self._used is not index:
             self.silence()
             self._used = index
@@ -193,15 +193,15 @@ class PassthroughInterrupts(Closeable):
 
     @property
     def closed(self) -> bool:
-        """Whether the device has been given back: then there is nobody to ask."""
+        """Whether the device is closed, and cannot be asked."""
         return self._device.closed
 
     def resizable(self, index: IrqIndex) -> bool:
-        """Tell whether vectors of *index* can come one by one."""
+        """Tell whether vectors of *index* can be added while others are in use."""
         return self._device.irq(index).resizable
 
     def silence(self) -> None:
-        """Have VFIO signal nothing."""
+        """Make VFIO signal nothing, and drop what was signalled. A failure is an event."""
         with self.lock:
             used, self._used = self._used, None
             if used is not None and not self._device.closed:
@@ -214,7 +214,7 @@ class PassthroughInterrupts(Closeable):
             self._trigger.drain()
 
     def complain(self, index: IrqIndex, error: Exception) -> None:
-        """Say that interrupts of *index* do not come."""
+        """Emit that interrupts of *index* do not come."""
         self._events.emit(
             "vfio-interrupts-failed",
             device=self._device.bdf,
@@ -223,5 +223,5 @@ class PassthroughInterrupts(Closeable):
         )
 
     def close(self) -> None:
-        """Close the eventfds. The device signals none by then. Idempotent."""
+        """Close the eventfds. VFIO must signal none of them. Idempotent."""
         self._owned.close()

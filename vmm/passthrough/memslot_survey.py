@@ -1,7 +1,7 @@
-"""A census of one host: each kind of memory, with the flag and without, registered and proved.
+"""Survey one host: register each kind of memory, with the flag and without, and prove its type.
 
-Every slot is a scratch VM's: on a legacy kernel some of the rows are the very mappings that
-`vmm.coherence.policy` exists to prevent, and here they are made on purpose, to be seen.
+All slots are scratch VMs'. On a legacy kernel some rows are the mappings that
+`vmm.coherence.policy` prevents; here they are made on purpose, to be shown.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HUGE_PAGES: Final = Path("/proc/sys/vm/nr_hugepages")
 
 @dataclass(frozen=True)
 class Row:
-    """One slot: what the kernel answered, and what stage 2 then gave.
+    """One slot: the kernel's answer, and the memory type at stage 2.
 
     memory    anonymous, memfd, hugetlbfs, or region N
     flag      whether the Write-Back flag was set
@@ -54,23 +54,23 @@ class Row:
 
 
 class Bytes:
-    """Ordinary memory's contents."""
+    """The contents of ordinary memory, for `vmm.coherence.verdict`."""
 
     def __init__(self, view: memoryview) -> None:
         self._view = view
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return what is there."""
+        """Return *size* bytes."""
         return bytes(self._view[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> None:
-        """Put it there."""
+        """Write *data*."""
         self._view[offset : offset + len(data)] = data
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Something to make a slot of."""
+    """Memory that is made a slot."""
 
     name: str
     host_address: int
@@ -79,7 +79,7 @@ class Memory:
 
 
 def take(bdf: str) -> list[Row]:
-    """Return all rows of this host, with the device at *bdf*. Raises `HostError`."""
+    """Return the rows of this host and of the device at *bdf*. Raises `HostError`."""
     with ExitStack() as owned:
         system = owned.enter_context(System.open())
         return [

@@ -1,7 +1,7 @@
-"""MSI without X: a capability with one message for up to 32 vectors (PCI Local Bus 3.0, 6.8.1).
+"""MSI: a capability with one message for up to 32 vectors (PCI Local Bus 3.0, 6.8.1).
 
-A vector's number replaces the low bits of the data. The device's own registers are VFIO's, which
-has the host's messages in them; the guest's are these.
+A vector's number replaces the low bits of the data. The device's own registers have the host's
+messages, which VFIO writes; these are the guest's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Msi:
-    """The capability at *at* in *config*; *sink* delivers. Calls come one at a time."""
+    """The capability at offset *at* of *config*; *sink* delivers. Calls come one at a time."""
 
     def __init__(self, config: PassthroughConfigSpace, at: int, sink: MsiSink) -> None:
         self._config = config
@@ -45,11 +45,11 @@ class Msi:
 
     @property
     def enabled(self) -> bool:
-        """Whether MSI is on: the function then has no INTx."""
+        """Whether MSI is enabled: the function then has no INTx."""
         return bool(self._config.read(self._flags, 2) & lib.PCI_MSI_FLAGS_ENABLE)
 
     def refresh(self) -> None:
-        """Have the pending bits as they are, for who reads them."""
+        """Update the pending bits, before they are read."""
         if self._masks is not None:
             masked = self._config.read(self._masks, 4) if self.enabled else 0
             vectors = (vector for vector in range(self.vectors) if masked >> vector & 1)
@@ -57,7 +57,7 @@ class Msi:
             self._config.set(self._pending, 4, bits)
 
     def update(self) -> None:
-        """Tell the sink what has changed by what the guest wrote."""
+        """Tell the sink which messages changed, after the guest wrote."""
         wanted = self._wanted()
         changed: dict[int, Message | None] = {
             vector: wanted.get(vector)
@@ -69,7 +69,7 @@ class Msi:
             self._sink.update(changed)
 
     def _wanted(self) -> dict[int, Message]:
-        """Return what each vector sends that sends anything."""
+        """Return the messages of the vectors that have one."""
         read = self._config.read
         flags = read(self._flags, 2)
         if not flags & lib.PCI_MSI_FLAGS_ENABLE:

@@ -1,10 +1,10 @@
-"""DMA from device to device: BARs within the other devices' reach, at the guest's addresses.
+"""DMA from device to device: BARs mapped for the other devices, at the guest's addresses.
 
     BAR --VFIO_DEVICE_FEATURE_DMA_BUF--> dma-buf --IOMMU_IOAS_MAP_FILE--> I/O address space
 
-Device memory cannot be pinned, so it is not for IOAS_MAP; a dma-buf of it iommufd maps as long as
-the device's memory is on, and no longer. Where the kernel has no such thing (Linux 6.19), or with
-the group interface, BARs are left out: DMA to them then ends in the IOMMU. An event says which.
+Device memory cannot be pinned, so IOAS_MAP does not take it. iommufd maps a dma-buf of it while the
+device's memory is on. Before Linux 6.19, or with the group interface, BARs are not mapped, and DMA
+to them ends in the IOMMU. An event says which.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Peers(Closeable):
-    """Device memory in the address space *iommu*. Calls come one at a time. `with` closes it."""
+    """Own the dma-bufs that are mapped in *iommu*. Calls come one at a time."""
 
     def __init__(self, iommu: Iommu, events: Events) -> None:
         self._iommu = iommu
@@ -33,7 +33,7 @@ class Peers(Closeable):
         self._said: set[RegionMemory] = set()
 
     def add(self, memory: RegionMemory) -> None:
-        """Let devices reach what of *memory* has slots. What cannot be is said, once."""
+        """Map the parts of *memory* that have slots. The result is an event, once."""
         there = self._mapped.setdefault(memory, [])
         try:
             for entry in memory.entries:
@@ -47,7 +47,7 @@ class Peers(Closeable):
             self._say(memory, mapped=True, because="iommufd has mapped a dma-buf of it")
 
     def remove(self, memory: RegionMemory) -> None:
-        """Take *memory* out of their reach again, as far as it was in it."""
+        """Unmap what `add` has mapped of *memory*."""
         for base, size in self._mapped.pop(memory, ()):
             try:
                 self._iommu.dma_unmap(base, size)
@@ -55,9 +55,9 @@ class Peers(Closeable):
                 self._say(memory, mapped=True, because=str(error))
 
     def forget(self, memory: RegionMemory) -> None:
-        """Close what is open of *memory*, whose device is about to go."""
+        """Unmap *memory*, and close its dma-bufs: its device is about to be closed."""
         self.remove(memory)
-        for key in list(self._fds):  # of it all at once: vCPUs may be adding others' meanwhile
+        for key in list(self._fds):  # a copy: vCPUs may add others' meanwhile
             if key[0] is memory:
                 os.close(self._fds.pop(key))
 

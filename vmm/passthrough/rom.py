@@ -1,4 +1,4 @@
-"""The expansion ROM, which firmware may run: hidden, the device's own, or a file's.
+"""The expansion ROM, which firmware may run: the device's own, or a file's contents.
 
 Source: PCI Local Bus Specification 3.0, 6.2.5.2 and 6.3.
 """
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 ROM: Final[int] = lib.VFIO_PCI_ROM_REGION_INDEX
 LEAST_ROM: Final = 2048
-"""Bytes: the bits below are no address."""
+"""Bytes: the register's lower bits are not part of the address."""
 
 
 class RomBar(Bar):
-    """The expansion ROM: a BAR at 0x30, which has its own enable bit."""
+    """The expansion ROM: a BAR at 0x30, with an enable bit of its own."""
 
     def __init__(self, size: int, device: BusDevice) -> None:
         super().__init__(0, size, device, space=Space.MEMORY32)
@@ -31,7 +31,7 @@ class RomBar(Bar):
 
     @property
     def offset(self) -> int:
-        """Where it is in configuration space."""
+        """Offset in configuration space."""
         return int(lib.PCI_ROM_ADDRESS)
 
     @property
@@ -41,21 +41,21 @@ class RomBar(Bar):
 
 
 class RomContents:
-    """Bytes that can only be read, as a bus device; what is beyond them is all ones."""
+    """Read-only bytes as a bus device; beyond them it reads ones."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
 
     def read(self, offset: int, size: int) -> int:
-        """Read them."""
+        """Return *size* bytes."""
         return int.from_bytes(self._data[offset : offset + size].ljust(size, b"\xff"), "little")
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Drop it: it is read-only."""
+        """Ignore it: ROM is read-only."""
 
 
 def expansion_rom(device: VfioDevice, choice: Path | bool) -> RomBar:  # noqa: FBT001  (True: its own)
-    """Return the ROM's BAR: *device*'s own, or the contents of a file. Raises `UserError`."""
+    """Return the ROM's BAR: *device*'s own, or a file's contents. Raises `UserError`."""
     data = _own(device) if isinstance(choice, bool) else _file(device, choice)
     size = max(LEAST_ROM, 1 << (len(data) - 1).bit_length())
     return RomBar(size, RomContents(data))

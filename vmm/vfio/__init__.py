@@ -1,1 +1,1 @@
-"""Userspace's side of VFIO: PCI devices to have to itself. Start at `vmm.vfio.device`."""
+"""The host's side of VFIO devices. Start at `vmm.vfio.device`."""

@@ -1,4 +1,4 @@
-"""Which of VFIO's two interfaces to use: the newer where the host has all of it, else the older."""
+"""Choose one of VFIO's two interfaces: iommufd where the host has all of it, else groups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Backend(Enum):
-    """An interface to devices and the IOMMU; ``AUTO`` is what the host has."""
+    """An interface to devices and the IOMMU; ``AUTO`` is the better one that the host has."""
 
     AUTO = "auto"
     IOMMUFD = "iommufd"
@@ -32,7 +32,7 @@ def open_iommu(
     events: Events | None = None,
     kvm: KvmFiles | None = None,
 ) -> Iommu:
-    """Open an address space that *function*, and others of its host, can be attached to.
+    """Open an I/O address space that *function* and other devices can be attached to.
 
     *function* is one that `check_assignable` accepts. *kvm* is told of the files of devices.
     Emits ``vfio-backend``: which interface it is, and why. Raises `HostError`.
@@ -52,7 +52,7 @@ def open_iommu(
 
 
 def why_not_iommufd(function: HostFunction) -> str:
-    """Return what the host lacks for iommufd, or what we may not use; empty: nothing."""
+    """Return what the host lacks for iommufd, or which file cannot be used; empty: nothing."""
     node = device_node(function)
     if node is None:
         return "the kernel makes no device file (Linux 6.6, CONFIG_VFIO_DEVICE_CDEV)"

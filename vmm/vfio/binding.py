@@ -1,10 +1,10 @@
-"""Giving a device to a VFIO driver, and back: what `bind` changed, `unbind` restores.
+"""Bind a device to a VFIO driver, and restore what it had: `bind` and `unbind`.
 
     bind     record | driver_override = vfio-pci | unbind the host's driver | probe
     unbind            unbind vfio-pci | driver_override as it was | bind the driver it had | forget
 
-What was is written down before anything is changed, so that `unbind` also tidies up after a
-`bind` that was cut short. A module that was loaded stays loaded.
+The record is written before anything is changed, so that `unbind` also undoes a `bind` that was
+cut short. Modules that were loaded stay loaded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Binding:
-    """What a device had before: its driver, and its driver_override (empty: none)."""
+    """The record of a device: the driver and driver_override (empty: none) that it had."""
 
     bdf: str
     driver: str | None
@@ -38,7 +38,7 @@ class Binding:
 
     @classmethod
     def load(cls, bdf: str, paths: HostPaths) -> Binding | None:
-        """Return what is recorded of a device; None if nothing is. Raises `HostError`."""
+        """Return the record of a device; None if there is none. Raises `HostError`."""
         path = _record(bdf, paths)
         try:
             return cls(**json.loads(path.read_text()))
@@ -48,7 +48,7 @@ class Binding:
             raise HostError(f"{path} cannot be read: {error}", "remove it") from error
 
     def save(self, paths: HostPaths) -> None:
-        """Record it, whole or not at all. Raises `HostError`."""
+        """Write the record, atomically. Raises `HostError`."""
         path = _record(self.bdf, paths)
         temporary = path.with_suffix(".new")
         try:
@@ -60,10 +60,10 @@ class Binding:
 
 
 def bind(address: str, driver: str | None = None, paths: HostPaths = HOST) -> str:
-    """Give the device at *address* to *driver*, by default the VFIO driver made for it.
+    """Bind the device at *address* to *driver*, by default the VFIO driver made for it.
 
-    Returns the driver's name. A device that has that driver is left alone. Raises `UserError`
-    or `HostError`, and then all is as it was.
+    Return the driver's name. A device that has that driver already is left alone. Raises
+    `UserError` or `HostError`; the device then has what it had.
     """
     function = HostFunction.find(address, paths)
     if function.iommu_group is None:
@@ -99,7 +99,7 @@ def _bind(function: HostFunction, target: str) -> str:
 
 
 def unbind(address: str, paths: HostPaths = HOST) -> str | None:
-    """Undo `bind`; return the driver the device has again, if it had one.
+    """Undo `bind`; return the driver that the device has again, if it had one.
 
     Raises `UserError` if pyvmm did not bind the device or a program has it open, `HostError` if
     the host refuses.
@@ -126,9 +126,10 @@ def _unbind(bdf: str, paths: HostPaths) -> str | None:
 
 @contextmanager
 def borrowed(address: str, driver: str | None = None, paths: HostPaths = HOST) -> Iterator[str]:
-    """Have the device bound to a VFIO driver meanwhile; yield the driver's name.
+    """Bind the device to a VFIO driver for the ``with`` block; yield the driver's name.
 
-    One that a VFIO driver has already is left alone, before and after. Close the device first.
+    A device that a VFIO driver has already is left alone, before and after. The device must be
+    closed when the block ends.
     """
     function = HostFunction.find(address, paths)
     if function.driven_by_vfio and driver in (None, function.driver):
@@ -142,14 +143,14 @@ def borrowed(address: str, driver: str | None = None, paths: HostPaths = HOST) -
 
 
 def bound(paths: HostPaths = HOST) -> list[str]:
-    """Return the addresses of the devices that `bind` took and `unbind` can give back."""
+    """Return the addresses of the devices that `unbind` can give back."""
     directory = paths.run / "vfio"
     return sorted(path.stem for path in directory.glob("*.json")) if directory.is_dir() else []
 
 
 @contextmanager
 def _alone(paths: HostPaths) -> Iterator[None]:
-    """Hold the right to bind and unbind: one program at a time."""
+    """Lock binding and unbinding: one program at a time. Raises `HostError`."""
     path = paths.run / "vfio/lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +173,7 @@ def _restore(function: HostFunction, was: Binding) -> None:
 
 
 def _rebind(function: HostFunction, driver: str | None) -> None:
-    """Take the device from the driver it has, and give it to *driver*."""
+    """Unbind the device from its driver, and bind it to *driver*, if any."""
     if function.driver:
         _write(function.path / "driver/unbind", function.bdf)
     if driver is None:
@@ -188,7 +189,7 @@ def _rebind(function: HostFunction, driver: str | None) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write to a file in sysfs: one write, whose error is the kernel's answer."""
+    """Write to a file in sysfs by one write(2), whose error is the kernel's answer."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:

@@ -1,6 +1,6 @@
-"""Why an ioctl of VFIO or iommufd is likely to have failed, most likely first.
+"""Why an ioctl of VFIO or iommufd is likely to have failed.
 
-By name, because the ioctls of different files share numbers. Sources: drivers/vfio/
+Keys are names, because ioctls of different files share numbers. Sources: drivers/vfio/
 (group.c, container.c, device_cdev.c, vfio_iommu_type1.c, pci/vfio_pci_core.c),
 drivers/iommu/iommu.c and drivers/iommu/iommufd/.
 """

@@ -1,4 +1,4 @@
-"""A device's PCI configuration space, through VFIO, which virtualises some of it."""
+"""A device's configuration space through VFIO, which virtualises part of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A device that we have to ourselves: `open_device`, and what can be done with it.
+"""An open VFIO device: regions, configuration space, interrupts, DMA, reset.
 
     with open_device("0000:01:00.0") as device:
         device.enable_memory()
@@ -46,7 +46,7 @@ def open_device(  # noqa: PLR0913  (one argument each is what most callers give)
     kvm: KvmFiles | None = None,
     paths: HostPaths = HOST,
 ) -> VfioDevice:
-    """Open the PCI device at *bdf*, which a VFIO driver has.
+    """Open the PCI device at *bdf*, which has a VFIO driver.
 
     Devices that share an *iommu* (`open_iommu`) do DMA in the same address space; without one
     the device gets its own, which is closed with it, and whose VM, if any, is *kvm*. Raises
@@ -64,14 +64,14 @@ def open_device(  # noqa: PLR0913  (one argument each is what most callers give)
 
 
 class VfioDevice(Closeable):
-    """One open device. `with` closes it: its mappings, its eventfds, itself."""
+    """One open device. `with` closes it, its mappings and its eventfds."""
 
     def __init__(self, function: HostFunction, iommu: Iommu, *, owns_iommu: bool = False) -> None:
         """Attach *function* to *iommu*. Raises `HostError`."""
         self.function = function
         self.bdf = function.bdf
         self.driver = function.driver or ""
-        """The VFIO driver's name, which says how its regions are mapped."""
+        """The VFIO driver's name: how regions are mapped depends on the driver."""
         self.iommu = iommu
         self._owns_iommu = owns_iommu
         self._notices: dict[IrqIndex, EventFd] = {}
@@ -92,7 +92,7 @@ class VfioDevice(Closeable):
         self.regions = tuple(
             VfioRegion(self.bdf, one, fd) for one in found if one is not None and one.size
         )
-        """The regions it has, by index; BARs it lacks are left out."""
+        """The regions it has, in order of index; BARs that it lacks are left out."""
         self.config = DeviceConfigSpace(self.region(CONFIG))
         self.irqs = Irqs(fd)
 
@@ -102,7 +102,7 @@ class VfioDevice(Closeable):
     # --- regions ------------------------------------------------------------------------------
 
     def region(self, which: int | str) -> VfioRegion:
-        """Return a region by its index, or by what a user calls it. Raises `UserError`."""
+        """Return a region by its index, or by its name such as BAR4. Raises `UserError`."""
         index = which if isinstance(which, int) else region_index(which)
         for region in self.regions:
             if region.index == index:
@@ -114,29 +114,29 @@ class VfioDevice(Closeable):
 
     @property
     def memory_enabled(self) -> bool:
-        """Whether its BARs answer: the memory-space bit of the command register."""
+        """Whether its BARs answer: the Memory Space bit of the command register."""
         return bool(self.config.read(COMMAND, 2) & COMMAND_MEMORY)
 
     def enable_memory(self) -> None:
-        """Have its BARs answer. While they do not, mapped accesses fault. Raises `VfioError`."""
+        """Make its BARs answer. While they do not, mapped accesses fault. Raises `HostError`."""
         self.config.set_command(COMMAND_MEMORY)
         if not self.memory_enabled:
             raise HostError(f"{self.bdf}: its memory cannot be switched on")
 
     def enable_dma(self) -> None:
-        """Let it do DMA (bus master); what it reaches, `dma_map` says. Raises `VfioError`."""
+        """Enable DMA (Bus Master), to what `dma_map` has mapped. Raises `VfioError`."""
         self.config.set_command(COMMAND_MASTER)
 
     def dma_map(self, iova: int, host_address: int, size: int, *, writable: bool = True) -> None:
-        """See `Iommu.dma_map`: for all devices of the address space."""
+        """Call `Iommu.dma_map`: for all devices of the address space."""
         self.iommu.dma_map(iova, host_address, size, writable=writable)
 
     def dma_unmap(self, iova: int, size: int) -> None:
-        """See `Iommu.dma_unmap`."""
+        """Call `Iommu.dma_unmap`."""
         self.iommu.dma_unmap(iova, size)
 
     def export(self, region: int, offset: int, size: int) -> int:
-        """Return a dma-buf, ours to close, of bytes of a BAR: what `Iommu.dma_map_file` takes.
+        """Return a dma-buf of a part of a BAR, for `Iommu.dma_map_file`; the caller closes it.
 
         Raises `VfioError`: before Linux 6.19, or without CONFIG_VFIO_PCI_DMABUF, there is none.
         """
@@ -166,7 +166,7 @@ class VfioDevice(Closeable):
     def reset(self) -> None:
         """Reset it. Raises `HostError`.
 
-        VFIO restores configuration space, so that its memory stays on if it was; accesses to
+        VFIO restores configuration space, so memory that was enabled stays enabled. Accesses to
         mapped memory wait meanwhile (vfio_pci_ioctl_reset).
         """
         if not self.resettable:
@@ -177,14 +177,14 @@ class VfioDevice(Closeable):
         self._open_fd.ioctl(DeviceIoctl.VFIO_DEVICE_RESET)
 
     def irq(self, index: IrqIndex) -> IrqInfo:
-        """Return what it has of one kind of interrupt. Raises `VfioError`."""
+        """Return how many interrupts of one kind it has. Raises `VfioError`."""
         return self.irqs.info(index)
 
     def notice(self, index: IrqIndex) -> int | None:
-        """Return an eventfd, non-blocking and ours, that becomes readable when VFIO has news.
+        """Return a non-blocking eventfd, which the device owns, that VFIO signals.
 
         ``IrqIndex.REQ``: the host wants the device back, and waits until it is closed.
-        ``IrqIndex.ERR``: the device has failed. None if it has no such news to give.
+        ``IrqIndex.ERR``: the device has failed. None if VFIO does not signal this.
         Raises `VfioError`.
         """
         if index in self._notices:
@@ -202,7 +202,7 @@ class VfioDevice(Closeable):
 
     @property
     def closed(self) -> bool:
-        """Whether it has been given back."""
+        """Whether it is closed."""
         return self._fd is None
 
     @property
@@ -219,7 +219,7 @@ class VfioDevice(Closeable):
         fd, self._fd = self._fd, None
         if fd is None:
             return
-        with ExitStack() as owned:  # each is done whatever another raises; last first
+        with ExitStack() as owned:  # each runs even if another raises; last first
             if self._owns_iommu:
                 owned.callback(self.iommu.close)
             for notice in self._notices.values():

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 class GuestDma(Closeable):
-    """All of a guest's RAM within devices' reach. Use as a context manager.
+    """Own the DMA mappings of all of a guest's RAM. `with` unmaps them.
 
-    To be closed before the RAM is unmapped or discarded, and after the devices have stopped.
+    Close it after the devices have stopped, and before the RAM is unmapped or discarded.
     """
 
     def __init__(self, iommu: Iommu, ram: Iterable[Region]) -> None:
-        """Map it. Raises `HostError`: the limit on locked memory, addresses that are reserved."""
+        """Map it. Raises `HostError`: the limit on locked memory, or reserved addresses."""
         self.size = 0
-        """Bytes that are mapped, and so locked."""
+        """Bytes mapped, and so locked."""
         regions = list(ram)
         _check(iommu, regions)
         iommu.check_limit(sum(region.size for region in regions))
@@ -49,12 +49,12 @@ class GuestDma(Closeable):
 
 
 def _unmap(iommu: Iommu, iova: int, size: int) -> None:
-    if iommu.maps(iova):  # else it went with the last device, which the host has taken back
+    if iommu.maps(iova):  # otherwise it went with the last device, which the host took back
         iommu.dma_unmap(iova, size)
 
 
 def _check(iommu: Iommu, regions: Iterable[Region]) -> None:
-    """Raise `HostError` for RAM at addresses that the IOMMU cannot have, or keeps for itself."""
+    """Raise `HostError` for RAM at addresses that the IOMMU cannot map, or reserves."""
     ranges = iommu.iova_ranges()
     for region in regions:
         if not any(one.contains(region.base, region.size) for one in ranges):

@@ -1,7 +1,7 @@
-"""Which VFIO driver a device wants: a variant made for it, or plain vfio-pci.
+"""The VFIO driver for a device: a variant made for it, or plain vfio-pci.
 
-A variant driver says which devices it is for in module aliases that start with vfio_pci: instead
-of pci:, so that nothing loads it by itself (PCI_DRIVER_OVERRIDE_DEVICE_VFIO in <linux/pci.h>).
+A variant driver lists its devices in module aliases that start with vfio_pci: instead of pci:, so
+that nothing loads it automatically (PCI_DRIVER_OVERRIDE_DEVICE_VFIO in <linux/pci.h>).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MODPROBE: Final = "modprobe"
 
 
 def wanted_module(function: HostFunction) -> str:
-    """Return the module whose alias fits the device most closely; vfio-pci if none is known."""
+    """Return the module whose alias matches the device most closely, by default vfio-pci."""
     name = function.modalias.replace("pci:", _PREFIX, 1)
     fitting = [
         (pattern.count("*"), module)
@@ -57,9 +57,9 @@ def _aliases(paths: HostPaths) -> Iterator[tuple[str, str]]:
 
 
 def ready(module: str, paths: HostPaths) -> str:
-    """Return the name of the PCI driver in *module*, after loading the module if need be.
+    """Load *module* if it is not loaded, and return the name of its PCI driver.
 
-    *module* may be the driver's name as well. Raises `HostError` if there is none.
+    *module* may also be the driver's name. Raises `HostError` if there is no such driver.
     """
     if driver := _driver(module, paths):
         return driver
@@ -85,7 +85,7 @@ def _driver(module: str, paths: HostPaths) -> str | None:
 
 
 def _load(module: str) -> str:
-    """Load *module*; return what modprobe had to say."""
+    """Load *module*; return modprobe's message."""
     try:
         done = subprocess.run([_MODPROBE, module], capture_output=True, text=True, check=False)
     except OSError as error:
@@ -94,7 +94,7 @@ def _load(module: str) -> str:
 
 
 def check_vfio(driver: str) -> None:
-    """Raise `UserError` unless *driver* is one of VFIO's by its name, which all of them say."""
+    """Raise `UserError` unless *driver* is one of VFIO's: all of their names contain vfio."""
     if "vfio" not in driver:
         raise UserError(
             f"{driver} is not a VFIO driver", f"leave --driver out, or name one such as {PLAIN}"

@@ -25,7 +25,7 @@ NODE_HINTS: Final = {
 
 
 class VfioError(KernelError):
-    """VFIO refused something: what, of which file, with what arguments, and why that is likely."""
+    """VFIO refused a call: on which file, with what arguments, and the likely cause."""
 
     def __init__(
         self, name: str, request: IntEnum | str, errno: int, shown: dict[str, object]
@@ -36,7 +36,7 @@ class VfioError(KernelError):
 
 
 class VfioFd(Fd):
-    """A descriptor of VFIO's or of iommufd's; *name* says in errors which."""
+    """A descriptor of VFIO's or of iommufd's; *name* is its name in errors."""
 
     def __init__(self, number: int, name: str) -> None:
         super().__init__(number)
@@ -59,7 +59,7 @@ class VfioFd(Fd):
     def ioctl_whole(self, request: IntEnum, struct: str, **fields: Any) -> bytes:
         """Issue *request* and return all of the answer: the struct and its capability chain.
 
-        The kernel says in ``argsz`` how much room it needs, and is asked again with as much.
+        The kernel writes the size it needs to ``argsz``; the call is repeated with that size.
         Raises `VfioError`.
         """
         size = ffi.sizeof(f"struct {struct}")

@@ -1,4 +1,4 @@
-"""PCI functions as sysfs shows them: what they are, who drives them, what they are grouped with.
+"""PCI functions as sysfs shows them: identity, driver, IOMMU group, BARs.
 
 Source: Documentation/ABI/testing/sysfs-bus-pci, sysfs-kernel-iommu_groups, sysfs-devices-vfio-dev.
 """
@@ -21,8 +21,8 @@ _IORESOURCE_PREFETCH: Final = 0x2000
 _IORESOURCE_MEM_64: Final = 0x100000
 """include/linux/ioport.h, as the third column of ``resource`` shows them."""
 
-_OWN_DMA_LEFT_ALONE: Final = frozenset({"pcieport", "pci-stub", "shpchp"})
-"""Drivers that a group may have besides VFIO's: they do no DMA with kernel memory
+_DRIVER_MANAGED_DMA: Final = frozenset({"pcieport", "pci-stub", "shpchp"})
+"""Drivers that a viable group may have besides VFIO's: they do no DMA with kernel memory
 (``driver_managed_dma``, drivers/pci/pcie/portdrv.c, drivers/pci/pci-stub.c)."""
 
 
@@ -37,7 +37,7 @@ class SysfsBar:
 
     @property
     def kind(self) -> str:
-        """What is behind it, in lspci's words."""
+        """What it decodes, in lspci's words."""
         if self.flags & _IORESOURCE_IO:
             return "I/O ports"
         width = "64-bit" if self.flags & _IORESOURCE_MEM_64 else "32-bit"
@@ -50,7 +50,7 @@ class SysfsBar:
 
 
 class HostFunction:
-    """One PCI function. Nothing is remembered: each attribute is read when asked for."""
+    """One PCI function of the host. Each attribute is read from sysfs when it is accessed."""
 
     def __init__(self, bdf: str, paths: HostPaths = HOST) -> None:
         self.bdf = bdf
@@ -59,7 +59,7 @@ class HostFunction:
 
     @classmethod
     def find(cls, address: str, paths: HostPaths = HOST) -> HostFunction:
-        """Return the function at *address*. Raises `UserError` if it is malformed or empty."""
+        """Return the function at *address*. Raises `UserError` if there is none."""
         function = cls(parse_bdf(address), paths)
         if not function.path.exists():
             raise UserError(
@@ -69,7 +69,7 @@ class HostFunction:
 
     @classmethod
     def all(cls, paths: HostPaths = HOST) -> list[HostFunction]:
-        """Return every PCI function of the host, by address."""
+        """Return every PCI function of the host, in order of address."""
         if not paths.devices.is_dir():
             return []
         return [cls(path.name, paths) for path in sorted(paths.devices.iterdir())]
@@ -94,47 +94,47 @@ class HostFunction:
 
     @property
     def modalias(self) -> str:
-        """What module aliases are matched with."""
+        """The text that module aliases match."""
         return self._read("modalias")
 
     @property
     def numa_node(self) -> int | None:
-        """The NUMA node it is near; None if the host does not say."""
+        """Its NUMA node; None if the host does not tell."""
         node = int(self._read("numa_node") or "-1")
         return node if node >= 0 else None
 
     @property
     def driver(self) -> str | None:
-        """The name of the driver that has it."""
+        """The name of its driver, if it has one."""
         return self._link("driver")
 
     @property
     def driver_override(self) -> str:
-        """The only driver that may have it; empty: any that matches."""
+        """The only driver that may bind to it; empty: any that matches."""
         text = self._read("driver_override")
         return "" if text == "(null)" else text
 
     @property
     def iommu_group(self) -> int | None:
-        """The number of the IOMMU group it is in; None: no IOMMU translates its DMA."""
+        """The number of its IOMMU group; None: no IOMMU translates its DMA."""
         name = self._link("iommu_group")
         return int(name) if name else None
 
     @property
     def group_members(self) -> list[HostFunction]:
-        """The other functions of its IOMMU group: they are isolated together, or not at all."""
+        """The other functions of its IOMMU group, which the IOMMU cannot isolate from it."""
         directory = self.path / "iommu_group/devices"
         names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
         return [HostFunction(name, self.paths) for name in names if name != self.bdf]
 
     @property
     def group_obstacles(self) -> list[HostFunction]:
-        """Those of `group_members` whose drivers keep the group from being ours."""
+        """Those of `group_members` whose drivers make the group not viable for VFIO."""
         return [
             member
             for member in self.group_members
             if member.driver
-            and member.driver not in _OWN_DMA_LEFT_ALONE
+            and member.driver not in _DRIVER_MANAGED_DMA
             and not member.driven_by_vfio
         ]
 
@@ -147,12 +147,12 @@ class HostFunction:
 
     @property
     def driven_by_vfio(self) -> bool:
-        """Whether its driver is vfio-pci, or a variant of it for this kind of device."""
+        """Whether its driver is vfio-pci or a variant driver."""
         return self.vfio_name is not None or "vfio" in (self.driver or "")
 
     @property
     def bars(self) -> list[SysfsBar]:
-        """Its base address registers as the host has assigned them, the ROM's (6) included."""
+        """Its base address registers as the host assigned them, with the ROM's as number 6."""
         found = []
         for index, line in enumerate(self._read("resource").splitlines()[:7]):
             start, end, flags = (int(field, 16) for field in line.split())

@@ -1,6 +1,6 @@
-"""The older back end: IOMMU groups in a container, with a type 1 IOMMU (every kernel's).
+"""The older back end: IOMMU groups in a container, with a type 1 IOMMU. All kernels have it.
 
-    /dev/vfio/vfio    a container: the address space, once a group is in it and VFIO_SET_IOMMU done
+    /dev/vfio/vfio    a container: an address space, after a group is added and VFIO_SET_IOMMU
     /dev/vfio/N       group N: VFIO_GROUP_SET_CONTAINER, VFIO_GROUP_GET_DEVICE_FD by address
 
 Source: Documentation/driver-api/vfio.rst.
@@ -30,7 +30,7 @@ _ALL: Final = AddressRange(0, 1 << 64)
 
 
 class _Group(NamedTuple):
-    """A group of ours, and the devices of it that are open."""
+    """An open group, and those of its devices that are open."""
 
     fd: VfioFd
     number: int
@@ -66,7 +66,7 @@ class Container(Iommu):
 
     def _attach(self, function: HostFunction) -> VfioFd:
         number = function.iommu_group
-        assert number is not None  # check_assignable has seen it
+        assert number is not None  # check_assignable has checked it
         group = next((group for group in self._groups if group.number == number), None)
         group = group or self._add_group(function, number)
         name = ffi.new("char[]", function.bdf.encode())
@@ -98,7 +98,7 @@ class Container(Iommu):
                 container,
                 container=self._fd.fileno(),
             )
-            if not self._groups:  # the last one to leave takes the IOMMU with it
+            if not self._groups:  # the last group to leave resets the IOMMU
                 kind = lib.VFIO_TYPE1v2_IOMMU
                 self._fd.ioctl(ContainerIoctl.VFIO_SET_IOMMU, kind, iommu=kind)
             self._announce(fd)
@@ -158,14 +158,14 @@ class Container(Iommu):
     def _unmap(self, iova: int, size: int) -> None:
         request = ContainerIoctl.VFIO_IOMMU_UNMAP_DMA
         done = self._fd.ioctl_struct(request, "vfio_iommu_type1_dma_unmap", iova=iova, size=size)
-        if not done.size:  # said without an error, unlike iommufd
+        if not done.size:  # not an error here, unlike iommufd
             raise VfioError(self._fd.name, request, errno.ENOENT, {"iova": iova, "size": size})
 
     def _files(self) -> list[VfioFd]:
         return [group.fd for group in self._groups]
 
     def _close(self) -> None:
-        with ExitStack() as each:  # is done whatever another raises; last first
+        with ExitStack() as each:  # each runs even if another raises; last first
             each.callback(self._fd.close)
             for group in self._groups:
                 each.callback(group.fd.close)

@@ -1,4 +1,4 @@
-"""Where the host keeps what we look at: directories that a test replaces by its own."""
+"""The host's directories that this package reads; tests replace them by their own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class HostPaths(NamedTuple):
     lib: Path = Path("/lib")
     """Holds ``modules/<release>``."""
     run: Path = Path("/run/pyvmm")
-    """The host's own run-time files. Not the user's: what we bind stays bound when a session
-    ends, for all users, until the host goes down - and exactly so long does /run live."""
+    """Records of bound devices. Not in the user's runtime directory: a binding outlasts the
+    session, for all users, until the host goes down, and /run lives as long."""
 
     @property
     def devices(self) -> Path:

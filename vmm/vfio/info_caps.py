@@ -21,7 +21,7 @@ _HEADER = "struct vfio_info_cap_header"
 
 
 class InfoCapsError(HostError):
-    """The kernel's answer has a capability chain that makes no sense."""
+    """The kernel's answer has a malformed capability chain."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"VFIO's capability chain {what}", "this is a bug of the device's driver")
@@ -43,7 +43,7 @@ class InfoCap:
         size = ffi.sizeof(name) + (items * ffi.sizeof(item) if item else 0)
         if size > len(self._answer) - self._offset:
             raise InfoCapsError(f"ends within a capability at {self._offset:#x}")
-        # A copy of its own: alignment, and cdata that keeps its bytes alive.
+        # A copy, for alignment, and so that the cdata keeps its bytes alive.
         whole = ffi.new("uint64_t[]", (size + 7) // 8)
         ffi.memmove(whole, self._answer[self._offset : self._offset + size], size)
         return _Kept(ffi.cast(f"{name} *", whole), whole)
@@ -63,7 +63,7 @@ class _Kept:
 def info_caps(answer: bytes, offset: int) -> Iterator[InfoCap]:
     """Yield the capabilities of *answer*, whose chain starts at *offset*; 0 is an empty chain.
 
-    Raises `InfoCapsError` if it leaves the answer or bites its tail.
+    Raises `InfoCapsError` if it leaves the answer or has a loop.
     """
     seen = set()
     while offset:

@@ -1,6 +1,6 @@
 """The ioctls of VFIO and iommufd: one enumeration per kind of file.
 
-They share one number space, in which the same number means different things on different files
+They share one number space, and the same number means different things on different files
 (100 + 13 is a device's hot reset and a container's DMA mapping).
 """
 

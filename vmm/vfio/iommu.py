@@ -1,4 +1,4 @@
-"""An IOMMU address space that devices do DMA in: what both back ends have in common."""
+"""An I/O address space that devices do DMA in: what both back ends have in common."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Iommu(Closeable, ABC):
     name: ClassVar[str]
 
     def __init__(self, kvm: KvmFiles | None = None) -> None:
-        """*kvm*: the VM that the devices are for, if there is one."""
+        """*kvm* is told of the devices' files, if there is a VM."""
         self._mapped: dict[int, int] = {}
         self._kvm = kvm
 
@@ -37,7 +37,7 @@ class Iommu(Closeable, ABC):
 
     @abstractmethod
     def detach(self, device: VfioFd) -> None:
-        """Close a device that `attach` returned, and give back what was opened for it."""
+        """Close a device that `attach` returned, and what was opened for it."""
 
     @abstractmethod
     def iova_ranges(self) -> list[AddressRange]:
@@ -56,14 +56,14 @@ class Iommu(Closeable, ABC):
     def _close(self) -> None: ...
 
     def attach(self, function: HostFunction) -> VfioFd:
-        """Open a device and attach it. Raises `HostError`, which says what is in the way."""
+        """Open a device and attach it. Raises `HostError`, which names what is in the way."""
         try:
             return self._attach(function)
         except VfioError as error:
             raise self._explain(function, error) from error
 
     def _explain(self, function: HostFunction, error: VfioError) -> HostError:
-        """Return the error for a device that could not be attached: who is in the way, if known."""
+        """Return the error for a device that cannot be attached, with who uses it, if known."""
         if error.errno == errno.ENOMEM:
             return self._memory_limit(0) or error
         if error.errno in (errno.EPERM, errno.EBUSY, errno.EINVAL, errno.ENODEV):
@@ -72,7 +72,7 @@ class Iommu(Closeable, ABC):
 
     @property
     def mapped(self) -> int:
-        """How many bytes are mapped, and so kept in memory."""
+        """How many bytes are mapped, and so pinned."""
         return sum(self._mapped.values())
 
     def maps(self, iova: int) -> bool:
@@ -80,7 +80,7 @@ class Iommu(Closeable, ABC):
         return iova in self._mapped
 
     def dma_map(self, iova: int, host_address: int, size: int, *, writable: bool = True) -> None:
-        """Let the devices reach *size* bytes at *host_address* of ours, at *iova*.
+        """Map *size* bytes at *host_address* of this process for the devices, at *iova*.
 
         All are multiples of the IOMMU's page. The memory is pinned: it stays in RAM and counts
         as locked. Device memory (a `RegionMapping`) is not for this: iommufd refuses it, and type 1
@@ -95,7 +95,7 @@ class Iommu(Closeable, ABC):
         self._mapped[iova] = size
 
     def dma_map_file(self, iova: int, fd: int, size: int) -> None:
-        """Let the devices reach the dma-buf *fd* of a device's memory at *iova*.
+        """Map the dma-buf *fd* of a device's memory for the devices, at *iova*.
 
         `VfioDevice.export` makes the dma-buf. The kernel unmaps it when that device's memory is
         switched off. `dma_unmap` undoes it. Raises `HostError`.
@@ -109,19 +109,19 @@ class Iommu(Closeable, ABC):
     def check_limit(self, size: int) -> None:
         """Raise `HostError` if *size* more bytes are more than this process may lock.
 
-        For who maps in parts, or would take long to find out.
+        A caller that maps in parts, or much, learns it before the first mapping.
         """
         if not _may_lock_anything() and (limited := self._memory_limit(size)):
             raise limited
 
     def dma_unmap(self, iova: int, size: int) -> None:
-        """Undo `dma_map`, one or several whole ones. Raises `VfioError`."""
+        """Undo one or several whole `dma_map`. Raises `VfioError`."""
         self._unmap(iova, size)
         for start in [start for start in self._mapped if iova <= start < iova + size]:
             del self._mapped[start]
 
     def connect(self, kvm: KvmFiles | None) -> None:
-        """Tell *kvm* of the files there are and of those to come; None: its VM has gone.
+        """Tell *kvm* of the open files, and of those opened later; None: its VM has gone.
 
         A machine has a new VM after each reset. Raises `KvmError`.
         """
@@ -131,14 +131,14 @@ class Iommu(Closeable, ABC):
 
     @abstractmethod
     def _files(self) -> Sequence[VfioFd]:
-        """Return the files that KVM is told of."""
+        """Return the files that KVM has to know."""
 
     def _announce(self, file: VfioFd) -> None:
         if self._kvm:
             self._kvm.add(file.fileno())
 
     def _withdraw(self, file: VfioFd) -> None:
-        """Have KVM let go of a file, which would stay open otherwise."""
+        """Make KVM release a file, which would stay open otherwise."""
         if self._kvm and file.fileno() >= 0:
             self._kvm.remove(file.fileno())
 
@@ -148,7 +148,7 @@ class Iommu(Closeable, ABC):
         self._close()
 
     def _memory_limit(self, size: int) -> HostError | None:
-        """Return the error for mappings beyond the limit on locked memory, if that is the cause."""
+        """Return the error for *size* more bytes if the limit on locked memory is the cause."""
         limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
         needed = self.mapped + size
         if limit == resource.RLIM_INFINITY or needed <= limit:

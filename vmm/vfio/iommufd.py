@@ -1,4 +1,4 @@
-"""The newer back end: iommufd and device files (Linux 6.6; CONFIG_VFIO_DEVICE_CDEV).
+"""The newer back end: iommufd and device files (Linux 6.6, CONFIG_VFIO_DEVICE_CDEV).
 
     /dev/iommu                   IOMMU_IOAS_ALLOC --> an address space, its id
     /dev/vfio/devices/vfioN      VFIO_DEVICE_BIND_IOMMUFD, then VFIO_DEVICE_ATTACH_IOMMUFD_PT to it
@@ -117,7 +117,7 @@ class Iommufd(Iommu):
         )
 
     def dma_map_file(self, iova: int, fd: int, size: int) -> None:
-        """See `Iommu.dma_map_file`."""
+        """Map it; see `Iommu.dma_map_file`."""
         self._fd.ioctl_struct(
             IommufdIoctl.IOMMU_IOAS_MAP_FILE,
             "iommu_ioas_map_file",

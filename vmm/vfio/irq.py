@@ -1,4 +1,4 @@
-"""A device's interrupts: what it has, and eventfds that they signal."""
+"""A device's interrupts, and the eventfds that they signal."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from vmm.vfio.fd import VfioFd
 
 NO_EVENTFD: Final = -1
-"""In a list of eventfds: this vector has none (any more)."""
+"""In a list of eventfds: this vector signals nothing."""
 
 
 class IrqIndex(IntEnum):
-    """The kinds of interrupts of a PCI device, the last two of which are VFIO's own."""
+    """The kinds of interrupts of a PCI device; the last two are VFIO's own."""
 
     INTX = lib.VFIO_PCI_INTX_IRQ_INDEX
     MSI = lib.VFIO_PCI_MSI_IRQ_INDEX
@@ -34,7 +34,7 @@ class IrqIndex(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class IrqInfo:
-    """One kind of interrupt: how many vectors, and VFIO_IRQ_INFO_* flags."""
+    """One kind of interrupt: its number of vectors, and VFIO_IRQ_INFO_* flags."""
 
     index: IrqIndex
     count: int
@@ -53,7 +53,7 @@ class Irqs:
         self._device = device
 
     def info(self, index: IrqIndex) -> IrqInfo:
-        """Return what VFIO says of *index*; a count of 0 if the device has none."""
+        """Ask VFIO about *index*; the count is 0 if the device has none. Raises `VfioError`."""
         request = DeviceIoctl.VFIO_DEVICE_GET_IRQ_INFO
         try:
             found = self._device.ioctl_struct(request, "vfio_irq_info", index=int(index))
@@ -64,14 +64,14 @@ class Irqs:
         return IrqInfo(index, found.count, found.flags)
 
     def signal(self, index: IrqIndex, eventfds: Sequence[int], start: int = 0) -> None:
-        """Have vectors from *start* on signal *eventfds*. Raises `VfioError`.
+        """Make vectors from *start* on signal *eventfds*. Raises `VfioError`.
 
-        For MSI and MSI-X the first call says how many vectors there are, unless `resizable`.
+        For MSI and MSI-X the first call fixes the number of vectors, unless `resizable`.
         """
         self._set(index, start, len(eventfds), lib.VFIO_IRQ_SET_ACTION_TRIGGER, eventfds)
 
     def disable(self, index: IrqIndex) -> None:
-        """Have nothing signalled any more, and the vectors given back. Raises `VfioError`."""
+        """Stop signalling, and free the vectors. Raises `VfioError`."""
         self._set(index, 0, 0, lib.VFIO_IRQ_SET_ACTION_TRIGGER)
 
     def trigger(self, index: IrqIndex, start: int = 0, count: int = 1) -> None:
@@ -83,11 +83,11 @@ class Irqs:
         self._set(index, start, count, lib.VFIO_IRQ_SET_ACTION_MASK)
 
     def unmask(self, index: IrqIndex, start: int = 0, count: int = 1) -> None:
-        """Let interrupts through, one that is pending at once. Raises `VfioError`."""
+        """Let interrupts through; a pending one at once. Raises `VfioError`."""
         self._set(index, start, count, lib.VFIO_IRQ_SET_ACTION_UNMASK)
 
     def unmask_by(self, index: IrqIndex, eventfd: int) -> None:
-        """Unmask when *eventfd* is signalled: KVM's resample irqfd, for INTx."""
+        """Unmask when *eventfd* is signalled: KVM's resamplefd, for INTx. Raises `VfioError`."""
         self._set(index, 0, 1, lib.VFIO_IRQ_SET_ACTION_UNMASK, [eventfd])
 
     def _set(

@@ -1,7 +1,7 @@
-"""Telling KVM which VFIO files its guest uses: the VFIO pseudo device.
+"""Tell KVM which VFIO files its guest uses, by the VFIO pseudo device.
 
-KVM learns of DMA that bypasses caches, and drivers that need to know their VM learn of it; so a
-file is told of before the device is opened through it (Documentation/virt/kvm/devices/vfio.rst).
+KVM learns of non-coherent DMA, and drivers learn of their VM if they need to. So KVM is told of a
+file before the device is opened through it (Documentation/virt/kvm/devices/vfio.rst).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class KvmFiles(Closeable):
         self._set(lib.KVM_DEV_VFIO_GROUP_ADD, fd)
 
     def remove(self, fd: int) -> None:
-        """Have KVM forget it, unless all are forgotten already. Raises `KvmError`."""
+        """Make KVM release a file, unless it has released all. Raises `KvmError`."""
         if self._device.fileno() >= 0:
             self._set(lib.KVM_DEV_VFIO_GROUP_DEL, fd)
 
@@ -36,5 +36,5 @@ class KvmFiles(Closeable):
         self._device.set_attr(lib.KVM_DEV_VFIO_GROUP, attribute, ffi.new("int32_t *", fd))
 
     def close(self) -> None:
-        """Have KVM forget all files. Idempotent."""
+        """Make KVM release all files. Idempotent."""
         self._device.close()

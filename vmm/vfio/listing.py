@@ -1,4 +1,4 @@
-"""What `pyvmm vfio list` tells of each PCI device."""
+"""`pyvmm vfio list`: what is known about each PCI device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RegionEntry:
-    """A region. *mappable*: (offset, size) of what can be mapped; None if VFIO was not asked."""
+    """A region. *mappable*: (offset, size) of mappable parts; None if VFIO was not asked."""
 
     index: int
     name: str
@@ -33,7 +33,7 @@ class RegionEntry:
 
 @dataclass(frozen=True)
 class DeviceEntry:
-    """A device. *note* says why VFIO was not asked about its regions."""
+    """A device. *note* is why VFIO was not asked about its regions."""
 
     bdf: str
     vendor: int
@@ -53,7 +53,7 @@ class DeviceEntry:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Return it for people."""
+        """Return it as lines of text."""
         group = "no IOMMU" if self.iommu_group is None else f"group {self.iommu_group}"
         shared = f" with {', '.join(self.shares_group_with)}" if self.shares_group_with else ""
         ours = ", bound by pyvmm" if self.bound_by_pyvmm else ""
@@ -88,10 +88,10 @@ def _size(size: int) -> str:
 def listing(
     attribute: Attribute, *, ask: bool = True, every: bool = True, paths: HostPaths = HOST
 ) -> list[DeviceEntry]:
-    """Return all devices, or those only that VFIO has or could have if not *every*.
+    """Return all devices, or only those with an IOMMU group if not *every*.
 
-    With *ask* those that a VFIO driver has, and nobody uses, are opened (and so reset) to ask
-    about their regions; otherwise sysfs tells what it knows.
+    With *ask*, devices that have a VFIO driver and are not in use are opened, and so reset, to
+    ask about their regions. The other devices' regions are those in sysfs.
     """
     ours = set(bound(paths))
     return [

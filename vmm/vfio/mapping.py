@@ -1,4 +1,4 @@
-"""Part of a device's region in our own address space."""
+"""A mapping of part of a device's region."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def alignment(size: int) -> int:
 
 
 class RegionMapping(Closeable):
-    """Owns one mapping of device memory; `view` and `host_address` are what slots are made of.
+    """Own one mapping of device memory: `host_address` for memory slots, `view` for Python.
 
     An access faults (SIGBUS) while the device's memory is off. Remove the memory slot first,
     then close.
@@ -53,14 +53,14 @@ class RegionMapping(Closeable):
             shown: dict[str, object] = {"offset": area.base, "size": area.size}
             raise VfioError(what, "mmap", -error, shown)
         self.host_address = int(address[0])
-        """Where it is in our address space."""
+        """Its host virtual address."""
         self._mapped = [self.host_address]
-        # Views of it keep this alive, so that none is ever left pointing at nothing.
+        # Views keep this alive, so no view can outlive the mapping.
         memory = ffi.gc(
             ffi.cast("uint8_t *", self.host_address), partial(_unmap, self._mapped, self.size)
         )
         self.view = memoryview(ffi.buffer(memory, self.size))
-        """Its bytes. Wide or ordered accesses are better made through `VfioRegion.read`."""
+        """Its bytes. For accesses of a given width or order use `VfioRegion.read`."""
         if not writable:
             self.view = self.view.toreadonly()
 
@@ -72,7 +72,7 @@ class RegionMapping(Closeable):
     def close(self) -> None:
         """Unmap. Its memory slot must be gone. Idempotent.
 
-        Raises BufferError if somebody holds a slice of `view`: then the last of these unmaps.
+        Raises BufferError if a slice of `view` exists; the last one to go unmaps.
         """
         self.view.release()
         if self._mapped:

@@ -1,4 +1,4 @@
-"""A device's regions: its BARs, ROM and configuration space, read, written and mapped."""
+"""Read, write and map a device's regions: BARs, ROM and configuration space."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class VfioRegion:
     """One region of an open device.
 
-    `read` and `write` are a bus device's, for those who trap the guest's accesses; see
-    `vmm.vfio.trap` for one that outlives the device.
+    `read` and `write` make it a bus device for trapped accesses; `vmm.vfio.trap` has one that
+    outlives the device.
     """
 
     def __init__(self, bdf: str, info: RegionInfo, device: VfioFd) -> None:
@@ -96,7 +96,7 @@ class VfioRegion:
     # --- mapped -------------------------------------------------------------------------------
 
     def map(self, offset: int = 0, size: int | None = None) -> RegionMapping:
-        """Map *size* bytes at *offset* into our address space; without *size*, as many as can be.
+        """Map *size* bytes at *offset*; without *size*, as many as can be mapped.
 
         The host address agrees with the offset modulo the largest power of two that fits in the
         size, at most 1 GiB, so that the kernel can map blocks of 2 MiB and 1 GiB (of 32 or
@@ -112,7 +112,7 @@ class VfioRegion:
         return mapping
 
     def check_map(self, offset: int = 0, size: int | None = None) -> AddressRange:
-        """Return what `map` would map. Raises `UserError`, which says what would be possible."""
+        """Return what `map` would map. Raises `UserError`, which lists what can be mapped."""
         page = mmap.PAGESIZE
         if not self.info.mappable:
             raise UserError(f"{self} cannot be mapped", self._why_not())

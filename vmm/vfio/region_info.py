@@ -1,4 +1,4 @@
-"""What VFIO says of a device's regions: their sizes, and which parts of them can be mapped."""
+"""VFIO's description of a region: its size, and which parts can be mapped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES: Final = {
 
 
 def region_index(text: str) -> int:
-    """Return the index of the region called *text*: 4, BAR4, ROM... Raises `UserError`."""
+    """Return the index of the region *text*: 4, BAR4, ROM... Raises `UserError`."""
     if text.isascii() and text.isdecimal():
         return int(text)
     for index, name in NAMES.items():
@@ -40,7 +40,7 @@ def region_index(text: str) -> int:
 
 @dataclass(frozen=True)
 class RegionInfo:
-    """What VFIO says of a region.
+    """VFIO's description of a region.
 
     index, size   in bytes; a size of 0 means that the device has no such region
     offset        where it starts in the device's file
@@ -80,13 +80,13 @@ class RegionInfo:
 
     @classmethod
     def ask(cls, device: VfioFd, index: int) -> RegionInfo:
-        """Ask VFIO. Raises `VfioError`; EINVAL: the device has no region of this index."""
+        """Ask VFIO. Raises `VfioError`; EINVAL: the device has no region *index*."""
         request = DeviceIoctl.VFIO_DEVICE_GET_REGION_INFO
         return cls.parse(device.ioctl_whole(request, "vfio_region_info", index=index))
 
     @classmethod
     def parse(cls, answer: bytes, page: int = mmap.PAGESIZE) -> RegionInfo:
-        """Read VFIO's answer: ``struct vfio_region_info`` and its chain. Raises `InfoCapsError`."""
+        """Parse ``struct vfio_region_info`` and its capability chain. Raises `InfoCapsError`."""
         info = ffi.from_buffer("struct vfio_region_info *", answer)
         sparse: list[AddressRange] | None = None
         msix = False
@@ -115,8 +115,8 @@ class RegionInfo:
 def _areas(size: int, sparse: list[AddressRange] | None, page: int) -> tuple[AddressRange, ...]:
     """Return what can be mapped, in whole pages and within the region.
 
-    A BAR smaller than a page counts as a whole one: VFIO allows its mapping only if nothing else
-    lies in that page (vfio_pci_probe_mmaps).
+    A BAR smaller than a page counts as a whole one: VFIO lets it be mapped only if nothing else is
+    in that page (vfio_pci_probe_mmaps).
     """
     limit = size + -size % page
     if sparse is None:

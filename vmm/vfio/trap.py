@@ -1,4 +1,4 @@
-"""A region whose accesses are trapped: a device on the guest's bus, without a memory slot."""
+"""A region as a bus device: accesses that go to no memory slot."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class TrappedRegion:
-    """Bytes [offset, offset + size) of a region, read and written through VFIO, one by one.
+    """Bytes [offset, offset + size) of a region, through VFIO for each access.
 
     When the device does not answer, because its memory is off or it has been unplugged, reads
-    are all ones and writes are lost, as on a PCI bus where nobody claims the access; the first
-    time is an event, and again after it has answered.
+    return ones and writes are dropped, as on a PCI bus where nobody claims the access. The first
+    such access is an event, and the first after it has answered again.
     """
 
     def __init__(self, region: VfioRegion, offset: int, size: int, events: Events) -> None:
@@ -31,7 +31,7 @@ class TrappedRegion:
         self._silent = False
 
     def read(self, offset: int, size: int) -> int:
-        """Read as the guest does."""
+        """Return what the guest reads; ones if the device does not answer."""
         with self._lock:
             if not self._detached:
                 try:
@@ -44,7 +44,7 @@ class TrappedRegion:
         return (1 << 8 * size) - 1
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Write as the guest does."""
+        """Write for the guest."""
         with self._lock:
             if not self._detached:
                 try:
@@ -53,9 +53,9 @@ class TrappedRegion:
                     self._note(error)
 
     def detach(self) -> None:
-        """Have nobody answer from now on; when this returns, no access is under way.
+        """Stop using the device. When this returns, no access is under way.
 
-        Before the device is closed: its descriptor's number may be another file's the next moment.
+        To be called before the device is closed, as its descriptor's number may be reused.
         """
         with self._lock:
             self._detached = True
