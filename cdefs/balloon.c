@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Memory that a guest gives back: page by page into the balloon, or as ranges that it reports
- * free (VIRTIO 1.2, 5.5). The guest counts in pages of 4 KiB, whatever the host's are; so each
- * page is remembered, and the host gets one of its own when all of it was given.
+ * Memory that a guest gives back: page by page into the balloon, or as ranges that it reports free
+ * (VIRTIO 1.2, 5.5). The guest counts in pages of 4 KiB, whatever the host's size is. So each page
+ * is recorded, and a host page goes back when all of it was given.
  */
 #include <errno.h>
 #include <linux/virtio_balloon.h>
@@ -12,7 +12,7 @@
 #include "balloon.h"
 
 #define PAGE (UINT64_C(1) << VIRTIO_BALLOON_PFN_SHIFT)
-#define AT_ONCE 256 /* page numbers copied from a chain at a time: as many as Linux sends */
+#define AT_ONCE 256 /* page numbers copied from a chain at a time; Linux sends as many */
 
 static struct pyvmm_balloon_range *find(struct pyvmm_balloon *balloon, uint64_t address)
 {
@@ -38,7 +38,7 @@ static void give_back(struct pyvmm_balloon *balloon, const struct pyvmm_balloon_
 
 /* --- The balloon ----------------------------------------------------------------------------- */
 
-/* Pages of the host's, side by side, that go back with one call. */
+/* Adjacent host pages that go back with one call. */
 struct run {
 	struct pyvmm_balloon_range *range;
 	uint64_t start, end; /* offsets into the range */
@@ -65,7 +65,7 @@ static void extend(struct pyvmm_balloon *balloon, struct run *run,
 	}
 }
 
-/* Whether all of the host's page at this offset was given. */
+/* Return whether all of the host page at this offset was given. */
 static int is_whole(const struct pyvmm_balloon *balloon, const struct pyvmm_balloon_range *range,
 		    uint64_t offset)
 {
@@ -114,7 +114,7 @@ static void leave(struct pyvmm_balloon *balloon, uint32_t pfn)
 	}
 }
 
-/* Copy the next page numbers from the chain; a chain of more than there may be ends early. */
+/* Copy the next page numbers from the chain, up to MOST_PFNS in all. Returns how many. */
 static uint32_t next(const struct pyvmm_chain *chain, uint64_t done, uint32_t *pfns)
 {
 	if (done >= PYVMM_BALLOON_MOST_PFNS)
@@ -123,7 +123,7 @@ static uint32_t next(const struct pyvmm_chain *chain, uint64_t done, uint32_t *p
 					   AT_ONCE * sizeof(*pfns)) / sizeof(*pfns));
 }
 
-/* Take the pages whose numbers the chain has. */
+/* Take the pages that the chain names. */
 void pyvmm_balloon_inflate(struct pyvmm_balloon *balloon, const struct pyvmm_chain *chain)
 {
 	uint32_t pfns[AT_ONCE], count;
@@ -135,7 +135,7 @@ void pyvmm_balloon_inflate(struct pyvmm_balloon *balloon, const struct pyvmm_cha
 	end_run(balloon, &run);
 }
 
-/* Let the guest have the pages again: it finds zeroes in those that the host took. */
+/* Return the named pages to the guest: those that the host took read as zeroes. */
 void pyvmm_balloon_deflate(struct pyvmm_balloon *balloon, const struct pyvmm_chain *chain)
 {
 	uint32_t pfns[AT_ONCE], count;
@@ -145,7 +145,7 @@ void pyvmm_balloon_deflate(struct pyvmm_balloon *balloon, const struct pyvmm_cha
 			leave(balloon, pfns[i]);
 }
 
-/* The driver has gone, and uses what it likes. */
+/* Forget all given pages: the driver is gone, and its successor may use any. */
 void pyvmm_balloon_forget(struct pyvmm_balloon *balloon)
 {
 	for (uint32_t i = 0; i < balloon->count; i++)
@@ -155,7 +155,7 @@ void pyvmm_balloon_forget(struct pyvmm_balloon *balloon)
 
 /* --- Free page reporting (5.5.6.7) ----------------------------------------------------------- */
 
-/* The chain's buffers are free memory, until it is used: give back what of it is whole pages. */
+/* Give back the whole pages of the chain's buffers, which are free until the chain is used. */
 void pyvmm_balloon_report(struct pyvmm_balloon *balloon, const struct pyvmm_chain *chain)
 {
 	for (uint32_t i = 0; i < chain->writable; i++) {

@@ -7,12 +7,12 @@
 
 #define PYVMM_BALLOON_MOST_PFNS 65536
 
-/* RAM that may be given back: a bit of `given` for each page of 4 KiB that the guest gave. */
+/* RAM that may go back: `given` has a bit for each page of 4 KiB that the guest gave. */
 struct pyvmm_balloon_range {
 	uint64_t base;   /* multiples of the host's page, all three */
 	uint64_t size;
 	uint8_t *host;
-	int advice;      /* what madvise(2) needs to be told: that depends on the mapping */
+	int advice;      /* for madvise(2); depends on the mapping */
 	uint64_t *given;
 };
 
@@ -21,10 +21,10 @@ struct pyvmm_balloon {
 	uint32_t count;
 	struct pyvmm_balloon_range *ranges; /* by ascending base */
 	uint64_t page;      /* bytes of the host's page */
-	int keep;           /* give nothing back: a device may access it behind the host's back */
+	int keep;           /* give nothing back: a device may access it by DMA */
 	uint64_t given;     /* pages of 4 KiB */
-	uint64_t foreign;   /* pages that were named and are no RAM */
-	uint64_t returned;  /* bytes that the host was told it may have, ever */
+	uint64_t foreign;   /* named pages that are not RAM */
+	uint64_t returned;  /* bytes given back to the host, ever */
 	int error;          /* errno of the first madvise(2) that failed */
 };
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * What block requests ask for: see blk.h. Data goes between the guest's memory and the kernel
- * directly. All that is checked is read from guest memory once, before.
+ * Decode and do block requests: see blk.h. Data goes directly between the guest's memory and the
+ * kernel. Everything that is checked is read from guest memory once, before.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -23,7 +23,7 @@ static const uint8_t zeroes[1 << 16];
 
 /* --- Buffers --------------------------------------------------------------------------------- */
 
-/* Take `bytes` off the front of *count buffers. */
+/* Remove the first `bytes` of *count buffers. */
 static void skip(struct iovec **iov, uint32_t *count, uint64_t bytes)
 {
 	while (*count && bytes >= (*iov)->iov_len) {
@@ -43,7 +43,7 @@ static void zero(struct iovec *iov, uint32_t count)
 		memset(iov[i].iov_base, 0, iov[i].iov_len);
 }
 
-/* Take the last byte of the device-writable buffers off, and return where it is: the status. */
+/* Remove the last device-writable byte, the status, and return its address. */
 static uint8_t *take_status(struct pyvmm_chain *chain)
 {
 	struct iovec *last = &chain->segments[chain->readable + chain->writable - 1];
@@ -62,7 +62,7 @@ static int outside(const struct pyvmm_disk *disk, uint64_t sector, uint64_t sect
 	return sector > disk->sectors || sectors > disk->sectors - sector;
 }
 
-/* Write zeroes the slow way, for file systems that know no better. */
+/* Write zeroes as data, for file systems without fallocate(2). */
 static int write_zeroes(const struct pyvmm_disk *disk, off_t offset, uint64_t bytes)
 {
 	while (bytes) {
@@ -96,7 +96,7 @@ static int clear(const struct pyvmm_disk *disk, uint32_t type, int unmap, off_t 
 	int error = -EOPNOTSUPP;
 
 	if (type == VIRTIO_BLK_T_DISCARD) {
-		/* A hint: what cannot be given back stays. */
+		/* Only a hint: a file system that cannot punch holes keeps the data. */
 		error = allocate(disk, FALLOC_FL_PUNCH_HOLE, offset, bytes);
 		return error == -EOPNOTSUPP ? 0 : error;
 	}
@@ -162,15 +162,15 @@ static void begin_transfer(const struct pyvmm_disk *disk, struct pyvmm_blk_reque
 }
 
 /*
- * Look at a request, whose chain has a header and room for a status, and do at once what is not
- * reading, writing or syncing. What is not read in the end is zeroes.
+ * Decode a request, whose chain has a header and room for a status. Do it at once unless it reads,
+ * writes or syncs. Bytes that are not read in the end are zeroes.
  */
 void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request)
 {
 	struct pyvmm_chain *chain = &request->chain;
 	struct virtio_blk_outhdr header;
 
-	/* 32 bits have no room for 4 GiB (5.2.6: nobody looks). */
+	/* The used length has 32 bits; drivers do not look at it (5.2.6). */
 	request->written = chain->writable_bytes > UINT32_MAX ? UINT32_MAX :
 								(uint32_t)chain->writable_bytes;
 	request->status = take_status(chain);
@@ -191,7 +191,7 @@ void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *re
 		begin_transfer(disk, request, header.sector);
 		return;
 	}
-	/* The driver is told that all it gave us was written: nothing else is to be there. */
+	/* All device-writable bytes count as written, so they must not keep older data. */
 	zero(request->iov + chain->readable, chain->writable);
 	switch (header.type) {
 	case VIRTIO_BLK_T_OUT:
@@ -219,7 +219,7 @@ void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *re
 	}
 }
 
-/* Give up what is left to do. */
+/* Fail the request: drop what is left to do. */
 void pyvmm_blk_fail(struct pyvmm_blk_request *request)
 {
 	if (request->operation == PYVMM_BLK_READ)
@@ -228,7 +228,7 @@ void pyvmm_blk_fail(struct pyvmm_blk_request *request)
 	request->result = VIRTIO_BLK_S_IOERR;
 }
 
-/* Whether direct_fd takes what is left to read or write. */
+/* Return whether what is left is aligned for direct_fd. */
 int pyvmm_blk_is_direct(const struct pyvmm_disk *disk, const struct pyvmm_blk_request *request)
 {
 	uint64_t all = 0;
@@ -242,15 +242,15 @@ int pyvmm_blk_is_direct(const struct pyvmm_disk *disk, const struct pyvmm_blk_re
 }
 
 /*
- * Take what reading, writing or syncing returned: how much was done, or a negative errno. Returns
- * whether there is something left to do.
+ * Account for the result of a read, write or sync: the bytes done, or a negative errno. Returns
+ * whether something is left to do.
  */
 int pyvmm_blk_advance(struct pyvmm_blk_request *request, int64_t done)
 {
 	if (done == -EINTR || done == -EAGAIN)
 		return 1;
 	if (request->operation == PYVMM_BLK_SYNC ? done < 0 : done <= 0) {
-		request->error = done ? (int)-done : ENODATA; /* the file is shorter than it was */
+		request->error = done ? (int)-done : ENODATA; /* the file was truncated */
 		pyvmm_blk_fail(request);
 		return 0;
 	}
@@ -276,7 +276,7 @@ static int64_t try(const struct pyvmm_disk *disk, const struct pyvmm_blk_request
 			disk->write_through ? RWF_DSYNC : 0);
 }
 
-/* Do what is left to do, however long it takes. */
+/* Do what is left, synchronously. */
 void pyvmm_blk_finish(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request)
 {
 	int direct_works = 1;
@@ -288,7 +288,7 @@ void pyvmm_blk_finish(const struct pyvmm_disk *disk, struct pyvmm_blk_request *r
 
 		done = try(disk, request, direct ? disk->direct_fd : disk->fd);
 		if (done < 0 && direct && errno == EINVAL)
-			direct_works = 0; /* it is pickier than it said */
+			direct_works = 0; /* it needs more alignment than it said */
 		else
 			pyvmm_blk_advance(request, done < 0 ? -errno : done);
 	}
@@ -297,8 +297,8 @@ void pyvmm_blk_finish(const struct pyvmm_disk *disk, struct pyvmm_blk_request *r
 /* --- Files ------------------------------------------------------------------------------------ */
 
 /*
- * Ask how a file wants direct input and output to be aligned (statx(2), since Linux 6.1). Returns
- * 0 if it says so, else -1.
+ * Ask for the alignment that direct I/O on a file needs (statx(2), since Linux 6.1). Returns 0,
+ * or -1 if the file system does not say.
  */
 int pyvmm_blk_alignment(int fd, uint32_t *memory, uint32_t *offset)
 {

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A virtio block device's requests (VIRTIO 1.2, 5.2.6), done on a file or block device.
+ * Do a virtio block device's requests (VIRTIO 1.2, 5.2.6) on a file or block device.
  *
- *     blk.c        what a request asks for, and doing it at once
- *     blk_queue.c  a queue's thread: many requests at a time, through io_uring where there is one
+ *     blk.c        one request: decode it, and do it synchronously
+ *     blk_queue.c  a queue's thread: many requests at a time, by io_uring if the host has it
  */
 #ifndef PYVMM_BLK_H
 #define PYVMM_BLK_H
@@ -15,18 +15,18 @@
 #define PYVMM_BLK_SERIAL_BYTES 20
 #define PYVMM_BLK_MAX_RANGES 32          /* ranges in one discard or write-zeroes request */
 #define PYVMM_BLK_MAX_SECTORS 0x400000   /* in each of them: 2 GiB */
-#define PYVMM_BLK_DEPTH 128              /* requests of a queue that are under way at once */
+#define PYVMM_BLK_DEPTH 128              /* requests of a queue in flight at once */
 
-/* What all queues of a disk share. */
+/* Shared by all queues of a disk. */
 struct pyvmm_disk {
 	int fd;
 	int direct_fd;           /* the same file without the host's page cache; or -1 */
-	uint32_t direct_memory;  /* how that wants data aligned: in memory, */
+	uint32_t direct_memory;  /* alignment that direct_fd needs in memory */
 	uint32_t direct_offset;  /* and in the file */
 	uint8_t read_only;
-	uint8_t write_through;   /* each write is to be durable */
-	uint8_t no_flush;        /* nothing ever is */
-	uint8_t one_by_one;      /* do without io_uring */
+	uint8_t write_through;   /* complete a write when it is durable */
+	uint8_t no_flush;        /* flushes do nothing */
+	uint8_t one_by_one;      /* do not use io_uring */
 	uint64_t sectors;        /* of 512 bytes */
 	uint8_t serial[PYVMM_BLK_SERIAL_BYTES];
 };
@@ -38,15 +38,15 @@ enum pyvmm_blk_operation {
 	PYVMM_BLK_SYNC,
 };
 
-/* A request that was popped, and what is left to do of it. */
+/* A popped request, and what is left to do of it. */
 struct pyvmm_blk_request {
 	struct pyvmm_chain chain;
 	uint8_t operation;
 	uint32_t type;           /* VIRTIO_BLK_T_* */
-	int error;               /* the errno of the host's, if it failed through no fault of the driver's */
-	uint8_t result;          /* VIRTIO_BLK_S_*, for the driver; */
-	uint8_t *status;         /* where that belongs */
-	uint32_t written;        /* bytes of the chain that are, or count as, written to */
+	int error;               /* the host's errno, if the host failed and not the driver */
+	uint8_t result;          /* VIRTIO_BLK_S_*, for the driver */
+	uint8_t *status;         /* where to write it */
+	uint32_t written;        /* bytes of the chain that count as written */
 	struct iovec *iov;
 	uint32_t count;
 	uint64_t bytes;
@@ -60,9 +60,9 @@ void pyvmm_blk_finish(const struct pyvmm_disk *disk, struct pyvmm_blk_request *r
 void pyvmm_blk_fail(struct pyvmm_blk_request *request);
 int pyvmm_blk_alignment(int fd, uint32_t *memory, uint32_t *offset);
 
-/* What the host could not do. */
+/* A failure of the host. */
 struct pyvmm_blk_failure {
-	uint32_t pending;        /* nobody has taken it yet */
+	uint32_t pending;        /* not taken yet */
 	uint32_t type;           /* VIRTIO_BLK_T_* */
 	int error;               /* an errno */
 	int64_t offset;          /* in the file */
@@ -74,14 +74,14 @@ struct pyvmm_blk_queue {
 	struct pyvmm_queue *queue;
 	struct pyvmm_blk_request *slots; /* PYVMM_BLK_DEPTH, each with a chain */
 	struct pyvmm_interrupt *interrupt;
-	uint32_t bits;           /* what to raise */
+	uint32_t bits;           /* of the interrupt to raise */
 	int doorbell;            /* eventfds */
 	int stop;
-	int trouble;             /* there is a failure */
+	int trouble;             /* signals a failure */
 	uint32_t stopping;
-	uint64_t requests;       /* how many were done */
-	uint64_t errors;         /* how many of them with VIRTIO_BLK_S_IOERR */
-	uint8_t uses_uring;      /* whether io_uring was to be had */
+	uint64_t requests;       /* done */
+	uint64_t errors;         /* done with VIRTIO_BLK_S_IOERR */
+	uint8_t uses_uring;      /* the host has io_uring and allows it */
 	struct pyvmm_blk_failure failure;
 };
 

@@ -2,15 +2,15 @@
 /*
  * A block device's queue and its thread: see blk.h.
  *
- *     doorbell --> pop a batch --> begin each --+--> done at once -----------+--> stage --> publish,
- *                                               +--> io_uring --> completion-+             interrupt
+ *   doorbell --> pop a batch --> begin each --+--> done at once ------------+--> stage --> publish,
+ *                                             '--> io_uring --> completion -'      interrupt
  *
- * What would not wait is done at once: a write to the page cache is a copy, which io_uring would
- * hand to a kernel thread. All else goes to io_uring, and so does the waiting: for completions,
- * the doorbell and the end, all by the system call that submits. Where there is no io_uring,
- * requests are done one after the other.
+ * A request that would not block is done at once: a write to the page cache is a copy, which
+ * io_uring would hand to a kernel thread. Everything else goes to io_uring. The system call that
+ * submits also waits for completions, the doorbell and the end. Without io_uring, requests are
+ * done one by one.
  *
- * A flush covers what was completed before it came (5.2.6.2). Requests that are under way together
+ * A flush covers the requests completed before it came (5.2.6.2). Requests in flight together
  * have no order, so none is kept: when the driver sees a write used, it is in the file.
  */
 #define _GNU_SOURCE
@@ -25,23 +25,23 @@
 #include "uring.h"
 
 #define HEADER sizeof(struct virtio_blk_outhdr)
-#define BATCH 32  /* requests after which the driver is told of what is done */
+#define BATCH 32  /* requests after which the driver gets its interrupt */
 
-/* user_data of what is no request: the numbers of requests are smaller */
+/* user_data of entries that are not requests: request numbers are smaller */
 enum { DOORBELL = PYVMM_BLK_DEPTH, STOP };
 
-/* What a thread needs while it runs. */
+/* The state of a running thread. */
 struct work {
 	struct pyvmm_blk_queue *blk;
 	struct pyvmm_uring uring;
 	uint8_t has_uring;
-	uint8_t awaits_doorbell; /* a poll of it is with the kernel */
+	uint8_t awaits_doorbell; /* the kernel polls it */
 	uint8_t awaits_stop;
 	uint32_t idle_count;
-	uint16_t idle[PYVMM_BLK_DEPTH]; /* the slots that have no request */
+	uint16_t idle[PYVMM_BLK_DEPTH]; /* free slots */
 };
 
-/* Let Python know, unless it has not yet heard of an earlier one. */
+/* Report a failure to Python, unless an earlier one is still pending. */
 static void report(struct pyvmm_blk_queue *blk, const struct pyvmm_blk_request *request)
 {
 	struct pyvmm_blk_failure *failure = &blk->failure;
@@ -55,7 +55,7 @@ static void report(struct pyvmm_blk_queue *blk, const struct pyvmm_blk_request *
 	eventfd_write(blk->trouble, 1);
 }
 
-/* Take the failure that there is. Returns whether there was one. From any thread. */
+/* Take the pending failure. Returns whether there was one. From any thread. */
 int pyvmm_blk_take_failure(struct pyvmm_blk_queue *blk, struct pyvmm_blk_failure *failure)
 {
 	if (!__atomic_load_n(&blk->failure.pending, __ATOMIC_ACQUIRE))
@@ -91,7 +91,7 @@ static struct io_uring_sqe *entry(struct work *work, uint64_t user_data)
 	return entry;
 }
 
-/* Be told whenever the eventfd is signalled: its count may stay as it is. */
+/* Poll the eventfd for each signal (edge-triggered): its count need not be read. */
 static void await(struct work *work, int eventfd, uint64_t user_data)
 {
 	struct io_uring_sqe *sqe = entry(work, user_data);
@@ -102,7 +102,7 @@ static void await(struct work *work, int eventfd, uint64_t user_data)
 	sqe->poll32_events = POLLIN;
 }
 
-/* Go on with a request: see to it that it is done some time, or do it. */
+/* Continue a request: submit what is left, or do it at once. */
 static void proceed(struct work *work, struct pyvmm_blk_request *request)
 {
 	const struct pyvmm_disk *disk = work->blk->disk;
@@ -131,7 +131,7 @@ static void proceed(struct work *work, struct pyvmm_blk_request *request)
 		sqe->rw_flags = RWF_DSYNC;
 }
 
-/* Take what the kernel has completed. */
+/* Handle the kernel's completions. */
 static void reap(struct work *work)
 {
 	struct io_uring_cqe completion;
@@ -152,7 +152,7 @@ static void reap(struct work *work)
 		switch (completion.res) {
 		case -EAGAIN:
 		case -EINTR:
-		case -EINVAL: /* direct, and it is pickier than it said */
+		case -EINVAL: /* direct_fd needs more alignment than it said */
 		case -EOPNOTSUPP:
 			pyvmm_blk_finish(work->blk->disk, request);
 			break;
@@ -165,7 +165,7 @@ static void reap(struct work *work)
 
 /* --- The thread ------------------------------------------------------------------------------- */
 
-/* Pop and begin some requests. Returns how many, or what is wrong with the ring. */
+/* Pop and begin some requests. Returns how many, or an enum pyvmm_ring_error. */
 static int begin(struct work *work)
 {
 	struct pyvmm_blk_queue *blk = work->blk;
@@ -198,7 +198,7 @@ static void tell(struct work *work)
 		pyvmm_interrupt_raise(blk->interrupt, blk->bits);
 }
 
-/* Begin what was entered; with `wait`, wait until something happens. */
+/* Submit the entries; with `wait`, wait for a completion. */
 static void enter(struct work *work, int wait)
 {
 	static const struct timespec moment = { .tv_nsec = 1000000 };
@@ -211,7 +211,7 @@ static void enter(struct work *work, int wait)
 	work->awaits_doorbell = work->awaits_stop = 1;
 	error = pyvmm_uring_enter(&work->uring, wait ? 1 : 0);
 	if (error && error != -EINTR && error != -EBUSY)
-		nanosleep(&moment, NULL); /* the host has no memory, and may have some later */
+		nanosleep(&moment, NULL); /* the host is out of memory: try again later */
 }
 
 /* The same without io_uring. */
@@ -247,12 +247,12 @@ static int serve(struct work *work)
 		if (ends && work->idle_count == PYVMM_BLK_DEPTH)
 			return wrong;
 		if (begun == BATCH) {
-			/* What is under way completes in this call only (IORING_SETUP_DEFER_TASKRUN). */
+			/* Requests in flight complete only in this call (IORING_SETUP_DEFER_TASKRUN). */
 			if (work->has_uring && work->idle_count < PYVMM_BLK_DEPTH)
 				enter(work, 0);
 			continue;
 		}
-		/* While all slots are taken, what completes is what wakes us. */
+		/* While all slots are taken, only a completion wakes the thread. */
 		if (!ends && work->idle_count && pyvmm_queue_enable_notify(blk->queue))
 			continue;
 		if (work->has_uring)
@@ -263,8 +263,8 @@ static int serve(struct work *work)
 }
 
 /*
- * Serve the queue until pyvmm_blk_stop. Returns 0 then, or what is wrong with the ring: one of
- * enum pyvmm_ring_error. No request is under way when this has returned.
+ * Serve the queue until pyvmm_blk_stop. Returns 0 then, or an enum pyvmm_ring_error. No request is
+ * in flight when this returns.
  */
 int pyvmm_blk_run(struct pyvmm_blk_queue *blk)
 {
@@ -282,7 +282,7 @@ int pyvmm_blk_run(struct pyvmm_blk_queue *blk)
 	return wrong;
 }
 
-/* Have pyvmm_blk_run return after the requests that are under way. From any thread. */
+/* Make pyvmm_blk_run return after the requests in flight. From any thread. */
 void pyvmm_blk_stop(struct pyvmm_blk_queue *blk)
 {
 	__atomic_store_n(&blk->stopping, 1, __ATOMIC_RELAXED);

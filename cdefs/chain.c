@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * What is in a chain, across its buffers. They were checked when the chain was popped.
+ * Access to the bytes of a chain, across its buffers, which were checked when it was popped.
  */
 #include <errno.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 
 #include "ring.h"
 
-/* Copy up to size bytes, from offset on, of what the device may read; returns how many. */
+/* Copy up to size bytes of the device-readable part, from offset on. Returns how many. */
 uint64_t pyvmm_chain_read(const struct pyvmm_chain *chain, uint64_t offset, void *to, uint64_t size)
 {
 	uint64_t done = 0;
@@ -31,7 +31,7 @@ uint64_t pyvmm_chain_read(const struct pyvmm_chain *chain, uint64_t offset, void
 	return done;
 }
 
-/* Copy up to size bytes to what the device may write, from offset on; returns how many. */
+/* Copy up to size bytes into the device-writable part, from offset on. Returns how many. */
 uint64_t pyvmm_chain_write(struct pyvmm_chain *chain, uint64_t offset, const void *from,
 			   uint64_t size)
 {
@@ -54,7 +54,7 @@ uint64_t pyvmm_chain_write(struct pyvmm_chain *chain, uint64_t offset, const voi
 	return done;
 }
 
-/* Fill up to most bytes of what the device may write with random ones; how many, or -errno. */
+/* Fill up to most bytes of the device-writable part at random. Returns how many, or -errno. */
 int64_t pyvmm_chain_fill_random(struct pyvmm_chain *chain, uint64_t most)
 {
 	uint64_t done = 0;
@@ -75,9 +75,9 @@ int64_t pyvmm_chain_fill_random(struct pyvmm_chain *chain, uint64_t most)
 	return (int64_t)done;
 }
 
-#define PIECES 64 /* buffers in one system call: what goes beyond is for the next */
+#define PIECES 64 /* buffers in one system call; the rest is left to the next call */
 
-/* The part of `segments` from offset on, up to most bytes; returns how many pieces. */
+/* Select up to most bytes of `segments` from offset on. Returns the number of pieces. */
 static int pieces(const struct iovec *segments, uint32_t count, uint64_t offset, uint64_t most,
 		  struct iovec *to)
 {
@@ -100,8 +100,8 @@ static int pieces(const struct iovec *segments, uint32_t count, uint64_t offset,
 }
 
 /*
- * Write up to most bytes, from offset on, of what the device may read, to fd. Returns how many
- * that took, or -errno.
+ * Write up to most bytes of the device-readable part, from offset on, to fd. Returns how many it
+ * took, or -errno.
  */
 int64_t pyvmm_chain_to_file(const struct pyvmm_chain *chain, uint64_t offset, int fd, uint64_t most)
 {
@@ -112,7 +112,7 @@ int64_t pyvmm_chain_to_file(const struct pyvmm_chain *chain, uint64_t offset, in
 	return done < 0 ? -errno : done;
 }
 
-/* Read up to most bytes from fd to what the device may write. Returns how many, or -errno. */
+/* Read up to most bytes from fd into the device-writable part. Returns how many, or -errno. */
 int64_t pyvmm_chain_from_file(const struct pyvmm_chain *chain, int fd, uint64_t most)
 {
 	struct iovec part[PIECES];

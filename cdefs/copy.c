@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Guest memory in bulk: copies, scans for zero and dirty pages, cache maintenance.
+ * Bulk work on guest memory: copies, scans for zero and dirty pages, cache maintenance.
  *
- * Everything here runs without Python's lock: cffi lets go of it around each call, and a scan
- * of a guest's memory must not stand in a vCPU's way.
+ * Everything here runs without Python's lock, which cffi releases around each call: a scan of a
+ * guest's memory must not block its vCPUs.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -16,7 +16,7 @@ void pyvmm_copy(void *to, const void *from, size_t size)
 
 /* --- Zeroes ---------------------------------------------------------------------------------- */
 
-/* How many bytes from the start are zero: size, if all are. */
+/* Return the number of zero bytes at the start: size, if all are zero. */
 uint64_t pyvmm_zero_prefix(const void *from, size_t size)
 {
 	const unsigned char *bytes = from;
@@ -37,7 +37,7 @@ uint64_t pyvmm_zero_prefix(const void *from, size_t size)
 	return at;
 }
 
-/* Set one bit of the bitmap for each page with something in it; return how many there are. */
+/* Set the bit of each page that is not all zeroes. Returns their number. */
 uint64_t pyvmm_nonzero_pages(const void *from, uint64_t pages, size_t page, uint64_t *bitmap)
 {
 	const unsigned char *bytes = from;
@@ -55,7 +55,7 @@ uint64_t pyvmm_nonzero_pages(const void *from, uint64_t pages, size_t page, uint
 
 /* --- Bitmaps, as KVM_GET_DIRTY_LOG fills them: bit n of word w is page 64 * w + n ------------- */
 
-/* Word i of the bitmap, without what lies past its end. */
+/* Return word i of the bitmap, with the bits past its end cleared. */
 static uint64_t word(const uint64_t *bitmap, uint64_t bits, uint64_t i)
 {
 	uint64_t left = bits - i * 64;
@@ -72,7 +72,7 @@ uint64_t pyvmm_bitmap_count(const uint64_t *bitmap, uint64_t bits)
 	return count;
 }
 
-/* The first bit at or after `at` that is set (or, inverted, clear); bits, if there is none. */
+/* Return the first set (or, inverted, clear) bit from `at` on, or bits if there is none. */
 static uint64_t next(const uint64_t *bitmap, uint64_t bits, uint64_t at, uint64_t invert)
 {
 	while (at < bits) {
@@ -88,8 +88,9 @@ static uint64_t next(const uint64_t *bitmap, uint64_t bits, uint64_t at, uint64_
 }
 
 /*
- * Write up to max pairs (first bit, number of bits) of runs of set bits from bit *from on;
- * return how many, and leave *from where the next call goes on (bits, at the end).
+ * Write up to max pairs (first bit, number of bits), one for each run of set bits from bit *from
+ * on. Returns the number of pairs, and sets *from to where the next call continues (bits, at the
+ * end).
  */
 uint64_t pyvmm_bitmap_runs(const uint64_t *bitmap, uint64_t bits, uint64_t *from,
 			   uint64_t *runs, uint64_t max)
@@ -110,11 +111,11 @@ uint64_t pyvmm_bitmap_runs(const uint64_t *bitmap, uint64_t bits, uint64_t *from
 	return count;
 }
 
-/* --- Cache maintenance to the Point of Coherency ------------------------------------------------ */
+/* --- Cache maintenance to the Point of Coherency --------------------------------------------- */
 
 #ifdef __aarch64__
 
-/* Linux lets EL0 read it (SCTLR_EL1.UCT), or emulates the read where cores differ. */
+/* Linux lets EL0 read it (SCTLR_EL1.UCT), or emulates the read if cores differ. */
 uint64_t pyvmm_ctr_el0(void)
 {
 	uint64_t ctr;
@@ -139,13 +140,13 @@ static uintptr_t line_size(void)
 		__asm__ volatile("dsb sy" : : : "memory");				\
 	} while (0)
 
-/* Clean: what we wrote reaches memory, for a guest that reads past the caches. */
+/* Clean: data written here reaches memory, for a guest that bypasses the caches. */
 void pyvmm_dc_cvac(const void *from, size_t size)
 {
 	FOR_EACH_LINE("dc cvac", from, size);
 }
 
-/* Clean and invalidate: what a guest wrote past the caches is what we read next. */
+/* Clean and invalidate: later reads here see what a guest wrote bypassing the caches. */
 void pyvmm_dc_civac(const void *from, size_t size)
 {
 	FOR_EACH_LINE("dc civac", from, size);
@@ -153,7 +154,7 @@ void pyvmm_dc_civac(const void *from, size_t size)
 
 #else
 
-/* Elsewhere there is no such register, and memory is coherent for all who look. */
+/* Other architectures have no such register, and memory is coherent for all observers. */
 uint64_t pyvmm_ctr_el0(void)
 {
 	return 0;

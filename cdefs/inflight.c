@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Chains that are with another process, see inflight.h. */
+/* Track the chains that another process has: see inflight.h. */
 #include <errno.h>
 #include <linux/virtio_ring.h>
 #include <poll.h>
@@ -14,7 +14,7 @@ static uint16_t load(const uint16_t *index)
 	return __atomic_load_n(index, __ATOMIC_ACQUIRE);
 }
 
-/* Begin anew, if nothing is with the process: when both indices are the same at one moment. */
+/* Start again if the process has no chain: both indices are equal at one moment. */
 static void start_over(struct pyvmm_inflight *inflight, const uint16_t *avail,
 		       const uint16_t *used)
 {
@@ -27,14 +27,14 @@ static void start_over(struct pyvmm_inflight *inflight, const uint16_t *avail,
 	inflight->exact = 1;
 }
 
-/* Take what is new in both rings. Returns 0 if something was missed, or makes no sense. */
+/* Follow the new entries of both rings. Returns 0 if some were missed or make no sense. */
 static int follow(struct pyvmm_inflight *inflight)
 {
 	const struct vring_avail *avail = (void *)inflight->driver;
 	const struct vring_used *used = (void *)inflight->device;
 	uint16_t mask = inflight->size - 1, made, done;
 
-	/* In this order, so that whatever is found used was found available. */
+	/* In this order, so that each chain found used was found available before. */
 	done = load(&used->idx);
 	made = load(&avail->idx);
 	if ((uint16_t)(made - inflight->avail) > inflight->size ||
@@ -44,7 +44,7 @@ static int follow(struct pyvmm_inflight *inflight)
 		uint16_t head = __atomic_load_n(&avail->ring[at & mask], __ATOMIC_RELAXED);
 
 		if (head >= inflight->size || inflight->count[head] == UINT8_MAX)
-			return 0; /* no ring that a driver makes */
+			return 0; /* no driver makes such a ring */
 		inflight->since[head] = ++inflight->seen;
 		inflight->count[head]++;
 	}
@@ -72,7 +72,7 @@ static int follow(struct pyvmm_inflight *inflight)
 	return 1;
 }
 
-/* Look at what is new in both rings. One thread at a time. */
+/* Look at the new entries of both rings. One thread at a time. */
 void pyvmm_inflight_look(struct pyvmm_inflight *inflight)
 {
 	const struct vring_avail *avail = (void *)inflight->driver;
@@ -84,7 +84,7 @@ void pyvmm_inflight_look(struct pyvmm_inflight *inflight)
 	start_over(inflight, &avail->idx, &used->idx);
 }
 
-/* Pass doorbells on until `stop` is signalled; what comes meanwhile waits. */
+/* Look, then pass on each doorbell, until `stop` is signalled. Later doorbells stay pending. */
 void pyvmm_inflight_run(struct pyvmm_inflight *inflight)
 {
 	struct pollfd fds[] = {
@@ -106,11 +106,11 @@ void pyvmm_inflight_run(struct pyvmm_inflight *inflight)
 }
 
 /*
- * The process is gone. Let the entries of the available ring from the used ring's index on be the
- * chains that it had and did not use, in the order they came: there are as many of both, a driver
- * never reads these entries, and it writes them again only when as many more chains were used.
- * And have the driver notify again, should the process have told it not to. heads is room for all.
- * Returns the index that another process is to begin with; -1 if it is not known.
+ * The process is gone. Write the chains that it had and did not use into the available ring, in
+ * their order, from the used ring's index on. There are as many entries as chains, drivers never
+ * read them, and a driver overwrites them only when as many more chains were used. Also let the
+ * driver notify again, if the process had suppressed that. heads has room for all. Returns the
+ * index from which another process starts, or -1 if it is not known.
  */
 int32_t pyvmm_inflight_requeue(struct pyvmm_inflight *inflight, uint16_t *heads)
 {

@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The part of the KVM ABI that the build machine's headers may lack: what is newer than they are
- * (up to Linux 7.3), and, on other architectures, arm64's own part.
+ * The part of the KVM ABI that the build machine's headers may lack: what is newer (up to Linux
+ * 7.3) and, on other architectures, arm64's own part.
  *
- * Include it after <linux/kvm.h>. Macros stand here with the very tokens of the kernel's, because
- * C lets a macro be defined twice if both definitions are the same: compiling this file with
- * -Werror on a machine whose headers know a name *is* the check that we have it right
- * (tests/cdefs/test_abi.py does, for x86-64 and arm64). Structs are guarded by a macro that came with
- * them, and checked by the assertions at the end.
+ * Include it after <linux/kvm.h>. Macros have the kernel's own tokens. C lets a macro be defined
+ * twice if both definitions are the same, so compiling this file with -Werror on a machine whose
+ * headers know a name checks that it is right (tests/cdefs/test_abi.py, for x86-64 and arm64).
+ * Structs are guarded by a macro that came with them, and checked by the assertions at the end.
  */
 #ifndef PYVMM_KVM_ABI_H
 #define PYVMM_KVM_ABI_H
@@ -184,7 +183,7 @@ struct pyvmm_arm64_regs {
 	} fp;
 };
 
-/* arm64's struct kvm_vcpu_events: what has happened to a vCPU that it does not know yet. */
+/* arm64's struct kvm_vcpu_events: exceptions that are pending for a vCPU. */
 struct pyvmm_arm64_vcpu_events {
 	uint8_t serror_pending;
 	uint8_t serror_has_esr;
@@ -194,7 +193,7 @@ struct pyvmm_arm64_vcpu_events {
 	uint32_t reserved[12];
 };
 
-/* --- Checks against the system's headers, where those have something to say ---------------- */
+/* --- Checks against the system's headers, where those have the name ------------------------ */
 #define PYVMM_SAME_SIZE(a, b) _Static_assert(sizeof(a) == sizeof(b), #a)
 #define PYVMM_SAME_OFFSET(a, ma, b, mb) \
 	_Static_assert(offsetof(a, ma) == offsetof(b, mb), #a "." #ma)

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Mapping files, devices' memory above all, at host addresses that huge pages can start at.
+ * Map files, above all devices' memory, at host addresses that allow huge pages.
  *
- * The kernel maps memory it does not manage (PFNMAP) by blocks - 2 MiB and 1 GiB with pages of
- * 4 KiB - only where address and physical address agree in the bits below the block, and mmap(2)
- * by itself promises no more than a page. So: reserve more than is needed, put the mapping at the
- * right place in it, and give the rest back.
+ * The kernel maps memory that it does not manage (PFNMAP) in blocks - 2 MiB and 1 GiB with pages of
+ * 4 KiB - only where virtual and physical address agree in the bits below the block, and mmap(2)
+ * aligns to pages only. So: reserve more than is needed, map at the right place in it, and unmap
+ * the rest.
  */
 #include <errno.h>
 #include <stddef.h>
@@ -48,8 +48,8 @@ int pyvmm_map_aligned(int fd, uint64_t offset, uint64_t size, int writable, uint
 }
 
 /*
- * Put size bytes of the file at offset in place of what is mapped at address: ours to write, while
- * the file stays as it is. All three are multiples of pages. Returns 0 or -errno.
+ * Replace the mapping at address by a private one of size bytes of the file at offset: stores do
+ * not reach the file. All three are multiples of pages. Returns 0 or -errno.
  */
 int pyvmm_map_private(uintptr_t address, int fd, uint64_t offset, uint64_t size)
 {

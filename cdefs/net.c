@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Packets from virtqueues and back: see net.h. A thread a queue waits and copies here, without
- * Python; TAP reads and writes the guest's buffers directly.
+ * Packets between virtqueues and a file: see net.h. One thread for each queue waits and copies
+ * here, without Python; TAP reads and writes the guest's buffers directly.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -15,10 +15,10 @@
 
 #include "net.h"
 
-#define BATCH 64                /* chains between looks at whether the driver wants to hear */
-#define LENGTH 4                /* of passt's frames: how long they are, big-endian */
+#define BATCH 64 /* chains after which the driver gets an interrupt, if it wants one */
+#define LENGTH 4 /* bytes before each of passt's frames: its length, big-endian */
 
-/* Results of what waits or moves bytes. Errors of rings are negative, of files positive. */
+/* Results of waiting and moving. Errors of rings are negative, of files positive. */
 enum { STOPPED = 0, GONE_ON = INT_MAX };
 
 /* --- Waiting --------------------------------------------------------------------------------- */
@@ -28,7 +28,7 @@ static int stopping(struct pyvmm_net_ring *ring)
 	return __atomic_load_n(&ring->stopping, __ATOMIC_RELAXED);
 }
 
-/* Wait for the file (events), or for the doorbell, if events is 0. Whoever stops us wakes us. */
+/* Wait for the file (events), or for the doorbell if events is 0. pyvmm_net_stop ends it. */
 static int wait_for(struct pyvmm_net_ring *ring, short events)
 {
 	struct pollfd fds[2] = {
@@ -60,8 +60,8 @@ static void count(uint64_t *counter, uint64_t more)
 /* --- Streams --------------------------------------------------------------------------------- */
 
 /*
- * Move the rest of the frame: to the socket, or from it. What was moved when we are stopped is
- * remembered, for the socket goes on with the middle of the frame when we do.
+ * Move the rest of the frame to or from the socket. After a stop, `done` says how much was moved:
+ * the socket continues in the middle of the frame.
  */
 static int move(struct pyvmm_net_ring *ring, int sending)
 {
@@ -122,7 +122,7 @@ static int write_tap(struct pyvmm_net_ring *ring, const struct pyvmm_chain *chai
 	do
 		done = writev(ring->file, chain->segments, (int)chain->readable);
 	while (done < 0 && errno == EINTR);
-	/* What is wrong with a frame is the driver's business; a link that is down takes none. */
+	/* A bad frame is the driver's business; a link that is down takes none: drop it. */
 	count(done < 0 ? &ring->dropped : &ring->packets, 1);
 	if (done > 0)
 		count(&ring->bytes, (uint64_t)done - PYVMM_NET_HEADER);
@@ -147,7 +147,7 @@ static int transmit(struct pyvmm_net_ring *ring, const struct pyvmm_chain *chain
 	return result;
 }
 
-/* Transmit what waits. */
+/* Transmit all available chains. */
 static int drain(struct pyvmm_net_ring *ring)
 {
 	struct pyvmm_chain *chain = ring->chains;
@@ -175,8 +175,8 @@ static int drain(struct pyvmm_net_ring *ring)
 }
 
 /*
- * Serve a transmit queue until pyvmm_net_stop. Returns 0 then, or at once what is wrong with the
- * ring (negative, enum pyvmm_ring_error) or with the file (errno).
+ * Serve a transmit queue until pyvmm_net_stop. Returns 0 then, or at once the error of the ring
+ * (negative, enum pyvmm_ring_error) or of the file (errno).
  */
 int pyvmm_net_transmit(struct pyvmm_net_ring *ring)
 {
@@ -197,7 +197,7 @@ static struct pyvmm_chain *at_hand(struct pyvmm_net_ring *ring, uint32_t index)
 	return &ring->chains[(ring->first + index) % PYVMM_NET_WINDOW];
 }
 
-/* Take more buffers, until the largest packet fits; without MRG_RXBUF, one. */
+/* Pop buffers until the largest packet fits; without MRG_RXBUF, one. */
 static int fill(struct pyvmm_net_ring *ring)
 {
 	uint32_t most = ring->mergeable ? PYVMM_NET_WINDOW : 1;
@@ -218,7 +218,7 @@ static int fill(struct pyvmm_net_ring *ring)
 	return GONE_ON;
 }
 
-/* Take more buffers, and wait for them if there are none. */
+/* Pop more buffers; wait if there are none. */
 static int demand(struct pyvmm_net_ring *ring)
 {
 	uint32_t before = ring->count;
@@ -254,8 +254,8 @@ static void copy(struct pyvmm_net_ring *ring, uint64_t offset, const uint8_t *fr
 }
 
 /*
- * Give the driver a packet that is in the first buffers. All of them at once: it does not wait for
- * the second when it has seen the first.
+ * Use the first buffers, which hold a packet. All at once: a driver that sees the first does not
+ * wait for the second.
  */
 static void deliver(struct pyvmm_net_ring *ring, uint64_t size)
 {
@@ -283,7 +283,7 @@ static void deliver(struct pyvmm_net_ring *ring, uint64_t size)
 	pyvmm_queue_publish(ring->queue);
 }
 
-/* Get room for size bytes. Returns GONE_ON when it is there, or not to be had. */
+/* Wait for room for size bytes. Returns GONE_ON when there is room, or never will be. */
 static int make_room(struct pyvmm_net_ring *ring, uint64_t size)
 {
 	int result = GONE_ON;
@@ -294,7 +294,7 @@ static int make_room(struct pyvmm_net_ring *ring, uint64_t size)
 	return result;
 }
 
-/* The vector of the buffers at hand, and after them `rest`, for what they have no room for. */
+/* Build the vector of the buffers at hand, followed by `rest` for bytes beyond their room. */
 static int vector(struct pyvmm_net_ring *ring, struct iovec *iov, uint8_t *rest)
 {
 	int used = 0;
@@ -303,7 +303,7 @@ static int vector(struct pyvmm_net_ring *ring, struct iovec *iov, uint8_t *rest)
 		struct pyvmm_chain *chain = at_hand(ring, i);
 
 		for (uint32_t j = 0; j < chain->writable; j++) {
-			if (used == IOV_MAX - 1) /* and the packet is dropped, if it is so long */
+			if (used == IOV_MAX - 1) /* a packet that needs more is dropped */
 				goto full;
 			iov[used++] = chain->segments[chain->readable + j];
 		}
@@ -328,7 +328,7 @@ static int read_tap(struct pyvmm_net_ring *ring)
 		interrupt(ring);
 		if (errno == EAGAIN)
 			return wait_for(ring, POLLIN);
-		if (errno == EBADFD) /* a queue that is not attached, or a deleted interface */
+		if (errno == EBADFD) /* a detached queue, or a deleted interface */
 			return wait_for(ring, 0);
 		return errno;
 	}
@@ -384,7 +384,7 @@ static int read_frame(struct pyvmm_net_ring *ring)
 	return GONE_ON;
 }
 
-/* Serve a receive queue, as pyvmm_net_transmit does the other. */
+/* Serve a receive queue until pyvmm_net_stop. Returns what pyvmm_net_transmit does. */
 int pyvmm_net_receive(struct pyvmm_net_ring *ring)
 {
 	int result = GONE_ON, done = 0;
@@ -404,7 +404,7 @@ int pyvmm_net_receive(struct pyvmm_net_ring *ring)
 	return result == GONE_ON ? STOPPED : result;
 }
 
-/* Have either return soon. From any thread. */
+/* Make the serving function return soon. From any thread. */
 void pyvmm_net_stop(struct pyvmm_net_ring *ring)
 {
 	__atomic_store_n(&ring->stopping, 1, __ATOMIC_RELAXED);

@@ -11,10 +11,10 @@
 #include "ring.h"
 
 #define PYVMM_NET_HEADER 12        /* struct virtio_net_hdr_v1 */
-#define PYVMM_NET_MOST 65562       /* a header, and the largest frame there is with offloads (5.1.6.3.1) */
+#define PYVMM_NET_MOST 65562       /* a header, and the largest frame with offloads (5.1.6.3.1) */
 #define PYVMM_NET_WINDOW 64        /* buffers that one packet may take */
 
-/* The bytes of one frame that are on their way through a stream, after four for its length. */
+/* One frame on its way through a stream: four bytes of length, then the frame. */
 struct pyvmm_net_frame {
 	uint32_t done;
 	uint32_t size;
@@ -27,16 +27,16 @@ struct pyvmm_net_ring {
 	struct pyvmm_chain *chains;    /* PYVMM_NET_WINDOW of them to receive, one to transmit */
 	struct pyvmm_net_frame *frame; /* NULL: file is a TAP with a header before each frame */
 	int file;                      /* does not block */
-	uint8_t mergeable;             /* MRG_RXBUF was agreed upon */
+	uint8_t mergeable;             /* MRG_RXBUF was negotiated */
 	int call;                      /* eventfds */
 	int doorbell;
 	int stop;
 	uint32_t stopping;
-	uint64_t packets;              /* how many went through, */
-	uint64_t bytes;                /* how much that was, without headers, */
-	uint64_t dropped;              /* and how many did not */
+	uint64_t packets;              /* moved */
+	uint64_t bytes;                /* of them, without headers */
+	uint64_t dropped;              /* packets */
 
-	uint32_t first;                /* receiving: the buffers at hand are a ring in chains */
+	uint32_t first;                /* receiving: chains is a ring of the buffers at hand */
 	uint32_t count;
 	uint64_t room;                 /* bytes in them */
 };

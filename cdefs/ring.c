@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Virtqueues: chains from the driver and back, see ring.h. Everything here runs without Python's lock and allocates nothing.
+ * Virtqueues: chains from the driver and back, see ring.h. Everything here runs without Python's
+ * lock and allocates nothing.
  *
  *     split                                      packed
  *       descriptors   table, linked by next        descriptors   ring, each made available and
@@ -44,7 +45,7 @@ static const struct pyvmm_range *find(const struct pyvmm_memory *memory, uint64_
 	return &memory->ranges[low - 1];
 }
 
-/* Where [address, address + length) is, if that lies within one range; else NULL. */
+/* Return the host address of [address, address + length), or NULL if no range contains it. */
 static uint8_t *translate(const struct pyvmm_memory *memory, uint64_t address, uint64_t length)
 {
 	const struct pyvmm_range *range = find(memory, address);
@@ -55,8 +56,8 @@ static uint8_t *translate(const struct pyvmm_memory *memory, uint64_t address, u
 }
 
 /*
- * Read one descriptor of the guest's, once. It may change under our hands, and the compiler must
- * not look a second time at what has been checked.
+ * Read one of the guest's descriptors, once. The guest may change it meanwhile, so the compiler
+ * must not read again what has been checked.
  */
 static void load(void *to, const uint8_t *table, uint32_t index)
 {
@@ -72,7 +73,7 @@ static void start(struct pyvmm_chain *chain)
 	chain->readable_bytes = chain->writable_bytes = 0;
 }
 
-/* Append the buffer of one descriptor: the check of all that lies in buffers. */
+/* Append the buffer of one descriptor. All buffers are checked here. */
 static int add(struct pyvmm_chain *chain, const struct pyvmm_memory *memory, uint64_t address,
 	       uint32_t length, int writable)
 {
@@ -85,7 +86,7 @@ static int add(struct pyvmm_chain *chain, const struct pyvmm_memory *memory, uin
 	if (chain->readable_bytes + chain->writable_bytes + length > MAX_BYTES)
 		return PYVMM_RING_LENGTH;
 	*(writable ? &chain->writable_bytes : &chain->readable_bytes) += length;
-	/* What is contiguous for the guest may lie in several ranges of ours. */
+	/* Contiguous guest memory may span several ranges of the host's. */
 	while (length) {
 		const struct pyvmm_range *range = find(memory, address);
 		uint32_t count = chain->readable + chain->writable;
@@ -111,7 +112,7 @@ static int add(struct pyvmm_chain *chain, const struct pyvmm_memory *memory, uin
 
 /*
  * Follow the chain from descriptor `at`. An indirect table may be longer than the queue: 2.7.5.3.1
- * says no, but drivers rely on it, and all it takes here is room for the segments.
+ * forbids it, but drivers rely on it, and it needs no more than room for the segments.
  */
 static int walk_split(struct pyvmm_queue *queue, struct pyvmm_chain *chain, uint32_t at)
 {
@@ -196,7 +197,7 @@ static void stage_split(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
 
 /* --- Packed (2.8) ---------------------------------------------------------------------------- */
 
-/* An indirect table's descriptors are all of one chain, in their order (2.8.8). */
+/* The descriptors of an indirect table are one chain, in table order (2.8.8). */
 static int walk_table(struct pyvmm_queue *queue, struct pyvmm_chain *chain,
 		      const struct vring_packed_desc *outer)
 {
@@ -228,7 +229,7 @@ static int is_available(struct pyvmm_queue *queue)
 	return !!(flags & AVAIL) == queue->avail_wrap && !!(flags & USED) != queue->avail_wrap;
 }
 
-/* Returns how many slots of the ring the chain has, or what is wrong with it. */
+/* Returns the number of ring slots of the chain, or an enum pyvmm_ring_error. */
 static int walk_packed(struct pyvmm_queue *queue, struct pyvmm_chain *chain)
 {
 	uint32_t at = queue->next_avail, slots = 0;
@@ -259,7 +260,7 @@ static int walk_packed(struct pyvmm_queue *queue, struct pyvmm_chain *chain)
 	}
 }
 
-/* Go `slots` on in the ring. */
+/* Advance by `slots` in the ring. */
 static void advance(struct pyvmm_queue *queue, uint16_t *at, uint8_t *wrap, uint32_t slots)
 {
 	uint32_t next = *at + slots;
@@ -290,7 +291,7 @@ static int pop_packed(struct pyvmm_queue *queue, struct pyvmm_chain *chain)
 	return 1;
 }
 
-/* The driver looks at one slot after another: it sees none before the flags of the first. */
+/* The driver looks at the slots in order: it sees none before the flags of the first. */
 static void stage_packed(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
 {
 	struct vring_packed_desc *ring = (void *)queue->descriptors;
@@ -317,7 +318,7 @@ static int area(struct pyvmm_queue *queue, uint64_t address, uint64_t size, uint
 	*host = translate(queue->memory, address, size);
 	if (!*host)
 		return PYVMM_RING_ADDRESS;
-	/* Ours, too: it is accessed as what it holds. */
+	/* Aligned on the host, too: it is accessed by its own types. */
 	return (address | (uintptr_t)*host) % alignment ? PYVMM_RING_ALIGNMENT : 0;
 }
 
@@ -339,13 +340,13 @@ static int areas(struct pyvmm_queue *queue, uint64_t descriptors, uint64_t drive
 	return error ? error : area(queue, device, 6 + 8 * size, 4, &queue->device);
 }
 
-/* Whether a chain waits to be popped; not whether it is a good one. */
+/* Return whether a chain waits to be popped. It is not checked yet. */
 int pyvmm_queue_has_available(struct pyvmm_queue *queue)
 {
 	return queue->packed ? is_available(queue) : avail_index(queue) != queue->next_avail;
 }
 
-/* Begin anew with a ring at these guest physical addresses. Returns 0 or what is wrong. */
+/* Start with a ring at these guest physical addresses. Returns 0 or an enum pyvmm_ring_error. */
 int pyvmm_queue_configure(struct pyvmm_queue *queue, uint64_t descriptors, uint64_t driver,
 			  uint64_t device)
 {
@@ -357,7 +358,7 @@ int pyvmm_queue_configure(struct pyvmm_queue *queue, uint64_t descriptors, uint6
 	return queue->broken;
 }
 
-/* Take the next chain. Returns 1, 0 if there is none, or what is wrong with the ring. */
+/* Pop the next chain. Returns 1, 0 if there is none, or an enum pyvmm_ring_error. */
 int pyvmm_queue_pop(struct pyvmm_queue *queue, struct pyvmm_chain *chain)
 {
 	int result;
@@ -372,9 +373,9 @@ int pyvmm_queue_pop(struct pyvmm_queue *queue, struct pyvmm_chain *chain)
 }
 
 /*
- * Use a chain, `length` bytes of it written; the driver sees it, and what was staged before, with
- * publish. Returns 0, or -EINVAL if no such chain is with the device: our own mistake, or a chain
- * from before configure.
+ * Use a chain of which the device wrote `length` bytes. The driver sees all staged chains after
+ * publish. Returns 0, or -EINVAL if the device does not have such a chain: a bug of the caller,
+ * or a chain from before configure.
  */
 int pyvmm_queue_stage(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
 {
@@ -394,7 +395,7 @@ int pyvmm_queue_stage(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
 	return 0;
 }
 
-/* Give back all that was staged, at once. */
+/* Show all staged chains to the driver at once. */
 void pyvmm_queue_publish(struct pyvmm_queue *queue)
 {
 	struct vring_packed_desc *ring = (void *)queue->descriptors;
@@ -410,7 +411,7 @@ void pyvmm_queue_publish(struct pyvmm_queue *queue)
 		__atomic_store_n(&used->idx, queue->next_used, __ATOMIC_RELEASE);
 }
 
-/* Give one chain back: stage, and publish. */
+/* Return one chain to the driver: stage, then publish. */
 int pyvmm_queue_push(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
 {
 	int result = pyvmm_queue_stage(queue, id, length);

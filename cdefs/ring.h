@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Virtqueues over guest memory, split and packed (VIRTIO 1.2, 2.7 and 2.8), from the device's
- * side. Nothing here trusts the guest: each address and length that it writes is read once,
- * checked once, here, and from then on used as checked.
+ * side. Nothing here trusts the guest: each address and length that it writes is read once, checked
+ * here, and used from the checked copy.
  *
  * One thread at a time may use a queue, and one a chain.
  */
@@ -12,44 +12,44 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-/* Guest physical addresses [base, base + size), and where that is in our address space. */
+/* Guest physical addresses [base, base + size) and their host address. */
 struct pyvmm_range {
 	uint64_t base;
 	uint64_t size;
 	uint8_t *host;
 };
 
-/* All of the guest's memory: ranges that do not overlap, by ascending base. */
+/* All of the guest's memory: disjoint ranges by ascending base. */
 struct pyvmm_memory {
 	uint32_t count;
 	struct pyvmm_range *ranges;
 };
 
-/* What a driver can do wrong with a ring. Negative: pop's and configure's other results. */
+/* What a driver can do wrong with a ring. Negative, unlike other results of pop and configure. */
 enum pyvmm_ring_error {
-	PYVMM_RING_SIZE = -1,        /* a queue size that cannot be */
-	PYVMM_RING_ALIGNMENT = -2,   /* an area that does not lie as it must (2.7, 2.8.10) */
+	PYVMM_RING_SIZE = -1,        /* an invalid queue size */
+	PYVMM_RING_ALIGNMENT = -2,   /* a misaligned area (2.7, 2.8.10) */
 	PYVMM_RING_ADDRESS = -3,     /* not guest memory */
 	PYVMM_RING_INDEX = -4,       /* more made available than the ring holds */
-	PYVMM_RING_DESCRIPTOR = -5,  /* the number of a descriptor that is not there */
-	PYVMM_RING_LOOP = -6,        /* a chain longer than the table it lies in */
-	PYVMM_RING_EMPTY = -7,       /* a buffer of no bytes */
+	PYVMM_RING_DESCRIPTOR = -5,  /* a descriptor number beyond the table */
+	PYVMM_RING_LOOP = -6,        /* a chain longer than its table */
+	PYVMM_RING_EMPTY = -7,       /* an empty buffer */
 	PYVMM_RING_ORDER = -8,       /* a device-readable buffer after a device-writable one */
 	PYVMM_RING_INDIRECT = -9,    /* an indirect table that is not negotiated or not alone */
 	PYVMM_RING_NESTED = -10,     /* an indirect table in an indirect table */
-	PYVMM_RING_TABLE = -11,      /* an indirect table of no, or broken, descriptors */
+	PYVMM_RING_TABLE = -11,      /* an indirect table with no or with partial descriptors */
 	PYVMM_RING_REUSED = -12,     /* made available again before the device has used it */
 	PYVMM_RING_SEGMENTS = -13,   /* more buffers than a chain may have here */
 	PYVMM_RING_LENGTH = -14,     /* more than 2^32 bytes in a chain (2.7.5) */
-	PYVMM_RING_REQUEST = -15,    /* too little in it for what the device does */
+	PYVMM_RING_REQUEST = -15,    /* too small for the device's request */
 };
 
 /*
- * A buffer that the driver made available: what the device reads comes first in segments, then
- * what it writes. addresses has the guest physical address of each.
+ * A chain that the driver made available: segments has the device-readable buffers first, then the
+ * device-writable ones. addresses has the guest physical address of each.
  */
 struct pyvmm_chain {
-	uint32_t capacity;       /* of segments and addresses; the creator's */
+	uint32_t capacity;       /* of segments and addresses; set by the creator */
 	struct iovec *segments;
 	uint64_t *addresses;
 	uint32_t readable;       /* segments */
@@ -60,9 +60,9 @@ struct pyvmm_chain {
 };
 
 struct pyvmm_queue {
-	/* The creator's, before configure. */
+	/* Set by the creator before configure. */
 	struct pyvmm_memory *memory;
-	uint16_t *taken;         /* by id: ring slots of the chain that is with the device, or 0 */
+	uint16_t *taken;         /* by id: ring slots of a chain that the device has, or 0 */
 	uint32_t taken_count;    /* size (split) or 65536 (packed: ids are any 16 bits) */
 	uint16_t size;
 	uint8_t packed;
@@ -77,18 +77,18 @@ struct pyvmm_queue {
 	uint16_t next_used;
 	uint8_t avail_wrap;
 	uint8_t used_wrap;
-	uint32_t in_flight;      /* slots (packed), chains (split) that are with the device */
+	uint32_t in_flight;      /* slots (packed), chains (split) that the device has */
 	uint16_t since;          /* slots (packed), chains (split) used since should_interrupt */
-	uint8_t staged;          /* there are used chains that the driver cannot see yet */
-	uint16_t staged_slot;    /* packed: where the first of them is, and the flags it is to get */
+	uint8_t staged;          /* some used chains are not visible to the driver yet */
+	uint16_t staged_slot;    /* packed: the slot of the first of them, and its flags to be */
 	uint16_t staged_flags;
-	int broken;              /* the first error: nothing but configure mends it */
+	int broken;              /* the first error; only configure clears it */
 };
 
 /*
- * What makes the driver look: InterruptStatus (4.2.2), and the eventfd behind the interrupt. Bits
- * that stand are always set and cannot be acknowledged: then whoever used a chain, be it the
- * kernel or another process, only signals the eventfd.
+ * An interrupt: InterruptStatus (4.2.2) and the eventfd that raises it. Standing bits are always
+ * set and cannot be acknowledged, so whoever uses a chain, even the kernel or another process,
+ * need only signal the eventfd.
  */
 struct pyvmm_interrupt {
 	uint32_t status;

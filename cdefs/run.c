@@ -2,7 +2,7 @@
 /*
  * KVM_RUN, the exits that need no Python, and the kick that gets a vCPU out of the guest.
  *
- * Everything here runs without Python's lock: cffi lets go of it around each call.
+ * Everything here runs without Python's lock: cffi releases it around each call.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,10 +17,10 @@
 #include "ring.h"
 #include "run.h"
 
-/* Not SIGUSR1: that one people send by hand. */
+/* Not SIGUSR1, which people send by hand. */
 #define KICK_SIGNAL (SIGRTMIN + 1)
 
-/* The one door to the kernel. Returns what ioctl(2) does, but -errno where that returns -1. */
+/* The one door to the kernel. Returns the result of ioctl(2), or -errno. */
 int pyvmm_ioctl(int fd, unsigned long request, uintptr_t arg)
 {
 	int result = ioctl(fd, request, arg);
@@ -31,15 +31,15 @@ int pyvmm_ioctl(int fd, unsigned long request, uintptr_t arg)
 /* --- The kick ------------------------------------------------------------------------------ */
 
 /*
- * The signal only has to make KVM_RUN, or the entry to it, return EINTR. A handler in Python
- * would wake the main thread for each; ignoring the signal would interrupt nothing.
+ * The signal only has to make KVM_RUN, or the entry to it, return EINTR. A handler in Python would
+ * wake the main thread each time; an ignored signal would interrupt nothing.
  */
 static void nothing(int signal)
 {
 	(void)signal;
 }
 
-/* Install the handler for the kick. Once per process is enough; again does no harm. */
+/* Install the handler for the kick. Idempotent. Returns 0 or -errno. */
 int pyvmm_kick_prepare(void)
 {
 	struct sigaction action = { .sa_handler = nothing }; /* no SA_RESTART */
@@ -48,9 +48,9 @@ int pyvmm_kick_prepare(void)
 }
 
 /*
- * Make the vCPU's thread leave KVM_RUN with EINTR, or not enter it: immediate_exit catches the
- * thread that is on its way in, the signal the one that is in already. A kick that comes too
- * late ends the next run at once, so whoever kicks says elsewhere what for.
+ * Make the vCPU's thread leave KVM_RUN with EINTR, or not enter it: immediate_exit catches a thread
+ * on its way in, the signal a thread inside. A kick that comes too late ends the next run at once,
+ * so whoever kicks has to note elsewhere what for.
  */
 void pyvmm_kick(struct pyvmm_vcpu *vcpu)
 {
@@ -69,7 +69,7 @@ void pyvmm_clear_immediate_exit(struct pyvmm_vcpu *vcpu)
 
 /* --- Sinks --------------------------------------------------------------------------------- */
 
-/* How many bytes wait. */
+/* Return the number of waiting bytes. */
 uint32_t pyvmm_sink_waiting(struct pyvmm_sink *sink)
 {
 	uint32_t tail = atomic_load(&sink->tail);
@@ -78,8 +78,8 @@ uint32_t pyvmm_sink_waiting(struct pyvmm_sink *sink)
 }
 
 /*
- * Whether the sink counts as full. Whoever is told so may wait to hear when it no longer is:
- * the next drain says that somebody asked.
+ * Return whether the sink counts as full. The caller may then wait until it no longer does: the
+ * next drain reports that somebody found it full.
  */
 int pyvmm_sink_full(struct pyvmm_sink *sink)
 {
@@ -114,7 +114,7 @@ static int put(struct pyvmm_sink *sink, uint8_t byte, int from_store)
 	sink->ring[head & (sink->size - 1)] = byte;
 	atomic_store(&sink->head, head + 1);
 	atomic_fetch_add_explicit(&sink->written, 1, memory_order_relaxed);
-	/* Only now: a drain since may have emptied the ring and gone to sleep. */
+	/* Look again at tail: a drain may have emptied the ring meanwhile and gone to sleep. */
 	before = head - atomic_load(&sink->tail);
 	unlock(sink);
 	if (before == 0)
@@ -128,7 +128,7 @@ int pyvmm_sink_put(struct pyvmm_sink *sink, uint8_t byte)
 	return put(sink, byte, 0);
 }
 
-/* Let the run loop put guests' stores, or not. Once this returns, none is on its way in. */
+/* Let the run loop put guests' stores, or not. When this returns, no put is in progress. */
 void pyvmm_sink_take_stores(struct pyvmm_sink *sink, int take)
 {
 	lock(sink);
@@ -137,8 +137,8 @@ void pyvmm_sink_take_stores(struct pyvmm_sink *sink, int take)
 }
 
 /*
- * Take up to max bytes. One thread at a time. *was_full tells whether somebody found the ring
- * full since the last drain, and may wait to hear that it no longer is.
+ * Take up to max bytes. One thread at a time. *was_full tells whether somebody found the ring full
+ * since the last drain, and may wait for room.
  */
 uint32_t pyvmm_sink_drain(struct pyvmm_sink *sink, uint8_t *out, uint32_t max, int *was_full)
 {
@@ -184,7 +184,7 @@ static uint64_t shadow(struct pyvmm_answered *entry)
 	uint64_t value = __atomic_load_n(&entry->value, __ATOMIC_ACQUIRE);
 
 	if (entry->sink && pyvmm_sink_full(entry->sink)) {
-		/* A guest that waits by polling shall not take a core to do so; a kick ends the nap. */
+		/* A guest that polls should not occupy a core; a kick ends the nap. */
 		const struct timespec nap = { .tv_nsec = 1000000 };
 
 		nanosleep(&nap, NULL);
@@ -225,7 +225,7 @@ static int answer_load(struct pyvmm_answered *entry, struct kvm_run *run)
 static int answer_store(struct pyvmm_answered *entry, const struct kvm_run *run)
 {
 	switch (entry->answer) {
-	case PYVMM_ANSWER_DOORBELL:
+	case PYVMM_ANSWER_EVENTFD:
 		eventfd_write(entry->eventfd, 1);
 		return 1;
 	case PYVMM_ANSWER_UNCHANGED:
@@ -242,7 +242,7 @@ static int answer_store(struct pyvmm_answered *entry, const struct kvm_run *run)
 	}
 }
 
-/* Answer the MMIO exit in kvm_run, if we can. Returns 1 if so, else 0. */
+/* Answer the MMIO exit in kvm_run. Returns 1, or 0 if there is no answer for it. */
 int pyvmm_answer(struct pyvmm_vcpu *vcpu)
 {
 	struct pyvmm_answers *answers = atomic_load_explicit(&vcpu->answers, memory_order_acquire);
@@ -270,9 +270,9 @@ void pyvmm_set_value(struct pyvmm_answered *entry, uint64_t value)
 	__atomic_store_n(&entry->value, value, __ATOMIC_RELEASE);
 }
 
-/* --- The run loop ------------------------------------------------------------------------------ */
+/* --- The run loop ---------------------------------------------------------------------------- */
 
-/* Which access the MMIO exit in kvm_run is; a store's value is cleared beyond its size. */
+/* Return the kind of the MMIO exit in kvm_run. Clear a store's data beyond its size. */
 static int access_kind(struct kvm_run *run)
 {
 	uint32_t size = run->mmio.len;
@@ -284,7 +284,7 @@ static int access_kind(struct kvm_run *run)
 	return PYVMM_RUN_STORE;
 }
 
-/* Add one to a counter that only this thread writes, and others may read: no bus lock for that. */
+/* Add one to a counter that only this thread writes and others read: no bus lock is needed. */
 static void count(_Atomic uint64_t *counter)
 {
 	uint64_t value = atomic_load_explicit(counter, memory_order_relaxed);

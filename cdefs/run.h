@@ -7,9 +7,8 @@
 #include "kvm_abi.h"
 
 /*
- * A sink takes the bytes that a guest stores to a data register, so that a store costs no
- * Python. Several vCPUs put, one thread drains; the eventfd becomes readable when an empty ring
- * gets its first byte.
+ * A sink takes the bytes that a guest stores to a data register, so that a store costs no Python.
+ * Several vCPUs put, one thread drains. The first byte into an empty ring signals the eventfd.
  *
  *      tail                 head              0 <= head - tail <= size, both run freely;
  *   ----|#####################|-----          size is a power of two.
@@ -17,32 +16,31 @@
 struct pyvmm_sink {
 	uint8_t *ring;
 	uint32_t size;
-	uint32_t full_at; /* bytes from which it counts as full; the rest is for the unwary */
+	uint32_t full_at; /* bytes from which it counts as full; the rest is for guests that do not look */
 	int eventfd;
-	int takes_stores; /* whether the run loop may put; under the lock */
+	int takes_stores; /* the run loop may put; protected by lock */
 	_Atomic uint32_t head;
 	_Atomic uint32_t tail;
-	_Atomic uint64_t written; /* bytes ever taken */
+	_Atomic uint64_t written; /* bytes ever put */
 	_Atomic uint32_t was_full; /* somebody found the ring full since the last drain */
 	atomic_flag lock; /* producers only */
 };
 
 enum pyvmm_answer {
-	PYVMM_ANSWER_DOORBELL, /* a store adds one to an eventfd */
+	PYVMM_ANSWER_EVENTFD, /* a store adds one to an eventfd */
 	PYVMM_ANSWER_SINK,     /* a store puts its low byte into a sink, if that takes it */
 	PYVMM_ANSWER_SHADOW,   /* a load returns a value that Python keeps up to date */
-	PYVMM_ANSWER_UNCHANGED, /* a store of the value that is there already is dropped */
+	PYVMM_ANSWER_UNCHANGED, /* a store of the present value is dropped */
 	PYVMM_ANSWER_INTERRUPT_STATUS, /* a load returns the status of an interrupt */
-	PYVMM_ANSWER_INTERRUPT_ACK,    /* a store takes its bits from that status */
+	PYVMM_ANSWER_INTERRUPT_ACK,    /* a store clears its bits in that status */
 };
 
 struct pyvmm_interrupt; /* ring.h */
 
 /*
- * One guest physical address that the run loop answers by itself. A doorbell and a sink answer
- * stores, a shadow answers loads; an address may have one of each. Accesses of any size that
- * start there count, as they do on the registers this is for; but for an interrupt's, which have
- * four bytes (VIRTIO 1.2, 4.2.2.2).
+ * One guest physical address that the run loop answers by itself. An address may have one answer
+ * to loads and one to stores. Accesses of any size that start there count, as on the registers
+ * that this is for; accesses to an interrupt's registers have four bytes (VIRTIO 1.2, 4.2.2.2).
  */
 struct pyvmm_answered {
 	uint64_t address;
@@ -54,7 +52,7 @@ struct pyvmm_answered {
 	struct pyvmm_interrupt *interrupt;
 };
 
-/* Sorted by address, then answer. Never changed once a vCPU has it, but for shadow values. */
+/* Sorted by address. Once a vCPU has it, only values change. */
 struct pyvmm_answers {
 	uint32_t count;
 	struct pyvmm_answered *entries;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Starting a program that is asked to end (SIGTERM: it may have a disk's cache to write) when the
- * thread that started it ends.
+ * Start a program that gets SIGTERM when the thread that started it ends: SIGTERM, because it may
+ * have a disk's cache to write.
  *
- * Between vfork and exec the child runs on our memory: it may do nothing but system calls, and no
- * handler of ours may run in it.
+ * Between vfork and exec the child runs on the parent's memory: it may only make system calls, and
+ * none of the parent's signal handlers may run in it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -18,20 +18,20 @@
 
 #include "spawn.h"
 
-#define FIRST_FREE 256 /* above all numbers that a program is told of */
+#define FIRST_FREE 256 /* above every number that a program gets */
 
-/* Be the program; sets *error and returns if that fails. */
+/* In the child: become the program. Sets *error and returns if that fails. */
 static void become(const struct pyvmm_program *program, pid_t parent, volatile int *error)
 {
 	struct sigaction standard = { .sa_handler = SIG_DFL };
 	sigset_t none;
 
-	/* A thread that ended before this would be missed: a sign is that we were adopted. */
+	/* If the parent has ended before this, no signal comes; then this process was reparented. */
 	if (prctl(PR_SET_PDEATHSIG, SIGTERM) < 0 || getppid() != parent)
 		_exit(127);
 	setsid();
 	for (int number = 1; number < NSIG; number++)
-		sigaction(number, &standard, NULL); /* what is ignored stays so over exec */
+		sigaction(number, &standard, NULL); /* ignored signals stay ignored over exec */
 	for (uint32_t number = 0; number < program->fd_count; number++) {
 		program->moved[number] = fcntl(program->fds[number], F_DUPFD, FIRST_FREE);
 		if (program->moved[number] < 0)
@@ -50,7 +50,7 @@ failed:
 	*error = errno;
 }
 
-/* Start it. Returns its process id, or -errno. */
+/* Start the program. Returns its process id, or -errno. */
 int pyvmm_spawn(const struct pyvmm_program *program)
 {
 	sigset_t all, former;
@@ -67,7 +67,7 @@ int pyvmm_spawn(const struct pyvmm_program *program)
 	if (pid < 0)
 		error = errno;
 	else if (error)
-		waitpid(pid, NULL, 0); /* nobody else knows of it */
+		waitpid(pid, NULL, 0); /* reap it: nobody else will */
 	pthread_sigmask(SIG_SETMASK, &former, NULL);
 	return error ? -error : pid;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A program to start, and what it gets. */
+/* A program to start, and its descriptors. */
 #ifndef PYVMM_SPAWN_H
 #define PYVMM_SPAWN_H
 
@@ -10,7 +10,7 @@ struct pyvmm_program {
 	char *const *argv;       /* both end with NULL */
 	char *const *envp;
 	uint32_t fd_count;
-	const int *fds;          /* what the program has as 0, 1, 2, ...; it gets no others */
+	const int *fds;          /* become 0, 1, 2, ... in the program; it gets no others */
 	int *moved;              /* room for as many */
 };
 

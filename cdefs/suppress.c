@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Who wants to hear of what: notification suppression in both directions, with and without event
- * indices (VIRTIO 1.2, 2.7.7, 2.7.10 and 2.8.14), and interrupts.
+ * Notification suppression in both directions, with and without event indices (VIRTIO 1.2, 2.7.7,
+ * 2.7.10 and 2.8.14), and interrupts.
  */
 #include <linux/virtio_ring.h>
 #include <sys/eventfd.h>
@@ -21,8 +21,8 @@ static __virtio16 *avail_event(struct pyvmm_queue *queue)
 }
 
 /*
- * Ask to be notified of the next chain. Returns whether one is there already, which may have come
- * without notification: then pop it.
+ * Ask to be notified of the next chain. Returns whether one is available already; it may have come
+ * without a notification, so pop it.
  */
 int pyvmm_queue_enable_notify(struct pyvmm_queue *queue)
 {
@@ -44,12 +44,12 @@ int pyvmm_queue_enable_notify(struct pyvmm_queue *queue)
 
 		__atomic_store_n(&used->flags, 0, __ATOMIC_RELAXED);
 	}
-	/* Not before the driver can see it: it looks here after it has made a chain available. */
+	/* Look only after the driver can see this: it looks here after making a chain available. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	return pyvmm_queue_has_available(queue);
 }
 
-/* Say that notifications are not needed now. A driver may send some all the same. */
+/* Tell the driver that no notifications are needed. It may still send some. */
 void pyvmm_queue_disable_notify(struct pyvmm_queue *queue)
 {
 	if (queue->broken)
@@ -58,7 +58,7 @@ void pyvmm_queue_disable_notify(struct pyvmm_queue *queue)
 		struct vring_packed_desc_event *event = (void *)queue->device;
 
 		__atomic_store_n(&event->flags, VRING_PACKED_EVENT_FLAG_DISABLE, __ATOMIC_RELAXED);
-	} else if (!queue->event_idx) { /* else the event index stays behind, which is enough */
+	} else if (!queue->event_idx) { /* else the event index stays behind, which suffices */
 		struct vring_used *used = (void *)queue->device;
 
 		__atomic_store_n(&used->flags, VRING_USED_F_NO_NOTIFY, __ATOMIC_RELAXED);
@@ -67,7 +67,7 @@ void pyvmm_queue_disable_notify(struct pyvmm_queue *queue)
 
 /* --- Device to driver ------------------------------------------------------------------------ */
 
-/* Whether what was used since the last call includes place `event` (all modulo 2^16). */
+/* Return whether the `since` entries before next_used include `event` (all modulo 2^16). */
 static int includes(uint16_t event, uint16_t next_used, uint16_t since)
 {
 	return (uint16_t)(next_used - event - 1) < since;
@@ -88,7 +88,7 @@ static int wants_packed(struct pyvmm_queue *queue, uint16_t since)
 	return since >= queue->size || includes(slot, queue->next_used, since);
 }
 
-/* Whether the driver wants an interrupt for what was pushed since this was asked last. */
+/* Return whether the driver wants an interrupt for the chains used since the last call. */
 int pyvmm_queue_should_interrupt(struct pyvmm_queue *queue)
 {
 	uint16_t since = queue->since;
@@ -97,7 +97,7 @@ int pyvmm_queue_should_interrupt(struct pyvmm_queue *queue)
 	if (queue->broken || !since)
 		return 0;
 	queue->since = 0;
-	/* The driver enables, then looks for used chains; we use them, then look here. */
+	/* The driver enables, then looks for used chains; the device uses them, then looks here. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (queue->packed)
 		return wants_packed(queue, since);
@@ -109,7 +109,7 @@ int pyvmm_queue_should_interrupt(struct pyvmm_queue *queue)
 
 /* --- Interrupts ------------------------------------------------------------------------------ */
 
-/* Set bits of the status, then signal: whoever reads the status for this signal sees them. */
+/* Set bits of the status, then signal: a reader of the status after the signal sees them. */
 void pyvmm_interrupt_raise(struct pyvmm_interrupt *interrupt, uint32_t bits)
 {
 	__atomic_fetch_or(&interrupt->status, bits, __ATOMIC_SEQ_CST);
@@ -128,7 +128,7 @@ uint32_t pyvmm_interrupt_status(struct pyvmm_interrupt *interrupt)
 	       __atomic_load_n(&interrupt->standing, __ATOMIC_SEQ_CST);
 }
 
-/* Have these bits stand, and no others. */
+/* Make exactly these bits stand. */
 void pyvmm_interrupt_stand(struct pyvmm_interrupt *interrupt, uint32_t bits)
 {
 	__atomic_store_n(&interrupt->standing, bits, __ATOMIC_SEQ_CST);

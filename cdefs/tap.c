@@ -9,8 +9,8 @@
 #include "net.h"
 
 /*
- * Issue TUNSETIFF or TUNSETQUEUE. name has IFNAMSIZ bytes, and gets the name that the
- * kernel gave or knows. Returns the flags that it knows, or -errno.
+ * Issue TUNSETIFF or TUNSETQUEUE. name has IFNAMSIZ bytes and receives the interface's name.
+ * Returns the interface's flags, or -errno.
  */
 int pyvmm_tun_interface(int fd, unsigned long request, char *name, int flags)
 {

@@ -4,8 +4,8 @@
  *
  *     entries ring  --enter--> kernel --completions ring-->
  *
- * The kernel reads a tail and writes a head of the first ring, and the other way round of the
- * second: each index that the other side moves is loaded with acquire, ours stored with release.
+ * The kernel reads the tail and writes the head of the first ring, and the reverse for the second.
+ * The indices that it writes are loaded with acquire, ours are stored with release.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -16,12 +16,12 @@
 
 #include "uring.h"
 
-/* What we rely on, and CQE_SKIP as the mark of Linux 5.17: all that we ask for came before. */
+/* Required features. CQE_SKIP marks Linux 5.17: every operation used here is older. */
 #define NEEDED (IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_CQE_SKIP)
 
 static int setup(uint32_t entries, struct io_uring_params *params)
 {
-	/* Completions when we ask for them, instead of whenever the kernel interrupts us (6.1). */
+	/* Completions only when asked for, instead of by interrupting this thread (6.1). */
 	static const uint32_t flags[] = { IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
 					  0 };
 	int fd = -1;
@@ -42,8 +42,8 @@ static uint32_t *at(struct pyvmm_uring *uring, uint32_t offset)
 }
 
 /*
- * Make one with room for `entries`. Returns 0, or a negative errno: io_uring is not there, or not
- * allowed (ENOSYS, EPERM), is too old (EOPNOTSUPP), or there is no memory for it.
+ * Open one with room for `entries`. Returns 0, or a negative errno: io_uring does not exist or
+ * is not allowed (ENOSYS, EPERM), is too old (EOPNOTSUPP), or there is no memory for it.
  */
 int pyvmm_uring_open(struct pyvmm_uring *uring, uint32_t entries)
 {
@@ -83,7 +83,7 @@ int pyvmm_uring_open(struct pyvmm_uring *uring, uint32_t entries)
 	uring->cq_tail = at(uring, params.cq_off.tail);
 	uring->cq_mask = *at(uring, params.cq_off.ring_mask);
 	uring->completions = (struct io_uring_cqe *)at(uring, params.cq_off.cqes);
-	array = at(uring, params.sq_off.array); /* which entry is in which place: each in its own */
+	array = at(uring, params.sq_off.array); /* entry i is always in slot i */
 	for (uint32_t i = 0; i < params.sq_entries; i++)
 		array[i] = i;
 	return 0;
@@ -93,7 +93,7 @@ close:
 	return error;
 }
 
-/* Nothing may be under way that matters. */
+/* Close it. Operations in flight are abandoned. */
 void pyvmm_uring_close(struct pyvmm_uring *uring)
 {
 	munmap(uring->entries, uring->entries_bytes);
@@ -103,8 +103,8 @@ void pyvmm_uring_close(struct pyvmm_uring *uring)
 }
 
 /*
- * An empty entry, to be filled in before the next call of anything here; NULL if there is no room
- * before `enter` has made some.
+ * Return an empty entry, to be filled in before the next call of any function here; NULL if
+ * there is no room until `enter` makes some.
  */
 struct io_uring_sqe *pyvmm_uring_entry(struct pyvmm_uring *uring)
 {
@@ -114,15 +114,15 @@ struct io_uring_sqe *pyvmm_uring_entry(struct pyvmm_uring *uring)
 	if (tail - __atomic_load_n(uring->sq_head, __ATOMIC_ACQUIRE) > uring->sq_mask)
 		return NULL;
 	memset(entry, 0, sizeof(*entry));
-	/* Nobody reads it before `enter`: without SQPOLL the kernel looks only there. */
+	/* The kernel reads it in `enter` only, because SQPOLL is off. */
 	__atomic_store_n(uring->sq_tail, tail + 1, __ATOMIC_RELEASE);
 	uring->queued++;
 	return entry;
 }
 
 /*
- * Begin all that was entered, and wait for that many completions. Returns 0, or a negative errno:
- * EINTR, a signal; EBUSY, completions are to be taken first; EAGAIN, no memory at the moment.
+ * Submit all entries, and wait for that many completions. Returns 0, or a negative errno: EINTR, a
+ * signal; EBUSY, take completions first; EAGAIN, no memory at the moment.
  */
 int pyvmm_uring_enter(struct pyvmm_uring *uring, uint32_t wait_for)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * An io_uring (io_uring(7)): many operations on files by one system call, done whenever they are.
- * One thread uses it: the one that opened it.
+ * An io_uring (io_uring(7)): many operations on files by one system call, completed in any order.
+ * Only the thread that opened it may use it.
  */
 #ifndef PYVMM_URING_H
 #define PYVMM_URING_H
@@ -12,7 +12,7 @@
 
 struct pyvmm_uring {
 	int fd;
-	uint32_t queued;         /* entries that the kernel has not been told of */
+	uint32_t queued;         /* entries that are not submitted yet */
 	uint32_t sq_mask;
 	uint32_t cq_mask;
 	uint32_t *sq_head;

@@ -207,7 +207,7 @@ def _fill(entry: Any, answer: Answer) -> None:
     entry.eventfd = -1
     match answer:
         case ToEventfd(_, eventfd):
-            entry.answer = lib.PYVMM_ANSWER_DOORBELL
+            entry.answer = lib.PYVMM_ANSWER_EVENTFD
             entry.eventfd = eventfd
         case ToSink(_, sink):
             entry.answer = lib.PYVMM_ANSWER_SINK
