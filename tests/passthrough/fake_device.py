@@ -34,7 +34,7 @@ STRIDE = 1 << 40
 
 
 class FakeConfig:
-    """Configuration space: takes every write, as no device does. `diary` says which."""
+    """Configuration space that accepts every write, as no device does, and records it."""
 
     def __init__(self, diary: list[Any]) -> None:
         self.size = 4096
@@ -105,7 +105,7 @@ class FakeConfig:
 
 
 class FakeIrqs:
-    """What VFIO_DEVICE_SET_IRQS would be asked."""
+    """Records calls of VFIO_DEVICE_SET_IRQS."""
 
     def __init__(self, diary: list[Any]) -> None:
         self.diary = diary

@@ -1,4 +1,4 @@
-"""What a passed-through function is plugged into: a bus, a host bridge, a VM that takes notes."""
+"""The surroundings of a passed-through function: bus, host bridge, and a VM that records calls."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INTX = layout.SPI_PCI + 1
 
 
 class Diary(Events):
-    """Keeps events."""
+    """Records events."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Diary(Events):
 
 
 class FakeVm:
-    """Keeps memory slots, routes and irqfds. Refuses slots that overlap, as KVM does."""
+    """Records memory slots, routes and irqfds. Refuses slots that overlap, as KVM does."""
 
     def __init__(self, diary: list[Any], answers: Callable[[], bool]) -> None:
         self.diary = diary
@@ -154,7 +154,7 @@ class Parts:
 
 
 def capability(on_vm: int = 1) -> HostCapability:
-    """Return that of a mainline kernel, with FWB unless *on_vm* is 0."""
+    """Return a mainline kernel's, with FWB unless *on_vm* is 0."""
     no = FlagAnswer.UNSUPPORTED
     support, generation, evidence = judge(None, on_vm, no)
     flags: Mapping[str, Mapping[str, FlagAnswer]] = {

@@ -1,4 +1,4 @@
-"""Lists of capabilities, sensible and not."""
+"""Lists of capabilities, well-formed and not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vmm.passthrough.capability_list import (
 
 
 class Space:
-    """Configuration space with lists to be made."""
+    """Configuration space in which tests build lists."""
 
     def __init__(self, *listed: tuple[int, int, int], first: int = 0x40) -> None:
         """Have capabilities *listed*: (offset, kind, next)."""

@@ -1,4 +1,4 @@
-"""Errors that a device reports of itself."""
+"""Errors that a device reports (PCIe AER)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vmm.passthrough.devices import DeviceErrors
 
 
 def test_errors_are_told_but_not_for_ever() -> None:
-    """A guest that has its device err, over and over, does not fill the host's disk."""
+    """A guest that makes its device fail over and over does not fill the host's disk."""
     events = Diary()
     errors = DeviceErrors("0000:01:00.0", events)
     fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

@@ -1,4 +1,4 @@
-"""A device as a function of the guest: what the guest sees of it, and what follows its writes."""
+"""A device as a function of the guest: what the guest sees, and what its writes do."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_capabilities_without_those_of_another_fabric(parts: Parts) -> None:
 
 
 def test_extended_capabilities_start_where_they_must(parts: Parts) -> None:
-    """The first is hidden: it becomes one of no kind, with a link to the next."""
+    """The first is hidden: it becomes the null capability, with a link to the next."""
     assert parts.read(SRIOV) == SERIAL << 20
     assert parts.read(SERIAL) == 3 | 1 << 16
     assert parts.read(SERIAL + 4) == 0xCAFE
@@ -415,7 +415,7 @@ def test_when_the_guest_stops_the_device_is_quiet_and_reset(parts: Parts) -> Non
 
 
 def test_a_device_left_asleep_is_woken_for_the_next_guest() -> None:
-    """By us, for it may have no reset that would."""
+    """The VMM wakes it, because the device may have no reset that does."""
     parts = Parts(resettable=False)
     place(parts)
     parts.write(PMCSR, 2, 3)
@@ -430,7 +430,7 @@ def test_a_device_left_asleep_is_woken_for_the_next_guest() -> None:
 
 
 def test_a_device_left_asleep_may_do_no_dma_once_it_is_woken() -> None:
-    """VFIO gives it the command register back that it fell asleep with."""
+    """VFIO restores the command register that it had when it went to D3hot."""
     parts = Parts(resettable=False)
     place(parts)
     parts.write(PMCSR, 2, 3)

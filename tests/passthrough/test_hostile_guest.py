@@ -1,4 +1,4 @@
-"""Guests that write anything anywhere: nothing of the host shows but the device, ever."""
+"""Guests that write anything anywhere: slots show the device and nothing else of the host."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def inside(mapping: RegionMapping, address: int, size: int) -> bool:
 
 
 def check(parts: Parts) -> None:
-    """Slots are of the device's memory, in a window, and only while that answers."""
+    """Slots are of the device's memory, in a window, and only while the device answers."""
     mappings = [one for region in parts.device.regions for one in region._mappings]
     for base, size, address in parts.vm.slots.values():
         assert any(inside(mapping, address, size) for mapping in mappings)

@@ -19,7 +19,7 @@ BASE = 0x1_0000_0000
 
 
 class FakeIommu:
-    """Keeps what is mapped."""
+    """Records what is mapped."""
 
     def __init__(self) -> None:
         self.mapped: dict[int, tuple[int, int]] = {}
@@ -34,7 +34,7 @@ class FakeIommu:
 
 
 class Memory:
-    """Device memory of two parts with slots, and one without."""
+    """Device memory with slots for two parts, and none for a third."""
 
     def __init__(self, *, exports: bool = True) -> None:
         self.name = "0000:01:00.0 region 2"

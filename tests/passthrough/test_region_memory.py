@@ -50,7 +50,7 @@ NO, YES = FlagAnswer.UNSUPPORTED, FlagAnswer.ACCEPTED
 
 @dataclass
 class Kernel:
-    """KVM, as far as memory slots go: a host's answers, and what it makes of a cacheable VMA."""
+    """The memory slots of KVM: a host's answers, and how it maps a cacheable VMA."""
 
     on_system: int | None
     on_vm: int
@@ -215,7 +215,7 @@ def test_the_proposals_kernel_tells_how_an_unknown_driver_maps(
 def test_a_flag_that_makes_no_difference_is_not_the_proposals(
     owned: ExitStack, driver: str
 ) -> None:
-    """Whoever says --uapi rfc of such a kernel would get Device memory with a promise on it."""
+    """With --uapi rfc on such a kernel, a promise would be made for Device memory."""
     kernel = fresh(STRAY)
     told = with_uapi(kernel.capability, "rfc")
     with pytest.raises(HostError, match="bit 3 and without"):
@@ -223,7 +223,7 @@ def test_a_flag_that_makes_no_difference_is_not_the_proposals(
 
 
 def test_a_refused_slot_is_explained(owned: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here: somebody denies that the kernel wants the flag."""
+    """Here --uapi denies that the kernel has the flag."""
     device = Vma(AddressRange(0, 1 << 48), "rw-s", "/dev/vfio/devices/vfio0", frozenset({"pf"}))
     monkeypatch.setattr("vmm.coherence.vma.find", lambda _address: device)
     kernel = fresh(RFC)

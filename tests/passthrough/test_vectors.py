@@ -21,7 +21,7 @@ MESSAGE = Message(0x0809_0040, 1)
 
 
 class Host:
-    """VFIO and KVM in one, which refuse what they are told to."""
+    """VFIO and KVM in one, which refuse the calls that a test names."""
 
     closed, bdf = False, "0000:01:00.0"
 

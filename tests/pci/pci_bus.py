@@ -49,7 +49,7 @@ class Latch:
 
 
 class Mapped(Bar):
-    """A BAR that writes down where it is mapped, and checks that this makes sense."""
+    """A BAR that records where it is mapped, and checks that it is mapped once at a time."""
 
     def __init__(self, index: int, size: int, **kind: object) -> None:
         self.latch = Latch(0x55)
@@ -68,7 +68,7 @@ class Mapped(Bar):
 
 
 class Sink:
-    """Remembers what each vector sends, and is told what is pending."""
+    """Records the messages of each vector; a test sets what is pending."""
 
     def __init__(self) -> None:
         self.messages: dict[int, Message | None] = {}

@@ -1,4 +1,4 @@
-"""Where BARs are: exactly where the guest decodes them, in a window, and nowhere else."""
+"""BARs are mapped where the guest decodes them inside a window, and nowhere else."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_finding_out_a_size_with_memory_enabled_is_no_fault() -> None:
 
 
 def test_finding_out_a_size_half_by_half_is_none_either() -> None:
-    """As U-Boot does; an address that looks like it and is in a window is one."""
+    """U-Boot sizes BARs so. An address that looks like sizing but is in a window is an address."""
     bus = Bus(function(bar := Mapped(0, 0x8000)), above=0x1_E000_0000)
     base = bus.host.windows[-1].addresses.base
     bus.place(base)
@@ -153,7 +153,7 @@ def test_two_bars_do_not_overlap_and_the_second_comes_when_there_is_room() -> No
 
 
 def test_bars_can_be_exchanged_while_both_are_decoded() -> None:
-    """As firmware or a kernel that moves everything does."""
+    """Firmware, or a kernel that moves everything, does so."""
     first, second = Mapped(0, 0x1000), Mapped(0, 0x1000)
     bus = Bus(function(first), function(second))
     for slot, address in ((1, HIGH), (2, HIGH + 0x1000)):

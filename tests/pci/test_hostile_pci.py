@@ -1,4 +1,4 @@
-"""Guests that mean harm: whatever they write to configuration space, BARs are where they may be."""
+"""Hostile guests: whatever they write to configuration space, BARs stay in the windows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LIMIT = 1 << 40
 
 
 class Slots:
-    """Memory slots that come and go: they may not overlap, as KVM's may not."""
+    """Memory slots that come and go. They may not overlap, as in KVM."""
 
     def __init__(self) -> None:
         self.taken = [RAM]
@@ -70,7 +70,7 @@ class SlotBar(Mapped):
 
 
 def functions(slots: Slots) -> list[PciFunction]:
-    """Return a few, with BARs of all kinds and sizes, and all capabilities."""
+    """Return a few functions, with BARs of all kinds and sizes, and all capabilities."""
     wide, narrow, ports = Space.MEMORY64, Space.MEMORY32, Space.IO
     kinds = (
         ((0, 0x1000, wide), (2, 128 << 30, wide), (4, 0x20, ports)),
@@ -91,7 +91,7 @@ def functions(slots: Slots) -> list[PciFunction]:
 
 
 def check(bus: Bus, slots: Slots) -> None:
-    """Hold what is there against what may be."""
+    """Check that BARs are only where they may be."""
     windows = sorted(bus.windows())
     assert all(end <= base for (_, end), (base, _) in pairwise(windows))
     there = {(ECAM, ECAM + (1 << 20))}
@@ -115,7 +115,7 @@ def check(bus: Bus, slots: Slots) -> None:
 
 
 def refusable(bus: Bus, bar: Bar, wanted: int) -> bool:
-    """Tell whether *bar* has a reason not to be where the guest wants it."""
+    """Tell whether there is a reason not to map *bar* where the guest wants it."""
     for window in bus.host.windows:
         base = window.translate(wanted, bar.size)
         if (window.space is Space.IO) is (bar.space is Space.IO) and base is not None:
@@ -205,7 +205,7 @@ def test_all_of_configuration_space_can_be_overwritten(seed: int, size: int) -> 
 
 
 def at_once(seconds: float, *loops: Callable[[], object]) -> None:
-    """Do each of *loops* over and over, all at once; raise what one of them raised."""
+    """Run all of *loops* concurrently, over and over; raise what one of them raised."""
     stop = Event()
     failures: list[BaseException] = []
 
@@ -228,7 +228,7 @@ def at_once(seconds: float, *loops: Callable[[], object]) -> None:
 
 
 def test_memory_toggled_while_others_use_the_bar_hurts_nobody() -> None:
-    """Two vCPUs read and write what a third switches on and off, and a fourth moves."""
+    """Two vCPUs read and write a BAR that a third switches on and off and a fourth moves."""
     slots = Slots()
     bus = Bus(*functions(slots), above=RAM[1], limit=LIMIT)
     base = bus.host.windows[-1].addresses.base

@@ -1,4 +1,4 @@
-"""INTx: the pin, the two bits that hold it back, and the one that tells."""
+"""INTx: the pin, the two bits that disable it, and the status bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MSI-X as software sees it: the table, its masks, the pending bits; and what the sink hears."""
+"""MSI-X as software sees it: table, masks, pending bits; and what the sink gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The VFIO and iommufd ABIs we compiled against are those that the system's headers describe."""
+"""The VFIO and iommufd ABIs that we compile are those of the system's headers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMPILERS = ["gcc", "aarch64-linux-gnu-gcc"]
 
 
 def compile_text(compiler: str, text: str, *flags: str) -> str:
-    """Return what the compiler says of *text*."""
+    """Return the compiler's messages for *text*."""
     if not shutil.which(compiler):
         pytest.skip(f"{compiler} is not installed")
     command = [compiler, "-Wall", "-Wextra", "-Werror", f"-I{CDEFS}", *flags]

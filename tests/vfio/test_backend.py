@@ -1,4 +1,4 @@
-"""Which interface to VFIO is used, why, and what is said when neither can be."""
+"""Which interface to VFIO is used and why; errors when neither can be."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_missing_node_is_said_with_the_module(
 
 
 class Full(Iommu):
-    """Takes one mapping, and then no more."""
+    """Accepts one mapping, and refuses the next."""
 
     def _attach(self, function: HostFunction) -> VfioFd:
         raise VfioError(function.bdf, GroupIoctl.VFIO_GROUP_SET_CONTAINER, errno.EPERM, {})
@@ -176,7 +176,7 @@ def test_an_error_names_file_ioctl_arguments_and_cause() -> None:
 
 
 class Stubborn:
-    """KVM, which lets go of no file."""
+    """A KVM that fails to release a file."""
 
     def remove(self, _fd: int) -> None:
         raise KernelError("KVM_SET_DEVICE_ATTR", errno.ENOENT)

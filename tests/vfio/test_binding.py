@@ -1,4 +1,4 @@
-"""Binding devices to VFIO drivers, and back."""
+"""Bind devices to VFIO drivers, and restore their own."""
 
 from __future__ import annotations
 

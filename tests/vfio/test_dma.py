@@ -94,7 +94,7 @@ def test_ram_at_addresses_that_the_iommu_lacks_is_refused(base: int, top: int) -
 def test_the_limit_on_locked_memory_is_checked_for_all_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Before the first byte is pinned, and with the number that would be enough."""
+    """The error comes before the first byte is pinned, and has the limit that is needed."""
     iommu = Fake()
     monkeypatch.setattr(iommu_module, "_may_lock_anything", lambda: False)
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (MIB, MIB))

@@ -82,7 +82,7 @@ def test_regions_say_what_can_be_mapped_and_how() -> None:
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return where commands would have run that are not to run here."""
+    """Record where commands would have run, instead of running them."""
     asked: list[str] = []
 
     def run_there(host: str) -> int:

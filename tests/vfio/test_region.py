@@ -265,7 +265,7 @@ def test_what_a_trapped_region_says_has_an_end(file: VfioFd, region: VfioRegion)
 
 
 def test_a_detached_region_touches_no_descriptor(file: VfioFd, region: VfioRegion) -> None:
-    """Whatever the number of the device's has become meanwhile."""
+    """Its number may be another file's meanwhile."""
     trap = TrappedRegion(region, 0, SIZE, Events())
     trap.write(0, 4, 0x1234_5678)
     trap.detach()
