@@ -109,6 +109,9 @@ class Promise:
     because: str
 
 
+MANAGED: Final = Attribute(Stage1.CACHEABLE, "the kernel manages it, and maps it cacheable")
+"""RAM, files, and all other memory that is not a device's."""
+
 NVGRACE: Final = "nvgrace_gpu_vfio_pci"
 NVGRACE_REGIONS: Final = {
     2: Attribute(

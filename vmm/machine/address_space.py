@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmm.bus import MmioBus
     from vmm.coherence.capability import HostCapability
     from vmm.coherence.ledger import Ledger
+    from vmm.coherence.policy import Promise
     from vmm.config import MachineConfig
     from vmm.events import Events
     from vmm.fdt import Node
@@ -268,34 +269,35 @@ class AddressSpace(Closeable):
         *flash* has the name and slot of each bank of flash that is mapped.
         """
         from vmm.coherence.ledger import Entry, Ledger
-        from vmm.coherence.policy import Attribute, Map, Stage1, decide_ram
+        from vmm.coherence.policy import MANAGED, Map, decide_ram
 
-        attribute = Attribute(Stage1.CACHEABLE, "the kernel manages it, and maps it cacheable")
-        decision = decide_ram(self.capability, write_back=self._config.write_back)
-        assert isinstance(decision, Map)
-        ram = [
+        def promise(*, write_back: bool) -> Promise:
+            decision = decide_ram(self.capability, write_back=write_back)
+            assert isinstance(decision, Map)
+            return decision.promise
+
+        ram, plain = promise(write_back=self._config.write_back), promise(write_back=False)
+        ordinary = [
             Entry(
                 "pmem" if region.backing is Backing.FILE else "RAM",
                 region.base,
                 region.size,
                 region.backing,
-                attribute,
-                decision.promise,
+                MANAGED,
+                ram,
                 number,
                 self._flags(region),
             )
             for number, region in enumerate(self.memory)
         ]
-        decision = decide_ram(self.capability, write_back=False)
-        assert isinstance(decision, Map)
-        ram += [
+        banks = [
             Entry(
                 name,
                 slot.guest_phys_addr,
                 slot.memory_size,
                 Backing.FILE,
-                attribute,
-                decision.promise,
+                MANAGED,
+                plain,
                 slot.number,
                 slot.flags,
             )
@@ -305,7 +307,7 @@ class AddressSpace(Closeable):
         shown = [
             entry for bar in self._bars for entry in bar.entries if entry.slot is not None
         ]  # a BAR without a slot has no addresses
-        return Ledger([*ram, *device, *shown])
+        return Ledger([*ordinary, *banks, *device, *shown])
 
     def explain_fault(self, error: KvmError) -> HostError:
         """Return *error*, an EFAULT of KVM_RUN, with the range that may have caused it, and why.
