@@ -54,7 +54,7 @@ class RequestedSlot:
 MOST_PAGES: Final = (1 << 31) - 1
 """KVM_MEM_MAX_NR_PAGES."""
 
-PLAIN: Final = {
+SINGLE_CAUSES: Final = {
     errno.EEXIST: Cause("another slot holds part of the range", "place it elsewhere", certain=True),
     errno.EFAULT: Cause(
         "the range ends beyond the VM's guest physical space",
@@ -85,8 +85,8 @@ def slot_causes(
     error: int, slot: RequestedSlot, vma: Vma | None, stage1: Stage1, capability: HostCapability
 ) -> list[Cause]:
     """Return the causes of errno *error* for *slot*, the likeliest first. Pure."""
-    if error in PLAIN:
-        return [PLAIN[error]]
+    if error in SINGLE_CAUSES:
+        return [SINGLE_CAUSES[error]]
     if error != errno.EINVAL:
         return []
     page = capability.page_size

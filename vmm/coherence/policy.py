@@ -123,7 +123,7 @@ NVGRACE_REGIONS: Final = {
         f"{NVGRACE} maps region 4 (usemem) cacheable (drivers/vfio/pci/nvgrace-gpu/main.c)",
     ),
 }
-PLAIN: Final = frozenset({"vfio_pci", NVGRACE})
+UNCACHED_DRIVERS: Final = frozenset({"vfio_pci", NVGRACE})
 """Drivers whose other regions vfio-pci-core maps: pgprot_noncached."""
 
 
@@ -137,7 +137,7 @@ def region_attribute(driver: str, region: int) -> Attribute:
     name = driver.replace("-", "_")
     if name == NVGRACE and region in NVGRACE_REGIONS:
         return NVGRACE_REGIONS[region]
-    if name in PLAIN:
+    if name in UNCACHED_DRIVERS:
         because = f"{driver} maps region {region} uncached (drivers/vfio/pci/vfio_pci_core.c)"
         return Attribute(Stage1.UNCACHED, because)
     return Attribute(Stage1.UNKNOWN, f"pyvmm does not know how {driver} maps its regions")
