@@ -15,5 +15,9 @@ class Recorded(Events):
     def emit(self, event: str, **fields: object) -> None:
         self.seen.append((event, fields))
 
+    def __getitem__(self, name: str) -> list[dict[str, object]]:
+        """Return the fields of each event called *name*."""
+        return [fields for event, fields in self.seen if event == name]
+
     def names(self) -> list[str]:
         return [name for name, _ in self.seen]

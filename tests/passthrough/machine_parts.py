@@ -7,11 +7,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from tests.passthrough.fake_device import FakeDevice
+from tests.recorded import Recorded
 from vmm.arm64 import layout
 from vmm.bus import MmioBus
 from vmm.coherence.capability import FlagAnswer, HostCapability, judge
 from vmm.config.vfio import VfioConfig
-from vmm.events import Events
 from vmm.kvm.slots import MemorySlots
 from vmm.machine.pci_root import PciRoot
 from vmm.passthrough.function import PassthroughFunction
@@ -27,20 +27,6 @@ if TYPE_CHECKING:
 
 END = 1 << 40
 INTX = layout.SPI_PCI + 1
-
-
-class Diary(Events):
-    """Records events."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[dict[str, Any]] = []
-
-    def emit(self, event: str, **fields: object) -> None:
-        self.seen.append({"event": event, **fields})
-
-    def __getitem__(self, name: str) -> list[dict[str, Any]]:
-        return [event for event in self.seen if event["event"] == name]
 
 
 class FakeVm:
@@ -89,7 +75,7 @@ class Parts:
 
     def __init__(self, config: VfioConfig | None = None, **device: bool) -> None:
         self.owned = ExitStack()
-        self.events = Diary()
+        self.events = Recorded()
         self.device = FakeDevice(self.owned, **device)
         self.diary = self.device.diary
         self.seen: list[tuple[str, int]] = []

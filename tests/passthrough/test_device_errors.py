@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 
-from tests.passthrough.machine_parts import Diary
+from tests.recorded import Recorded
 from vmm.events import COMPLAINTS
 from vmm.passthrough.devices import DeviceErrors
 
 
 def test_errors_are_told_but_not_for_ever() -> None:
     """A guest that makes its device fail over and over does not fill the host's disk."""
-    events = Diary()
+    events = Recorded()
     errors = DeviceErrors("0000:01:00.0", events)
     fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     try:

@@ -6,7 +6,7 @@ import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
-from tests.passthrough.machine_parts import Diary
+from tests.recorded import Recorded
 from vmm.errors import HostError
 from vmm.passthrough.peers import Peers
 from vmm.vfio.group import Container
@@ -67,7 +67,7 @@ def descriptors() -> int:
 
 
 def test_what_has_slots_is_mapped_wherever_it_is_and_exported_once() -> None:
-    iommu, events, memory, before = FakeIommu(), Diary(), Memory(), descriptors()
+    iommu, events, memory, before = FakeIommu(), Recorded(), Memory(), descriptors()
     with Peers(cast("Iommu", iommu), events) as peers:
         peers.add(make(memory))
         assert {iova: size for iova, (_, size) in iommu.mapped.items()} == {
@@ -88,7 +88,7 @@ def test_what_has_slots_is_mapped_wherever_it_is_and_exported_once() -> None:
 
 
 def test_a_kernel_without_dma_bufs_is_said_once() -> None:
-    iommu, events, memory = FakeIommu(), Diary(), Memory(exports=False)
+    iommu, events, memory = FakeIommu(), Recorded(), Memory(exports=False)
     with Peers(cast("Iommu", iommu), events) as peers:
         for _ in range(3):
             peers.add(make(memory))
@@ -102,8 +102,8 @@ def test_type_1_maps_no_device_memory() -> None:
         def __init__(self) -> None:
             pass
 
-    events, memory = Diary(), Memory()
+    events, memory = Recorded(), Memory()
     with Peers(Type1(), events) as peers:
         peers.add(make(memory))
         (event,) = events["vfio-peer"]
-        assert "the group interface cannot map" in event["because"]
+        assert "the group interface cannot map" in str(event["because"])

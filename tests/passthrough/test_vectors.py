@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.passthrough.machine_parts import Diary
+from tests.recorded import Recorded
 from vmm.errors import KernelError
 from vmm.passthrough.interrupts import PassthroughInterrupts, Vectors
 from vmm.pci.msix import Message
@@ -65,7 +65,7 @@ def host() -> Host:
 
 @pytest.fixture
 def vectors(host: Host) -> Iterator[Vectors]:
-    with PassthroughInterrupts(host, Diary(), {IrqIndex.MSIX: host}) as interrupts:  # type: ignore[arg-type]
+    with PassthroughInterrupts(host, Recorded(), {IrqIndex.MSIX: host}) as interrupts:  # type: ignore[arg-type]
         yield interrupts.vectors(IrqIndex.MSIX)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.recorded import Recorded
 from vmm._native import lib
 from vmm.address_range import AddressRange
 from vmm.errors import UserError
@@ -216,17 +217,8 @@ def test_a_region_that_is_not_mappable_says_why(file: VfioFd, index: int, why: s
 # --- trapped --------------------------------------------------------------------------------
 
 
-class Log(Events):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[dict[str, object]] = []
-
-    def emit(self, event: str, **fields: object) -> None:
-        self.seen.append({"event": event, **fields})
-
-
 def test_a_trapped_region_is_a_bus_device(region: VfioRegion) -> None:
-    log = Log()
+    log = Recorded()
     trapped = TrappedRegion(region, PAGE, PAGE, log)
     trapped.write(8, 4, 0x12345678)
     assert region.read(PAGE + 8, 4) == trapped.read(8, 4) == 0x12345678
@@ -236,32 +228,26 @@ def test_a_trapped_region_is_a_bus_device(region: VfioRegion) -> None:
 def test_a_device_that_does_not_answer_reads_as_ones_and_is_told_of_once(
     file: VfioFd, region: VfioRegion
 ) -> None:
-    log = Log()
+    log = Recorded()
     trapped = TrappedRegion(region, 0, PAGE, log)
     file.close()
     assert [trapped.read(0, size) for size in (1, 8)] == [0xFF, 0xFFFF_FFFF_FFFF_FFFF]
     trapped.write(0, 4, 1)
-    (event,) = log.seen
-    assert event["event"] == "vfio-no-answer"
-    assert (event["device"], event["region"]) == (BDF, 4)
+    ((name, fields),) = log.seen
+    assert name == "vfio-no-answer"
+    assert (fields["device"], fields["region"]) == (BDF, 4)
 
 
 def test_what_a_trapped_region_says_has_an_end(file: VfioFd, region: VfioRegion) -> None:
     """A guest that switches memory off and on again must not fill the host's disk with it."""
-    seen: list[str] = []
-
-    class Log(Events):
-        def emit(self, event: str, **fields: object) -> None:
-            del fields
-            seen.append(event)
-
-    trap = TrappedRegion(region, 0, SIZE, Log())
+    log = Recorded()
+    trap = TrappedRegion(region, 0, SIZE, log)
     for _ in range(1000):
         os.ftruncate(file.fileno(), OFFSET)
         assert trap.read(0, 4) == 0xFFFF_FFFF
         os.ftruncate(file.fileno(), OFFSET + SIZE)
         assert trap.read(0, 4) == 0
-    assert seen == ["vfio-no-answer"] * 100
+    assert log.names() == ["vfio-no-answer"] * 100
 
 
 def test_a_detached_region_touches_no_descriptor(file: VfioFd, region: VfioRegion) -> None:

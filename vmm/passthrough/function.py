@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from vmm._native import lib
 from vmm.address_range import AddressRange
-from vmm.coherence.policy import Cache, Stage1, region_attribute
+from vmm.coherence.policy import Cache
 from vmm.config.bar import BarConfig
 from vmm.errors import HostError, UserError, VmmError
 from vmm.passthrough.bar import BARS, BarDevice, BarSlots, SlotObserver, bar_kind, decoded_size
@@ -164,30 +164,22 @@ class PassthroughFunction(PciFunction):
             return bar()
         memory = self._owned.enter_context(
             RegionMemory(
-                BarConfig(self.device.bdf, region.index, None, self._cache(region)),
+                BarConfig(self.device.bdf, region.index, None, self._options.cache),
                 self.device,
                 self._system,
                 self._capability,
                 holes=list(emulated),
-                option="--vfio",
-                registers=True,
+                whole=True,
             )
         )
         self.memories.append(memory)
         shown = BarSlots(memory, self._slots, self._observer)
         return bar(on_map=shown.on_map, on_unmap=shown.on_unmap)
 
-    def _cache(self, region: VfioRegion) -> str:
-        """Return the cache option for *region*: ``require`` is only for cacheable regions."""
-        stage1 = region_attribute(self.device.driver, region.index).stage1
-        if self._options.cache == Cache.REQUIRE.value and stage1 is Stage1.UNCACHED:
-            return Cache.AUTO.value
-        return self._options.cache
-
     def _check_cache(self) -> None:
         """Raise `UserError` if ``cache=require`` applies to no region."""
         if self._options.cache == Cache.REQUIRE.value and not any(
-            memory.attribute.stage1 is not Stage1.UNCACHED for memory in self.memories
+            memory.can_be_cacheable for memory in self.memories
         ):
             raise UserError(
                 f"--vfio {self.device.bdf}: cache=require, but nothing of it is cacheable: its "

@@ -81,9 +81,10 @@ class RegionContents:
 class RegionMemory(Closeable):
     """One region of one device, at *base* in the guest once it is placed. `with` closes it.
 
-    *holes* are parts that get no mapping, because each access to them must be trapped. *option*
-    begins errors. *registers*: the region may hold registers with side effects on reads, so that
-    the verdict "undecidable" breaks no promise.
+    *holes* are parts that get no mapping, because each access to them must be trapped. *whole*: the
+    device is passed whole (``--vfio``), with all its regions. So ``cache=require`` is about those
+    that can be cacheable, and as others may hold registers with side effects on reads, the verdict
+    "undecidable" breaks no promise.
 
     Raises `HostError` if the policy refuses, `UserError` if the device has no such region or the
     option cannot apply to it; nothing is mapped then.
@@ -97,13 +98,12 @@ class RegionMemory(Closeable):
         capability: HostCapability,
         *,
         holes: Sequence[AddressRange] = (),
-        option: str = "--bar",
-        registers: bool = False,
+        whole: bool = False,
     ) -> None:
         self.config = config
         self.name = f"{device.bdf} region {config.region}"
-        self._option = f"{option} {self.name}"
-        self._may_be_registers = registers
+        self._option = f"{'--vfio' if whole else '--bar'} {self.name}"
+        self._whole_device = whole
         self.base = 0
         self.device = device
         self._system = system
@@ -138,6 +138,11 @@ class RegionMemory(Closeable):
         return max(LEAST_ALIGNMENT, 1 << (self.size - 1).bit_length())
 
     @property
+    def can_be_cacheable(self) -> bool:
+        """Whether its driver may map it cacheable at host stage 1."""
+        return self.attribute.stage1 is not Stage1.UNCACHED
+
+    @property
     def coherent(self) -> list[AddressRange]:
         """The parts, as offsets, that guests may use as ordinary, cacheable memory."""
         if isinstance(self.decision, Map) and (self.decision.promise.stage2 is Stage2.WRITE_BACK):
@@ -147,9 +152,11 @@ class RegionMemory(Closeable):
     # --- decide and map -------------------------------------------------------------------------
 
     def _decide(self, cache: Cache) -> Map | AskKernel | Trap:
+        if self._whole_device and cache is Cache.REQUIRE and not self.can_be_cacheable:
+            cache = Cache.AUTO
         decision = decide(self.attribute, self._capability, cache)
         if isinstance(decision, Refuse):
-            kind = UserError if self.attribute.stage1 is Stage1.UNCACHED else HostError
+            kind = HostError if self.can_be_cacheable else UserError
             raise kind(f"{self._option}: {decision.because}", decision.remedy)
         return decision
 
@@ -236,7 +243,7 @@ class RegionMemory(Closeable):
             return
         promise = self.decision.promise
         undecided = verdict.memory_type is MemoryType.UNDECIDABLE
-        if undecided and self._may_be_registers and promise.stage2 is Stage2.NON_CACHEABLE:
+        if undecided and self._whole_device and promise.stage2 is Stage2.NON_CACHEABLE:
             return
         if verdict.memory_type not in EXPECTED.get(promise.stage2, MemoryType):
             raise HostError(
