@@ -1,8 +1,8 @@
 """The lab's cache: entries that are built once, whole or not at all.
 
-An entry is a file or a directory under ``$XDG_CACHE_HOME/pyvmm``. It is built beside its place
-and renamed into it, so that a crash or a full disk leaves no half entry behind; what a crashed
-builder left is removed by the next one. Any number of processes may use the cache at once.
+An entry is a file or a directory below ``$XDG_CACHE_HOME/pyvmm``. It is built beside its place and
+renamed into it, so that a crash or a full disk leaves no half entry. The next builder removes what
+a crashed one left. Any number of processes may use the cache at once.
 """
 
 from __future__ import annotations
@@ -28,21 +28,24 @@ _YOUNG = 3600.0
 
 
 def root() -> Path:
-    """Return the cache directory (which need not exist yet)."""
+    """Return the cache directory, which may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG base directory specification: a relative path is to be ignored.
+    # The XDG base directory specification: a relative path must be ignored.
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "pyvmm"
 
 
 def digest(*parts: object) -> str:
-    """Return a short content hash of JSON-able *parts*, for naming entries."""
+    """Return a hash of *parts* (16 hexadecimal digits), for the name of an entry.
+
+    What JSON does not know is hashed as its `str`.
+    """
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @contextmanager
 def writing(what: str) -> Iterator[None]:
-    """Turn the operating system's errors while *what* is written into one line of HostError."""
+    """Turn OSError into a HostError that says that *what* was being written."""
     try:
         yield
     except OSError as error:
@@ -59,7 +62,7 @@ def writing(what: str) -> Iterator[None]:
 
 @contextmanager
 def lock(name: str) -> Iterator[None]:
-    """Hold the cache's lock *name*: one process at a time; released even by SIGKILL."""
+    """Hold the cache's lock *name*, with flock: released even by SIGKILL."""
     with writing("a lock"):
         directory = root() / "locks"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -72,7 +75,7 @@ def lock(name: str) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Remove the file or directory *path*, if it is there."""
+    """Remove the file or directory *path* if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -80,9 +83,10 @@ def remove(path: Path) -> None:
 
 
 def entry(path: Path, build: Callable[[Path], None]) -> Path:
-    """Return *path*, after ``build(temporary)`` has made it if it was not there.
+    """Return *path*; if it does not exist, let ``build(temporary)`` make it first.
 
-    *build* makes a file or a directory at the path it is given.
+    *build* makes a file or a directory at the path that it is given. Raises HostError if the disk
+    is full or not writable, and whatever *build* raises.
     """
     if path.exists():
         return path
@@ -114,9 +118,9 @@ def scratch(temporary: Path, name: str) -> Iterator[Path]:
 
 
 def prune(directory: Path, pattern: str, keep: int) -> None:
-    """Remove all but the *keep* youngest of the entries in *directory* that match *pattern*.
+    """Remove all but the *keep* youngest entries in *directory* that match *pattern*.
 
-    None that is younger than an hour: somebody may be about to use it.
+    An entry younger than an hour stays: another process may be about to use it.
     """
     found = sorted(directory.glob(pattern), key=lambda path: path.stat().st_mtime)
     for path in found[:-keep]:
@@ -125,7 +129,7 @@ def prune(directory: Path, pattern: str, keep: int) -> None:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """Return the object in the JSON file *path*; empty if it is not there or not whole."""
+    """Return the object in the JSON file *path*; an empty one if the file is missing or damaged."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -134,7 +138,7 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace *path* by *value* in JSON, in one step; readable by the owner only."""
+    """Replace *path* by *value* as JSON, in one step. Only the owner can read it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path.name):
         try:

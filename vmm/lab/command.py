@@ -1,4 +1,4 @@
-"""Run one of the distribution's tools for the lab; its failure becomes one line."""
+"""Run a tool of the distribution; its failure becomes one line."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PACKAGES = {
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
     "setpriv": "util-linux",
 }
-"""The packages of a tool that is not called like its package, or needs another one."""
+"""The Debian packages of each tool whose package has another name, or needs one more."""
 DEBIAN = ("apt-cache", "apt-get", "dpkg-deb")
-"""What every Debian has."""
+"""Tools that every Debian has."""
 
 
 def missing(tool: str) -> HostError:
@@ -31,7 +31,7 @@ def missing(tool: str) -> HostError:
 
 
 def complaint(stderr: str) -> str:
-    """Return the line of *stderr* that most likely says why: the first error, or the last."""
+    """Return the line of *stderr* that most likely says why: the first error, or the last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("E:") or "error" in line.lower()]
     return (errors or lines[-1:] or ["it did not say why"])[0]
@@ -44,9 +44,9 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> str:
-    """Run *argv*, return what it wrote to stdout. *env* is added to the environment.
+    """Run *argv* and return what it writes to stdout. *env* is added to the environment.
 
-    Messages come in English (LC_ALL=C). Raises HostError if the tool is missing or fails.
+    Messages are in English (LC_ALL=C). Raises HostError if the tool is missing or fails.
     """
     try:
         done = subprocess.run(

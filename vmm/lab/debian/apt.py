@@ -1,9 +1,9 @@
 """Debian packages of any release and architecture, fetched and verified by the machine's own apt.
 
-apt runs with a private configuration: its own lists, cache and sources under the lab's cache,
-nothing of the system touched. The sources name the mirror that the machine's apt uses, and the
-machine's Debian keyring verifies them. What a request resolved to is recorded, so that asking
-again needs no network; versions are whatever the mirror offered when a request was first made.
+apt runs with a configuration of its own: lists, cache and sources are in the lab's cache, and the
+system's are not touched. The sources name the mirror that the machine's apt uses; the machine's
+Debian keyring verifies it. What a request resolved to is recorded, so that the same request needs
+no network again. Versions are what the mirror offered when a request was made first.
 
     cache/apt/<release>-<arch>/    one private apt: sources.list, apt.conf, lists/
     cache/apt/resolved.json        request -> files in cache/debs/
@@ -37,7 +37,7 @@ RELEASES = ("bookworm", "trixie")
 ARCHITECTURES = ("amd64", "arm64")
 
 _STALE_AFTER = 24 * 3600
-"""Seconds after which an index that lacks a package is asked for again."""
+"""Seconds after which an index that lacks a package is downloaded again."""
 
 _UNREACHABLE = re.compile(
     r"resolv|[Cc]ould not connect|[Uu]nable to connect|[Cc]onnection (failed|timed out|refused)"
@@ -72,11 +72,11 @@ Dir::State "{root}";
 Dir::State::lists "{root}/lists";
 Dir::State::status "{root}/status";
 """
-# The system's apt.conf is read before this one, so a proxy that is set there stays set.
+# The system's apt.conf is read before this one: a proxy that is set there stays set.
 
 
 class _AptError(HostError):
-    """apt-get failed; *stderr* tells why."""
+    """A failure of apt-get. *stderr* tells why."""
 
     def __init__(self, stderr: str) -> None:
         self.stderr = stderr
@@ -132,7 +132,7 @@ class Archive:
             )
 
     def update(self) -> None:
-        """Download the indexes; with a newer keyring if the machine's is too old for them."""
+        """Download the indexes; if the machine's keyring is too old, with a newer one."""
         stamp = self.root / "updated"
         mirror = find_mirror()
         self._configure(mirror, keyring())
@@ -147,7 +147,7 @@ class Archive:
         stamp.touch()
 
     def ready(self) -> None:
-        """Have an index, however old."""
+        """Download the indexes unless there are some, however old."""
         if not (self.root / "updated").exists():
             self.update()
 
@@ -166,7 +166,7 @@ class Archive:
         reach: Callable[[float], None] | None = None,
         cwd: Path | None = None,
     ) -> list[str]:
-        """Run apt-get, return its output's lines; *reach* is told the percentage downloaded."""
+        """Run apt-get; return its lines of output. *reach* gets the percentage downloaded."""
         argv = ["env", "LC_ALL=C", *self.apt("apt-get", "-qq")]
         if reach:
             argv += ["-o", "APT::Status-Fd=1"]
@@ -192,7 +192,7 @@ class Archive:
     def resolve(self, packages: Sequence[str], target: str, *, closure: bool) -> list[str]:
         """Return the file names (``name_version_arch.deb``) of *packages* in suite *target*.
 
-        With *closure*, also of everything they depend on.
+        With *closure*, also those of everything that they depend on.
         """
         arguments = [] if target == self.release else ["-t", target]
         arguments += ["--print-uris", *(["-y", "install"] if closure else ["download"])]
@@ -200,9 +200,9 @@ class Archive:
         return [line.split()[1] for line in lines if line.startswith("'")]
 
     def download(self, files: Sequence[str], label: str) -> None:
-        """Download and verify *files* into cache/debs, where they are not there yet.
+        """Download and verify those of *files* that cache/debs lacks.
 
-        *label* is what they are for.
+        *label* names them in the progress bar.
         """
         wanted = [name for name in files if not (_pool() / name).exists()]
         if not wanted:
@@ -248,7 +248,7 @@ def _recorded(key: str) -> list[str] | None:
 
 
 def _remember(key: str, files: list[str]) -> None:
-    """Record what *key* resolved to. The caller holds the lock."""
+    """Record what *key* resolved to. The caller holds the lock "apt"."""
     value = cache.read_json(_record())
     value[key] = {"files": files, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     cache.write_json(_record(), value)
@@ -257,8 +257,9 @@ def _remember(key: str, files: list[str]) -> None:
 def fetch(packages: Sequence[str], *, suite: str, arch: str, closure: bool = False) -> list[Path]:
     """Return the .deb files of *packages* from *suite* (for instance "trixie-backports").
 
-    With *closure*, also those of all they depend on (not what they recommend). Downloads only
-    what the cache lacks. Raises HostError: no network, no apt, disk full, not verifiable.
+    With *closure*, also those of all that they depend on, but not of what they recommend. Only
+    what the cache lacks is downloaded. Raises HostError: no network, no apt, disk full, not
+    verifiable; UserError for a suite or an architecture that the lab does not know.
     """
     archive = _archive(suite, arch)
     key = f"{suite} {arch} {'closure ' if closure else ''}{' '.join(sorted(packages))}"
@@ -289,10 +290,10 @@ def fetch(packages: Sequence[str], *, suite: str, arch: str, closure: bool = Fal
 
 
 def newest(pattern: str, *, suite: str, arch: str) -> str:
-    """Return the name of the package that matches *pattern* and sorts last by version numbers.
+    """Return the name of the package that matches *pattern* and has the highest version numbers.
 
-    For names that roll: ``newest("linux-binary-7.*-arm64", ...)``. *pattern* is a glob in which
-    ``*`` matches no hyphen, so that flavours stay apart.
+    For names with a version: ``newest("linux-binary-7.*-arm64", ...)``. *pattern* is a glob in
+    which ``*`` matches no hyphen, so that flavours stay apart. Raises HostError.
     """
     archive = _archive(suite, arch)
     key = f"{suite} {arch} newest {pattern}"
@@ -321,14 +322,14 @@ def _numbers(name: str) -> tuple[int, ...]:
 
 
 def unpack(debs: Iterable[Path], into: Path) -> None:
-    """Unpack the files of *debs* (no maintainer scripts) into the directory *into*."""
+    """Unpack the files of *debs* into the directory *into*. No maintainer script runs."""
     into.mkdir(parents=True, exist_ok=True)
     for deb in debs:
         run(["dpkg-deb", "-x", str(deb), str(into)])
 
 
 def forget() -> None:
-    """Forget what requests resolved to: the next ones see what the mirror offers then."""
+    """Forget what requests resolved to: the next ones ask the mirror."""
     with cache.lock("apt"):
         for path in (cache.root() / "apt").glob("*/updated"):
             path.unlink()

@@ -1,4 +1,4 @@
-"""What the machine's own apt knows: which Debian mirror it uses, and Debian's keys."""
+"""The Debian mirror that the machine's own apt uses, and Debian's keys."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ _NAMES = ("debian-archive-keyring.gpg", "debian-archive-keyring.pgp")
 
 @dataclass(frozen=True)
 class Mirror:
-    """Where Debian's packages come from: the URIs of its archive and of its security archive."""
+    """The URIs of Debian's archive and of its security archive on one mirror."""
 
     debian: str
     security: str | None = None
 
 
 def find_mirror() -> Mirror:
-    """Return the mirror that the machine's apt is set up to use.
+    """Return the mirror that the machine's apt is configured for.
 
-    Raises HostError if it is set up for none.
+    Raises HostError if there is none.
     """
     return parse_targets(run(["apt-get", "indextargets"]))
 
 
 def parse_targets(text: str) -> Mirror:
-    """Find the mirror in what ``apt-get indextargets`` prints: stanzas of ``Key: value``."""
+    """Return the mirror in the output of ``apt-get indextargets``: stanzas of ``Key: value``.
+
+    Raises HostError if there is none.
+    """
     debian = security = None
     for stanza in text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line)
@@ -60,7 +63,7 @@ def parse_targets(text: str) -> Mirror:
 
 
 def keyring() -> Path:
-    """Return the file with Debian's keys: the machine's, or a newer one fetched before."""
+    """Return the file with Debian's keys: one that was fetched before, or the machine's."""
     for path in (_private(), *(_KEYRINGS / name for name in _NAMES)):
         if path.exists():
             return path
@@ -68,7 +71,7 @@ def keyring() -> Path:
 
 
 def newer_keyring() -> Path:
-    """Fetch the newest debian-archive-keyring through the machine's own apt, which verifies it."""
+    """Fetch the newest debian-archive-keyring by the machine's own apt, which verifies it."""
     with (
         cache.writing("Debian's keyring"),
         tempfile.TemporaryDirectory(prefix=".keyring-", dir=cache.root()) as directory,

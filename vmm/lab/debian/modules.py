@@ -1,9 +1,9 @@
-"""The modules of one of Debian's kernels: which there are, what they need, an archive of some.
+"""The modules of a Debian kernel: which it has, what they need, and archives of some.
 
     packages --unpack, depmod--> lib/modules/RELEASE --closure--> files, in load order --> .cpio
 
-They are archived decompressed and unsigned: an emulated CPU takes a second for what takes this
-one a moment, and apt has verified the packages.
+Archives hold them decompressed and without signatures: decompressing takes an emulated CPU a
+second, and apt has verified the packages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SIGNED = b"~Module signature appended~\n"
 
 
 def unpacked(packages: Sequence[str], suite: str) -> Path:
-    """Return the directory of a kernel's *packages*, unpacked and indexed, from the cache."""
+    """Return the directory with a kernel's *packages*, unpacked and indexed, from the cache."""
     debs = apt.fetch(packages, suite=suite, arch="arm64")
 
     def build(temporary: Path) -> None:
@@ -42,12 +42,12 @@ def unpacked(packages: Sequence[str], suite: str) -> Path:
 
 
 def name(path: str) -> str:
-    """Return the name of the module in the file *path*, as the kernel spells it."""
+    """Return the name of the module in the file *path* in the kernel's spelling."""
     return Path(path).name.partition(".")[0].replace("-", "_")
 
 
 def plain(path: str, data: bytes) -> bytes:
-    """Return a module, given as in the package, decompressed and without its signature."""
+    """Return the module *data* of the file *path*, decompressed and without its signature."""
     if path.endswith(".xz"):
         data = lzma.decompress(data)
     if data.endswith(_SIGNED):
@@ -59,13 +59,13 @@ def plain(path: str, data: bytes) -> bytes:
 
 
 class Modules:
-    """What is in *directory*, a kernel's lib/modules/RELEASE, indexed by depmod."""
+    """The modules in *directory*, a kernel's lib/modules/RELEASE that depmod has indexed."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._needs: dict[str, list[str]] = {}
         self._files: dict[str, str] = {}
-        # modules.dep: ``file: needed files``, those nearest first.
+        # modules.dep: ``file: needed files``, the nearest first.
         for line in (directory / "modules.dep").read_text().splitlines():
             path, _, rest = line.partition(":")
             self._needs[path] = rest.split()
@@ -73,14 +73,14 @@ class Modules:
 
     @classmethod
     def of(cls, tree: Path) -> Modules:
-        """Return those of the one kernel in *tree*, made by `unpacked`."""
+        """Return those of the one kernel in *tree*, a directory made by `unpacked`."""
         for directory in (tree / "lib/modules").iterdir():
             return cls(directory)
         raise HostError(f"{tree} holds no kernel", "remove it and try again")
 
     @cached_property
     def built_in(self) -> frozenset[str]:
-        """The names of what would be modules elsewhere, but is in this kernel's image."""
+        """The names of modules that this kernel has built in."""
         lines = (self.directory / "modules.builtin").read_text().splitlines()
         return frozenset(name(line) for line in lines)
 
@@ -88,7 +88,7 @@ class Modules:
         return module in self._files
 
     def missing(self, wanted: Iterable[str]) -> list[str]:
-        """Return those of *wanted* that the kernel has neither as a module nor built in."""
+        """Return those of *wanted* that are neither modules of this kernel nor built in."""
         return [each for each in wanted if each not in self and each not in self.built_in]
 
     def known(self, wanted: Iterable[str]) -> list[str]:
@@ -96,9 +96,9 @@ class Modules:
         return [each for each in wanted if each in self]
 
     def closure(self, wanted: Iterable[str]) -> list[str]:
-        """Return the files of the modules *wanted* and all they need, in an order to load them in.
+        """Return the files of the modules *wanted* and of all that they need, in load order.
 
-        What is built in, or not there, is left out.
+        Those that are built in, or missing, are left out.
         """
         order: dict[str, None] = {}
         for module in wanted:
@@ -109,7 +109,7 @@ class Modules:
         return list(order)
 
     def _softly(self, module: str) -> list[str]:
-        """Return what *module* and what it needs ask to be loaded before: by name or alias."""
+        """Return the soft dependencies of *module* and of what it needs: by name or alias."""
         asking = [module, *(name(path) for path in self._needs[self._files[module]])]
         return [
             found
@@ -120,7 +120,7 @@ class Modules:
 
     @cached_property
     def _soft(self) -> dict[str, list[str]]:
-        """From modules.softdep: ``softdep NAME pre: ... post: ...``."""
+        """What to load before each module. modules.softdep: ``softdep NAME pre: ... post: ...``."""
         soft: dict[str, list[str]] = {}
         for line in self._lines("softdep"):
             _, module, *rest = line.split()
@@ -130,7 +130,7 @@ class Modules:
 
     @cached_property
     def _aliases(self) -> dict[str, list[str]]:
-        """From modules.alias: ``alias PATTERN NAME``; of use here are those that are plain."""
+        """Each alias's modules. modules.alias: ``alias PATTERN NAME``; only plain ones matter."""
         aliases: dict[str, list[str]] = {}
         for line in self._lines("alias"):
             alias, _, module = line.removeprefix("alias ").rpartition(" ")  # some have blanks
@@ -143,7 +143,7 @@ class Modules:
             yield from (line for line in path.read_text().splitlines() if line and line[0] != "#")
 
     def pack(self, archive: CpioWriter, files: Sequence[str]) -> None:
-        """Add *files*, as `closure` has them, and what modprobe and the kernel know of them.
+        """Add *files*, as `closure` returns them, and the indexes that modprobe needs.
 
         They go to usr/lib/modules; `usr` and `usr/lib` must be there already.
         """

@@ -1,6 +1,6 @@
-"""Programs of another Debian release: unpacked into the cache, run through their own ld.so.
+"""Programs of another Debian release: unpacked into the cache, run by their own ld.so.
 
-Nothing of the machine's own libraries is used, so it does not matter how old those are.
+They use none of the machine's libraries, so it does not matter how old those are.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _MACHINES = {
     "x86_64": ("amd64", "x86_64-linux-gnu", "ld-linux-x86-64.so.2"),
     "aarch64": ("arm64", "aarch64-linux-gnu", "ld-linux-aarch64.so.1"),
 }
-"""uname's machine: Debian's architecture, its multiarch triplet, its dynamic loader."""
+"""For each machine of uname: Debian's architecture, multiarch triplet and dynamic loader."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """A directory with unpacked packages, libraries and all."""
+    """A directory with unpacked packages and all libraries that they need."""
 
     root: Path
 
     def command(self, program: str) -> list[str]:
-        """Return how to start *program*, a path inside, for instance ``usr/bin/kmod``."""
+        """Return the command that starts *program*, a path in the prefix: ``usr/bin/kmod``."""
         _, triplet, loader = _machine()
         libraries = self.root / "usr/lib" / triplet
         return [
@@ -53,7 +53,7 @@ def _machine() -> tuple[str, str, str]:
 
 
 def prefix(name: str, packages: Sequence[str], suite: str = "trixie") -> Prefix:
-    """Return a prefix with *packages* from *suite* and all they depend on, from the cache."""
+    """Return a prefix with *packages* of *suite* and all that they depend on, from the cache."""
     debs = apt.fetch(packages, suite=suite, arch=_machine()[0], closure=True)
     where = cache.root() / "tools" / f"{name}-{cache.digest([deb.name for deb in debs])}"
 
@@ -65,7 +65,7 @@ def prefix(name: str, packages: Sequence[str], suite: str = "trixie") -> Prefix:
 
 
 def python() -> list[str]:
-    """Return the command that runs the lab hosts' version of Python here, for compiling."""
+    """Return the command that runs the lab hosts' version of Python here, to compile for it."""
     return [*prefix("python", ["python3.13-minimal"]).command("usr/bin/python3.13"), "-I"]
 
 

@@ -1,9 +1,9 @@
-"""Programs of Debian packages for a guest: with the libraries they load, and nothing else.
+"""Programs of Debian packages for a guest, with the libraries that they load and nothing else.
 
     named packages: all but documentation and the like --+
-    what they depend on: the libraries that are needed --+--> .cpio, for behind the first initramfs
+    what they depend on: the libraries that are needed --+--> .cpio, to follow the first initramfs
 
-Each megabyte costs a guest in an emulated host some 50 ms, so it is worth while.
+Each megabyte takes a guest in an emulated host some 50 ms.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 SUITE = "trixie"
 LIBRARIES = "usr/lib/aarch64-linux-gnu"
-"""Debian's multiarch directory: where ld.so looks."""
+"""Debian's multiarch directory, where ld.so looks for libraries."""
 
 _KEPT = ("usr/bin", "usr/sbin", "bin", "sbin", "usr/lib", "usr/libexec", "usr/share/misc")
-"""Where there is, in a named package, what programs need to run."""
+"""The directories of a named package that are kept: what programs need to run."""
 
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _DT_NULL, _DT_NEEDED, _DT_STRTAB = 0, 1, 5
 
 
 def needed(data: bytes) -> list[str]:
-    """Return the names of the libraries that the ELF file *data* loads; none if it is no ELF.
+    """Return the names of the libraries that the ELF file *data* loads; none if it is not ELF.
 
-    The generic ABI's chapter 5: the DT_NEEDED entries of a 64-bit little-endian file.
+    They are the DT_NEEDED entries (System V generic ABI, chapter 5), 64-bit little-endian.
     """
     if data[:6] != b"\x7fELF\x02\x01":
         return []
@@ -62,8 +62,8 @@ def needed(data: bytes) -> list[str]:
 def archive(packages: Sequence[str]) -> Path:
     """Return a cpio archive with *packages* of Debian trixie, arm64, from the cache.
 
-    Whatever they depend on is only there as far as they load it: name what they run or import,
-    too (python3.13-minimal and libpython3.13-minimal, for a Python).
+    Of what they depend on, only the libraries that they load are included. What they run or import
+    must be named, too (python3.13-minimal and libpython3.13-minimal, for a Python).
     Raises HostError: no such package, no network, disk full.
     """
     debs = apt.fetch(packages, suite=SUITE, arch="arm64", closure=True)
@@ -103,7 +103,7 @@ def _strip(tree: Path) -> None:
 
 
 def _add_libraries(tree: Path, everything: Path) -> None:
-    """Copy to *tree*, from *everything*, the libraries that what is in *tree* loads."""
+    """Copy to *tree*, from *everything*, the libraries that the programs in *tree* load."""
     waiting = [path for path in tree.rglob("*") if path.is_file() and not path.is_symlink()]
     (tree / LIBRARIES).mkdir(parents=True, exist_ok=True)
     there = {path.name for path in tree.rglob("*.so*")}
@@ -123,7 +123,7 @@ def _add_libraries(tree: Path, everything: Path) -> None:
 
 
 def _link(tree: Path) -> None:
-    """Have programs find what they look for at older places: ld.so in lib, tools in sbin."""
+    """Link the older places where programs look: ld.so in lib, tools in sbin."""
     (tree / "usr/sbin").mkdir(exist_ok=True)
     for name in ("lib", "sbin"):
         if not (tree / name).exists():

@@ -1,7 +1,8 @@
 """The lab host's root file system: Debian's arm64 packages, unpacked, as an initramfs.
 
-Two archives, which the kernel unpacks one after the other: the base system, the same for every
-kernel, and one kernel's modules. Uncompressed: reading bytes is what an emulated CPU is good at.
+It is two cpio archives, which the kernel unpacks one after the other: the base system, the same
+for every kernel, and one kernel's modules. They are not compressed, as an emulated CPU takes longer
+to decompress bytes than to read them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 SUITE = "trixie"
 _KEPT = 8
-"""Archives kept in the cache: one for each kernel in use, and some more."""
+"""Archives of each kind that stay in the cache: one for each kernel in use, and some more."""
 PACKAGES = (
     "busybox-static",
     "iproute2",
@@ -73,7 +74,7 @@ _UNWANTED = (
     "usr/lib/python3.13/lib-dynload/_sqlite3*",
     "usr/lib/python3.13/lib-dynload/_ssl*",
 )
-"""Globs of what nobody needs there. Each megabyte costs 20 ms of every boot."""
+"""Globs of what no host needs. Each megabyte takes 20 ms of every boot."""
 
 _AGENT = (
     "__init__.py",
@@ -85,13 +86,13 @@ _AGENT = (
     "lab/inside/spawn.py",
     "lab/inside/zygote.py",
 )
-"""The agent's part of this package."""
+"""The modules of vmm that the agent needs."""
 _DIRECTORIES = ("dev", "host", "proc", "run", "sys", "var", "var/tmp")
 _LINKS = {"bin": "usr/bin", "lib": "usr/lib", "sbin": "usr/sbin", "var/run": "/run"}
 
 
 def compile_python(directory: Path) -> None:
-    """Write the .pyc files of all Python files in *directory*, never to be checked again."""
+    """Compile all Python files in *directory* to .pyc files that are never checked again."""
     compiler = [*prefix.python(), "-m", "compileall", "-q"]
     command.run(
         [
@@ -163,7 +164,7 @@ def _populate(tree: Path, debs: Iterable[Path], sources: dict[str, bytes]) -> No
 
 @once
 def initrd(modules: Path | None) -> Path:
-    """Return the archive a host boots with: the base system and a kernel's *modules*."""
+    """Return the archive that a host boots with: the base system and a kernel's *modules*."""
     parts = [base(), *([modules] if modules else [])]
 
     def build(temporary: Path) -> None:

@@ -1,4 +1,4 @@
-"""Debian's own arm64 kernels, as kernels for lab hosts: an Image and the modules a host needs."""
+"""Debian's own arm64 kernels for lab hosts: an Image, and the modules that a host needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Kernel(Protocol):
-    """Where a profile's kernel comes from. Both may take minutes the first time, none later."""
+    """A source of a profile's kernel. Each method may take minutes the first time only."""
 
     def image(self) -> Path:
         """Return the arm64 Image."""
@@ -24,7 +24,7 @@ class Kernel(Protocol):
 
 
 BOOT = ("9p", "9pnet_virtio", "virtio_net")
-"""Loaded before the agent starts: without these it can't be reached."""
+"""Loaded before the agent starts, which can't be reached without them."""
 MODULES = (
     "9p",
     "9pnet_virtio",
@@ -40,9 +40,9 @@ MODULES = (
     "virtio_rng",
     "vmw_vsock_virtio_transport",
 )
-"""What hosts get; what a kernel has built in or lacks is left out."""
+"""The modules that hosts load. Those that a kernel has built in, or lacks, are left out."""
 AT_HAND = ("dm_mod", "loop")
-"""What hosts have besides, to be loaded by who wants it."""
+"""Modules that hosts have, but do not load by themselves."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class StockKernel:
 
     @cached_property
     def _modules(self) -> Modules:
-        """The kernel's packages, unpacked, with an index of its modules."""
+        """The modules of the kernel's unpacked packages."""
 
         def name(kind: str) -> str:
             pattern = f"linux-{kind}-{self.version}-arm64"
@@ -70,7 +70,7 @@ class StockKernel:
         return self._modules.directory / "vmlinuz"
 
     def modules(self) -> Path:
-        """Return the archive with the modules that hosts get, and all they depend on."""
+        """Return the archive with the modules for hosts, and all that they need."""
         tree = self._modules
         wanted = (*MODULES, *self.extra)
         lists = {"boot": " ".join(tree.known(BOOT)), "later": " ".join(tree.known(wanted))}

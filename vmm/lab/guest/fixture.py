@@ -1,4 +1,4 @@
-"""Guests for tests, from Debian's packages: a stock kernel, the modules and programs a test names.
+"""Guests for tests: a stock kernel of Debian's, with the modules and programs that a test names.
 
     from vmm.lab.guest import fixture
 
@@ -10,9 +10,8 @@
     )
     pyvmm run --initrd {guest.initrd} --cmdline "... pyvmm.then=poweroff" {guest.kernel}
 
-The initramfs is that of `vmm.lab.guest.stock_guest` with more archives behind it. Its init loads
-the modules, runs what ``pyvmm.run="..."`` says, then the script, then does what ``pyvmm.then=``
-says.
+The initramfs is that of `vmm.lab.guest.stock_guest`, followed by more archives. Its init loads the
+modules, runs the command of ``pyvmm.run="..."``, then the script, then what ``pyvmm.then=`` says.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _KEPT = 12
-"""Archives kept in the cache: scripts change often."""
+"""Archives that stay in the cache: scripts change often."""
 
 
 class Guest(NamedTuple):
-    """What to boot: an arm64 Image, and a cpio archive."""
+    """A guest to boot: an arm64 Image and a cpio archive."""
 
     kernel: Path
     initrd: Path
@@ -53,20 +52,20 @@ def guest(  # noqa: PLR0913  (all independent)
     flavour: str = "",
     as_found: bool = False,
 ) -> Guest:
-    """Return a guest from the cache; the first of its kind takes seconds, and downloads.
+    """Return a guest from the cache. The first of its kind takes seconds, and downloads.
 
     kernel    "6.1", "6.12", "7": see `vmm.lab.guest.stock_guest.kernel`
-    modules   are loaded in this order, each after what it needs; what is built in is left out.
-              No device in a virtio-mmio slot is seen without "virtio_mmio". What the kernel asks
-              for by itself (an algorithm, a file system) it finds if it is named here
-    packages  Debian trixie's, whose programs are wanted: see `programs.archive`. busybox is there
+    modules   to load, in this order, each after what it needs; what is built in is left out.
+              A device in a virtio-mmio slot needs "virtio_mmio". What the kernel loads by itself
+              (an algorithm, a file system) must be named here, too
+    packages  of Debian trixie, whose programs are wanted: see `programs.archive`. busybox is there
               always, and its shell prefers its own applets: "/usr/sbin/ip" is the package's
-    files     more of them: which file of ours is at which place there, executable like ours
-    script    is sourced by init's shell, after pyvmm.run
+    files     to add: their paths in the guest, and here. They keep their mode
+    script    which init's shell sources after pyvmm.run
     flavour   Debian's; by default the cloud one, which boots faster, if it has the modules
-    as_found  load those of the modules that there are devices for, and not all of them
+    as_found  load only those of the modules that there are devices for
 
-    Raises `UserError` if the kernel has no such module, `HostError` as `apt` does.
+    Raises `UserError` if the kernel lacks a module, `HostError` as `apt.fetch` does.
     """
     wanted = tuple(each.replace("-", "_") for each in modules)
     parts = [initramfs()]
@@ -86,7 +85,7 @@ def guest(  # noqa: PLR0913  (all independent)
 
 
 def _modules(kernel: str, flavour: str) -> Modules:
-    """Return what modules Debian's newest *kernel* of *flavour* has."""
+    """Return the modules of Debian's newest *kernel* of *flavour*."""
     return Modules.of(modules.unpacked(*linux_packages(kernel, flavour)))
 
 

@@ -1,16 +1,16 @@
 #!/bin/sh
-# The small guest's first process: mounts, prints what it is, and does what the kernel's command
-# line asks for:
+# The small guest's first process: mounts, prints the kernel's release and the CPUs, then follows the
+# kernel's command line:
 #
-#     pyvmm.run="COMMAND"    runs COMMAND in the shell first
-#     pyvmm.then=shell       (the default) a shell on the console; leaving it powers off
-#     pyvmm.then=poweroff    powers off
-#     pyvmm.then=reboot      reboots, for ever
-#     pyvmm.then=panic       crashes the kernel
-#     pyvmm.then=idle        does nothing more
+#     pyvmm.run="COMMAND"    run COMMAND in the shell first
+#     pyvmm.then=shell       (the default) run a shell on the console; power off when it ends
+#     pyvmm.then=poweroff    power off
+#     pyvmm.then=reboot      reboot; the next boot does the same
+#     pyvmm.then=panic       crash the kernel
+#     pyvmm.then=idle        do nothing more
 #
-# With vmm.lab.guest.fixture, kernel modules are loaded before, and a script is sourced after, COMMAND.
-# The CPU may be an emulated one, so this uses the shell's builtins where it can.
+# With vmm.lab.guest.fixture, modules are loaded before COMMAND, and a script is sourced after it.
+# The CPU may be emulated: use the shell's builtins where possible.
 . /etc/profile
 mount -a # /etc/fstab: one process for all
 echo guest >/proc/sys/kernel/hostname

@@ -1,11 +1,10 @@
-"""Guests that nobody here built: Debian's arm64 kernels, with an initramfs of Debian's busybox.
+"""Small guests: Debian's arm64 kernels, with an initramfs of Debian's busybox.
 
     kernel("6.1") -> vmlinuz
     initramfs() -> .cpio
 
-`vmm.lab.guest.fixture` adds what a test needs, `vmm.lab.guest.uki` makes one file of it all.
-All are cached.
-Versions are what the mirror offers when they are first asked for.
+`vmm.lab.guest.fixture` adds what a test needs; `vmm.lab.guest.uki` makes one file of it all.
+Everything is cached. Versions are what the mirror offers when they are first asked for.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _SUITES = {
     "6.12": ("trixie", "linux-image-{version}.*-{flavour}"),
 }
 _BACKPORT = ("trixie-backports", "linux-binary-{version}.*-{flavour}")
-"""Where a kernel version is found, and how its package is called there."""
+"""The suite of each kernel version, and the name of its package there."""
 
 _BUSYBOX = ("trixie", "busybox-static")
 
@@ -79,14 +78,14 @@ def kernel(version: str = NEWEST, flavour: str = STANDARD) -> Path:
 
 
 def _newest(version: str, flavour: str) -> tuple[str, str]:
-    """Return the suite and the name of the package with the kernel itself."""
+    """Return the suite and the name of the package that has the kernel itself."""
     suite, pattern = _SUITES.get(version, _BACKPORT)
     name = pattern.format(version=version, flavour=flavour)
     return suite, apt.newest(name, suite=suite, arch="arm64")
 
 
 def linux_packages(version: str = NEWEST, flavour: str = STANDARD) -> tuple[list[str], str]:
-    """Return all packages of a kernel, modules and all, and their suite. Raises HostError."""
+    """Return all packages of a kernel and its modules, and their suite. Raises HostError."""
     suite, package = _newest(version, flavour)
     kind, release = package.split("-", 2)[1:]
     # From 7 on, a kernel is in three packages.
@@ -95,9 +94,9 @@ def linux_packages(version: str = NEWEST, flavour: str = STANDARD) -> tuple[list
 
 
 def initramfs() -> Path:
-    """Return the guest's first file system, from the cache: a cpio archive of 2 MB.
+    """Return the guest's initramfs from the cache: a cpio archive of 2 MB.
 
-    It isn't compressed, because an emulated CPU takes longer to unpack it than to copy it.
+    It is not compressed, as an emulated CPU takes longer to decompress than to copy it.
     """
     suite, package = _BUSYBOX
     (deb,) = apt.fetch([package], suite=suite, arch="arm64")
@@ -123,7 +122,7 @@ def _extract(deb: Path, name: str, to: Path) -> None:
     with subprocess.Popen(
         ["dpkg-deb", "--fsys-tarfile", str(deb)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # it complains when we have seen enough
+        stderr=subprocess.DEVNULL,  # it complains when we stop reading
     ) as unpacker:
         try:
             with tarfile.open(fileobj=unpacker.stdout, mode="r|") as archive:

@@ -2,7 +2,7 @@
 
     kernel, initramfs and modules, command line --ukify--> guest.img
 
-It has drivers for all devices that pyvmm has, and loads those that it finds devices for.
+It has drivers for all devices that pyvmm has, and loads those for the devices that it finds.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ _UKIFY = ("systemd-ukify", "systemd-boot-efi", "python3-pefile")
 def guest_image(
     version: str = NEWEST, flavour: str = STANDARD, cmdline: str = COMMAND_LINE
 ) -> Path:
-    """Return a UKI with kernel, initramfs and command line, from the cache. Raises HostError."""
+    """Return a UKI of a Debian kernel and the small initramfs, from the cache. Raises HostError."""
     return unified(fixture.guest(version, modules=MODULES, flavour=flavour, as_found=True), cmdline)
 
 
 def unified(guest: Guest, cmdline: str) -> Path:
-    """Return *guest*, with a command line, as a UKI, from the cache. Raises HostError."""
+    """Return *guest* and *cmdline* as one UKI, from the cache. Raises HostError."""
     linux, initrd = guest
     debs = apt.fetch(_UKIFY, suite="trixie", arch="arm64")
     key = cache.digest(linux.name, initrd.name, cmdline, [deb.name for deb in debs])

@@ -1,4 +1,4 @@
-"""Run a command in a lab host as if it ran here: this process's terminal, pipes and signals."""
+"""Run a command in a lab host with this process's terminal, pipes and signals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _FORWARDED = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 _INSIST = 3
-"""So many signals that the command outlives end the client, and with it the command."""
+"""Signals that the command may outlive; after so many the client ends, and so the command."""
 
 
 def run_in_lab(
@@ -33,8 +33,8 @@ def run_in_lab(
 ) -> int:
     """Run *argv* in a lab host of *profile*; return its exit status, 128 + N for signal N.
 
-    Uses the host that is kept up, or else one of its own, for this command only. The host gets
-    Debian's *packages* first.
+    Use the host that is kept up, or else a new one for this command only. Install Debian's
+    *packages* in the host first. Raises HostError, UserError.
     """
     with ExitStack() as owned:
         host = Host.find(profile) or owned.enter_context(Host.start(profile))
@@ -46,7 +46,7 @@ def run_in_lab(
 def execute(host: Host, argv: Sequence[str], env: Mapping[str, str] | None = None) -> int:
     """Run *argv* in *host*, with this process's stdin, stdout and stderr; return its status.
 
-    If stdin and stdout are terminals the command gets one too, and this one is raw meanwhile.
+    If stdin and stdout are terminals, the command gets a terminal, too, and ours is raw meanwhile.
     """
     terminal = Terminal(0) if os.isatty(0) and os.isatty(1) else None
     with _signals() as (wakeup, arrived):
@@ -58,7 +58,7 @@ def execute(host: Host, argv: Sequence[str], env: Mapping[str, str] | None = Non
                 terminal.make_raw()
             return _StandardStreams(session, wakeup, arrived).relay()
         except BrokenPipeError:
-            # Our reader went away: the command's would have, too.
+            # Our reader is gone. To the command it is as if its own were.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return EXIT_SIGNAL_BASE + signal.SIGPIPE
         finally:
@@ -69,7 +69,7 @@ def execute(host: Host, argv: Sequence[str], env: Mapping[str, str] | None = Non
 
 @contextmanager
 def _signals() -> Iterator[tuple[int, list[int]]]:
-    """Collect signals instead of dying of them. Yields a descriptor to wait on, and the list."""
+    """Collect signals in a list. Yield a descriptor to wait for them on, and the list."""
     readable, writable = os.pipe()
     os.set_blocking(readable, False)
     os.set_blocking(writable, False)

@@ -1,4 +1,4 @@
-"""One lab host: start it, find it, reach its agent, end it."""
+"""One lab host: start it, find it, run commands in it, end it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from vmm.lab.host.profile import Profile
 
 _TIMEOUT = 180.0
-"""Seconds a host may take to come up. It takes under ten; a busy machine may take longer."""
+"""Seconds until a host must be up. It takes under ten, more on a busy machine."""
 
 
 class Host:
-    """A lab host that is up. `with` ends it, unless it is one that is kept up."""
+    """A lab host that is up. The end of ``with`` ends it, unless it is kept up."""
 
     def __init__(self, directory: Path, record: state.State) -> None:
         self.directory = directory
@@ -42,10 +42,10 @@ class Host:
 
     @classmethod
     def start(cls, profile: str | Profile, *, keep: bool = False) -> Self:
-        """Start a host.
+        """Start a host of *profile*; with *keep*, one that stays up, or return the one that is up.
 
-        One that is not kept ends with `close`, and with the calling *thread*, however that
-        ends. Raises HostError if it does not come up.
+        A host that is not kept ends with `close`, and with the calling *thread*, however that
+        ends. Raises HostError if the host does not come up, UserError if there is no such profile.
         """
         if isinstance(profile, str):
             profile = profiles.profile(profile)
@@ -61,9 +61,9 @@ class Host:
 
     @classmethod
     def find(cls, profile: str) -> Self | None:
-        """Return the host of *profile* that is kept up, if there is one we can talk to.
+        """Return the host of *profile* that is kept up and speaks our protocol; None if none does.
 
-        If somebody is starting it, this waits.
+        Wait if another process is starting it.
         """
         with _starting(profile):
             return cls._find(profile)
@@ -78,7 +78,7 @@ class Host:
     @classmethod
     def _boot(cls, profile: Profile, *, keep: bool) -> Self:
         for _ in state.hosts():
-            pass  # sweeps
+            pass  # removes what dead ones left
         emulator = qemu.emulator()
         image = profile.kernel.image()
         initrd = rootfs.initrd(profile.kernel.modules())
@@ -148,10 +148,11 @@ class Host:
         timeout: float | None = None,
         tree: bool = True,
     ) -> Completed:
-        """Run *argv* there and return what became of it.
+        """Run *argv* to its end, with input and output in memory, as `subprocess.run` does.
 
-        *timeout* is in seconds; past it the command is ended and HostError raised. Without
-        *tree* the working tree's vmm is not installed first.
+        *cwd* is a directory of this machine's. After *timeout* seconds the command is ended and
+        HostError raised. Without *tree* the working tree's vmm is not installed first. Raises
+        HostError also if the host goes away, UserError if the command can't be started.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         output = {protocol.OUTPUT: bytearray(), protocol.ERRORS: bytearray()}
@@ -180,7 +181,7 @@ class Host:
 
 @contextmanager
 def _starting(name: str) -> Iterator[None]:
-    """Hold the right to start the kept-up host *name*."""
+    """Hold the lock under which the kept-up host *name* is started."""
     fd = os.open(state.run_directory() / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -190,14 +191,14 @@ def _starting(name: str) -> Iterator[None]:
 
 
 def _launch(argv: Sequence[str], log: Path, *, keep: bool) -> int:
-    """Start QEMU in a session of its own, so that no ^C reaches it; return its process id."""
+    """Start QEMU in a session of its own, out of reach of ^C; return its process id."""
     if shutil.which(argv[0]) is None:
         raise missing(argv[0])
     if not keep:
         if shutil.which("setpriv") is None:
             raise missing("setpriv")
         argv = ("setpriv", "--pdeathsig", "KILL", *argv)
-    # Not subprocess: its objects mind being dropped while the process lives, and it shall.
+    # Not subprocess: Popen warns if it is dropped while the process lives, as this one may.
     create = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     return os.posix_spawnp(
         argv[0],
@@ -213,14 +214,14 @@ def _launch(argv: Sequence[str], log: Path, *, keep: bool) -> int:
 
 
 def _bury(record: state.State) -> None:
-    """Collect the exit status of a dead QEMU, if it is this process that started it."""
+    """Reap a dead QEMU if this process started it."""
     if record.qemu:
         with suppress(ChildProcessError):
             os.waitpid(record.qemu.pid, os.WNOHANG)
 
 
 def _await(pid: int, directory: Path, reach: Callable[[float], None]) -> None:
-    """Wait until the agent can be reached."""
+    """Wait until the agent can be reached. Raises HostError; *reach* gets the seconds so far."""
     started = time.monotonic()
     console = directory / "console.log"
     while READY.encode() not in console.read_bytes():
@@ -241,7 +242,7 @@ def _await(pid: int, directory: Path, reach: Callable[[float], None]) -> None:
 
 
 def device_tree(emulator: qemu.Emulator, profile: Profile, directory: Path) -> Path | None:
-    """Return the profile's own device tree: QEMU's, edited; None if QEMU's will do."""
+    """Return the file of the profile's device tree; None if the profile takes QEMU's as it is."""
     if profile.device_tree is None:
         return None
     path = directory / "host.dtb"

@@ -1,7 +1,7 @@
 """A Grace Hopper in a box: emulated hardware that the real nvgrace-gpu driver takes for one.
 
-The driver needs three things of a GPU: memory that the CPU reaches coherently, said in firmware
-to be the GPU's; and a PCI function whose BAR 0 says it is ready. So:
+The driver needs memory that the CPU reaches coherently and that firmware describes as the GPU's,
+and a PCI function whose BAR 0 says that the GPU is ready:
 
     host physical       0x40000000          0xc0000000                        0x120000000
     RAM (-m 4G)         | the host's, mem=2G | usemem 512M | resmem 1G        | unused |
@@ -28,15 +28,15 @@ MEMORY = 4 << 30
 HOST_MEMORY = 2 << 30
 """Bytes of it that the host's kernel uses."""
 GPU_MEMORY = 0x60000000
-"""Bytes of it that are the GPU's. nvgrace-gpu keeps 1 GiB of them as resmem and rounds the rest
-down to a multiple of 512 MiB, usemem."""
+"""Bytes of it that are the GPU's. nvgrace-gpu takes 1 GiB of them as resmem; usemem is the rest,
+rounded down to a multiple of 512 MiB."""
 
 COMMAND_LINE = f"mem={HOST_MEMORY >> 20}M"
 MACHINE = ("iommu=smmuv3",)
 
 _RAM_BASE = 0x40000000  # QEMU, hw/arm/virt.c, base_memmap
 _SLOT = 0x10
-"""Above the slots that QEMU hands out by itself."""
+"""A PCI device number above those that QEMU assigns by itself."""
 
 BDF = f"0000:00:{_SLOT:02x}.0"
 """The GPU's PCI address."""
@@ -48,11 +48,11 @@ _NO_FWB = "on a Neoverse N1, without FEAT_S2FWB"
 SETUP = (
     f"python3 -I -c {shlex.quote((Path(__file__).parents[1] / 'inside' / 'gpu.py').read_text())}",
 )
-"""What makes the GPU ready in a host that is up: shell commands."""
+"""Shell commands that make the GPU ready in a host that is up."""
 
 
 def add_gpu(path: Path) -> None:
-    """Describe the GPU in the device tree in the file *path*, which QEMU wrote."""
+    """Add the GPU to the device tree in the file *path*, which QEMU wrote."""
     from vmm import fdt
 
     root = fdt.loads(path.read_bytes())
@@ -70,7 +70,7 @@ def add_gpu(path: Path) -> None:
 
 
 def profiles() -> tuple[Profile, ...]:
-    """Return the kinds of hosts that have the GPU: each generation of KVM's interface."""
+    """Return the hosts with the GPU: one for each generation of KVM's interface and CPU."""
     fwb = Profile(
         "gh200",
         "fwb with an emulated Grace Hopper GPU; 7.x built here, with nvgrace-gpu",

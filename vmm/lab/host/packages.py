@@ -1,9 +1,9 @@
-"""Debian packages that a lab host gets once it is up: programs that machines run beside them.
+"""Install Debian packages in a lab host that is up: programs that machines need beside them.
 
-    install(host, ["passt"])     and `passt` is on the host's PATH, as Debian's arm64 has it
+    install(host, ["passt"])     puts Debian's arm64 `passt` on the host's PATH
 
-The packages stay outside, unpacked in the cache; the host gets symbolic links to their files, so
-that what is not used costs nothing there. No maintainer script runs.
+The packages stay outside, unpacked in the cache. The host gets symbolic links to their files, so
+what is not used costs nothing there. No maintainer script runs.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ for directory in sys.argv[1:]:
                 os.symlink(directory + "/" + part + here, here)
     open(mark, "w").close()
 """
-"""Runs in the host. A file that the host has stays, but a program of busybox's, which is a link,
-gives way to one that was asked for."""
+"""Runs in the host. The host's files stay; a symbolic link gives way to a file of a package that
+was named, so that a program replaces busybox's applet."""
 
 
 def unpacked(package: str) -> Path:
-    """Return a directory with *package* in ``named``, and all it depends on in ``needed``.
+    """Return a directory with *package* in ``named`` and all that it depends on in ``needed``.
 
-    From the cache. Raises `HostError`: the mirror has none, can't be reached, disk full.
+    It is in the cache. Raises `HostError`: no such package, no network, disk full.
     """
     debs = apt.fetch([package], suite=SUITE, arch="arm64", closure=True)
     named = [deb for deb in debs if deb.name.partition("_")[0] == package]
@@ -68,7 +68,7 @@ def unpacked(package: str) -> Path:
 
 
 def _files(tree: Path) -> list[str]:
-    """Return the names of all files and links in *tree*, relative to it."""
+    """Return the paths of all files and symbolic links in *tree*, relative to it."""
     return sorted(
         os.path.relpath(f"{directory}/{name}", tree)
         for directory, below, files in os.walk(tree)
@@ -77,7 +77,7 @@ def _files(tree: Path) -> list[str]:
 
 
 def install(host: Host, packages: Iterable[str]) -> None:
-    """Have *packages* in *host*, until it ends. Raises `HostError`."""
+    """Install *packages* in *host*, until it ends. Raises `HostError`."""
     names = sorted(set(packages))
     if not names:
         return

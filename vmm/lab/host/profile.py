@@ -31,10 +31,10 @@ class Profile:
     machine: tuple[str, ...] = ()
     """More properties of QEMU's virt machine, for instance ``iommu=smmuv3``."""
     backends: tuple[tuple[str, str], ...] = ()
-    """What devices need on our side, as QEMU's options: ("-drive", "..."), ("-netdev", "...")."""
+    """The devices' back ends, as QEMU's options: ("-drive", "..."), ("-netdev", "...")."""
     devices: tuple[str, ...] = ()
-    """More devices, as after QEMU's -device."""
+    """More devices: arguments of QEMU's -device."""
     device_tree: Callable[[Path], None] | None = None
-    """Edits the machine's device tree: gets QEMU's own as a file, and rewrites it in place."""
+    """A function that edits a device tree in place: it gets the path of the one that QEMU wrote."""
     setup: tuple[str, ...] = ()
-    """Shell commands that run in the host once it is up; the host is not ready before."""
+    """Shell commands that run in the host before it counts as up."""

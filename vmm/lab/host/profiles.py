@@ -1,4 +1,4 @@
-"""Lab hosts as data: which CPU, which interrupt controller, which kernel."""
+"""All kinds of lab hosts: CPU, interrupt controller, kernel, devices."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ PROFILES: dict[str, Profile] = {
             machine=("iommu=smmuv3",),
             kernel=StockKernel(extra=("e1000e", "nvme")),
             backends=(
-                # A disk of zeroes; what is written lives in a file of QEMU's that has no name.
+                # A disk of zeroes. What is written goes to an unnamed temporary file of QEMU's.
                 (
                     "-drive",
                     f"if=none,id=disk,snapshot=on,driver=null-co,size={DISK_SIZE},read-zeroes=on",
                 ),
-                # A network of two cards: one to give away, one to talk to it from the host.
+                # One network with two cards: one to pass to a guest, one for the host.
                 ("-netdev", "hubport,id=given,hubid=1"),
                 ("-netdev", "hubport,id=kept,hubid=1"),
             ),
-            # edu's 28 address bits reach no RAM of this machine; 40 do.
+            # By default edu has 28 address bits, which reach no RAM of this machine; 40 do.
             devices=(
                 "edu,addr=0x10,dma_mask=0xffffffffff",
                 "nvme,addr=0x11,serial=pyvmm,drive=disk",
@@ -64,7 +64,7 @@ DEFAULT = "fwb"
 
 
 def profile(name: str) -> Profile:
-    """Return the profile called *name*. Raises UserError, which lists those there are."""
+    """Return the profile called *name*. Raises UserError, which lists all profiles."""
     try:
         return PROFILES[name]
     except KeyError:

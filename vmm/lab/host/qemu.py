@@ -1,4 +1,4 @@
-"""The emulator: a QEMU that is new enough, and the command line that makes a profile's host."""
+"""The emulator: a QEMU that is new enough, and its command line for a profile's host."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 PROGRAM = "qemu-system-aarch64"
 MINIMUM = (10, 0)
-"""Before 9.0 there were no alignment faults on Device memory; 7.2's `max` has no DIC. 10.0 is
-what Debian 13 has and what the lab is tried with."""
+"""QEMU before 9.0 raises no alignment faults on Device memory; 7.2's `max` has no DIC. 10.0 is
+Debian 13's, with which the lab was tried."""
 
 COMMAND_LINE = (
     "console=ttyAMA0 quiet panic=-1"
-    # A third of the boot's emulated instructions, and nothing that KVM has to do with: auditing,
+    # These save a third of the boot's emulated instructions and do not concern KVM: auditing,
     # security modules, self-tests of ciphers, write protection and randomization of the kernel.
     " audit=0 lsm=capability cryptomgr.notests rodata=off nokaslr"
 )
@@ -33,14 +33,14 @@ COMMAND_LINE = (
 
 @dataclass(frozen=True)
 class Emulator:
-    """How to start QEMU."""
+    """A QEMU: the command that starts it, and its version."""
 
     command: tuple[str, ...]
     version: tuple[int, int]
 
 
 def version(argv: Sequence[str]) -> tuple[int, int]:
-    """Ask the emulator *argv* for its (major, minor) version."""
+    """Return the (major, minor) version of the emulator *argv*. Raises HostError."""
     text = command.run([*argv, "--version"])
     match = re.search(r"version (\d+)\.(\d+)", text)
     if match is None:
@@ -50,7 +50,10 @@ def version(argv: Sequence[str]) -> tuple[int, int]:
 
 @once
 def emulator() -> Emulator:
-    """Return the system's QEMU if it is new enough, else Debian 13's, unpacked into the cache."""
+    """Return the system's QEMU if it is new enough, else Debian 13's from the cache.
+
+    Raises HostError.
+    """
     if shutil.which(PROGRAM) and (found := version([PROGRAM])) >= MINIMUM:
         return Emulator((PROGRAM,), found)
     tools = prefix.prefix("qemu", ["qemu-system-arm"])
@@ -113,7 +116,7 @@ def arguments(  # noqa: PLR0913  (each is one file of the host)
 
 
 def dump_device_tree(profile: Profile, path: Path) -> list[str]:
-    """Return the arguments that make QEMU write *profile*'s device tree to *path*, and end."""
+    """Return the arguments with which QEMU writes *profile*'s device tree to *path* and ends."""
     # fmt: off
     argv = [
         "-M", f"{machine(profile)},dumpdtb={path}",

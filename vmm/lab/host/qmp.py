@@ -1,4 +1,4 @@
-"""The little of QEMU's machine protocol that the lab needs: ask one question at a time."""
+"""The part of QEMU's machine protocol that the lab needs: one question at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def execute(path: Path, command: str, **arguments: object) -> Any:
-    """Run *command* on the QEMU that listens at *path*; return its answer."""
+    """Run *command* on the QEMU that listens at *path*; return its answer. Raises HostError."""
     try:
         with socket.socket(socket.AF_UNIX) as monitor:
             monitor.settimeout(10)
@@ -35,13 +35,13 @@ def execute(path: Path, command: str, **arguments: object) -> Any:
 
 
 def forwarded_port(path: Path) -> int:
-    """Return the TCP port of the outside that QEMU's user network forwards to the agent."""
+    """Return the TCP port of 127.0.0.1 that QEMU's user network forwards to the agent."""
     text = execute(path, "human-monitor-command", **{"command-line": "info usernet"})
     return parse_usernet(text)
 
 
 def parse_usernet(text: str) -> int:
-    """Find the forwarded port in what QEMU's ``info usernet`` prints."""
+    """Return the forwarded port in the output of QEMU's ``info usernet``. Raises HostError."""
     match = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", text)
     if match is None:
         raise HostError("QEMU's user network forwards no port")

@@ -1,10 +1,10 @@
-"""Lab hosts' run-time files, and the rules by which what a crash left behind is found and removed.
+"""Lab hosts' run-time files, and how those that a crash left are found and removed.
 
     <run directory>/lab/<id>/   state.json  who started it, QEMU's process, how to reach the agent
-                                token       what a client must say to the agent
+                                token       the secret that a client must send to the agent
                                 console.log, qemu.log, qmp
 
-A process is recorded by its id and its start time: an id alone may since belong to a stranger.
+A process is recorded by its id and its start time, as ids are used again.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _YOUNG = 10.0
-"""Seconds in which a directory without a record may still be one that is being set up."""
+"""Seconds for which a directory without a record may be one that is being set up."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process, whatever becomes of its id: *started* is in clock ticks since boot."""
+    """One process, even if its id is used again. *started* is in clock ticks since boot."""
 
     pid: int
     started: int
@@ -51,11 +51,11 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether the process still runs."""
+        """Whether the process runs."""
         return Process.of(self.pid) == self
 
     def kill(self, patience: float = 5.0) -> None:
-        """End the process: SIGTERM, and SIGKILL after *patience* seconds. Never a stranger."""
+        """End the process, and no other: SIGTERM, then SIGKILL after *patience* seconds."""
         try:
             fd = os.pidfd_open(self.pid)
         except OSError:
@@ -76,12 +76,12 @@ class Process:
 
 @dataclass(frozen=True)
 class State:
-    """What is recorded of one lab host."""
+    """The record of one lab host."""
 
     profile: str
     owner: Process
     keep: bool
-    """Whether it stays when its owner ends."""
+    """Whether the host stays when its owner ends."""
     qemu: Process | None = None
     port: int = 0
     """The agent's TCP port on 127.0.0.1; 0 until the host is up."""
@@ -93,19 +93,22 @@ class State:
 
     @property
     def up(self) -> bool:
-        """Whether commands can be run there."""
+        """Whether the host can run commands."""
         return bool(self.port and self.qemu and self.qemu.alive)
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody still has a use for it."""
+        """Whether the host is to stay: its owner lives, or it is kept up and is up."""
         if self.owner.alive:
             return True
         return self.keep and self.up
 
 
 def run_directory() -> Path:
-    """Return the directory for run-time files, private to this user; make it if need be."""
+    """Return the directory for run-time files, private to this user; make it if need be.
+
+    Raises HostError if it can't be made or is not private.
+    """
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     path = Path(base) / "pyvmm" if base.startswith("/") else None
     if path is None or not path.parent.is_dir():
@@ -123,14 +126,14 @@ def run_directory() -> Path:
 
 
 def hosts_directory() -> Path:
-    """Return the directory that holds one directory per lab host."""
+    """Return the directory that holds a directory for each lab host."""
     path = run_directory() / "lab"
     path.mkdir(mode=0o700, exist_ok=True)
     return path
 
 
 def load(directory: Path) -> State | None:
-    """Return what is recorded in *directory*; None if nothing is, or nothing that makes sense."""
+    """Return the record in *directory*; None if there is none, or a damaged one."""
     value = cache.read_json(directory / "state.json")
 
     def process(name: str) -> Process | None:
@@ -159,7 +162,7 @@ def myself() -> Process:
 
 
 def hosts() -> Iterator[tuple[Path, State]]:
-    """Yield the lab hosts there are, after the remains of dead ones are removed."""
+    """Yield each lab host, and remove what dead ones left."""
     for directory in sorted(hosts_directory().iterdir()):
         if not directory.is_dir():
             continue
@@ -175,11 +178,13 @@ def hosts() -> Iterator[tuple[Path, State]]:
 
 
 def discard(directory: Path, state: State | None = None) -> None:
-    """End the host in *directory*, if it runs, and remove the directory."""
+    """End the host in *directory* if it runs, and remove the directory."""
     if state and state.qemu:
         state.qemu.kill()
     else:
-        _quit(directory / "qmp")  # started, but its starter was killed before it could say so
+        _quit(
+            directory / "qmp"
+        )  # perhaps started by a process that was killed before it recorded so
     shutil.rmtree(directory, ignore_errors=True)
 
 

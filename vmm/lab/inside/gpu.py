@@ -1,6 +1,6 @@
-"""Make the emulated GPU ready and give it to nvgrace-gpu. See vmm.lab.host.gh200.
+"""Make the emulated GPU ready and bind it to nvgrace-gpu: see vmm.lab.host.gh200.
 
-Python's standard library only: the host runs this file's text before it has anything of vmm.
+Uses only Python's standard library: the host runs this file's text before it has vmm.
 """
 
 import mmap
@@ -16,7 +16,7 @@ DRIVER = "nvgrace_gpu_vfio_pci"
 READY = b"\xff\0\0\0"
 READY_AT = (0x1498, 0x200BC)
 """Offsets in BAR 0 of two registers that nvgrace-gpu polls: C2C link up, HBM trained
-(drivers/vfio/pci/nvgrace-gpu/main.c). The display's BAR 0 is memory, and keeps what we write."""
+(drivers/vfio/pci/nvgrace-gpu/main.c). The display's BAR 0 is memory, and keeps what is written."""
 
 
 def find(devices: Path) -> Path:
@@ -28,7 +28,7 @@ def find(devices: Path) -> Path:
 
 
 def make_ready(device: Path) -> None:
-    """Write what firmware would: link up, memory trained."""
+    """Write to BAR 0 what firmware would: link up, memory trained."""
     (device / "enable").write_text("1")
     fd = os.open(device / "resource0", os.O_RDWR | os.O_SYNC)
     try:
@@ -41,7 +41,7 @@ def make_ready(device: Path) -> None:
 
 
 def bind(device: Path, driver: Path) -> None:
-    """Bind the GPU to *driver*, a directory in sysfs."""
+    """Bind the GPU to *driver*, a directory in sysfs. Raises LookupError."""
     if not driver.exists():
         raise LookupError(f"this host's kernel has no {driver.name}")
     (device / "driver_override").write_text(driver.name)
@@ -49,7 +49,7 @@ def bind(device: Path, driver: Path) -> None:
 
 
 def main(pci: Path = Path("/sys/bus/pci")) -> None:
-    """Do it all, once; a GPU that has its driver is left alone."""
+    """Make the GPU ready and bind it, unless it has a driver already."""
     device = find(pci / "devices")
     if not (device / "driver").exists():
         make_ready(device)

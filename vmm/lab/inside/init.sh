@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The lab host's first process: mount, load what the agent needs to be reached, become the agent.
-# At every boot each program started here costs 40 ms of emulated instructions: hence file systems
-# by `mount -a`, modules by one modprobe, and the agent's interpreter on the other CPU meanwhile.
+# Each program that is started here costs every boot 40 ms of emulated instructions. Hence `mount -a`
+# for file systems, one modprobe for modules, and the agent's Python starts on the other CPU meanwhile.
 export PATH=/usr/sbin:/usr/bin HOME=/ TERM=dumb LANG=C.UTF-8
 
 echo "proc /proc proc
@@ -14,7 +14,7 @@ mount -a
 mkfifo /run/prepared
 
 prepare() {
-    rmdir /root  # the kernel makes one; the outside's is wanted
+    rmdir /root  # the kernel makes one; the outside's is to be mounted
     for modules in /usr/lib/modules/*/pyvmm.boot; do
         [ -e "$modules" ] && modprobe -a $(cat "$modules")
     done
@@ -24,16 +24,16 @@ prepare() {
     hostname lab
     ln -s /proc/self/fd /dev/fd
     mkdir /dev/pts /dev/shm /run/pyvmm /run/tmp /run/user
-    # readahead caches for reading only: what is written here is there at once for who watches
-    # from outside, and a kernel image is read in 1 s, not in 30 as with cache=none. The price is
-    # NFS's: a file that changes outside while it is open here is seen anew when opened anew.
+    # cache=readahead caches reads only. What is written here is visible outside at once, and a
+    # kernel image is read in 1 s, not in 30 s as with cache=none. As with NFS, a file that changes
+    # outside while it is open here is seen anew only when it is opened anew.
     options=trans=virtio,version=9p2000.L,msize=512000,cache=readahead,nodev
     echo "devpts /dev/pts devpts mode=620,ptmxmode=666
 tmpfs /dev/shm tmpfs
 outside /host 9p $options" > /etc/fstab
     mount -a
 
-    # The outside's files: all in /host, and where this system has nothing, at their own place.
+    # The outside's files: all below /host; also at their own place where this system has nothing.
     missing=
     for directory in /host/*; do
         here=${directory#/host}

@@ -1,4 +1,4 @@
-"""Start one command in the lab host: its terminal or pipes, its session, its end."""
+"""Start one command in the lab host, with a terminal or pipes and a session of its own."""
 
 # pathlib takes 50 ms to import here, and exec is the point:
 # ruff: noqa: PTH123, PTH208, S606
@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from vmm.lab import protocol
 
-TYPE_CHECKING = False  # typing's own costs 50 ms here
+TYPE_CHECKING = False  # importing typing takes 50 ms in a lab host
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class SpawnedCommand:
     """A running command.
 
-    *outputs* maps the descriptors to read to the kind of frame that carries what they say;
-    *input* is the descriptor to write to, -1 if there is none (any more).
+    *outputs* maps each descriptor to read to the kind of frame that carries its output. *input* is
+    the descriptor to write to, -1 once it is closed.
     """
 
     def __init__(self, pid: int, outputs: dict[int, bytes], stdin: int, *, terminal: bool) -> None:
@@ -34,7 +34,7 @@ class SpawnedCommand:
         self._status: int | None = None
 
     def poll(self) -> int | None:
-        """Return the exit status as a shell counts it, 128 + N for signal N; None if it runs."""
+        """Return the exit status, 128 + N for signal N; None while the command runs."""
         if self._status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -43,13 +43,13 @@ class SpawnedCommand:
         return self._status
 
     def close_output(self, fd: int) -> None:
-        """Forget an output that has ended."""
+        """Close and forget an output that has ended."""
         del self.outputs[fd]
         if fd != self.input:
             os.close(fd)
 
     def end_input(self) -> None:
-        """Tell the command that there is no more input."""
+        """End the command's input: close the pipe, or type ^D."""
         if self.input < 0:
             return
         if self._terminal:
@@ -69,7 +69,7 @@ class SpawnedCommand:
             os.killpg(self.pid, number)
 
     def session(self) -> list[int]:
-        """Return the processes of the command's session: its own, and its jobs in other groups."""
+        """Return the ids of all processes of the command's session, in whatever process group."""
         found = []
         for name in os.listdir("/proc"):
             if name.isdigit():
@@ -88,7 +88,7 @@ def _set_size(fd: int, rows: int, columns: int) -> None:
 
 
 def execute(request: dict[str, Any]) -> None:
-    """Be the program that *request* asks for. Returns only by OSError."""
+    """Replace this process by the program that *request* names. Returns only by OSError."""
     # Python ignores these two; what it starts should not.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -96,11 +96,10 @@ def execute(request: dict[str, Any]) -> None:
 
 
 def start(request: dict[str, Any], become: Callable[[dict[str, Any]], None]) -> SpawnedCommand:
-    """Start what *request* asks for: argv, env, cwd, and tty: [rows, columns] or None.
+    """Start the command of *request*: argv, env, cwd, and tty: [rows, columns] or None.
 
-    *become* makes a new process, in place and with its descriptors set, the command.
-
-    Raises OSError if the command can't be started.
+    *become* is called in the new process, whose session, descriptors and directory are set; it
+    must not return, but may raise OSError. Raises OSError if the command can't be started.
     """
     failure, failed = os.pipe()  # close-on-exec: ends when exec succeeds
     if request["tty"]:
@@ -137,7 +136,7 @@ def start(request: dict[str, Any], become: Callable[[dict[str, Any]], None]) -> 
 
 
 def _prepare(request: dict[str, Any], descriptors: tuple[int, ...]) -> None:
-    """Give this process the command's session, descriptors and directory."""
+    """Set this process's session, descriptors and directory to the command's."""
     os.setsid()
     for number, fd in enumerate(descriptors):
         os.dup2(fd, number)

@@ -1,8 +1,8 @@
-"""A Python that has a working tree's vmm imported already, and becomes a command by forking.
+"""A Python process that has imported a working tree's vmm, and forks to become a command.
 
-Importing what `pyvmm run` needs takes seconds in an emulated host; forking takes 20 ms. Each
-tree installed has one such process, waiting behind a Unix socket. It takes over connections
-from the agent: those whose command is `pyvmm`, or Python without options of its own.
+Importing what `pyvmm run` needs takes seconds in an emulated host; forking takes 20 ms. The tree
+that was installed last has one such process, which listens on a Unix socket. The agent hands
+connections over to it whose command is `pyvmm`, or Python without options of its own.
 """
 
 # pathlib takes 50 ms to import here, and exec is the point:
@@ -40,19 +40,19 @@ _PRELOADED = (
     "structlog",
 )
 _OWN = {"PYTHONPATH", "PYTHONSAFEPATH"}
-"""Variables of Python's that the client always sets; others are read only when Python starts."""
+"""Python's variables that the client always sets. Python reads others only when it starts."""
 _SCAFFOLD = {__file__, "<frozen runpy>"}
 _LENGTH = struct.Struct(">I")
 
 
 def parse(payload: bytes) -> dict[str, Any]:
-    """Return a request."""
+    """Return the request in *payload*."""
     request: dict[str, Any] = json.loads(payload)
     return request
 
 
 def start(trees: str, name: str) -> None:
-    """Have a zygote for the tree *name*, and none for others."""
+    """Start a zygote for the tree *name* unless it has one; end those of other trees."""
     path = f"{trees}/{name}.zygote"
     listener = socket.socket(socket.AF_UNIX)
     try:
@@ -94,7 +94,7 @@ def _stop_others(trees: str) -> None:
 
 
 def _eligible(request: dict[str, Any]) -> bool:
-    """Whether Python can become the request's command without starting anew."""
+    """Return whether a forked Python can become the request's command."""
     program, *arguments = request["argv"]
     if {name for name in request["env"] if name.startswith("PYTHON")} != _OWN:
         return False
@@ -124,7 +124,7 @@ def hand_over(connection: protocol.Connection, trees: str, payload: bytes) -> bo
 
 
 def main() -> None:
-    """Import, then serve until told to end."""
+    """Import what commands need, then fork for each connection until SIGTERM."""
     listener = socket.socket(fileno=int(sys.argv[1]))
     listener.set_inheritable(False)
     for name in _PRELOADED:
@@ -133,7 +133,7 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001  (a tree under work: its commands will tell)
             sys.stderr.write(f"zygote: {name}: {error}\n")
     gc.collect()
-    gc.freeze()  # children that collect garbage shall not copy all pages
+    gc.freeze()  # so that a child's garbage collection does not copy all pages
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps commands
     while True:
         sender, _ = listener.accept()
@@ -161,8 +161,8 @@ def _take_over(sender: socket.socket) -> None:
 
 
 def become(request: dict[str, Any]) -> None:
-    """Be the Python command of *request*, in this process. Does not return."""
-    os.closerange(3, 1024)  # what exec would have closed: our ends of its pipes above all
+    """Run the Python command of *request* in this process. Does not return."""
+    os.closerange(3, 1024)  # as exec would: above all our ends of its pipes
     os.environ.clear()
     os.environ.update(request["env"])
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
@@ -192,7 +192,7 @@ def become(request: dict[str, Any]) -> None:
 
 
 def _report() -> None:
-    """Print the exception being handled, without the frames that got us to the command."""
+    """Print the exception being handled, without the frames between here and the command."""
     kind, error, trace = sys.exc_info()
     while trace and trace.tb_next and trace.tb_frame.f_code.co_filename in _SCAFFOLD:
         trace = trace.tb_next
@@ -217,7 +217,7 @@ def _status(code: object) -> int:
 
 
 def _run_main(argv: list[str], tree: str) -> None:
-    """Do what the command line *argv* says, as Python's own main would."""
+    """Run the command line *argv* as Python's own main would."""
     program, *arguments = argv
     if program == "pyvmm":
         sys.argv = [f"/run/pyvmm/{tree}/bin/pyvmm", *arguments]

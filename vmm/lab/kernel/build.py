@@ -1,4 +1,4 @@
-"""Run the kernel's own build system: configure from our fragments, compile with a progress bar."""
+"""Run the kernel's build system: configure from our fragments, compile with a progress bar."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _CROSS = "" if platform.machine() == "aarch64" else "aarch64-linux-gnu-"
 
-# Handed to make. What is built must not depend on who builds it, where or when.
+# For make. What is built must not depend on who builds it, where or when.
 VARIABLES = (
     "ARCH=arm64",
     f"CROSS_COMPILE={_CROSS}",
@@ -47,21 +47,21 @@ _TOOLS = {
     "tar": "tar",
     "xz": "xz-utils",
 }
-"""What a build runs, and the Debian package each comes from."""
+"""The programs that a build runs, and the Debian package of each."""
 
 _STEPS = 1950
-"""Lines make prints for a whole build of lab.config on 7.3: the length of the bar."""
+"""Lines that make prints for a whole build of lab.config on 7.3: the length of the bar."""
 
 _INCREMENT = 140
-"""The same where another kernel was built from the tree before."""
+"""The same after another kernel was built from the tree."""
 
 _STEP = re.compile(rb"  [A-Z][A-Z0-9_]+ +\S")
 
 
 def compiler() -> str:
-    """Return the compiler's name and version, in its words. Raises HostError if a tool is missing.
+    """Return the first line of the compiler's --version.
 
-    The error names all missing packages at once.
+    Raises HostError if tools are missing; it names all missing packages.
     """
     packages = sorted({package for tool, package in _TOOLS.items() if not shutil.which(tool)})
     if packages:
@@ -78,9 +78,10 @@ def requested(fragments: Sequence[str]) -> list[str]:
 
 
 def configure(tree: SourceTree, fragments: Sequence[str]) -> None:
-    """Configure *tree* as allnoconfig plus *fragments*. Raises HostError for a line without effect.
+    """Configure *tree* as allnoconfig plus the texts *fragments*.
 
-    Kconfig drops silently what it doesn't know or whose dependencies are off.
+    Raises HostError for lines that Kconfig drops: it does so silently with what it doesn't know, or
+    whose dependencies are off.
     """
     lines = requested(fragments)
     wanted = tree.build / ".config.lab"
@@ -100,7 +101,7 @@ def configure(tree: SourceTree, fragments: Sequence[str]) -> None:
 def compile_image(tree: SourceTree, name: str, lock: int) -> Path:
     """Make the Image of the configured *tree*; ``uname -r`` will end in -*name*.
 
-    Objects that are there are used, even if who made them was killed. make inherits *lock*, the
+    Existing objects are used, even if their builder was killed. make inherits *lock*, the
     descriptor from `SourceTree.alone`. Raises HostError, or OSError if the disk is full.
     """
     image = tree.build / "arch/arm64/boot/Image"
@@ -133,7 +134,7 @@ def _make(tree: SourceTree) -> list[str]:
 
 @contextmanager
 def _running(argv: list[str], inherited: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run *argv* in a process group of its own; on an exception, end all of it."""
+    """Run *argv* in a process group of its own; on an exception, end the group."""
     process: subprocess.Popen[bytes] = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,

@@ -1,11 +1,11 @@
-"""The lab's own kernels, built from Debian's kernel source: what stock kernels can't show.
+"""The lab's own kernels, built from Debian's kernel source: they show what stock kernels can't.
 
     mainline   with nvgrace-gpu, so that there is a cacheable PFNMAP to map
     rfc        the same, with our reading of a memslot flag that was once proposed (patches/)
     legacy     6.12, which maps cacheable PFNMAP as Device and says nothing
 
-Each serves as a lab host and as a guest: everything is built in. A kernel is kept under a hash of
-all that went into it - source, configuration, patches, compiler.
+Each serves as a lab host and as a guest: everything is built in. The cache names a kernel by a hash
+of its source, configuration, patches and compiler.
 
     cache/kernel/images/<flavour>-<hash>/Image  config  build.json
     cache/kernel/linux-source-.../              see source_tree
@@ -30,10 +30,10 @@ WRITE_BACK = "rfc-writeback-memslot.patch"
 
 @dataclass(frozen=True)
 class Flavour:
-    """What one kernel is made of."""
+    """The sources of one kernel."""
 
     package: str
-    """Debian's source package: a glob, the newest is taken."""
+    """Debian's source package: a glob, of which the newest is taken."""
     suite: str
     fragments: tuple[str, ...]
     """Files in configs/, on top of allnoconfig."""
@@ -46,7 +46,7 @@ FLAVOURS = {
         "linux-source-7.*",
         "trixie-backports",
         ("lab.config", "since-6.13.config"),
-        # In debugfs only: what KVM does is what Debian's source does.
+        # Changes debugfs only: KVM itself is that of Debian's source.
         (MEMATTR,),
     ),
     "rfc": Flavour(
@@ -61,11 +61,10 @@ FLAVOURS = {
 
 @dataclass(frozen=True)
 class BuiltKernel:
-    """The kernel of a flavour (a key of `FLAVOURS`): found in the cache, or else built.
+    """The kernel of a flavour (a key of `FLAVOURS`), from the cache or else built.
 
     The first build takes minutes (`image` shows a bar), another flavour of the same source a
-    fraction of that. What is in the cache is used until `refresh`, though the mirror may have
-    moved on.
+    fraction of that. A cached kernel is used although the mirror may have a newer source.
     """
 
     flavour: str
@@ -78,7 +77,7 @@ class BuiltKernel:
 
     @property
     def recipe(self) -> Flavour:
-        """What the kernel is made of."""
+        """The sources of the kernel."""
         return FLAVOURS[self.flavour]
 
     def image(self) -> Path:
@@ -94,7 +93,7 @@ class BuiltKernel:
 
     @property
     def provenance(self) -> dict[str, object]:
-        """What it was built from: flavour, source, compiler, hash of configuration and patches."""
+        """Flavour, source and compiler of the build, and a hash of configuration and patches."""
         return cache.read_json(self._directory / "build.json")
 
     def built(self) -> bool:
@@ -111,7 +110,7 @@ class BuiltKernel:
 
     @property
     def _inputs(self) -> str:
-        """A hash of everything that comes from this package."""
+        """A hash of the configuration, the patches and make's variables."""
         recipe = self.recipe
         return cache.digest(
             build.requested(_texts("configs", recipe.fragments)),
@@ -120,7 +119,7 @@ class BuiltKernel:
         )
 
     def _cached(self) -> Path | None:
-        """Return the newest kernel made from the same configuration and patches."""
+        """Return the newest kernel with the same configuration and patches."""
         found = [
             path.parent
             for path in _images().glob(f"{self.flavour}-*/build.json")

@@ -1,7 +1,7 @@
-"""A Debian kernel source package, unpacked once; patches are exchanged in place.
+"""A Debian kernel source package, unpacked once and patched in place.
 
-One tree serves all kernels built from one version of the source, so that make rebuilds only what
-the difference between their patches touches. Any step may be interrupted: the next run goes on.
+One tree serves all kernels of one version of the source, so make rebuilds only what the difference
+between their patches touches. Any step may be interrupted: the next run continues.
 
     cache/kernel/<package>_<version>/source/     the unpacked tree, patched for the last build
                                      pristine/   Debian's text of every file ever patched
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 _ROOM = 2 << 30
-"""Bytes that a tree and its objects take, with some to spare; 1.4 GiB were measured."""
+"""Bytes that must be free for a tree and its objects; 1.4 GiB were measured."""
 
 _FULL = 1 << 20
-"""Bytes free on what counts as a full disk."""
+"""A disk with fewer bytes free counts as full."""
 
 _UNWANTED = (
     "*/Documentation/devicetree",
@@ -44,7 +44,7 @@ _UNWANTED = (
     "*/tools/perf",
     "*/tools/testing",
 )
-"""Two fifths of the tree that no build of ours opens. Kconfig and Makefiles must all be there."""
+"""Two fifths of the tree, which no build of ours opens; all Kconfig files and Makefiles stay."""
 
 _TOUCHED = re.compile(r"^\+\+\+ b/(\S+)", re.MULTILINE)
 
@@ -76,7 +76,7 @@ class SourceTree:
         return self.root / "build"
 
     def unpack(self) -> None:
-        """Have the tree. Raises HostError: not enough room, tools missing."""
+        """Unpack the tree unless it exists. Raises HostError: not enough room, tools missing."""
         if self.source.exists():
             return
         with cache.writing("a kernel's source"):
@@ -98,9 +98,9 @@ class SourceTree:
 
     @contextmanager
     def alone(self) -> Iterator[int]:
-        """Keep other builders out; yields a descriptor that holds the lock while anybody has it.
+        """Keep other builders out. Yield a descriptor; the lock lasts while any process has it.
 
-        make inherits it: should we be killed, the next builder waits until our make has ended.
+        make inherits it: if we are killed, the next builder waits until our make has ended.
         """
         fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -110,17 +110,16 @@ class SourceTree:
             os.close(fd)
 
     def patch(self, patches: Sequence[Path]) -> None:
-        """Make the tree Debian's with exactly *patches* applied; unconcerned files stay untouched.
+        """Make the tree Debian's with exactly *patches* applied, and write only files that differ.
 
-        A file keeps its time unless its content changes: this is what make goes by.
-        Patches change files, they neither make nor remove any. Raises HostError where one
-        doesn't apply.
+        make goes by modification times, so a file keeps its own unless its content changes. Patches
+        can change files, not add or remove them. Raises HostError if one doesn't apply.
         """
         pristine = self.root / "pristine"
         with cache.writing("a patched kernel source"):
             touched = {name for patch in patches for name in _TOUCHED.findall(patch.read_text())}
             for name in touched:
-                if not (pristine / name).exists():  # hence the tree's is still Debian's
+                if not (pristine / name).exists():  # so the tree still has Debian's
                     _replace(pristine / name, self._debian(name, patches))
             with tempfile.TemporaryDirectory(prefix=".patch-", dir=self.root) as directory:
                 scratch = Path(directory)
@@ -171,7 +170,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _extract(deb: Path, into: Path, log: Path, reach: Callable[[float], None]) -> None:
-    """Unpack the source archive in the package *deb*; *reach* is told the bytes done of *deb*."""
+    """Unpack the source archive in the package *deb*; *reach* gets the bytes of *deb* done."""
     exclude = [f"--exclude={pattern}" for pattern in _UNWANTED]
     with ExitStack() as stack:
         # Messages go to a file: a full disk makes one for each of 80,000 files.
