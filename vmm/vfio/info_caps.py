@@ -1,4 +1,4 @@
-"""InfoCap chains: what VFIO appends to the answers of its INFO ioctls.
+"""Capability chains, which VFIO appends to the answers of its INFO ioctls.
 
     | struct ...info | ... | header: id, version, next | data | ... | header | data |
            cap_offset ------^                    next ----------------^

@@ -78,10 +78,6 @@ class Irqs:
         """Signal the eventfds as if the device had interrupted. Raises `VfioError`."""
         self._set(index, start, count, lib.VFIO_IRQ_SET_ACTION_TRIGGER)
 
-    def mask(self, index: IrqIndex, start: int = 0, count: int = 1) -> None:
-        """Hold interrupts back. Raises `VfioError`."""
-        self._set(index, start, count, lib.VFIO_IRQ_SET_ACTION_MASK)
-
     def unmask(self, index: IrqIndex, start: int = 0, count: int = 1) -> None:
         """Let interrupts through; a pending one at once. Raises `VfioError`."""
         self._set(index, start, count, lib.VFIO_IRQ_SET_ACTION_UNMASK)

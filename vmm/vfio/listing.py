@@ -86,9 +86,9 @@ def _size(size: int) -> str:
 
 
 def listing(
-    attribute: Attribute, *, ask: bool = True, every: bool = True, paths: HostPaths = HOST
+    attribute: Attribute, *, ask: bool = True, paths: HostPaths = HOST
 ) -> list[DeviceEntry]:
-    """Return all devices, or only those with an IOMMU group if not *every*.
+    """Return all PCI devices of the host.
 
     With *ask*, devices that have a VFIO driver and are not in use are opened, and so reset, to
     ask about their regions. The other devices' regions are those in sysfs.
@@ -97,7 +97,6 @@ def listing(
     return [
         _entry(function, attribute, ask=ask, bound_by_pyvmm=function.bdf in ours)
         for function in HostFunction.all(paths)
-        if every or function.iommu_group is not None
     ]
 
 
