@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -128,3 +129,17 @@ def _closure(bindings: dict[str, bytes]) -> dict[str, bytes]:
             beside = PurePosixPath(name).parent / path
             wanted.append(path if absolute else str(beside))
     return texts
+
+
+def dtc_warnings(dtb: bytes) -> str:
+    """Return what dtc says about the device tree *dtb*. Skips the test without dtc."""
+    if not shutil.which("dtc"):
+        pytest.skip("dtc (device-tree-compiler) is not installed")
+    done = subprocess.run(
+        ["dtc", "-I", "dtb", "-O", "dts", "-o", "/dev/null", "-"],
+        input=dtb,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr.decode()

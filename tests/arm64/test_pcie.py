@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-
 import pytest
 
-from tests.arm64.dt_validate import validate
+from tests.arm64.dt_validate import dtc_warnings, validate
 from tests.arm64.test_board import board
 from vmm.arm64 import gic, layout, pcie
 from vmm.fdt import Node, cells, dumps
@@ -37,16 +34,9 @@ def test_linux_bindings_have_nothing_against_it(kind: str) -> None:
     assert validate(dumps(KINDS[kind])) == []
 
 
-@pytest.mark.skipif(not shutil.which("dtc"), reason="dtc (device-tree-compiler) is not installed")
 @pytest.mark.parametrize("kind", KINDS)
 def test_dtc_warns_of_nothing(kind: str) -> None:
-    done = subprocess.run(
-        ["dtc", "-I", "dtb", "-O", "dts", "-o", "/dev/null", "-"],
-        input=dumps(KINDS[kind]),
-        capture_output=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert dtc_warnings(dumps(KINDS[kind])) == ""
 
 
 def test_configuration_space_is_as_large_as_its_buses() -> None:

@@ -46,27 +46,14 @@ def bus() -> MmioBus:
 
 
 @pytest.fixture
-def loop() -> Iterator[Loop]:
-    with Loop() as loop:
-        yield loop
-
-
-@pytest.fixture
-def ram() -> Iterator[Memory]:
-    memory = Memory()
-    yield memory
-    memory.close()
-
-
-@pytest.fixture
-def plane(bus: MmioBus, loop: Loop, ram: Memory) -> Iterator[VirtioDevices]:
+def devices(bus: MmioBus, loop: Loop, ram: Memory) -> Iterator[VirtioDevices]:
     config = MachineConfig(image=Path("Image"), rng=True)
-    with VirtioDevices(config, ram.guest, bus, loop, Events()) as plane:
-        yield plane
+    with VirtioDevices(config, ram.guest, bus, loop, Events()) as devices:
+        yield devices
 
 
-def test_a_device_is_where_the_device_tree_says(plane: VirtioDevices, bus: MmioBus) -> None:
-    (node,) = plane.nodes()
+def test_a_device_is_where_the_device_tree_says(devices: VirtioDevices, bus: MmioBus) -> None:
+    (node,) = devices.nodes()
     assert node.name == "virtio@a000000"
     assert node.properties["compatible"] == "virtio,mmio"
     assert cells(node.properties["reg"]) == (0, SLOT, 0, 0x200)
@@ -88,13 +75,13 @@ def start(bus: MmioBus, ring: SplitDriver) -> None:
 
 
 def test_kvm_does_notifications_and_interrupts_in_each_power_cycle(
-    plane: VirtioDevices, bus: MmioBus, loop: Loop, ram: Memory
+    devices: VirtioDevices, bus: MmioBus, loop: Loop, ram: Memory
 ) -> None:
     ring = SplitDriver(ram)
     used = partial(ram.unpack, ring.areas.device + 2, "H")
     for _ in range(3):
         vm: Any = FakeVm()
-        plane.connect(vm)
+        devices.connect(vm)
         assert vm.asked == [
             ("ioeventfd", SLOT + NOTIFY, 4, 0),
             ("ioeventfd", SLOT + ACK, 4, 1),
@@ -107,13 +94,13 @@ def test_kvm_does_notifications_and_interrupts_in_each_power_cycle(
         loop.run(until=lambda: used() == (1,))
         assert ring.used() == [(identity, 64)]
         assert os.eventfd_read(vm.interrupt) == 1
-        plane.reset()
+        devices.reset()
         assert bus.read(SLOT + STATUS, 4) == 0
         ram.guest.write(BASE, bytes(SIZE // 4))
 
 
-def test_the_run_loop_answers_for_each_interrupt(plane: VirtioDevices) -> None:
-    status, acknowledge = plane.answers()
+def test_the_run_loop_answers_for_each_interrupt(devices: VirtioDevices) -> None:
+    status, acknowledge = devices.answers()
     assert isinstance(status, InterruptStatus)
     assert isinstance(acknowledge, InterruptAck)
     assert (status.address, acknowledge.address) == (SLOT + INTERRUPT_STATUS, SLOT + ACK)
@@ -129,9 +116,9 @@ def test_a_closed_backplane_leaves_nothing_in_the_loop(
 ) -> None:
     before = open_files()
     config = MachineConfig(image=Path("Image"), rng=True)
-    plane = VirtioDevices(config, ram.guest, bus, loop, Events())
-    plane.close()
-    plane.close()
+    devices = VirtioDevices(config, ram.guest, bus, loop, Events())
+    devices.close()
+    devices.close()
     assert open_files() == before
     loop.stop()
     loop.run()

@@ -65,7 +65,7 @@ class Board:
         self.lines: dict[int, Line] = {}
         self.root = PciRoot(self.bus, self._wire, Events())
         try:
-            self.plane = VirtioDevices(
+            self.devices = VirtioDevices(
                 config, memory.guest, self.bus, loop, Events(), root=self.root
             )
         except BaseException:
@@ -79,17 +79,17 @@ class Board:
     def power_on(self, *, has_its: bool = True) -> FakeVm:
         made = FakeVm()
         vm: Any = made
-        self.plane.connect(vm)
+        self.devices.connect(vm)
         self.root.connect(vm, has_its=has_its)
         return made
 
     def power_off(self) -> None:
         self.root.disconnect()
-        self.plane.reset()
+        self.devices.reset()
         self.root.reset()
 
     def close(self) -> None:
-        self.plane.close()
+        self.devices.close()
         self.root.close()
 
     def start(self, ring: SplitDriver) -> None:
@@ -112,19 +112,6 @@ class Board:
         assert self.bus.read(common + 0x14, 1) == 15
 
 
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    with Loop() as loop:
-        yield loop
-
-
-@pytest.fixture
-def ram() -> Iterator[Memory]:
-    memory = Memory()
-    yield memory
-    memory.close()
-
-
 def config(**more: Any) -> MachineConfig:
     return MachineConfig(image=Path("Image"), rng=True, transport="pci", **more)
 
@@ -137,7 +124,7 @@ def board(loop: Loop, ram: Memory) -> Iterator[Board]:
 
 
 def test_a_device_is_where_the_device_tree_says(board: Board) -> None:
-    assert board.plane.nodes() == []
+    assert board.devices.nodes() == []
     (node,) = board.root.nodes(has_its=True)
     assert node.name == "pcie@3f000000"
     base, _ = cells(node.properties["reg"], 2)
