@@ -1,4 +1,4 @@
-"""Tests in emulated hosts share them: sorted by profile, one host of each, one at a time."""
+"""Fixtures of tests in emulated hosts, which are sorted by profile and share each host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort tests by profile; under pytest-xdist, tell which belong together."""
+    """Sort tests by profile; under pytest-xdist, mark each with its group."""
     sort(items)
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
@@ -29,7 +29,7 @@ _shared = SharedHost()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tell which host the test's fixtures may ask for."""
+    """Record which host the test's fixtures may ask for."""
     _shared.wanted = profile_of(item)
 
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from vmm.lab.host.emulated_host import Host
 
 PATIENCE = 300.0
-"""Seconds for any one thing to happen."""
+"""Seconds to wait for any one thing."""
 
 
 class Conversation:
-    """*argv*, running in *host*. Use as a context manager: what still runs at its end is ended.
+    """*argv*, running in *host*. A context manager: ends the command if it still runs.
 
     Its standard streams are pipes; a *terminal* if that is asked for.
     """
@@ -69,7 +69,7 @@ class Conversation:
         return match
 
     def type(self, data: bytes) -> None:
-        """Send *data* to its standard input; not more than the window, at once."""
+        """Send *data*, at most the protocol's window, to its standard input."""
         self._session.send_input(data)
 
     def end_input(self) -> None:
@@ -88,7 +88,7 @@ class Conversation:
         return self.status
 
     def story(self) -> str:
-        """Return the last that was said, for the message of a test that fails."""
+        """Return the end of the output, for the message of a test that fails."""
         return (
             f"{' '.join(self.argv)}: status {self.status}\n"
             f"{self.output[-4000:].decode(errors='replace')}\n"
@@ -99,7 +99,7 @@ class Conversation:
         (self.output if kind == protocol.OUTPUT else self.errors).extend(data)
 
     def _receive(self, deadline: float) -> bool:
-        """Take what has come, or what comes next; return False if nothing came in time."""
+        """Receive one piece of data; return False if none came before *deadline*."""
         self._session.settimeout(max(deadline - time.monotonic(), 0.001))
         try:
             self.status = self._session.receive()

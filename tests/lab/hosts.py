@@ -64,7 +64,7 @@ _ORDER = sorted(PROFILES, key=lambda name: isinstance(PROFILES[name].kernel, Bui
 
 
 def profile_of(item: pytest.Item) -> str | None:
-    """Return the name of the profile that a test shares a host of; None if it shares none."""
+    """Return the name of the profile whose host a test shares, or None."""
     if "lab_host" not in getattr(item, "fixturenames", ()):
         return None
     parameters = getattr(item, "callspec", None)
@@ -75,9 +75,9 @@ def profile_of(item: pytest.Item) -> str | None:
 
 
 def group_of(item: pytest.Item) -> str:
-    """Return the name of the group of tests that one worker of pytest-xdist is to run."""
+    """Return the name of the test's group: one worker of pytest-xdist runs all of a group."""
     profile = profile_of(item)
-    # Most tests are fwb's: two workers share them, with a host each.
+    # Most tests are fwb's, so workers share them file by file, each with a host of its own.
     return item.path.stem if profile in (None, DEFAULT) else str(profile)
 
 
@@ -87,11 +87,11 @@ def sort(items: list[pytest.Item]) -> None:
 
 
 class SharedHost:
-    """The host of one profile at a time: another's is ended, so that one process has only one."""
+    """Own one host at a time: asking for another profile's ends the one before."""
 
     def __init__(self) -> None:
         self.wanted: str | None = None
-        """The profile that the present test was sorted by."""
+        """The profile of the test that runs."""
         self._host: Host | None = None
         self._profile = ""
 
@@ -112,5 +112,5 @@ class SharedHost:
 
     @staticmethod
     def _alive(host: Host) -> bool:
-        """Tell whether the emulator runs: a test that ends it fails, and the others need not."""
+        """Tell whether the emulator runs; if one test ended it, the next ones get a new host."""
         return host.record.qemu is not None and host.record.qemu.alive

@@ -1,4 +1,4 @@
-"""What is done to a guest's disk, whatever is behind it: scenarios for tests of all disks.
+"""Scenarios for tests of disks, whatever backend serves them.
 
 said = boot(host, reboot_guest(), "--disk", "/run/disk.img")
 assert_survived(said)
@@ -19,35 +19,35 @@ MODULES = ("virtio_mmio", "virtio_pci", "virtio_blk", "ext4")
 CMDLINE = "console=ttyAMA0 quiet panic=-1 pyvmm.then=poweroff"
 EVENTS = "/run/tmp/storage-events"
 PATIENCE = 200.0
-"""Seconds for a guest, or two of them."""
+"""Seconds that a guest may run, reboot included."""
 
 
 def shell(host: Host, script: str) -> str:
-    """Run *script* in the lab host; return what it says."""
+    """Run *script* in the lab host; return its output. Fail if its status is not 0."""
     done = host.run(["sh", "-ec", script], timeout=120)
     assert done.status == 0, done
     return done.stdout.decode()
 
 
 class Said(NamedTuple):
-    """What became of a guest."""
+    """The result of running a guest."""
 
     status: int
-    """pyvmm's."""
+    """pyvmm's exit status."""
     text: str
-    """The console, without carriage returns; what pyvmm said after it."""
+    """The console without carriage returns, then what pyvmm wrote to stderr."""
     events: list[str]
 
 
 def command(guest: Guest, *options: str, memory: str = "320M") -> list[str]:
-    """Return how a lab host boots *guest*."""
+    """Return the command that boots *guest* in a lab host."""
     files = ["--initrd", f"/host{guest.initrd}", f"/host{guest.kernel}"]
     fixed = ["--host", "native", "--memory", memory, "--events", EVENTS, "--cmdline", CMDLINE]
     return ["pyvmm", "run", *fixed, *options, *files]
 
 
 def boot(host: Host, guest: Guest, *options: str, memory: str = "320M") -> Said:
-    """Run *guest* in *host* to its end, with *options* of pyvmm run."""
+    """Run *guest* in *host* until it ends, with *options* of pyvmm run."""
     return outcome(host, command(guest, *options, memory=memory))
 
 
@@ -82,12 +82,12 @@ echo "fsck: $?"
 
 
 def reboot_guest() -> Guest:
-    """Return a guest that makes a file system on /dev/vda, reboots, and looks at it again."""
+    """Return a guest that makes a file system on /dev/vda, reboots, and checks it."""
     return fixture.guest(KERNEL, modules=MODULES, packages=["e2fsprogs"], script=REBOOT)
 
 
 def assert_survived(said: Said) -> None:
-    """Say whether a `reboot_guest` found what it had written, and a file system in order."""
+    """Check that a `reboot_guest` found what it had written, in a clean file system."""
     assert said.status == 0, said.text
     found = re.findall(r"^(before|after): ([0-9a-f]{32}) ", said.text, re.MULTILINE)
     assert [when for when, _ in found] == ["before", "after"], said.text

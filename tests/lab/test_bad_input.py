@@ -1,6 +1,6 @@
-"""What a host refuses, or lacks: one line that names it and says what to do, and a status.
+"""Errors about what a host refuses or lacks: one line that says what to do, and a status.
 
-What is known without a host is in tests/cli/test_run_errors.py.
+Errors that need no host are in tests/cli/test_run_errors.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 
 def one_line(status: int, stderr: bytes, expected: int) -> str:
-    """Check that this is how errors are told; return the line."""
+    """Check the form of an error message; return its line."""
     text = stderr.decode()
     assert status == expected, text
     assert text.startswith("pyvmm: "), text
@@ -52,7 +52,7 @@ def guest(tmp_path: Path) -> str:
 
 @pytest.fixture
 def refusal(lab_host: Callable[[str], Host]) -> Callable[..., str]:
-    """``refusal(argument...)`` is what `pyvmm run`, in a lab host, is refused with."""
+    """``refusal(argument...)`` returns the error of `pyvmm run` in a lab host."""
 
     def refusal(*arguments: str, status: int = USER, profile: str = "fwb") -> str:
         command = ["pyvmm", "run", "--host", "native", *arguments]
@@ -107,9 +107,9 @@ def test_a_bad_image_is_refused_natively_too(refusal: Callable[..., str], tmp_pa
 
 @pytest.fixture
 def as_nobody(lab_host: Callable[[str], Host]) -> Iterator[Callable[..., Completed]]:
-    """``as_nobody(mode, argument...)`` is `pyvmm run` by a user without rights.
+    """``as_nobody(mode, argument...)`` runs `pyvmm run` as a user without rights.
 
-    *mode* is /dev/kvm's meanwhile.
+    *mode* is the mode of /dev/kvm during the run.
     """
     host = lab_host("fwb")
 
@@ -128,7 +128,7 @@ def test_kvm_that_we_may_not_use(as_nobody: Callable[..., Completed], tmp_path: 
 
 
 def test_a_file_that_may_not_be_read(as_nobody: Callable[..., Completed]) -> None:
-    # One of the host's own: what of the outside this user may see depends on where the tests are.
+    # A file of the host's own: whether nobody can reach one of ours depends on its directories.
     done = as_nobody("666", "/proc/1/mem")
     line = one_line(done.status, done.stderr, USER)
     assert line.startswith("/proc/1/mem: Permission denied; ")
@@ -141,7 +141,7 @@ def test_a_host_without_kvm(lab_host: Callable[[str], Host], guest: str) -> None
     assert line.startswith("cannot open /dev/kvm: No such file or directory; ")
 
 
-# --- outside: a lab that can't be -----------------------------------------------------------------
+# --- outside: a lab that cannot start ------------------------------------------------------------
 
 
 def outside(
@@ -157,7 +157,7 @@ def outside(
 
 
 def last_line(stderr: bytes) -> bytes:
-    """Return the error: what is being done is said before, a line for each step."""
+    """Return the error: lines before it report progress."""
     return stderr.splitlines(keepends=True)[-1]
 
 

@@ -1,4 +1,4 @@
-"""Debian's kernels, as Debian built them, reach userland on every kind of host: the boot matrix.
+"""The boot matrix: Debian's own kernels reach userland on every kind of host.
 
 A kernel takes some ten seconds of emulated time to boot, so a cell is one run of pyvmm: boot with
 all CPUs, reboot, boot again, power off. Those with one CPU do not reboot: that is the same code.
@@ -42,7 +42,7 @@ def machine(host: Host, version: str, cpus: int, *options: str) -> Conversation:
 
 
 def expect_userland(console: Conversation, version: str, cpus: int) -> None:
-    """Wait for the guest's first process to have said what there is, and for its shell."""
+    """Wait for the guest's banner, check kernel and CPUs, and wait for its shell."""
     banner = console.expect(rb"pyvmm guest: Linux (\S+)\r\nCPUs online: (\S+)\r\n")
     assert banner[1].decode().startswith(f"{version}."), console.story()
     assert banner[2].decode() == ("0" if cpus == 1 else f"0-{cpus - 1}"), console.story()
@@ -64,7 +64,7 @@ def test_a_kernel_that_nobody_here_built_boots_reboots_and_powers_off(
 
 
 def test_sixteen_cpus_come_online(lab_host: Callable[[str], Host]) -> None:
-    """On a host with two: a minute. By hand with 7.3 as well, which takes half as long again."""
+    """Takes a minute on a host with two CPUs. 7.3, tried by hand, takes half as long again."""
     with machine(lab_host("fwb"), OLD, 16) as console:
         expect_userland(console, OLD, 16)
         console.type(b"poweroff\n")

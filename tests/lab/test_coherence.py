@@ -40,7 +40,7 @@ def verdicts(lab_host: Hosts) -> Callable[[], Any]:
 def test_planting_an_instruction_is_not_mistaken_for_executing_it(
     verdicts: Callable[[], Any],
 ) -> None:
-    """Region 2 takes the instruction, and never lets it run; region 4 does both."""
+    """Region 2 accepts the store of an instruction but not its execution; region 4 allows both."""
     assert verdicts()["region 2"]["verdict"][0] == "NC"
     assert verdicts()["region 4"]["verdict"][0] == "WB"
     assert "executing from it works" in verdicts()["region 4"]["verdict"]
@@ -53,7 +53,7 @@ def test_a_verdict_leaves_what_a_range_holds_and_no_vm(verdicts: Callable[[], An
 
 
 def test_memory_that_is_off_is_not_taken_for_device_memory(verdicts: Callable[[], Any]) -> None:
-    """KVM_RUN says EFAULT for both. Once it is on again, all is as before."""
+    """KVM_RUN fails with EFAULT for both. Switching memory on restores the verdict."""
     kind, evidence, *_ = verdicts()["memory off"]
     assert kind == "undecidable"
     assert "EFAULT" in evidence
@@ -72,7 +72,7 @@ def test_a_machine_whose_devices_memory_is_switched_off_ends_with_the_reason(
 def test_a_cacheable_region_is_refused_before_any_slot_of_it_exists(
     lab_host: Hosts, profile: str
 ) -> None:
-    """What slots there are have a page of ordinary memory each, to probe flags with."""
+    """The only slots are those that probe flags, one page of ordinary memory each."""
     refusal = facts(lab_host(profile), "refusal")
     assert "243" in refusal["said"]
     assert refusal["largest"] <= 65536
@@ -81,7 +81,7 @@ def test_a_cacheable_region_is_refused_before_any_slot_of_it_exists(
 @pytest.mark.profile("legacy-gh200")
 @pytest.mark.parametrize("uapi", ["auto", "mainline", "rfc"])
 def test_verify_makes_no_hazard_to_look_at_it(lab_host: Hosts, uapi: str) -> None:
-    """Nor if somebody says that the kernel knows better: on a legacy one only a census does."""
+    """Not even with --uapi: on a legacy kernel only the survey maps such memory."""
     command = ["pyvmm", "verify", "--host", "native", "--bar", f"{BDF}:4", "--uapi", uapi]
     done = lab_host("legacy-gh200").run(command, timeout=60)
     assert done.status == EXIT_HOST

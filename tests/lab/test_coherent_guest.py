@@ -38,7 +38,7 @@ with open_device({BDF!r}) as device:
 
 @pytest.fixture(scope="module")
 def initramfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the small guest's with the memory test in it: Linux unpacks one after another."""
+    """Append the memory test to the small guest's initramfs: Linux unpacks both archives."""
     where = tmp_path_factory.mktemp("guest")
     program = where / "coherent-memory"
     command = ["aarch64-linux-gnu-gcc", "-O2", "-Wall", "-Werror", "-static"]

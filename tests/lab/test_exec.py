@@ -37,7 +37,7 @@ def lab(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep a host up, out of the way of those the user keeps."""
+    """Keep a host up, apart from those that the user keeps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
         lab("up", PROFILE)
@@ -58,7 +58,7 @@ def sh(script: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
 
 
 def eventually(condition: object, seconds: float = 30) -> None:
-    """Wait until calling *condition* is true."""
+    """Wait until *condition* returns true."""
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():
@@ -194,7 +194,7 @@ def test_commands_run_side_by_side(kept: None) -> None:
 
 
 def processes(words: str) -> bool:
-    """Say whether a process with *words* in its command line runs in the host."""
+    """Tell whether a process with *words* in its command line runs in the host."""
     script = "for p in /proc/[0-9]*; do [ $p = /proc/$$ ] || tr '\\0' ' ' < $p/cmdline; done"
     return words.encode() in sh(script).stdout.replace(script.encode(), b"")
 

@@ -40,7 +40,7 @@ def command(firmware: Path, *options: str, memory: str = "512M") -> list[str]:
 
 @pytest.fixture
 def host(lab_host: Callable[[str], Host]) -> Host:
-    """Return a host where nothing is in flash yet."""
+    """Return a host whose flash is empty."""
     host = lab_host("fwb")
     host.run(["sh", "-c", f"mkdir -p /run/tmp; rm -f {VARIABLES}"], timeout=60)
     return host

@@ -1,4 +1,4 @@
-"""Lab hosts that die, or whose starters do: nothing may be left, and everybody is told."""
+"""Lab hosts that die, or whose owner dies: nothing is left, and users get an error."""
 
 from __future__ import annotations
 

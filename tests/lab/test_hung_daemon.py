@@ -1,4 +1,4 @@
-"""A machine whose disk's daemon hangs ends all the same: soon, as it was told to, and whole."""
+"""A machine whose disk's daemon hangs ends soon, with the right status, and leaves nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vmm.lab.host.emulated_host import Host
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 SOON = 20.0
-"""Seconds: the grace that a daemon has, and what an emulated host takes for the rest."""
+"""Seconds: the daemon's grace period, and the time an emulated host needs for the rest."""
 
 SCRIPT = """
 echo up
@@ -37,7 +37,7 @@ def host(lab_host: Callable[[str], Host]) -> Host:
 
 
 def leftovers(host: Host) -> str:
-    """Return what there is of daemons, their sockets, and mounts."""
+    """Return a list of daemons, their sockets, and mounts."""
     script = "ps | grep [q]emu-storage; ls /tmp/pyvmm-*/vhost-user; cat /proc/mounts"
     return shell(host, f"set +e; ({script}) 2>&1")
 

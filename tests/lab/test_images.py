@@ -24,7 +24,7 @@ RAM = 0x4000_0000
 EL1_MASKED = 0x3C0
 COMMAND_LINE = "none of this is read"
 
-# Says how it was started, then powers off. It runs where it is loaded, on the UART's FIFO.
+# Prints its start state, then powers off. Position-independent; writes to the UART's FIFO.
 REPORT = r"""
 typedef unsigned long u64;
 asm(".global _start\n"

@@ -1,4 +1,4 @@
-"""The lab's own kernel is one for guests too."""
+"""The kernel built for lab hosts boots as a guest, too."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def host(lab_host: Callable[[str], Host]) -> Host:
 
 
 def there(path: Path) -> str:
-    """Return where the host sees a file of ours."""
+    """Return the path at which the host sees one of our files."""
     return f"/host{path}"
 
 

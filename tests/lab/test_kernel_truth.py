@@ -1,6 +1,6 @@
-"""What each kernel answers, and what becomes of slots that live: the profiles with the GPU.
+"""KVM_CAP 243 on each kernel, and changes to memory slots that are in use, with the GPU.
 
-What slots there can be at all is test_matrix's.
+test_matrix covers which slots can be created.
 """
 
 from __future__ import annotations

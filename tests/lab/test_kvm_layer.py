@@ -1,4 +1,4 @@
-"""The KVM layer's own tests, once more, where KVM is an arm64 host's."""
+"""The KVM layer's own tests, on an arm64 host's KVM."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_kvm_layer_passes_its_tests_on_arm64(lab_host: Callable[[str], Host]) -> None:
     """15 s, most of it pytest's start; with the pytest that lab hosts have."""
-    # `tests` is found beside no vmm: the one to test is the host's own, made for arm64.
+    # Not beside our vmm: the host's own is the one to test, built for arm64.
     script = f"""\
         ln -sfn {inside(ROOT / "tests")} /run/tests
         exec pytest -q -p no:cacheprovider -o pythonpath=/run --confcutdir tests/kvm tests/kvm"""
     done = lab_host("fwb").run(
-        # Without tests/conftest.py, which wants more than lab hosts have.
+        # Without tests/conftest.py, which needs packages that lab hosts lack.
         ["sh", "-c", script],
         cwd=ROOT,
         env={"PYTHONDONTWRITEBYTECODE": "1"},

@@ -1,4 +1,4 @@
-"""Machines come and go, and whatever a guest does, pyvmm ends with a status that tells of it."""
+"""Machines leave nothing behind, and the exit status of pyvmm tells how the guest ended."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.lab
 CYCLES = Path(__file__).parent / "inside" / "cycles.py"
 PATIENCE = 300.0
 PREFETCH_ABORT, DATA_ABORT = 0x21, 0x25
-"""Exception classes, as from the same exception level (Arm ARM, ESR_EL1)."""
+"""Exception classes for aborts taken without a change in exception level (Arm ARM, ESR_EL1)."""
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def host(lab_host: Callable[[str], Host]) -> Host:
 
 @pytest.fixture
 def run(host: Host, tmp_path: Path) -> Callable[..., Completed]:
-    """``run(source, option...)`` boots a flat guest and returns what became of pyvmm."""
+    """``run(source, option...)`` boots a flat guest and returns pyvmm's status and output."""
 
     def run(source: str, *options: str) -> Completed:
         guest = assemble(tmp_path, source)

@@ -72,7 +72,7 @@ def dumped(row: dict[str, object]) -> str | None:
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("profile", matrix.PROFILES)
 def test_the_kernel_answers_as_expected(lab_host: Callable[[str], Host], profile: str) -> None:
-    """And what the guest has proved is what the page table says."""
+    """The type that the guest proved is also the one in the kernel's page-table dump."""
     rows = matrix.survey(lab_host(profile))
     differences = matrix.compare({profile: rows}, EXPECTED)
     assert not differences, "\n".join(map(str, differences))

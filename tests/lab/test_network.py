@@ -29,7 +29,7 @@ TRANSFER = (
 )
 TAP = {"host": "10.77.0.1", "guest": "10.77.0.2"}
 PASST = {"host": "10.0.2.2", "guest": "10.0.2.15"}
-"""passt gives guests the host's own address, and what goes to the router ends at the host."""
+"""passt gives guests the host's own address; traffic to the router ends at the host."""
 
 
 AS_USER = """\
@@ -47,7 +47,7 @@ def host(lab_host: Callable[[str], Host]) -> Host:
 
 
 class Outcome(NamedTuple):
-    """What became of a machine."""
+    """The result of running a machine."""
 
     status: int
     text: str
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
     echoes: list[str]
 
     def check_transfers(self, megabytes: int, failures: int = 0) -> None:
-        """Check that what came in and what went out is what there was.
+        """Check that both transfers are whole.
 
         *failures* connections may have failed before.
         """
@@ -153,7 +153,7 @@ def test_a_user_who_is_not_root_has_a_network(host: Host) -> None:
     )
     assert outcome.status == 0, outcome.text
     assert " 0% packet loss" in outcome.text
-    # Seen once in a dozen runs, on a busy machine, and not explained: one ended before its time.
+    # Once in a dozen runs, on a busy machine, a connection ended early; the cause is unknown.
     outcome.check_transfers(100, failures=1)
     assert outcome.echoes == ["2222"]
     (up,) = (event for event in outcome.events if event["event"] == "net-up")

@@ -1,4 +1,4 @@
-"""Debian packages in a lab host that is up already."""
+"""Install Debian packages in a lab host that is already up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole devices for guests: QEMU's, behind an emulated SMMU; the drivers are Debian's kernels'."""
+"""Passthrough of QEMU's devices behind an emulated SMMU, used by drivers of Debian's kernels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = [
 HERE = Path(__file__).parent
 EVENTS = "/run/tmp/passthrough-events"
 EDU, DISK, DISPLAY, CARD, USB, HUGE = (f"0000:00:{slot:02x}.0" for slot in (16, 17, 18, 20, 22, 24))
-"""Devices of the host; in the guest they are in slots 1, 2... as they are named."""
+"""Devices of the host; the guest has them in slots 1, 2... in the order of the options."""
 
 SECOND_EDU = "0000:00:12.0"
 
@@ -45,7 +45,7 @@ def host(lab_host: Callable[[str], Host]) -> Host:
 
 
 def program(directory: Path, name: str) -> Path:
-    """Return one of the programs for guests, compiled."""
+    """Compile one of the programs for guests; return its path."""
     built = directory / name
     source = HERE / "guest" / f"{name.replace('-', '_')}.c"
     command = ["aarch64-linux-gnu-gcc", "-O2", "-Wall", "-Werror", "-static", "-o"]
@@ -62,7 +62,7 @@ def make(directory: Path, script: str, *, modules: tuple[str, ...], flavour: str
 
 
 def run(host: Host, guest: Guest, *options: str) -> str:
-    """Run *guest* until it powers off; return what it said."""
+    """Run *guest* until it powers off; return its console output."""
     done = host.run(
         [
             *("pyvmm", "run", f"/host{guest.kernel}", "--host", "native"),
@@ -89,7 +89,7 @@ def shell(host: Host, script: str) -> str:
 
 
 def part(said: str, name: str) -> str:
-    """Return what the guest said between ``-- name`` and the next ``--``."""
+    """Return the guest's output between ``-- name`` and the next ``--``."""
     return said.partition(f"-- {name}\n")[2].partition("\n-- ")[0]
 
 
@@ -149,7 +149,7 @@ WWW = "/run/tmp/www"
 
 READ_AGAIN = f"""
 for tenth in $(seq 1200); do
-    # The host's driver takes its time, and may find the number that it had still taken.
+    # The host's driver needs time, and its previous number may still be taken.
     disk=/dev/$(ls -d /sys/bus/pci/devices/{DISK}/nvme/nvme*/nvme* | sed 's|.*/||')
     [ -b "$disk" ] && break
     sleep 0.1
@@ -161,7 +161,7 @@ dd if=$disk bs=64k skip=%d count=16 2>/dev/null | md5sum
 
 @pytest.fixture(scope="module")
 def work(host: Host, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return what a guest says that uses five devices at once, through the group interface."""
+    """Return the output of a guest that uses five devices at once, through the group interface."""
     guest = make(
         tmp_path_factory.mktemp("guest"),
         WORK,
@@ -179,7 +179,7 @@ def test_a_guest_sees_the_devices_and_nothing_else(work: str) -> None:
 
 
 def test_its_nvme_driver_reads_and_writes_the_disk(work: str, host: Host) -> None:
-    """And the data is there when the host's driver has the disk again."""
+    """The data is still there when the host's driver has the disk again."""
     zeroes = hashlib.md5(bytes(4 << 20)).hexdigest()  # noqa: S324
     written = hashlib.md5(DATA).hexdigest()  # noqa: S324
     assert [line.split()[0] for line in part(work, "disk").splitlines()] == [zeroes, written]
@@ -197,7 +197,7 @@ def test_messages_arrive_by_msix_and_by_msi(work: str) -> None:
         [line.split()[-1] for line in part(work, name).splitlines()] for name in ("before", "after")
     )
     assert before == queues == ["nvme0q1", "nvme0q2"]
-    # Which queue a request takes is a matter of the CPU that it comes from.
+    # The CPU that submits a request determines its queue.
     was, now = (
         sum(count(part(work, name), queue) for queue in queues) for name in ("before", "after")
     )
@@ -211,7 +211,7 @@ def test_messages_arrive_by_msix_and_by_msi(work: str) -> None:
 
 
 def test_a_network_card_carries_traffic(work: str) -> None:
-    """By messages, and by its pin: a level that KVM holds until the guest's end of interrupt."""
+    """By MSI, and by INTx, which is a level that KVM holds until the guest's end of interrupt."""
     sums = [line.split()[0] for line in part(work, "network").splitlines()]
     assert sums == [hashlib.md5(DATA).hexdigest()] * 2  # noqa: S324
     (line,) = (
@@ -225,7 +225,7 @@ def test_a_program_uses_edu_by_registers_dma_and_its_pin(work: str, host: Host) 
     assert "edu: 0 errors" in said
     assert said.count(": good") == 9
     assert count(part(work, "interrupts"), "uio_pci_generic") == 12
-    # What it did where no memory of the guest's is, the SMMU has stopped.
+    # The SMMU stopped its DMA outside the guest's memory.
     assert f"F_TRANSLATION client: {EDU}" in shell(host, "dmesg")
 
 
@@ -292,7 +292,7 @@ pyvmm vfio unbind {EDU} >/dev/null
 def test_a_device_that_the_host_takes_is_gone_for_the_guest_which_lives(
     host: Host, flat: Callable[[str, str], Path]
 ) -> None:
-    """Over a reset, too: the machine has no device any more then."""
+    """After a reset the machine has no such device."""
     image = flat("unplugged", flat_pci_guest.AGAIN + flat_pci_guest.UNPLUGGED)
     status, _, said = shell(host, UNPLUG.format(image=image)).partition("\n")
     assert status == "0", said
@@ -315,7 +315,7 @@ open(device + "enable", "w").write("0")
 def test_device_and_guest_have_the_same_pages_after_each_reset(
     host: Host, flat: Callable[[str, str], Path]
 ) -> None:
-    """Though RAM is discarded in between: what is pinned, and what the guest sees, is new."""
+    """A reset discards RAM, so both the pinned pages and the guest's must be the new ones."""
     image = flat("resets", flat_pci_guest.RESETS)
     shell(host, f"python3 -I -c '{COUNT_FROM_ZERO}'")
     done = host.run(

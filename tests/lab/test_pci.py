@@ -1,4 +1,4 @@
-"""PCI as a guest on real KVM sees it: Debian's kernels, and guests that mean harm."""
+"""Virtio over PCI on real KVM: Debian's kernels, and hostile guests."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ BOOT = 300.0
 
 
 def there(path: Path) -> str:
-    """Return where the host sees a file of ours."""
+    """Return the path at which the host sees one of our files."""
     return f"/host{path}"
 
 
 def run(host: Host, guest: fixture.Guest, *options: str) -> str:
-    """Run *guest*; return what it said."""
+    """Run *guest*; return its console output."""
     cmdline = "console=ttyAMA0 quiet panic=-1 pyvmm.then=poweroff"
     command = ["pyvmm", "run", "--host", "native", "--transport", "pci", "--events", EVENTS]
     command += ["--initrd", there(guest.initrd), "--cmdline", cmdline, *options]
@@ -50,7 +50,7 @@ def events(host: Host) -> Counter[str]:
 
 
 def interrupts(text: str, what: str) -> int:
-    """Return how many interrupts lines of /proc/interrupts about *what* tell of."""
+    """Return the number of interrupts in lines of /proc/interrupts that contain *what*."""
     total = 0
     for line in text.splitlines():
         counts, found, _ = line.partition(what)
@@ -63,7 +63,7 @@ def md5(data: bytes) -> str:
     return hashlib.md5(data).hexdigest()  # noqa: S324
 
 
-# It comes up twice: the disk remembers the first time.
+# Runs twice: the disk records that the first time is over.
 TWICE = """
 echo BEFORE; cat /proc/interrupts; echo; md5sum /dev/vda
 if [ "$(dd if=/dev/vda bs=5 count=1 2>/dev/null)" = again ]; then
@@ -166,7 +166,7 @@ def test_kvm_takes_our_routes_and_leaves_what_is_masked_pending(
     }
 
 
-# --- a guest that means harm --------------------------------------------------------------------
+# --- a hostile guest ----------------------------------------------------------------------------
 
 HOSTILE = """
 .set FUNCTION, 0x3f008000    // 00:01.0 in ECAM

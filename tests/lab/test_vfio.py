@@ -42,12 +42,12 @@ _lab_host: list[Callable[[str], Host]] = []
 
 @pytest.fixture(autouse=True)
 def _host(lab_host: Callable[[str], Host]) -> None:
-    """Lend the fixture to the functions below: most of what they return is cached."""
+    """Make the fixture available to the functions below, whose results are cached."""
     _lab_host[:] = [lab_host]
 
 
 def host(which: str) -> Host:
-    """Return the host that *which* is about."""
+    """Return the host for *which*: "stock", "unsafe", or "built" with a backend."""
     return _lab_host[0](PROFILES[which.partition("-")[0]])
 
 
@@ -56,7 +56,7 @@ def run(which: str, *argv: str, stdin: bytes = b"") -> Completed:
 
 
 def program(which: str, name: str, *arguments: str) -> Any:
-    """Return what one of the programs beside this file prints."""
+    """Run one of the programs in inside/; return the JSON that it prints."""
     done = run(which, "python3", "-", *arguments, stdin=(PROGRAMS / name).read_bytes())
     assert done.status == 0, done.stderr.decode()
     return json.loads(done.stdout)
@@ -182,7 +182,7 @@ def test_a_second_user_is_told_who_has_the_device(which: str) -> None:
 
 @everywhere
 def test_somebody_without_rights_is_told_which_file(which: str) -> None:
-    # Where the host has both, iommufd is what anybody is told to ask for.
+    # If the host has both interfaces, the message is about iommufd.
     node = "/dev/vfio/" if which == "stock" else "/dev/vfio/devices/vfio"
     assert f"cannot open {node}" in device(which)["without rights"]
     assert "Permission denied; you may not" in device(which)["without rights"]
@@ -313,7 +313,7 @@ def test_the_gpus_regions_are_there_and_agree_with_their_mappings(which: str) ->
         assert region["written, then read"]
         assert region["read as written"]
         assert region["part"] == [0x1000, 0x2000]
-    # Whole regions are mapped so that stage 2 can have blocks; what is not aligned has pages.
+    # Whole regions are aligned so that stage 2 can use blocks; unaligned parts get pages.
     assert found["blocks"] == {index: ["2M block", "4K"] for index in ("0", "2", "4")}
     assert "region 4 (BAR4)" in found["past"]
     assert "[0x0, 0x20000000)" in found["past"]

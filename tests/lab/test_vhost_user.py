@@ -1,4 +1,4 @@
-"""Devices that daemons serve, Debian's own in the lab host, for guests on a stock kernel."""
+"""Devices that Debian's own daemons serve in the lab host, with a stock guest kernel."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 HERE = Path(__file__).parent
 LEAKS = 3
-"""Status of qemu-img check: nothing is wrong, but some space is used for nothing."""
+"""Exit status of qemu-img check: the image is whole, but has leaked clusters."""
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ dmesg | grep -i -e "I/O error"
 
 
 def test_no_request_is_lost_or_done_twice_when_a_disks_daemon_is_killed(host: Host) -> None:
-    """Two queues, up to 32 requests under way: fio reads what it wrote, whatever is killed."""
+    """Two queues, up to 32 requests in flight: fio verifies what it wrote."""
     shell(host, "qemu-img create -q -f qcow2 /run/disks/disk 32M")
     guest = fixture.guest(KERNEL, modules=MODULES, packages=["fio"], script=WRITING)
     options = ["--cpus", "2", "--disk", "/run/disks/disk,queues=2"]
@@ -140,7 +140,7 @@ umount /mnt
 
 
 def test_a_shared_directory_is_a_file_system(host: Host, tmp_path: Path) -> None:
-    """Over a daemon that is killed, and a reboot."""
+    """It survives a killed daemon and a reboot."""
     program = tmp_path / "shared_directory"
     compiler = ["aarch64-linux-gnu-gcc", "-O2", "-Wall", "-Werror", "-static", "-o", str(program)]
     subprocess.run([*compiler, str(HERE / "guest/shared_directory.c")], check=True)

@@ -31,12 +31,12 @@ def host(lab_host: Callable[[str], Host]) -> Host:
 
 
 def there(path: Path) -> str:
-    """Return where the host sees a file of ours."""
+    """Return the path at which the host sees one of our files."""
     return f"/host{path}"
 
 
 def run(host: Host, script: str, then: str, *options: str) -> tuple[int, str]:
-    """Run *script* in a guest with *options*; return pyvmm's status and what the guest said."""
+    """Run *script* in a guest with *options*; return pyvmm's status and the console output."""
     cmdline = f'console=ttyAMA0 quiet panic=-1 pyvmm.run="{script}" pyvmm.then={then}'
     command = ["pyvmm", "run", "--host", "native", "--memory", "256M", "--events", EVENTS]
     command += ["--initrd", there(stock_guest.initramfs()), "--cmdline", cmdline, *options]
@@ -65,7 +65,7 @@ def test_a_guest_gets_random_numbers(host: Host) -> None:
 
 
 def test_devices_work_again_after_each_reset(host: Host) -> None:
-    """Each reset is a new VM. The fifth in so short a time ends it: see Machine.run."""
+    """Each reset makes a new VM. The fifth reset in a row ends the machine: see Machine.run."""
     status, text = run(host, ENTROPY, "reboot", "--rng", "--cpus", "2")
     assert status == 4
     assert text.count("virtio_rng.0") == text.count("0x0000000f") == 5
@@ -75,7 +75,7 @@ def test_devices_work_again_after_each_reset(host: Host) -> None:
 
 
 def test_a_guest_reads_and_writes_disks(host: Host, tmp_path: Path) -> None:
-    """One with four queues, and a read-only one; the image is the same when the guest reboots."""
+    """One disk with four queues, and a read-only one; a reboot keeps the data."""
     image, other = tmp_path / "disk.img", tmp_path / "other.img"
     data = os.urandom(8 << 20)
     image.write_bytes(data)

@@ -1,4 +1,4 @@
-"""What is in the repository, and what must not be: other people's files, hosts and machines."""
+"""The repository has no files of others, no mirror's name and no path of a developer's machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXEMPT = (
     "vmm/lab/kernel/patches/",  # to Linux, so under its license
 )
 
-# Written so that they do not find themselves.
+# Written so that they do not match themselves.
 MIRRORS = re.compile(r"\b(deb|ftp[\w.]*|cdn[\w.-]*|security|archive|snapshot)\.debian\.(org|net)")
 PLACES = re.compile(r"(?<![\w.$}-])/(work\b|root/[\w.]|home/(?!me/)\w+/|opt/(pypi|wheels))")
 FOREIGN = re.compile(r"SPDX-License-Identifier:|\bCopyright\b|\(C\) \d{4}|_UAPI[_A-Z]*_H\b")
@@ -31,7 +31,7 @@ FOREIGN = re.compile(r"SPDX-License-Identifier:|\bCopyright\b|\(C\) \d{4}|_UAPI[
 
 @cache
 def files() -> list[PurePosixPath]:
-    """Return the files that are in the repository, or would be with the next commit of all."""
+    """Return the files that are in the repository, or untracked and not ignored."""
     if not (ROOT / ".git").exists():
         pytest.skip("this is no checkout")
     if not shutil.which("git"):
@@ -48,7 +48,7 @@ def files() -> list[PurePosixPath]:
 
 
 def lines_with(pattern: re.Pattern[str]) -> list[str]:
-    """Return the lines that have *pattern*, each as "file:line: text"."""
+    """Return the lines that match *pattern*, each as "file:line: text"."""
     return [
         f"{path}:{number}: {line.strip()}"
         for path in files()
@@ -94,7 +94,7 @@ def test_no_header_and_no_source_is_somebody_elses() -> None:
 
 
 def test_all_files_are_text_and_small() -> None:
-    """A blob could hide anything; what is big is fetched or generated."""
+    """A blob could hide anything; big files are fetched or generated."""
     for path in files():
         data = (ROOT / path).read_bytes()
         assert len(data) < 256 << 10, f"{path} is big"

@@ -1,4 +1,4 @@
-"""scripts/bench runs and prints. What it prints is nobody's pass or fail."""
+"""scripts/bench runs and prints figures; no figure makes a test fail."""
 
 from __future__ import annotations
 

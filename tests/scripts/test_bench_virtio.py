@@ -1,4 +1,4 @@
-"""What guests say of their disks becomes rates, and ratios pair by pair."""
+"""scripts/bench virtio turns the output of guests into rates and ratios."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def said(bench: ModuleType, count: int) -> str:
-    """Return what a guest says whose devices do *count* of anything in two seconds."""
+    """Return the output of a guest whose devices do *count* operations in two seconds."""
     words = {"disk": "requests", "tap": "bytes"}
     return "".join(
         f"{load.command}: {count} {words[load.device]} in 2.000000 seconds\r\n"

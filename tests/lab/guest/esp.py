@@ -26,7 +26,7 @@ LAST = 0xFFFF
 
 
 def entry(name: str, attributes: int, cluster: int, size: int = 0) -> bytes:
-    """Return a directory's entry: a name of 8 + 3 characters, no times."""
+    """Return a directory entry: a name of 8 + 3 characters, no times."""
     return struct.pack("<11sB14xHI", name.encode(), attributes, cluster, size)
 
 
@@ -62,7 +62,7 @@ def fat16(program: bytes) -> bytes:
 
 
 def disk(program: bytes) -> bytes:
-    """Return a disk with *program* as what UEFI boots if it is told nothing else."""
+    """Return a disk with *program* as UEFI's default boot file."""
     volume = fat16(program)
     last = FIRST + len(volume) // SECTOR - 1
     end = last + ENTRIES + 1  # the last sector of all
@@ -96,5 +96,5 @@ def disk(program: bytes) -> bytes:
 
 
 def write(path: Path, program: Path) -> None:
-    """Make *path* a disk that boots *program*."""
+    """Write a disk that boots *program* to *path*."""
     path.write_bytes(disk(program.read_bytes()))

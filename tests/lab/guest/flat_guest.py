@@ -39,7 +39,7 @@ vectors:
     strb w1, [x2]
     psci SYSTEM_OFF
 """
-"""Tries *misdeed*, tells the class of the exception that it gets as one byte, and powers off."""
+"""Try *misdeed*, print the class of the resulting exception as one byte, and power off."""
 
 POWER_OFF = "psci SYSTEM_OFF"
 RESET = "psci SYSTEM_RESET"
@@ -102,7 +102,7 @@ here:
 .skip 128
 """
 
-# UART registers: CR 0x30 (on), IMSC 0x38 (as a driver that wants input), FR 0x18, DR 0.
+# UART registers: CR 0x30 (on), IMSC 0x38 (receive interrupts), FR 0x18, DR 0.
 ECHO = """
     ldr x2, =UART
     mov w1, #0x301
@@ -126,7 +126,7 @@ listen:
 ready:
     .asciz "ready:"
 """
-"""Sends back what it gets; a ^D ends it."""
+"""Echo input; end at a ^D."""
 
 FLOOD = """
     ldr x2, =UART
@@ -150,11 +150,11 @@ byte:
     b.ne send
     psci SYSTEM_OFF
 """
-"""Sends *size* bytes (a multiple of 16) as `flood` tells, and powers off without a wait."""
+"""Send the *size* bytes (a multiple of 16) of `flood`, and power off at once."""
 
 
 def flood(size: int) -> bytes:
-    """Return what FLOOD sends."""
+    """Return the bytes that FLOOD sends."""
     sent, state = bytearray(), 1
     for _ in range(size):
         state = (state * 1103515245 + 12345) & 0xFFFF_FFFF
@@ -163,7 +163,7 @@ def flood(size: int) -> bytes:
 
 
 def assemble(directory: Path, source: str) -> Path:
-    """Return a flat binary of *source*, in *directory*."""
+    """Assemble *source* into a flat binary in *directory*; return its path."""
     text, linked, flat = (directory / f"guest.{suffix}" for suffix in ("S", "elf", "bin"))
     text.write_text(f"{PSCI}\n.globl _start\n_start:\n{source}\n")
     compiler = ["aarch64-linux-gnu-gcc", "-nostdlib", "-static", "-Wl,-Ttext=0x40080000"]

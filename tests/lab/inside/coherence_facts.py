@@ -1,4 +1,4 @@
-"""Runs in a lab host with the GPU: what a verdict leaves behind, and faults explained; JSON.
+"""Run in a lab host with the GPU: print what a verdict leaves behind, and faults, as JSON.
 
 python3 - BDF FACT...
 """
@@ -42,7 +42,7 @@ def told(verdict: Verdict) -> list[str]:
 
 
 def write_and_prove(system: System, region: VfioRegion) -> dict[str, object]:
-    """Prove a region with everything that writes, memory though it may not be for KVM."""
+    """Prove a region with all probes that write, whether KVM takes it for memory or not."""
     before = os.urandom(8192)
     region.write_bytes(0, before)
     with region.map() as mapping:
@@ -52,7 +52,7 @@ def write_and_prove(system: System, region: VfioRegion) -> dict[str, object]:
 
 
 def verdicts() -> dict[str, object]:
-    """Return what verdicts say, of memory that is on and off, and what they leave."""
+    """Return verdicts with the device's memory on and off, and what they leave behind."""
     with System.open() as system, open_device(BDF) as device:
         device.enable_memory()
         found: dict[str, object] = {
@@ -69,7 +69,7 @@ def verdicts() -> dict[str, object]:
 
 
 def switched_off() -> str:
-    """Return how a machine ends whose device's memory is switched off while the guest reads it."""
+    """Return the end of a machine whose guest reads device memory that is switched off."""
     with tempfile.NamedTemporaryFile() as image:
         Path(image.name).write_bytes(READ_FOR_EVER)
         config = MachineConfig(image=Path(image.name), bars=(BarConfig(BDF, 0, BAR_AT),))
@@ -83,7 +83,7 @@ def switched_off() -> str:
 
 
 def slots_of_a_refusal() -> dict[str, object]:
-    """Return what memory slots there were when a machine with region 4 was refused."""
+    """Return the memory slots that existed when a machine with region 4 was refused."""
     sizes = []
     register = Vm.set_user_memory_region
 

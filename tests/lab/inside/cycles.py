@@ -21,7 +21,7 @@ from vmm.machine.machine import Ending, Machine
 from vmm.terminal.console import StdioConsole
 
 WARM = 60
-"""Machines until all that is kept on purpose, such as the allocator's arenas, is there."""
+"""Machines to run first, so that what is kept on purpose, such as arenas, exists."""
 
 
 def cycle(config: MachineConfig, output: int) -> None:

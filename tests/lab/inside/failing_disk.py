@@ -1,4 +1,4 @@
-"""A block device whose second half fails, made of a file by device mapper. Runs in a lab host.
+"""Run in a lab host: make a block device whose second half fails, with device mapper.
 
     python3 failing_disk.py make FILE SECTORS GOOD   prints the device's path
     python3 failing_disk.py remove
@@ -69,7 +69,7 @@ def make(file: str, sectors: int, good: int) -> str:
 
 
 def remove() -> None:
-    """Remove the device, and what it was made of."""
+    """Remove the device and the loop device under it."""
     ask(DEV_REMOVE)
     Path(f"/dev/{NAME}").unlink(missing_ok=True)
     subprocess.run(["losetup", "-d", LOOP], check=True)

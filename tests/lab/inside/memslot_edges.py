@@ -1,6 +1,6 @@
-"""Runs in a lab host: change memory slots that live, and what is mapped under them; print JSON.
+"""Run in a lab host: change memory slots in use, and the mappings under them; print JSON.
 
-What slots there can be at all, `pyvmm lab matrix` measures.
+`pyvmm lab matrix` measures which slots can be created.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def map_over(memory: mmap.mmap, file: int, offset: int) -> None:
 
 
 def edges(system: System, gpu: int) -> dict[str, str]:
-    """Return what becomes of slots with the flag (where it exists) that live on."""
+    """Return the results of changing slots with the flag, where the kernel has it."""
     flag = MemFlag.WRITE_BACK
     found = {}
     ram = mmap.mmap(-1, SIZE)
@@ -134,7 +134,7 @@ def edges(system: System, gpu: int) -> dict[str, str]:
 
 
 def main() -> None:
-    """Print what the capability answers, and the edges."""
+    """Print the capability's values and the results of the changes."""
     capability = Cap.ARM_CACHEABLE_PFNMAP_SUPPORTED
     gpu = open_gpu()
     with System.open() as system:

@@ -1,4 +1,4 @@
-"""Runs in a lab host: what KVM on arm64 does with our routes and irqfds; print JSON.
+"""Run in a lab host: print what KVM on arm64 does with our routes and irqfds, as JSON.
 
 No guest runs, so the ITS delivers nothing; whether KVM takes what an eventfd was signalled shows
 in the eventfd.
@@ -27,7 +27,7 @@ PATIENCE = 10.0
 
 
 def signalled(fd: int) -> bool:
-    """Signal *fd*, and tell whether that stays in it."""
+    """Signal *fd*; tell whether the count stays in it, because nobody consumed it."""
     os.eventfd_write(fd, 1)
     ends = time.monotonic() + PATIENCE
     while time.monotonic() < ends:
@@ -43,7 +43,7 @@ def signalled(fd: int) -> bool:
 
 
 def limit(vm: Vm) -> list[str]:
-    """Return what KVM says to the last interrupt number that we use, and to the next."""
+    """Return KVM's results for the last interrupt number that we use, and for the next."""
     said = []
     for gsi in (GSIS - 1, GSIS):
         try:

@@ -25,7 +25,7 @@ from typing import Any
 PART = 1 << 20
 TRIES = 600
 PATIENCE = 120.0
-"""Seconds that nothing may move."""
+"""Seconds without progress after which a transfer fails."""
 GREETING = b"is there anybody there?"
 
 

@@ -28,7 +28,7 @@ IDENTITY = Identity(0x1234, 0x5678, 0x05_80_00)
 
 
 class Nothing:
-    """Answer what has no slot: nothing has not."""
+    """Fail: every access hits the memory slot."""
 
     def read(self, offset: int, size: int) -> int:
         raise AssertionError(f"trapped: {size} bytes at {offset:#x}")
@@ -38,7 +38,7 @@ class Nothing:
 
 
 class Sparse(Closeable):
-    """*size* bytes that are a memory slot wherever the guest has the BAR."""
+    """Own *size* bytes, mapped as a memory slot wherever the guest places the BAR."""
 
     def __init__(self, machine: SparseMachine, size: int) -> None:
         self._machine = machine
@@ -68,7 +68,7 @@ class Sparse(Closeable):
 
 
 class SparseMachine(Machine):
-    """A machine with such a function, of *size* bytes."""
+    """A machine with such a function, whose BAR has *size* bytes."""
 
     def __init__(self, config: MachineConfig, loop: Loop, size: int) -> None:
         self.size = size
@@ -83,7 +83,7 @@ class SparseMachine(Machine):
 
 
 def main(size: int, cmdline: str, image: str, initrd: str | None = None) -> None:
-    """Run it, and tell."""
+    """Run the machine and print what happened as JSON."""
     config = MachineConfig(
         image=Path(image),
         initrd=Path(initrd) if initrd else None,

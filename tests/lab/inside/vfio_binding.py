@@ -1,4 +1,4 @@
-"""Runs in a lab host: give a disk to VFIO and back, again and again; print JSON.
+"""Run in a lab host: bind a disk to VFIO and back, repeatedly; print JSON.
 
 Usage: vfio_binding.py BDF BACKEND, of a device that a driver of the host has.
 """
@@ -24,7 +24,7 @@ ROUNDS = 20
 
 
 def state(function: HostFunction) -> list[object]:
-    """Return all that binding may change."""
+    """Return the state that binding changes."""
     return [function.driver, function.driver_override, binding.bound()]
 
 
@@ -42,7 +42,7 @@ def left() -> list[int]:
 
 
 def use(bdf: str, backend: Backend) -> dict[str, Any]:
-    """Open the device and look at what an NVMe controller has."""
+    """Open the device and read an NVMe controller's registers."""
     with open_device(bdf, backend=backend) as device:
         device.enable_memory()
         bar = device.region(0)
@@ -76,7 +76,7 @@ def refusal(command: str, *arguments: str) -> str:
 
 
 def main() -> None:
-    """Print what was found before, between and after."""
+    """Print the state before, between and after."""
     bdf, backend = sys.argv[1], Backend(sys.argv[2])
     function = HostFunction.find(bdf)
     found: dict[str, Any] = {"before": state(function)}

@@ -1,4 +1,4 @@
-"""Runs in a lab host: use QEMU's edu device through VFIO in all ways there are; print JSON.
+"""Run in a lab host: use QEMU's edu device through VFIO in every way; print JSON.
 
 Usage: vfio_device.py BDF BACKEND [BDF that is another memory-mapped device]
 Source for the device: QEMU, docs/specs/edu.rst.
@@ -68,7 +68,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def fired(fd: int, patience: float = PATIENCE) -> bool:
-    """Wait for an eventfd, and read it."""
+    """Wait for an eventfd and read it."""
     if not select.select([fd], [], [], patience)[0]:
         return False
     os.eventfd_read(fd)
@@ -97,7 +97,7 @@ def registers(device: VfioDevice) -> dict[str, Any]:
 
 
 def dma(device: VfioDevice) -> dict[str, Any]:
-    """Have the device copy from our memory to itself, and back to another place."""
+    """Make the device copy from our memory to itself, and back to another place."""
     page = mmap.PAGESIZE
     memory = mmap.mmap(-1, 2 * page)
     memory[:page] = os.urandom(page)
@@ -132,7 +132,7 @@ def dma(device: VfioDevice) -> dict[str, Any]:
 
 
 def interrupts(device: VfioDevice) -> dict[str, Any]:
-    """Have the device interrupt us, by message and by pin."""
+    """Make the device interrupt us, by MSI and by INTx."""
     bar = device.region(0)
     event = os.eventfd(0, os.EFD_NONBLOCK)
     found: dict[str, Any] = {index.name: device.irq(index).count for index in IrqIndex}
@@ -157,7 +157,7 @@ def interrupts(device: VfioDevice) -> dict[str, Any]:
 
 
 def refusals(device: VfioDevice) -> dict[str, str]:
-    """Ask for what can't be."""
+    """Return the errors of impossible requests."""
     bar = device.region(0)
     return {
         "no region": refusal(lambda: device.region(3)),
@@ -170,7 +170,7 @@ def refusals(device: VfioDevice) -> dict[str, str]:
 
 
 def memory_off(device: VfioDevice) -> dict[str, Any]:
-    """Reset the device, which switches its memory off; trap accesses meanwhile."""
+    """Reset the device, which switches its memory off; return what accesses read then."""
     log = Log()
     trapped = TrappedRegion(device.region(0), 0, device.region(0).size, log)
     found: dict[str, Any] = {"before": trapped.read(IDENTIFICATION, 4)}
@@ -186,7 +186,7 @@ def memory_off(device: VfioDevice) -> dict[str, Any]:
 
 
 def second_user(bdf: str) -> str:
-    """Return what another process is told that wants the device as well."""
+    """Return the error of a second process that opens the device."""
     program = (
         "import sys\n"
         "from vmm.errors import VmmError\n"
@@ -201,7 +201,7 @@ def second_user(bdf: str) -> str:
 
 
 def in_child(call: Callable[[], str]) -> str:
-    """Return what *call* returns in a child process, whose rights it may give up."""
+    """Return the result of *call* in a child process, which may give up its rights."""
     reading, writing = os.pipe()
     if not (child := os.fork()):
         os.write(writing, call().encode())
@@ -214,7 +214,7 @@ def in_child(call: Callable[[], str]) -> str:
 
 
 def without_rights(bdf: str) -> str:
-    """Return what somebody is told who may not use the device."""
+    """Return the error of a user who may not open the device."""
 
     def attempt() -> str:
         os.setresuid(65534, 65534, 65534)
@@ -224,7 +224,7 @@ def without_rights(bdf: str) -> str:
 
 
 def memory_limit(bdf: str, backend: Backend) -> str:
-    """Return what happens beyond the limit on locked memory."""
+    """Return the error beyond the limit on locked memory."""
 
     def attempt() -> str:
         size = 4 << 20
@@ -238,7 +238,7 @@ def memory_limit(bdf: str, backend: Backend) -> str:
 
 
 def shared(bdf: str, other: str, backend: Backend) -> dict[str, Any]:
-    """Have two devices in one address space."""
+    """Open two devices in one address space."""
     log = Log()
     with open_iommu(HostFunction.find(bdf), backend, log) as iommu:
         with open_device(bdf, iommu=iommu) as one, open_device(other, iommu=iommu) as two:
@@ -260,7 +260,7 @@ def shared(bdf: str, other: str, backend: Backend) -> dict[str, Any]:
 
 
 def for_a_vm(bdf: str, backend: Backend) -> dict[str, Any]:
-    """Have the device twice for one VM, and once while the VM's files are closed first."""
+    """Open the device twice for one VM, and once more with the VM's files closed first."""
     with System.open() as system, system.create_vm() as vm:
         with KvmFiles(vm) as files:
             for _ in range(2):  # KVM must let go of it
@@ -273,7 +273,7 @@ def for_a_vm(bdf: str, backend: Backend) -> dict[str, Any]:
 
 
 def unplugged(bdf: str, backend: Backend) -> dict[str, Any]:
-    """Remove the device while it is open; it comes back with a scan of the bus."""
+    """Remove the device while it is open; a scan of the bus brings it back."""
     path = Path("/sys/bus/pci/devices") / bdf
     with open_device(bdf, backend=backend) as device:
         notice = device.notice(IrqIndex.REQ)

@@ -1,4 +1,4 @@
-"""Runs in a lab host: the emulated GPU's regions through VFIO, with nvgrace-gpu; print JSON.
+"""Run in a lab host: use the emulated GPU's regions through VFIO, with nvgrace-gpu; print JSON.
 
 Usage: vfio_gpu.py BACKEND
 """
@@ -34,7 +34,7 @@ FAR = 0x123_4000
 
 
 def look(device: VfioDevice) -> dict[str, Any]:
-    """Return what each region is, and whether a mapping and VFIO's read and write agree."""
+    """Return each region's properties, and whether its mapping agrees with read and write."""
     found: dict[str, Any] = {}
     for region in device.regions:
         one: dict[str, Any] = {"size": region.size, "name": region.info.name}
@@ -84,7 +84,7 @@ def block(system: System, mapping: RegionMapping, ipa: int) -> str:
 
 
 def blocks(device: VfioDevice) -> dict[str, list[str]]:
-    """Return what whole regions get, and what parts get that do not agree with their IPA."""
+    """Return the block sizes of whole regions, and of parts at an IPA of other alignment."""
     found = {}
     with System.open() as system:
         for region in device.regions:

@@ -1,4 +1,4 @@
-"""Runs in a lab host: machines with a device, one after another; print what is left as JSON.
+"""Run in a lab host: run machines with a device, one after another; print leaks as JSON.
 
 Usage: vfio_rounds.py IMAGE BDF ROUNDS
 """
@@ -27,7 +27,7 @@ def counts() -> list[int]:
 
 
 def is_program(name: str) -> bool:
-    """Tell whether what /proc calls *name* is a process, and no thread of the kernel's."""
+    """Tell whether /proc/*name* is a process, and not a kernel thread."""
     try:
         return name.isdecimal() and bool(Path(f"/proc/{name}/cmdline").read_bytes())
     except OSError:  # it has ended
@@ -35,7 +35,7 @@ def is_program(name: str) -> bool:
 
 
 def main(image: str, bdf: str, rounds: int) -> None:
-    """Run them."""
+    """Run the machines and print the counts before and after."""
     config = MachineConfig(image=Path(image), memory=64 << 20, vfio=(VfioConfig(bdf, bind=True),))
     endings, drivers, seen = [], [], []
     for _ in range(rounds):
@@ -43,7 +43,7 @@ def main(image: str, bdf: str, rounds: int) -> None:
             endings.append(machine.run().value)
         drivers.append(Path(f"/sys/bus/pci/devices/{bdf}/driver").readlink().name)
         seen.append(counts())
-    # What grows with the rounds is what leaks.
+    # What grows with the number of rounds leaks.
     half = rounds // 2
     early = [min(column) for column in zip(*seen[:half], strict=True)]
     late = [min(column) for column in zip(*seen[half:], strict=True)]

@@ -1,4 +1,4 @@
-"""vhost-net without a guest, in a lab host: rings that a driver here makes, right and wrong.
+"""Run in a lab host: drive vhost-net without a guest, with valid and invalid rings.
 
 It prints a line for each thing that is as it should be, and raises otherwise.
 """
@@ -51,7 +51,7 @@ def check(what: str, *, true: object) -> None:
 
 
 class Card:
-    """A device over a TAP, its driver's rings, and a socket on the TAP's other side."""
+    """A device over a TAP, its driver's rings, and a socket on the other side of the TAP."""
 
     def __init__(self) -> None:
         self.memory, self.events = Memory(), Recorded()
