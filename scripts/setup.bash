@@ -1,15 +1,15 @@
-# Sourced by the scripts beside it: what pyvmm takes of a Debian machine, and the venv it runs in.
+# Sourced by the scripts beside it: install Debian packages, and pyvmm in a virtual environment.
 #
-#   need_packages NAME...   have these Debian packages, through apt-get; no apt call if all are there
-#   need_venv [EXTRA]       have pyvmm, editable, in .venv, with the extra's requirements
+#   need_packages NAME...   install the Debian packages that are missing, with apt-get
+#   need_venv [EXTRA]       install pyvmm, editable, in .venv, with the requirements of an extra
 #
-# PYTHON chooses another Python than Debian's own, for instance one of pyenv's.
+# PYTHON selects an interpreter other than Debian's own, for instance one of pyenv's.
 
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 VENV=$ROOT/.venv
-unset PYTHONHOME PYTHONPATH # somebody else's modules are no part of this
+unset PYTHONHOME PYTHONPATH # no modules from elsewhere
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
 # To compile vmm._native for this machine, and for the lab's arm64 hosts.
@@ -18,7 +18,7 @@ if [ "$(uname -m)" != aarch64 ]; then
     BUILD_PACKAGES+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
 fi
 if [ -z "${PYTHON:-}" ]; then
-    # Not python3 on PATH: that may be anything, and may lack venv or the headers.
+    # Not python3 on PATH, which may lack venv or the headers.
     PYTHON=/usr/bin/python3
     BUILD_PACKAGES+=(python3-venv python3-dev)
 fi
@@ -39,7 +39,7 @@ die() {
     exit 3
 }
 
-# Run a command; show what it said only if it fails.
+# Run a command; show its output only if it fails.
 quietly() {
     local log status=0
     log=$(mktemp)
@@ -74,13 +74,13 @@ need_packages() {
     fi
     say "installing Debian packages: ${missing[*]} (a minute or two)"
     local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -y -o DPkg::Lock::Timeout=300)
-    # A source that can't be reached need not be one that is needed.
+    # A repository that cannot be reached may not be needed.
     quietly as_root "${apt[@]}" update || say "apt-get update failed; trying with what it has"
     quietly as_root "${apt[@]}" install --no-install-recommends "${missing[@]}" ||
         die "apt-get can't install ${missing[*]}: see above"
 }
 
-# What an installation is made of: when this is as it was, there is nothing to do.
+# Print a hash of all that an installation depends on; if it has not changed, nothing is to do.
 _venv_state() {
     (
         cd "$ROOT"
@@ -92,7 +92,7 @@ _venv_state() {
 
 need_venv() {
     (
-        flock 9 # two of these at once must not fill one venv
+        flock 9 # one process at a time fills the venv
         _need_venv "${1:-}"
     ) 9<"$ROOT"
 }
