@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 
 class PciRoot(Closeable):
-    """Own the functions attached to it. *wire* returns the line of a shared peripheral interrupt.
+    """Own the functions attached to it. *line* returns the line of a shared peripheral interrupt.
 
     `vm` is the current power cycle's VM, or None: BARs get memory slots and ioeventfds in it.
     """
 
-    def __init__(self, bus: MmioBus, wire: Callable[[int], InterruptLine], events: Events) -> None:
+    def __init__(self, bus: MmioBus, line: Callable[[int], InterruptLine], events: Events) -> None:
         self.vm: Vm | None = None
         self._numa_nodes: dict[int, int] = {}
-        self.host = PciHost(bus, pcie.FIXED, lambda slot: wire(pcie.spi(slot)), events)
+        self.host = PciHost(bus, pcie.FIXED, lambda slot: line(pcie.spi(slot)), events)
         virtio = range(layout.SPI_VIRTIO, layout.SPI_VIRTIO + layout.VIRTIO_SLOTS)
         intx = range(layout.SPI_PCI, layout.SPI_PCI + layout.PCI_SLOTS)
         self.msis = IrqRouting([*virtio, *intx], layout.SPI_COUNT, events)

@@ -117,17 +117,17 @@ class PowerCycle(Closeable):
     def start(
         self,
         bus: MmioBus,
-        answers: MmioFastpath,
-        wires: Mapping[int, SwitchableLine],
+        fastpath: MmioFastpath,
+        lines: Mapping[int, SwitchableLine],
         on_end: Callable[[int, Reason], None],
         events: Events,
     ) -> None:
-        """Connect each of *wires* to its SPI, and start the vCPUs."""
-        for spi, wire in wires.items():
-            wire.connect(self.gic.line(spi))
-            self._owned.callback(wire.connect, None)
+        """Connect each of *lines*, by SPI, to the GIC, and start the vCPUs."""
+        for spi, line in lines.items():
+            line.connect(self.gic.line(spi))
+            self._owned.callback(line.connect, None)
         for vcpu in self.vcpus:
-            vcpu.set_answers(answers)
+            vcpu.set_answers(fastpath)
             self.threads.append(VcpuThread(vcpu, bus, on_end, events))
         self._owned.callback(self._stop_threads)
         for thread in self.threads:
