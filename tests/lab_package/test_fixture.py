@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab_package import newc
 from vmm.errors import UserError
 from vmm.lab import cache
 from vmm.lab.debian import programs
@@ -15,25 +16,10 @@ from vmm.lab.guest import fixture, stock_guest
 pytestmark = pytest.mark.lab  # Debian's packages are downloaded
 
 
-def entries(archives: bytes) -> dict[str, bytes]:
-    """Read "newc" archives, one behind the other, as the kernel does."""
-    found: dict[str, bytes] = {}
-    at = 0
-    while at < len(archives):
-        numbers = [int(archives[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
-        size, name_size = numbers[6], numbers[11]
-        name = archives[at + 110 : at + 110 + name_size - 1].decode()
-        at += -(-(110 + name_size) // 4) * 4
-        if name != "TRAILER!!!":
-            found[name] = archives[at : at + size]
-        at += -(-size // 4) * 4
-    return found
-
-
 @pytest.mark.parametrize("kernel", stock_guest.VERSIONS)
 def test_a_guest_has_the_modules_a_test_names(kernel: str) -> None:
     made = fixture.guest(kernel, modules=["virtio_mmio", "virtio-blk", "ext4"])
-    files = entries(made.initrd.read_bytes())
+    files = newc.files(made.initrd.read_bytes())
     (release,) = {Path(name).parts[3] for name in files if name.startswith("usr/lib/modules/")}
     assert "cloud" in release
     assert release.encode() in made.kernel.read_bytes()
@@ -51,7 +37,7 @@ def test_a_guest_has_the_modules_a_test_names(kernel: str) -> None:
 def test_modules_that_the_cloud_kernel_lacks_are_in_the_standard_one() -> None:
     made = fixture.guest("6.12", modules=["e1000e"])
     assert "cloud" not in made.kernel.name
-    assert any(name.endswith("/e1000e.ko") for name in entries(made.initrd.read_bytes()))
+    assert any(name.endswith("/e1000e.ko") for name in newc.files(made.initrd.read_bytes()))
     with pytest.raises(UserError, match=r"cloud-arm64 kernel 6\.12 has no module e1000e"):
         fixture.guest("6.12", modules=["e1000e"], flavour=stock_guest.CLOUD)
     with pytest.raises(UserError, match=r"arm64 kernel 6\.12 has no module nonesuch"):
@@ -60,7 +46,7 @@ def test_modules_that_the_cloud_kernel_lacks_are_in_the_standard_one() -> None:
 
 def test_programs_come_with_the_libraries_they_load() -> None:
     made = fixture.guest(packages=["e2fsprogs"])
-    files = entries(made.initrd.read_bytes())
+    files = newc.files(made.initrd.read_bytes())
     assert {"usr/sbin/mke2fs", "usr/lib/ld-linux-aarch64.so.1", "lib", "init"} <= set(files)
     libraries = {Path(name).name for name in files}
     wanted = programs.needed(files["usr/sbin/mke2fs"])
@@ -78,7 +64,7 @@ def test_a_script_is_in_it_as_it_is() -> None:
     script = f"echo '\"quotes\" and\n$lines' {os.getpid()}\n"
     made = fixture.guest(script=script)
     try:
-        assert entries(made.initrd.read_bytes())["etc/pyvmm.script"] == script.encode()
+        assert newc.files(made.initrd.read_bytes())["etc/pyvmm.script"] == script.encode()
         assert made == fixture.guest(script=script)
         assert fixture.guest(script=script + "true").initrd != made.initrd
     finally:
@@ -93,9 +79,9 @@ def test_files_of_a_tests_own_are_in_it(tmp_path: Path) -> None:
     tool.write_bytes(b"another")
     other = fixture.guest(files={"/opt/bin/tool": tool})
     try:
-        assert len(entries(made.initrd.read_bytes())["opt/bin/tool"]) == 100
-        assert entries(other.initrd.read_bytes())["opt/bin/tool"] == b"another"
-        assert "opt" in entries(other.initrd.read_bytes())
+        assert len(newc.files(made.initrd.read_bytes())["opt/bin/tool"]) == 100
+        assert newc.files(other.initrd.read_bytes())["opt/bin/tool"] == b"another"
+        assert "opt" in newc.files(other.initrd.read_bytes())
     finally:
         cache.remove(made.initrd)
         cache.remove(other.initrd)

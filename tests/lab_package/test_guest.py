@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab_package import newc
 from vmm.arm64 import image
 from vmm.errors import HostError, UserError
 from vmm.lab.guest import stock_guest, uki
@@ -46,25 +47,9 @@ def test_the_guest_image_is_a_uki_of_its_parts() -> None:
 def test_the_initramfs_is_small_and_has_what_init_needs() -> None:
     archive = stock_guest.initramfs().read_bytes()
     assert len(archive) < 3 << 20
-    names = newc_names(archive)
+    names = set(newc.files(archive))
     assert {"init", "dev/console", "etc/fstab", "etc/profile", "bin/sh", "bin/setsid"} <= names
     assert names == {name.lstrip("/") for name in names}
-
-
-def newc_names(archive: bytes) -> set[str]:
-    """Read a "newc" archive as the kernel does (its buffer-format.rst)."""
-    names: set[str] = set()
-    at = 0
-    while True:
-        assert archive[at : at + 6] == b"070701"
-        numbers = [int(archive[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
-        size, name_size = numbers[6], numbers[11]
-        name = archive[at + 110 : at + 110 + name_size - 1].decode()
-        if name == "TRAILER!!!":
-            return names
-        names.add(name)
-        at += -(-(110 + name_size) // 4) * 4
-        at += -(-size // 4) * 4
 
 
 def test_asking_again_builds_nothing() -> None:
