@@ -41,7 +41,7 @@ def _open_raw(name: str, config: DiskConfig, memory: MemoryMap, events: Events) 
 def _open_daemon(
     name: str, config: DiskConfig, image: str, memory: MemoryMap, events: Events
 ) -> VirtioDevice:
-    from vmm.virtio.block.storage_daemon import storage
+    from vmm.virtio.block import storage_daemon
     from vmm.virtio.block.vhost_user import VhostUserBlk
 
     if config.cache not in ("auto", "writeback", "writethrough"):
@@ -54,6 +54,6 @@ def _open_daemon(
             f"--disk {config.path}: only a raw disk can have a serial number, and this is {image}",
             "leave it out",
         )
-    service = storage(config, image, events)
+    service = storage_daemon.service(config, image, events)
     durable = config.cache != "writeback"
     return VhostUserBlk(name, memory, events, service, queues=config.queues, durable=durable)

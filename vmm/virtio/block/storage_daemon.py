@@ -26,7 +26,7 @@ DRIVERS: Final = {"qcow2": "qcow2", "vmdk": "vmdk", "vhdx": "vhdx", "vhd": "vpc"
 """QEMU's block drivers for our names of formats."""
 
 
-def storage(config: DiskConfig, image_format: str, events: Events) -> Service:
+def service(config: DiskConfig, image_format: str, events: Events) -> Service:
     """Return what starts a daemon that serves the disk *config*.
 
     Raises `UserError` if the image does not exist, `HostError` if the program does not.

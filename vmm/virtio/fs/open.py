@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm.virtio.fs import virtiofsd
 from vmm.virtio.fs.device import Fs
-from vmm.virtio.fs.virtiofsd import files
 
 if TYPE_CHECKING:
     from vmm.config.share import ShareConfig
@@ -15,4 +15,4 @@ if TYPE_CHECKING:
 
 def open_share(name: str, config: ShareConfig, memory: MemoryMap, events: Events) -> Fs:
     """Return the file system device that *config* asks for. Raises `UserError`, `HostError`."""
-    return Fs(name, memory, events, files(config, events), config.tag)
+    return Fs(name, memory, events, virtiofsd.service(config, events), config.tag)

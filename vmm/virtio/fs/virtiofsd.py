@@ -29,7 +29,7 @@ NO_USER_NAMESPACES: Final = {
 """Files, and the content that denies user namespaces, or their use, to everybody but root."""
 
 
-def files(config: ShareConfig, events: Events) -> Service:
+def service(config: ShareConfig, events: Events) -> Service:
     """Return what starts a daemon that serves the directory of *config*.
 
     Raises `UserError` if there is no such directory, `HostError` if there is no such program.
