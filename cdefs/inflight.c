@@ -49,8 +49,8 @@ static int follow(struct pyvmm_inflight *inflight)
 		inflight->count[head]++;
 	}
 	/*
-	 * Were entries overwritten while we read them? The driver may be at the entry that its
-	 * index is at; but it gets round to ours only when as many chains as that were used.
+	 * Were entries overwritten while they were read? The driver may be writing the entry at
+	 * its index; it reaches the entries read here only after as many chains were used.
 	 */
 	__atomic_thread_fence(__ATOMIC_ACQUIRE);
 	if ((uint16_t)(load(&avail->idx) - inflight->avail) >= inflight->size &&

@@ -1,4 +1,4 @@
-"""The ABI we compiled against is the ABI the system's headers describe."""
+"""The compiled ABI is that of the system's headers."""
 
 from __future__ import annotations
 

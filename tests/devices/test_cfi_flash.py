@@ -1,4 +1,4 @@
-"""Flash as its drivers use it, and as no driver does."""
+"""Flash as drivers use it, and as no driver does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ERASED = 0xFFFF_FFFF
 
 
 class Cells:
-    """A bank's contents: erased, but for what was written; it takes no more when it is full."""
+    """A bank's contents: erased where nothing was written. Refuse writes when it is full."""
 
     def __init__(self) -> None:
         self.bytes: dict[int, int] = {}
@@ -43,7 +43,7 @@ class Cells:
 
 
 class Driver:
-    """What edk2's and Linux's drivers do: all at 32 bits, each command to both chips."""
+    """Access flash as edk2's and Linux's drivers do: 32 bits, each command to both chips."""
 
     def __init__(self, *, read_only: bool = False) -> None:
         self.cells, self.events = Cells(), Recorded()
@@ -58,7 +58,7 @@ class Driver:
         return self.flash.read(at, 4)
 
     def both(self, address: int) -> int:
-        """Return what both chips say at *address*, as they have to: the same."""
+        """Return the word at *address*, which must be the same from both chips."""
         value = self.load(address * 4)
         assert value >> 16 == value & 0xFFFF
         return value & 0xFFFF
@@ -316,7 +316,7 @@ def test_a_reset_ends_whatever_was_going_on(driver: Driver, stores: list[int]) -
 
 
 def test_every_command_is_one_that_a_load_or_a_store_completes() -> None:
-    """The table: what leaves COMMAND shows the status, and nothing shows the array but FF, F0."""
+    """All commands that leave COMMAND show the status, and only FF and F0 show the array."""
     for command, (view, cycle) in COMMANDS.items():
         assert cycle is Cycle.COMMAND or view is View.STATUS
         assert (view is View.ARRAY) == (command in (0xFF, 0xF0))

@@ -97,7 +97,7 @@ class Ring:
 
 
 class Board:
-    """A UART and what is around it; *fast* plays the run loop in C."""
+    """A UART and its surroundings. With *fast* it also is the fast path, as the C run loop."""
 
     def __init__(self, *, fast: bool = False, full_at: int = 1 << 16) -> None:
         self.wire, self.ring = Wire(), Ring(full_at)
@@ -163,7 +163,7 @@ class Board:
         return taken
 
     def open_port(self) -> None:
-        """Do what a driver does that wants FIFOs and both receive interrupts."""
+        """Open the port as a driver does, with FIFOs and both receive interrupts."""
         self.store(UARTLCR_H, 0x60 | LCR_H_FEN)
         self.store(UARTCR, 0x301)
         self.store(UARTIMSC, INT_RX | INT_RT)
@@ -552,7 +552,7 @@ def test_nothing_is_received_while_the_receiver_is_off(board: Board) -> None:
 
 @dataclass
 class Clock:
-    """Time that passes when told to; `call_later` as the loop has it."""
+    """A clock that tests advance, with the loop's `call_later`."""
 
     now: float = 1000.0
     timers: list[tuple[float, Callable[[], object]]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The PL031 against a clock that moves when told to."""
+"""The PL031, with a clock that tests advance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pvpanic: what a guest may say of its own end."""
+"""pvpanic: reports of panics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Device trees: what we write is what libfdt, dtc and the specification say it should be."""
+"""Device trees: written as libfdt, dtc and the specification have them."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ roots = st.builds(Node, st.just(""), properties, st.lists(subtrees, max_size=4).
 
 
 def as_read(node: Node) -> Node:
-    """Return *node* as `loads` gives it back: every property is bytes."""
+    """Return *node* as `loads` returns it: every property is bytes."""
     plain: dict[str, Value] = {name: fdt.encode(value) for name, value in node.properties.items()}
     return Node(node.name, plain, [as_read(child) for child in node.children])
 

@@ -1,4 +1,4 @@
-"""The event loop: descriptors, calls, timers, signals, and what it leaves behind."""
+"""The event loop: descriptors, calls, timers, signals, and closing."""
 
 from __future__ import annotations
 

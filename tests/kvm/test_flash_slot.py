@@ -1,4 +1,4 @@
-"""Flash in a VM that runs: in array mode a read-only memory slot, exits else."""
+"""Flash in a running VM: a read-only memory slot in array mode, exits otherwise."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.kvm
 
 BASE = DEVICE // SIZE * SIZE
 OFFSET = DEVICE - BASE
-"""Where in the bank tiny guests load and store."""
+"""The address in the bank where tiny guests load and store."""
 
 WORD = 0x1234_56FF
-"""As a command, read array: harmless."""
+"""As a command this is read array, which has no effect."""
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ class Machine:
             self.slots.remove(slot)
 
     def step(self) -> tuple[str, int, int]:
-        """Run to the next exit and answer it; return what it was."""
+        """Run to the next exit, answer it, and return it."""
         exit_ = self.vcpu.run()
         match exit_:
             case MmioRead(address, size):
@@ -109,7 +109,7 @@ def test_the_slot_goes_with_array_mode_and_comes_back(start: Callable[..., Machi
 def test_the_guest_sees_what_it_programmed_and_so_does_the_file(
     start: Callable[..., Machine], path: Path
 ) -> None:
-    """The page was mapped before, and is another one since: it is ours from its first write on."""
+    """The first write replaces the mapped page by a private copy."""
     program = (Echo(0, 8, 4), Store(0, 0x40), Store(0, 0x0F), Store(0, 0xFF), Echo(0, 8, 4))
     machine = start(*program, Spin())
     expected = WORD & ~0xF0

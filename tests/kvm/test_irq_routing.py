@@ -1,4 +1,4 @@
-"""Messages into a VM: what KVM is told, and that what is masked stays pending."""
+"""Messages into a VM: the routes and irqfds that KVM gets; masked messages stay pending."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PINS = [PinRoute(16, 16), PinRoute(49, 49)]
 
 
 class FakeVm:
-    """Holds what KVM would hold, and refuses what it would refuse."""
+    """Keep the state that KVM would keep, and refuse what it would refuse."""
 
     def __init__(self) -> None:
         self.table: list[MsiRoute | PinRoute] = []
         self.irqfds: dict[int, int] = {}
         self.replaced = 0
         self.refused: set[int] = set()
-        """Eventfds for which it has no memory."""
+        """Eventfds that it refuses for lack of memory."""
 
     def set_gsi_routing(self, routes: Sequence[MsiRoute | PinRoute]) -> None:
         assert len({route.gsi for route in routes}) == len(routes)

@@ -1,4 +1,4 @@
-"""The table of answers, without KVM: the run loop's part in C is called as it calls itself."""
+"""The table of answers, without KVM."""
 
 from __future__ import annotations
 

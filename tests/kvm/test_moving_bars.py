@@ -1,4 +1,4 @@
-"""BARs in a VM that runs: memory slots and ioeventfds that follow what the guest writes."""
+"""BARs in a running VM: memory slots and ioeventfds follow what the guest writes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Line:
 
 
 class Function:
-    """A function with one BAR of a page, in a window that begins where tiny guests store to."""
+    """A function with one BAR of a page, in a window that begins where tiny guests store."""
 
     def __init__(self) -> None:
         self.bus, self.counter = MmioBus(), Counter()
@@ -133,7 +133,7 @@ def test_doorbells_that_kvm_refuses_are_all_taken_back(tiny: Start, eventfd: int
 
 
 def test_a_slot_toggled_while_a_vcpu_stores_to_it_loses_no_store(tiny: Start) -> None:
-    """Each store goes to memory or to the bus; none faults, and the vCPU goes on."""
+    """Each store goes to memory or to the bus, and none faults."""
     guest = tiny(Store(OFFSET, 1), Again())
     made = Function()
     slots: list[MemorySlot] = []

@@ -1,4 +1,4 @@
-"""Running a vCPU: exits, the kick, and what C answers by itself."""
+"""Running a vCPU: exits, the kick, and the answers in C."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_c_drops_a_store_of_what_is_there_already(tiny: Start) -> None:
 
 
 def test_c_answers_for_an_interrupt(tiny: Start) -> None:
-    """Loads of its status, and acknowledgements; what stands stays."""
+    """Loads of its status, and acknowledgements; standing bits stay."""
     status, acknowledge, seen = 0x60, 0x64, 0x100
     look = Echo(status, seen, 4)
     guest = tiny(look, Store(acknowledge, 1, 4), look, Store(acknowledge, 3, 4), look, Spin())
@@ -135,7 +135,7 @@ def test_c_answers_for_an_interrupt(tiny: Start) -> None:
 
 
 def test_an_interrupt_has_registers_of_four_bytes(tiny: Start) -> None:
-    """What else starts there is left to Python."""
+    """Other accesses that start there go to Python."""
     guest = tiny(Echo(0, 8), Store(4, 1), Spin())
     interrupt = ffi.new("struct pyvmm_interrupt *", {"status": 1, "eventfd": -1})
     guest.vcpu.set_answers(
@@ -194,7 +194,7 @@ def test_a_closed_vcpu_ignores_kicks(tiny: Start) -> None:
 
 
 def test_kicks_come_quickly(tiny: Start) -> None:
-    """Not a benchmark: a kick that is lost takes for ever, not longer."""
+    """Not a benchmark: a lost kick would block for ever."""
     guest = tiny(Spin())
     done = threading.Event()
 

@@ -1,4 +1,4 @@
-"""/dev/kvm, where hosts differ. Its answers are written down: no host has all of them."""
+"""/dev/kvm on hosts that differ: the answers are canned, because no host gives them all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vmm.kvm.system import System
 
 
 class Host(System):
-    """Answer as a host does whose guests have so many bits of physical address; 0: no choice."""
+    """Answer as a host with this IPA size in bits does; 0: its kernel offers no choice."""
 
     def __init__(self, bits: int) -> None:
         super().__init__(-1)

@@ -36,7 +36,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Echo:
-    """Load a byte, or four, from the device at *source* and store what came at *target*."""
+    """Load a byte, or four, from the device at *source* and store the value at *target*."""
 
     source: int
     target: int

@@ -393,9 +393,7 @@ class Pl011:
     def _settled(self) -> None:
         with self._lock:
             self._timer_runs = False
-            if (
-                self._starved and self._receiver_on()
-            ):  # it may have been disabled and enabled meanwhile
+            if self._starved and self._receiver_on():  # perhaps re-enabled meanwhile
                 self._wait_until_settled()
             hungry = self._hungry()
         if hungry:
