@@ -75,38 +75,44 @@ static int is_whole(const struct pyvmm_balloon *balloon, const struct pyvmm_ball
 	return 1;
 }
 
-static void take(struct pyvmm_balloon *balloon, uint32_t pfn, struct run *run)
+/* Find the range of a page and its number there. Counts a page that is not RAM: NULL. */
+static struct pyvmm_balloon_range *locate(struct pyvmm_balloon *balloon, uint32_t pfn,
+					  uint64_t *number)
 {
 	uint64_t address = (uint64_t)pfn << VIRTIO_BALLOON_PFN_SHIFT;
 	struct pyvmm_balloon_range *range = find(balloon, address);
-	uint64_t number, bit;
 
-	if (!range) {
+	if (range)
+		*number = (address - range->base) / PAGE;
+	else
 		balloon->foreign++;
+	return range;
+}
+
+static void take(struct pyvmm_balloon *balloon, uint32_t pfn, struct run *run)
+{
+	uint64_t number, bit, offset;
+	struct pyvmm_balloon_range *range = locate(balloon, pfn, &number);
+
+	if (!range)
 		return;
-	}
-	number = (address - range->base) / PAGE;
 	bit = UINT64_C(1) << number % 64;
 	if (range->given[number / 64] & bit)
 		return;
 	range->given[number / 64] |= bit;
 	balloon->given++;
-	number = number * PAGE & ~(balloon->page - 1);
-	if (is_whole(balloon, range, number))
-		extend(balloon, run, range, number);
+	offset = number * PAGE & ~(balloon->page - 1);
+	if (is_whole(balloon, range, offset))
+		extend(balloon, run, range, offset);
 }
 
 static void leave(struct pyvmm_balloon *balloon, uint32_t pfn)
 {
-	uint64_t address = (uint64_t)pfn << VIRTIO_BALLOON_PFN_SHIFT;
-	struct pyvmm_balloon_range *range = find(balloon, address);
 	uint64_t number, bit;
+	struct pyvmm_balloon_range *range = locate(balloon, pfn, &number);
 
-	if (!range) {
-		balloon->foreign++;
+	if (!range)
 		return;
-	}
-	number = (address - range->base) / PAGE;
 	bit = UINT64_C(1) << number % 64;
 	if (range->given[number / 64] & bit) {
 		range->given[number / 64] &= ~bit;
