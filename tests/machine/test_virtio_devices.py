@@ -111,9 +111,7 @@ def open_files() -> set[str]:
     return {entry.name for entry in Path("/proc/self/fd").iterdir()}
 
 
-def test_a_closed_backplane_leaves_nothing_in_the_loop(
-    bus: MmioBus, loop: Loop, ram: Memory
-) -> None:
+def test_closed_devices_leave_nothing_in_the_loop(bus: MmioBus, loop: Loop, ram: Memory) -> None:
     before = open_files()
     config = MachineConfig(image=Path("Image"), rng=True)
     devices = VirtioDevices(config, ram.guest, bus, loop, Events())
