@@ -18,6 +18,8 @@ EXIT_BUG = 1
 EXIT_USER = 2
 EXIT_HOST = 3
 EXIT_GUEST = 4
+EXIT_TIMEOUT = 124
+"""What `pyvmm run --timeout` ends with, as timeout(1) does."""
 EXIT_SIGNAL_BASE = 128
 """Added to the signal's number, as shells do. Quitting from the console counts as SIGINT."""
 

@@ -17,7 +17,14 @@ from vmm.arm64 import layout, payload
 from vmm.cli.place import host_option, is_native, run_there, visible
 from vmm.config import MachineConfig
 from vmm.config.size import parse_size
-from vmm.errors import EXIT_GUEST, EXIT_POWERED_OFF, EXIT_SIGNAL_BASE, UserError, VmmError
+from vmm.errors import (
+    EXIT_GUEST,
+    EXIT_POWERED_OFF,
+    EXIT_SIGNAL_BASE,
+    EXIT_TIMEOUT,
+    UserError,
+    VmmError,
+)
 from vmm.events import Events
 from vmm.loop import Loop
 from vmm.machine.machine import Ending, Machine
@@ -147,6 +154,19 @@ _PATH = click.Path(path_type=Path, readable=False)  # whoever opens the file rep
 )
 @click.option("--rng", is_flag=True, help="Give the guest random numbers: a virtio-rng device.")
 @click.option("--no-reboot", is_flag=True, help="Exit when the guest resets.")
+@click.option(
+    "--panic",
+    type=click.Choice(["exit", "ignore"]),
+    default="exit",
+    show_default=True,
+    help="When the guest's kernel panics: exit with status 4, or leave it to the guest.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="End the run after SECONDS of the guest's time, with status 124.",
+)
 @click.option("--events", type=_PATH, help="Write what happens to FILE, as JSON lines.")
 @click.option(
     "--escape",
@@ -170,7 +190,7 @@ def run(**options: Any) -> None:
         if native:
             sys.setswitchinterval(SWITCH_INTERVAL)
             _raise_descriptor_limit()
-            sys.exit(run_machine(request["config"], request["escape"], events))
+            sys.exit(run_machine(**{**request, "events": events}))
     from vmm.config import codec
 
     config = request["config"]
@@ -193,7 +213,15 @@ def _request(options: dict[str, Any]) -> dict[str, Any]:
 
         return codec.loads(options["request"])
     config, escape = _configure(options)
-    return {"config": config, "events": options["events"], "escape": escape}
+    timeout = options["timeout"]
+    # The codec has no fractions.
+    milliseconds = None if timeout is None else max(1, round(timeout * 1000))
+    return {
+        "config": config,
+        "events": options["events"],
+        "escape": escape,
+        "milliseconds": milliseconds,
+    }
 
 
 def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
@@ -207,6 +235,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         cpus=options["cpus"],
         memory=parse_size(options["memory"], "--memory"),
         reboot=not options["no_reboot"],
+        panic=options["panic"],
         bars=_each(options["bars"], "bar"),
         write_back=options["memory_write_back"],
         uapi=options["uapi"],
@@ -343,19 +372,30 @@ def _map(machine: Machine) -> list[str]:
         return [str(error)]
 
 
-def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | None) -> int:
-    """Run a machine with this process's stdin and stdout as its console; return the status."""
+def run_machine(
+    config: MachineConfig,
+    escape: int | None,
+    events: TextIO | None,
+    milliseconds: int | None = None,
+) -> int:
+    """Run a machine with this process's stdin and stdout as its console; return the status.
+
+    escape        prefix of pyvmm's own keys on a terminal; None: there are no such keys
+    events        where to write events; None: nowhere
+    milliseconds  end the run after so long; None: never
+    """
     status = {
         Ending.POWERED_OFF: EXIT_POWERED_OFF,
         Ending.RESET: EXIT_POWERED_OFF,
         Ending.CRASHED: EXIT_GUEST,
         Ending.PANICKED: EXIT_GUEST,
+        Ending.TIMED_OUT: EXIT_TIMEOUT,
         Ending.QUIT: EXIT_SIGNAL_BASE + signal.SIGINT,
     }
     received: list[int] = []
     with (
         Loop() as loop,
-        Machine(config, loop, Events(events_to)) as machine,
+        Machine(config, loop, Events(events)) as machine,
         ExitStack() as owned,
     ):
         console, *others = _join_consoles(loop, machine, escape, owned)
@@ -372,6 +412,8 @@ def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | N
         console.on_map = lambda: console.say(*_map(machine))
         for number in SIGNALS:
             loop.add_signal(number, lambda number=number: quit_for(number))  # type: ignore[misc]
+        if milliseconds is not None:
+            loop.call_later(milliseconds / 1000, lambda: machine.end(Ending.TIMED_OUT))
         ending = machine.run()
         for each in (console, *others):
             if not received:
@@ -379,5 +421,8 @@ def run_machine(config: MachineConfig, escape: int | None, events_to: TextIO | N
         if received:
             return EXIT_SIGNAL_BASE + received[0]
         if ending in (Ending.CRASHED, Ending.PANICKED):
-            console.say(f"the guest has {ending.value}")
+            reason = f": {machine.panic_reason}" if machine.panic_reason else ""
+            console.say(f"the guest has {ending.value}{reason}")
+        if ending is Ending.TIMED_OUT and milliseconds is not None:
+            console.say(f"--timeout: the guest has run for {milliseconds / 1000:g} s")
         return status[ending]

@@ -36,6 +36,7 @@ class MachineConfig:
                it is the device tree's bootargs
     cpus       number of vCPUs
     memory     size of RAM in bytes
+    panic      exit: a guest that panics ends the machine; ignore: it goes on, or resets
     reboot     whether a reset starts another power cycle, instead of ending the machine
     bars       regions of VFIO devices at fixed guest physical addresses
     write_back  set the proposed Write-Back flag on RAM's memory slot
@@ -61,6 +62,7 @@ class MachineConfig:
     cpus: int = 1
     memory: int = DEFAULT_MEMORY
     reboot: bool = True
+    panic: str = "exit"
     bars: tuple[BarConfig, ...] = ()
     write_back: bool = False
     uapi: str = "auto"

@@ -26,6 +26,7 @@ from vmm.kvm.fd import KvmError
 from vmm.kvm.mmio_fastpath import DeviceFastpath, MmioFastpath, Sink
 from vmm.kvm.system import System
 from vmm.machine.address_space import AddressSpace
+from vmm.machine.panic_watch import PanicWatch
 from vmm.machine.power_cycle import PowerCycle
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Ending(Enum):
     RESET = "reset"
     CRASHED = "crashed"
     PANICKED = "panicked"
+    TIMED_OUT = "timed-out"
     QUIT = "quit"
 
 
@@ -78,6 +80,8 @@ class Machine(Closeable):
         self._events = events
         self.say: Callable[[str], None] = lambda _line: None
         """Called with each line for the user."""
+        self.panic_reason = ""
+        """What the kernel said of its panic; empty: it said nothing, or there was none."""
         self._cycle = 0
         self._ending: Ending | Exception | None = None
         self._owned = ExitStack()
@@ -117,7 +121,8 @@ class Machine(Closeable):
 
     def _add_uart(self) -> Pl011:
         """Add the serial port. `output` must be drained."""
-        self.output = sink = self._owned.enter_context(Sink(headroom=FIFO_DEPTH))
+        sink = self._owned.enter_context(Sink(headroom=FIFO_DEPTH))
+        self.output = PanicWatch(sink, self._loop.call_later, self._on_last_words)
         uart = Pl011(self._line(layout.SPI_UART), sink, call_later=self._loop.call_later)
         uart.use(DeviceFastpath(self._fastpath, layout.UART, sink))
         sink.on_space = uart.transmit_space
@@ -222,7 +227,7 @@ class Machine(Closeable):
         quick_resets = 0
         while True:
             began = time.monotonic()
-            ending = self._run_cycle()
+            ending = self._without_panic(self._run_cycle())
             self._events.emit("ended", how=ending.value)
             if ending is not Ending.RESET or not self._config.reboot:
                 return ending
@@ -246,6 +251,16 @@ class Machine(Closeable):
         if isinstance(ending, Exception):
             raise ending
         return ending or Ending.QUIT
+
+    def _without_panic(self, ending: Ending) -> Ending:
+        """Return *ending*, or PANICKED for a reset by a kernel that panicked."""
+        watching = ending is Ending.RESET and self._config.panic == "exit"
+        reason = self.output.reason() if watching else None
+        self.output.restart()
+        if reason is None:
+            return ending
+        self._tell_panic(reason)
+        return Ending.PANICKED
 
     def _connect(self, cycle: PowerCycle) -> None:
         """Connect the parts that need memory slots, ioeventfds or irqfds to the cycle's VM."""
@@ -321,7 +336,19 @@ class Machine(Closeable):
         self.say(f"the host took {bdf} back; its memory now reads as ones")
 
     def _on_panic(self) -> None:
-        self.end(Ending.PANICKED)
+        """Take a report of the guest's pvpanic driver."""
+        if self._config.panic == "exit":
+            self.end(Ending.PANICKED)
+
+    def _on_last_words(self, reason: str) -> None:
+        """Take a panic that was seen on the console."""
+        if self._config.panic == "exit":
+            self._tell_panic(reason)
+            self.end(Ending.PANICKED)
+
+    def _tell_panic(self, reason: str) -> None:
+        self.panic_reason = reason
+        self._events.emit("panic", report="console", reason=reason)
 
     def close(self) -> None:
         """Take the machine apart. Idempotent."""
