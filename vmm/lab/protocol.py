@@ -1,10 +1,13 @@
 """What the lab's client and the agent in a lab host say to each other; one connection per command.
 
 A frame is a kind (1 byte), a length (4 bytes, big-endian) and that many bytes of payload. The
-client opens with HELLO (the host's token) and one request, and the agent answers. For a command:
+client opens with HELLO (the host's token) and requests: TREE for the vmm that the command needs,
+then RUN. For a command:
 
     client (ClientSession)                agent (AgentSession)
       HELLO token
+      TREE {name}                           EXIT 0, or TAKEN: the agent lacks the tree
+      INPUT archive..., INPUT ""            EXIT 0 if it is there now
       RUN {argv, env, cwd, tree, tty}
       INPUT bytes, INPUT "" (the end)       OUTPUT bytes, ERRORS bytes
       SIZE rows columns                     TAKEN n   (n bytes of input have reached the command)
@@ -26,13 +29,13 @@ TYPE_CHECKING = False  # importing typing takes 50 ms in a lab host
 if TYPE_CHECKING:
     import socket
 
-VERSION = 2
+VERSION = 3
 """Counts incompatible changes: a host that is kept up may be older than its client."""
 
 HELLO = b"H"
 RUN = b"R"
 TREE = b"T"
-"""Install a tree of Python code: a tar archive in INPUT frames. EXIT is the answer."""
+"""Install a tree of Python code, a tar archive. More requests may follow."""
 INPUT = b"I"
 SIZE = b"W"
 SIGNAL = b"S"

@@ -103,8 +103,14 @@ class AgentClient:
 
         Raises HostError.
         """
-        archive = worktree.archive()
         connection = self.connect()
+        try:
+            return self._install_tree(connection)
+        finally:
+            connection.close()
+
+    def _install_tree(self, connection: protocol.Connection) -> str:
+        archive = worktree.archive()
         try:
             connection.send(protocol.TREE, json.dumps({"name": archive.stem}).encode())
             kind, payload = connection.next()
@@ -116,8 +122,6 @@ class AgentClient:
                 kind, payload = connection.next()
         except EOFError:
             raise self.lost() from None
-        finally:
-            connection.close()
         if kind != protocol.EXIT or protocol.NUMBER.unpack(payload) != (0,):
             raise HostError(f"lab host {self._record.profile} can't unpack the working tree")
         return archive.stem
@@ -137,16 +141,20 @@ class AgentClient:
         *tty* is the rows and columns of the command's terminal; None for pipes. Without *tree*
         the working tree's vmm is not installed first. Raises HostError.
         """
-        name = self.install_tree() if tree else None
-        request: dict[str, Any] = {
-            "argv": list(argv),
-            "env": environment(name, env),
-            "cwd": inside(cwd or Path.cwd()),
-            "tree": name,
-            "tty": tty,
-        }
         connection = self.connect()
-        connection.send(protocol.RUN, json.dumps(request).encode())
+        try:
+            name = self._install_tree(connection) if tree else None
+            request: dict[str, Any] = {
+                "argv": list(argv),
+                "env": environment(name, env),
+                "cwd": inside(cwd or Path.cwd()),
+                "tree": name,
+                "tty": tty,
+            }
+            connection.send(protocol.RUN, json.dumps(request).encode())
+        except BaseException:
+            connection.close()
+            raise
         return ClientSession(self, connection, write)
 
 

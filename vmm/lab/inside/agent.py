@@ -24,23 +24,21 @@ _PREPARED = "/run/prepared"
 
 
 def _serve(stream: socket.socket, token: bytes) -> None:
-    """Serve one client: check its token, then do its one request."""
+    """Serve one client: check its token, then do what it requests until it closes or RUN ends."""
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection = protocol.Connection(stream)
-    try:
-        hello, (kind, payload) = connection.next(), connection.next()
-    except EOFError:
-        return
+    hello, (kind, payload) = connection.next(), connection.next()
     if hello != (protocol.HELLO, token):
         return
     from vmm.lab.inside import session, zygote  # imported by then: see `main`
 
-    request = zygote.parse(payload)
-    if kind == protocol.TREE:
-        _install(connection, request["name"])
-        zygote.start(TREES, request["name"])
-    elif kind == protocol.RUN and not zygote.hand_over(connection, TREES, payload):
-        session.AgentSession(connection).run(request)
+    while kind == protocol.TREE:
+        name = zygote.parse(payload)["name"]
+        _install(connection, name)
+        zygote.start(TREES, name)
+        kind, payload = connection.next()
+    if kind == protocol.RUN and not zygote.hand_over(connection, TREES, payload):
+        session.AgentSession(connection).run(zygote.parse(payload))
 
 
 def _install(connection: protocol.Connection, name: str) -> None:
@@ -108,6 +106,8 @@ def main() -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             try:
                 _serve(stream, token)
+            except EOFError:
+                pass  # the client has closed
             finally:
                 os._exit(0)
         stream.close()
