@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from vmm.config.firmware import FlashConfig
 from vmm.config.net import NetConfig, NetKind
 from vmm.config.share import ShareConfig
 from vmm.config.vfio import VfioConfig
-from vmm.errors import UserError
+from vmm.errors import HostError, UserError
 from vmm.lab.host import client
 
 
@@ -173,7 +174,36 @@ def test_a_host_that_is_none_is_refused() -> None:
         place.is_native("moon")
 
 
-def test_native_and_lab_are_what_they_say() -> None:
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """``machine(name)`` makes this machine one whose `uname -m` is *name*."""
+
+    def become(name: str) -> None:
+        monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=name))
+
+    return become
+
+
+@pytest.mark.parametrize(
+    "command", [["run", "none.img"], ["map"], ["probe"], ["verify", "--bar=1:0.0:4"]]
+)
+def test_a_machine_that_is_not_arm64_says_so_before_anything_else(
+    machine: Callable[[str], None], command: list[str]
+) -> None:
+    """Its KVM would be asked for a GIC, and the device tree blamed for it."""
+    machine("x86_64")
+    done = CliRunner().invoke(pyvmm, [*command, "--host", "native"])
+    assert isinstance(done.exception, HostError), done.output
+    assert str(done.exception) == "--host native: this machine is not arm64; use --host lab"
+
+
+def test_pci_devices_can_be_listed_on_any_machine(machine: Callable[[str], None]) -> None:
+    machine("x86_64")
+    assert place.is_native("native", any_machine=True)
+
+
+def test_native_and_lab_are_what_they_say(machine: Callable[[str], None]) -> None:
+    machine("aarch64")
     assert place.is_native("native")
     assert not place.is_native("lab")
     assert not place.is_native("lab:nofwb")

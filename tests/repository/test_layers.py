@@ -197,7 +197,9 @@ def test_run_needs_neither_lab_nor_structlog(tmp_path: Path) -> None:
     image.write_bytes(bytes(100))
     arguments = ["pyvmm", *RUN.format(image=image).split()]
     loaded = modules_after(f"""\
-import sys
+import os, sys
+arm64 = os.uname_result((*os.uname()[:4], "aarch64"))
+os.uname = lambda: arm64
 sys.argv = {arguments}
 import vmm.cli
 try:

@@ -11,8 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 RUN = """
-import atexit, sys
+import atexit, os, sys
 atexit.register(lambda: print(*sys.modules))
+arm64 = os.uname_result((*os.uname()[:4], "aarch64"))
+os.uname = lambda: arm64
 sys.argv = ["pyvmm", "run", "--host", "native", "--memory", "64M", "/no/such/image"]
 from vmm.cli import main
 main()
@@ -67,10 +69,12 @@ def test_files_that_import_in_functions_are_listed_in_one_place() -> None:
 def test_a_machine_may_have_as_many_descriptors_as_the_host_lets_it() -> None:
     """The soft limit is for programs that use select(2); 64 queues of eight disks exceed it."""
     script = """
-import resource, sys
+import os, resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 4096))
 import atexit
 atexit.register(lambda: print(*resource.getrlimit(resource.RLIMIT_NOFILE)))
+arm64 = os.uname_result((*os.uname()[:4], "aarch64"))
+os.uname = lambda: arm64
 sys.argv = ["pyvmm", "run", "--host", "native", "--memory", "64M", "/no/such/image"]
 from vmm.cli import main
 main()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmm.errors import UserError
+from vmm.errors import HostError, UserError
 from vmm.kvm.system import DEVICE
 
 if TYPE_CHECKING:
@@ -25,11 +25,17 @@ host_option: Callable[[click.decorators.FC], click.decorators.FC] = click.option
 )
 
 
-def is_native(host: str) -> bool:
-    """Return whether *host* is this machine. Raises `UserError`: it is no kind of host."""
+def is_native(host: str, *, any_machine: bool = False) -> bool:
+    """Return whether *host* is this machine.
+
+    Raises `UserError`: it is no kind of host; `HostError`: it is this machine, which is not arm64,
+    unless *any_machine* will do.
+    """
     if host == "auto":
         return os.uname().machine == "aarch64" and os.path.exists(DEVICE)  # noqa: PTH110
     if host == "native":
+        if not any_machine and os.uname().machine != "aarch64":
+            raise HostError(f"{OPTION} native: this machine is not arm64", f"use {OPTION} lab")
         return True
     if host.partition(":")[0] == "lab":
         return False

@@ -30,7 +30,7 @@ def vfio(context: click.Context, host: str) -> None:
 def _go(context: click.Context, host: str) -> None:
     """Leave for the lab if the command runs there: by its own --host, or by the group's."""
     where = context.obj if host == "auto" else host
-    if not is_native(where):
+    if not is_native(where, any_machine=True):
         sys.exit(run_there(where))
 
 
