@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.lab.conversation import Conversation
 from vmm.lab.guest import fixture
 from vmm.lab.host.emulated_host import Host
 
@@ -118,6 +119,24 @@ def test_the_terminal_can_be_the_virtio_console(lab_host: Callable[[str], Host])
     text = done.stdout.decode().replace("\r", "")
     assert done.status == 0, text
     assert text.index("from serial\n") < text.index("from hvc\n") < text.index("got typed\n")
+    assert b"pyvmm: --console stdio: what you type goes to hvc0, but the" in done.stderr
+
+
+def test_the_keyboard_can_go_to_the_other_console(lab_host: Callable[[str], Host]) -> None:
+    """A shell on the serial port prompts, and would never hear what is typed into hvc0."""
+    guest = fixture.guest(modules=["virtio_mmio", "virtio_console"])
+    command = ["pyvmm", "run", "--host", "native", "--console", "stdio", "--cmdline"]
+    command += ["console=ttyAMA0 quiet", "--initrd", f"/host{guest.initrd}", f"/host{guest.kernel}"]
+    with Conversation(lab_host("fwb"), command, terminal=True) as talk:
+        talk.expect(rb"no console=hvc0; add it")
+        talk.expect(rb"guest:\S*# ")
+        talk.type(b"echo $((20+3))\r")
+        talk.type(b"\x01c")
+        talk.expect(rb"what you type goes to the serial port")
+        talk.type(b"echo $((40+2)); exit\r")
+        talk.expect(rb"\n42\r")
+        assert talk.finish() == 0
+        assert b"\n23\r" not in talk.output
 
 
 # --- balloon ------------------------------------------------------------------------------------

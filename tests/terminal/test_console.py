@@ -323,6 +323,19 @@ def test_escape_keys_act_and_the_guest_does_not_see_them(
     assert guest.heard == [b"a", b"b", b"BREAK", b"c", b"BREAK", b"t\x01d"]
 
 
+def test_what_is_typed_after_a_switch_goes_to_the_other_console(
+    loop: Loop, guest: Guest, pty: tuple[int, int]
+) -> None:
+    master, slave = pty
+    other = Guest()
+    with StdioConsole(loop, guest, guest, stdin=slave, stdout=slave) as console:
+        console.on_switch = lambda: console.type_into(other)
+        os.write(master, b"a\x01cb")
+        run_until(loop, lambda: bool(other.heard))
+    other.close()
+    assert (guest.heard, other.heard) == ([b"a"], [b"b"])
+
+
 def test_help_is_shown_with_line_ends_for_a_raw_terminal(
     loop: Loop, guest: Guest, pty: tuple[int, int]
 ) -> None:

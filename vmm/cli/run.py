@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 from contextlib import ExitStack, suppress
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,8 +33,10 @@ from vmm.terminal.console import StdioConsole, standard_input, standard_output, 
 from vmm.terminal.escape import parse_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import TextIO
+
+    from vmm.terminal.console import InputSink
 
 SWITCH_INTERVAL: Final = 1e-4
 """Seconds for which a Python thread may hold the GIL while others, such as a vCPU's, wait."""
@@ -337,6 +340,7 @@ def _join_consoles(
             loop, machine.output, uart, stdin=stdin, stdout=stdout, escape=escape
         )
         uart.on_space = console.input_ready
+        console.on_switch = lambda: console.say("there is one console: that takes --console stdio")
         return [owned.enter_context(console)]
 
     def resized() -> None:
@@ -345,7 +349,15 @@ def _join_consoles(
 
     serial = StdioConsole(loop, machine.output, uart, stdin=None, stdout=stdout)
     console = StdioConsole(loop, terminal, terminal, stdin=stdin, stdout=stdout, escape=escape)
-    terminal.on_space = console.input_ready
+    terminal.on_space = uart.on_space = console.input_ready
+    ends: Iterator[tuple[str, InputSink]] = cycle([("the serial port", uart), ("hvc0", terminal)])
+
+    def switch() -> None:
+        name, sink = next(ends)
+        console.type_into(sink)
+        console.say(f"what you type goes to {name}")
+
+    console.on_switch = switch
     owned.enter_context(serial)
     owned.enter_context(console)
     loop.add_signal(signal.SIGWINCH, resized)

@@ -285,6 +285,8 @@ class Machine(Closeable):
         if self._flash is not None:
             nodes.append(self._flash.node())
         cycle.load(payload, nodes)
+        if self._cycle == 0 and self.terminal is not None:
+            self._check_keyboard(payload.cmdline or "")
         self._events.emit(
             "power-on",
             image=str(config.image or config.firmware),
@@ -294,6 +296,14 @@ class Machine(Closeable):
             gic=cycle.gic.version,
             cmdline=payload.cmdline,
         )
+
+    def _check_keyboard(self, cmdline: str) -> None:
+        """Tell the user if a guest with ``--console stdio`` may not listen to it."""
+        if self._config.firmware is None and "console=hvc0" not in cmdline.split():
+            self.say(
+                "--console stdio: what you type goes to hvc0, but the kernel's command line has no "
+                "console=hvc0; add it with --cmdline, or type C-a c for the serial port"
+            )
 
     def _reset(self) -> None:
         if self._virtio_devices is not None:

@@ -100,6 +100,7 @@ class StdioConsole(Closeable):
     on_reset    C-a r
     on_balloon  C-a -, with 1 (a larger balloon); C-a +, with -1
     on_map      C-a m
+    on_switch   C-a c
     """
 
     def __init__(  # noqa: PLR0913  (two ends, each with two directions)
@@ -116,6 +117,7 @@ class StdioConsole(Closeable):
         self.on_reset: Callable[[], None] = lambda: None
         self.on_balloon: Callable[[int], None] = lambda _direction: None
         self.on_map: Callable[[], None] = lambda: None
+        self.on_switch: Callable[[], None] = lambda: None
         self._loop = loop
         self._source = source
         self._sink = sink
@@ -256,6 +258,13 @@ class StdioConsole(Closeable):
 
     # Input
 
+    def type_into(self, sink: InputSink) -> None:
+        """Send what is typed from now on to *sink*; drop what the former sink had no room for."""
+        self._offer()
+        self._queue.clear()
+        self._queued = 0
+        self._sink = sink
+
     def input_ready(self) -> None:
         """Offer the sink what waits for it, now that it has room. Thread-safe."""
         self._loop.call_soon_threadsafe(self._offer)
@@ -292,6 +301,8 @@ class StdioConsole(Closeable):
             self.on_balloon(1 if command is EscapeCommand.INFLATE else -1)
         elif command is EscapeCommand.MAP:
             self.on_map()
+        elif command is EscapeCommand.SWITCH:
+            self.on_switch()
         elif command is EscapeCommand.HELP and self._escape is not None:
             self.say(*help_lines(self._escape))
 
