@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
 from vmm.arm64 import layout
+from vmm.bus import MmioBus
 from vmm.cli.place import host_option, is_native, run_there
 from vmm.coherence import chart
 from vmm.config import MachineConfig
 from vmm.config.bar import parse_bar
+from vmm.config.firmware import parse_flash
+from vmm.config.pmem import parse_pmem
 from vmm.config.size import parse_size
 from vmm.errors import UserError
+from vmm.events import Events
 from vmm.kvm.slots import MemorySlots
 from vmm.kvm.system import System
 from vmm.machine.address_space import AddressSpace
+from vmm.machine.flash import Flash
+from vmm.terminal.console import terminal_size
 
 
 @click.command()
 @click.option("--memory", "-m", default="512M", show_default=True, help="As for run.")
-@click.option("--bar", "bars", multiple=True, metavar="BDF:REGION[@GPA][,cache=...]")
+@click.option(
+    "--bar", "bars", multiple=True, metavar="BDF:REGION[@GPA][,cache=...]", help="As for run."
+)
+@click.option("--pmem", "pmems", multiple=True, metavar="PATH[,ro]...", help="As for run.")
+@click.option("--firmware", type=click.Path(path_type=Path), metavar="FILE", help="As for run.")
+@click.option("--flash", metavar="FILE[,ro]", help="As for run.")
 @click.option("--memory-write-back", is_flag=True, help="As for run.")
 @click.option("--uapi", type=click.Choice(["auto", "mainline", "rfc"]), default="auto")
 @click.option(
@@ -36,6 +48,9 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
     *,
     memory: str,
     bars: tuple[str, ...],
+    pmems: tuple[str, ...],
+    firmware: Path | None,
+    flash: str | None,
     memory_write_back: bool,
     uapi: str,
     svg: Path | None,
@@ -49,7 +64,10 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
     if not is_native(host):
         sys.exit(run_there(host))
     config = MachineConfig(
-        image=Path(),
+        image=None if firmware else Path(),
+        firmware=firmware,
+        flash=None if flash is None else parse_flash(flash),
+        pmems=tuple(parse_pmem(text) for text in pmems),
         memory=parse_size(memory, "--memory"),
         bars=tuple(parse_bar(text) for text in bars),
         write_back=memory_write_back,
@@ -58,14 +76,22 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
     with (
         System.open() as system,
         AddressSpace(config, system) as space,
+        Flash(config, MmioBus(), Events()) if firmware or flash else nullcontext() as banks,
         system.create_vm(space.end) as vm,
     ):
-        space.plug(MemorySlots(vm))
-        entries = list(space.ledger())
+        slots = MemorySlots(vm)
+        space.plug(slots)
+        if banks is not None:
+            banks.plug(slots)
+        entries = list(space.ledger(banks.shown() if banks is not None else ()))
+        if banks is not None:
+            banks.unplug()
     if as_json:
         click.echo(json.dumps([entry.as_json() for entry in entries], indent=1))
     else:
-        click.echo("\n".join(chart.table(entries)))
+        size = terminal_size()
+        width = size[0] if size else chart.WIDE
+        click.echo("\n".join(chart.table(entries, layout.REGISTERS, width)))
     if svg is not None:
         try:
             svg.write_text(chart.svg(entries, layout.REGISTERS))

@@ -379,7 +379,9 @@ def _map(machine: Machine) -> list[str]:
     from vmm.coherence import chart
 
     try:
-        return chart.table(machine.ledger())
+        size = terminal_size()
+        room = size[0] - len("pyvmm: ") if size else chart.WIDE
+        return chart.table(machine.ledger(), layout.REGISTERS, room)
     except VmmError as error:
         return [str(error)]
 

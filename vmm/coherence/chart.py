@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from html import escape
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -34,22 +35,57 @@ def human(size: int) -> str:
     return f"{size} B"
 
 
-def table(entries: Iterable[Entry]) -> list[str]:
-    """Return the ledger as lines: for each range its facts, and below them the reasons."""
-    head = f"{'IPA':>16} {'size':>9}  {'what':28} {'slot':>4}  {'stage 1':9} {'stage 2':26} we owe"
-    lines = [head]
+WIDE: Final = 100
+"""Columns of a table that no terminal shows."""
+
+NO_REGISTERS: Final[Mapping[str, AddressRange]] = MappingProxyType({})
+
+
+def table(
+    entries: Iterable[Entry],
+    registers: Mapping[str, AddressRange] = NO_REGISTERS,
+    width: int = WIDE,
+) -> list[str]:
+    """Return the IPA space as lines of at most *width* columns, lowest address first.
+
+    Each range has a line with its addresses, and below it what it was promised, why, and what
+    maintenance is owed. *registers* are the devices' register ranges by name.
+    """
+    found: list[tuple[AddressRange, list[str]]] = []
     for entry in entries:
-        slot = "-" if entry.slot is None else str(entry.slot)
-        lines += [
-            (
-                f"{entry.base:#16x} {human(entry.size):>9}  {entry.name:28} {slot:>4}  "
-                f"{entry.attribute.stage1.value:9} {entry.promise.stage2.value:26} "
-                f"{entry.maintenance.value}"
-            ),
-            f"{'':29}backing {entry.backing.value}; stage 1: {entry.attribute.because}",
-            f"{'':29}stage 2: {entry.promise.because}",
-        ]
-    return lines
+        slot = "no slot" if entry.slot is None else f"slot {entry.slot}"
+        head = f"{_place(entry.addresses)}  {entry.name}, {slot}, {entry.backing.value}"
+        facts = (
+            ("stage 1", f"{entry.attribute.stage1.value}: {entry.attribute.because}"),
+            ("stage 2", f"{entry.promise.stage2.value}: {entry.promise.because}"),
+            ("we owe", entry.maintenance.value),
+        )
+        below = [line for name, text in facts for line in _fact(name, text, width)]
+        found.append((entry.addresses, [*_folded(head, width), *below]))
+    for name, there in registers.items():
+        head = f"{_place(there)}  {name}: trapped"
+        found.append((there, _folded(head, width)))
+    return [line for _, lines in sorted(found) for line in lines]
+
+
+def _place(addresses: AddressRange) -> str:
+    first, last = addresses.base, addresses.end - 1
+    return f"{first:#012x}..{last:#012x} {human(addresses.size):>9}"
+
+
+def _folded(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 20), subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _fact(name: str, text: str, width: int) -> list[str]:
+    start = f"  {name:8} "
+    return textwrap.wrap(
+        text,
+        max(width, 20),
+        initial_indent=start,
+        subsequent_indent=" " * len(start),
+        break_on_hyphens=False,
+    )
 
 
 TITLE: Final = "Guest physical memory, and what stage 2 promises"
@@ -59,9 +95,7 @@ BAR_X: Final = 170
 BAR_WIDTH: Final = 150
 
 
-def svg(
-    entries: Iterable[Entry], registers: Mapping[str, AddressRange] = MappingProxyType({})
-) -> str:
+def svg(entries: Iterable[Entry], registers: Mapping[str, AddressRange] = NO_REGISTERS) -> str:
     """Return an SVG of the IPA space: lowest address at the bottom, not to scale, gaps marked.
 
     *registers* are the devices' register ranges by name, drawn for orientation.

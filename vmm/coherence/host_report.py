@@ -96,7 +96,7 @@ def _host_facts(
         "kernel": platform.release(),
         "machine": platform.machine(),
         "cpus": os.cpu_count() or 1,
-        "page-size": mmap.PAGESIZE,
+        "page_size": mmap.PAGESIZE,
     }
     if ctr := lib.pyvmm_ctr_el0():
         facts["CTR_EL0"] = f"{ctr:#x}"

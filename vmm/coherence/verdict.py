@@ -65,7 +65,7 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return {"memory-type": self.memory_type.value, "evidence": list(self.evidence)}
+        return {"memory_type": self.memory_type.value, "evidence": list(self.evidence)}
 
 
 class Contents(Protocol):
