@@ -31,6 +31,7 @@ CELLS = [
     ),
     ("gicv2", MIDDLE, 1),
     ("gicv2", NEW, 4),
+    ("16k", NEW, 4),
 ]
 
 

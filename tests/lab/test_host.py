@@ -108,6 +108,7 @@ def test_a_command_that_takes_too_long_is_ended(lab_host: Callable[[str], Host])
         ("fwb", "test -c /dev/kvm && dmesg | grep -q 'VHE.*initialized\\|GICv3'"),
         ("nofwb", "test -c /dev/kvm && dmesg | grep -q GICv3"),
         ("gicv2", "test -c /dev/kvm && ! dmesg | grep -q 'GICv3: '"),
+        ("16k", "test -c /dev/kvm && python3 -c 'import mmap; assert mmap.PAGESIZE == 16384'"),
     ],
 )
 def test_every_profile_has_kvm(lab_host: Callable[[str], Host], profile: str, script: str) -> None:

@@ -51,6 +51,8 @@ class StockKernel:
 
     version: str = "7.*"
     suite: str = "trixie-backports"
+    flavour: str = "arm64"
+    """Debian's name for the configuration; ``arm64-16k`` has pages of 16 KiB."""
     extra: tuple[str, ...] = ()
     """Further modules for the host."""
 
@@ -59,7 +61,7 @@ class StockKernel:
         """The modules of the kernel's unpacked packages."""
 
         def name(kind: str) -> str:
-            pattern = f"linux-{kind}-{self.version}-arm64"
+            pattern = f"linux-{kind}-{self.version}-{self.flavour}"
             return apt.newest(pattern, suite=self.suite, arch="arm64")
 
         packages = [name("binary"), name("modules"), name("base")]

@@ -30,6 +30,12 @@ PROFILES: dict[str, Profile] = {
             gic=2,
         ),
         Profile(
+            "16k",
+            "like fwb, but with Debian's kernel that has pages of 16 KiB",
+            cpu="max,pauth-impdef=on",
+            kernel=StockKernel(flavour="arm64-16k"),
+        ),
+        Profile(
             "vfio",
             "fwb with an SMMU, and PCI devices behind it to give to guests",
             cpu="max,pauth-impdef=on",
