@@ -75,9 +75,9 @@ def test_a_signals_status_is_128_plus_its_number(kept: None) -> None:
     assert sh("kill -9 $$").returncode == 128 + 9
 
 
-def test_a_command_that_is_not_there_is_a_user_error_of_one_line(kept: None) -> None:
+def test_a_command_that_is_not_there_is_status_127_and_one_line(kept: None) -> None:
     done = run(["no-such-command"])
-    assert done.returncode == 2
+    assert done.returncode == 127
     assert done.stderr == (b"pyvmm: in the lab host: no-such-command: No such file or directory\n")
 
 
@@ -279,7 +279,7 @@ def test_status_lists_the_host(kept: None) -> None:
 
 def test_up_when_it_is_up_changes_nothing(kept: None) -> None:
     before = lab("status", "--json")
-    lab("up", PROFILE)
+    assert lab("up", PROFILE) == f"{PROFILE} is up already\n"
     assert lab("status", "--json") == before
 
 

@@ -18,7 +18,7 @@ from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.profiles import DEFAULT, PROFILES
 from vmm.lab.host.profiles import profile as known
 
-_PROFILE = click.argument("profile")
+_PROFILE = click.argument("profile", default=DEFAULT)
 _FILE = click.Path(path_type=Path)
 
 
@@ -32,12 +32,28 @@ def lab() -> None:
 
 
 @lab.command()
-def profiles() -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON array, for programs.")
+def profiles(*, as_json: bool) -> None:
     """List the kinds of hosts."""
+    if as_json:
+        found = [
+            {
+                "profile": name,
+                "description": profile.description,
+                "default": name == DEFAULT,
+                "cpu": profile.cpu,
+                "cpus": profile.cpus,
+                "gic": profile.gic,
+                "memory": profile.memory,
+            }
+            for name, profile in PROFILES.items()
+        ]
+        click.echo(json.dumps(found, indent=1))
+        return
     width = max(map(len, PROFILES))
     for name, profile in PROFILES.items():
         note = " (default)" if name == DEFAULT else ""
-        click.echo(f"{name:{width}} {profile.description}{note}")
+        click.echo(f"{name:{width}}  {profile.description}{note}")
 
 
 @lab.command()
@@ -61,39 +77,48 @@ def build(names: tuple[str, ...], *, everything: bool, refresh: bool) -> None:
 @lab.command()
 @_PROFILE
 def up(profile: str) -> None:
-    """Start a host and keep it up for further commands."""
-    host = Host.start(profile, keep=True)
+    """Start a host of PROFILE (default: fwb) and keep it up for further commands."""
+    found = Host.find(known(profile).name)
+    host = found or Host.start(profile, keep=True)
     host.agent.install_tree()
-    click.echo(f"{profile} is up (it took {host.record.boot_seconds:.1f} s)")
+    how = "already" if found else f"(it took {host.record.boot_seconds:.1f} s)"
+    click.echo(f"{profile} is up {how}")
 
 
 @lab.command()
-@_PROFILE
-@click.argument("names", metavar="PACKAGE...", nargs=-1, required=True)
-def install(profile: str, names: tuple[str, ...]) -> None:
+@click.argument("names", metavar="[PROFILE] PACKAGE...", nargs=-1, required=True)
+def install(names: tuple[str, ...]) -> None:
     """Install Debian packages, and all they depend on, in the host of PROFILE that is kept up.
 
+    The first word is PROFILE if it is the name of one; by default it is fwb.
     `pyvmm run --host lab` does that by itself for what its options need.
     """
-    host = Host.find(known(profile).name)
+    profile, wanted = (names[0], names[1:]) if names[0] in PROFILES else (DEFAULT, names)
+    if not wanted:
+        raise UserError(f"pyvmm lab install {profile}: which packages?", "name Debian's")
+    host = Host.find(profile)
     if host is None:
         raise UserError(f"no lab host {profile} is up", f"start it: pyvmm lab up {profile}")
-    packages.install(host, names)
+    packages.install(host, wanted)
 
 
 @lab.command()
 @click.argument("names", metavar="[PROFILE]...", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="End all hosts, kept up or not.")
+@click.option("--all", "everything", is_flag=True, help="End all hosts of yours, kept up or not.")
 def down(names: tuple[str, ...], *, everything: bool) -> None:
-    """End hosts that are kept up."""
-    if not names and not everything:
-        raise UserError("pyvmm lab down: which host?", "name its profile, or say --all")
-    for name in names:
-        known(name)
+    """End hosts that are kept up (default: fwb). Hosts of other users stay."""
+    wanted = {known(name).name for name in names or (() if everything else [DEFAULT])}
+    ended = set()
     for directory, record in state.hosts():
-        if everything or directory.name in names:
+        if everything or directory.name in wanted:
             state.discard(directory, record)
-            click.echo(f"{directory.name} is down")
+            ended.add(directory.name)
+            whose = "" if record.keep else f"; it was for one command, process {record.owner.pid}"
+            click.echo(f"{directory.name} is down{whose}")
+    for name in sorted(wanted - ended):
+        click.echo(f"{name} was not up")
+    if not wanted and not ended:
+        click.echo("no lab host runs")
 
 
 @lab.command()
@@ -124,15 +149,27 @@ def status(*, as_json: bool) -> None:
         click.echo("no lab host runs")
 
 
-@lab.command("exec", context_settings={"ignore_unknown_options": True})
-@_PROFILE
+class _Exec(click.Command):
+    """A command whose first argument, PROFILE, may be left out before ``--``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the default PROFILE before a leading ``--``, which click would drop."""
+        return super().parse_args(ctx, [DEFAULT, *args] if args[:1] == ["--"] else args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the synopsis."""
+        return ["[PROFILE]", "--", "COMMAND..."]
+
+
+@lab.command("exec", cls=_Exec, context_settings={"ignore_unknown_options": True})
+@click.argument("profile")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def execute(profile: str, command: tuple[str, ...]) -> None:
-    """Run COMMAND in a host of PROFILE, in the current directory; exit with its status.
+    """Run COMMAND in a host of PROFILE (default: fwb), here; exit with its status.
 
     Use the host that `up` keeps, or else one for this command only. The host gets the vmm of this
     pyvmm. Files of this machine are at their own places unless the host has its own (/usr, /etc,
-    /var, ...); all of them are below /host.
+    /var, ...); all of them are below /host. A command that is not there is status 127.
     """
     sys.exit(run_in_lab(known(profile).name, command))
 
@@ -140,7 +177,7 @@ def execute(profile: str, command: tuple[str, ...]) -> None:
 @lab.command()
 @_PROFILE
 def shell(profile: str) -> None:
-    """Run an interactive shell in a host of PROFILE."""
+    """Run an interactive shell in a host of PROFILE (default: fwb)."""
     name = known(profile).name
     sys.exit(run_in_lab(name, ["sh"], {"PS1": f"{name}:\\w# "}))
 

@@ -5,6 +5,7 @@ The agent's end is `vmm.lab.inside.session.AgentSession`; `vmm.lab.protocol` has
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -62,6 +63,14 @@ class Completed:
     """As a shell counts it: 128 + N if signal N ended the command."""
     stdout: bytes
     stderr: bytes
+
+
+class NotStartedError(UserError):
+    """A command that could not be started; *text* says why. The status is a shell's."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"in the lab host: {text}")
+        self.exit_code = 127 if text.endswith(os.strerror(errno.ENOENT)) else 126
 
 
 class AgentClient:
@@ -226,5 +235,5 @@ class ClientSession(Closeable):
             elif kind == protocol.EXIT:
                 return int(protocol.NUMBER.unpack(payload)[0])
             elif kind == protocol.FAILED:
-                raise UserError(f"in the lab host: {payload.decode(errors='replace')}")
+                raise NotStartedError(payload.decode(errors="replace"))
         return None
