@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from vmm.cli import lab, pyvmm
 from vmm.errors import UserError
+from vmm.lab.host import packages as packages_module
 from vmm.lab.host import state
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.profiles import DEFAULT, PROFILES
@@ -110,7 +111,7 @@ def test_packages_are_installed_in_the_host_of_run(
 ) -> None:
     monkeypatch.setattr(Host, "find", lambda name: name)
     taken: list[tuple[str, tuple[str, ...]]] = []
-    monkeypatch.setattr(lab.packages, "install", lambda host, names: taken.append((host, names)))
+    monkeypatch.setattr(packages_module, "install", lambda host, names: taken.append((host, names)))
     assert run("install", *words).exit_code == 0
     assert taken == [(profile, packages)]
 

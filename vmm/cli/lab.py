@@ -11,8 +11,8 @@ import click
 
 from vmm.errors import UserError
 from vmm.lab.debian import apt, rootfs
+from vmm.lab.host import cleaning, packages, qemu, state, tree
 from vmm.lab.host import matrix as table
-from vmm.lab.host import packages, qemu, state, tree
 from vmm.lab.host.client import run_in_lab
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.profiles import DEFAULT, PROFILES
@@ -72,6 +72,7 @@ def build(names: tuple[str, ...], *, everything: bool, refresh: bool) -> None:
         profile.kernel.image()
         rootfs.initrd(profile.kernel.modules())
     tree.archive()
+    cleaning.keep_bound()
 
 
 @lab.command()
@@ -119,6 +120,27 @@ def down(names: tuple[str, ...], *, everything: bool) -> None:
         click.echo(f"{name} was not up")
     if not wanted and not ended:
         click.echo("no lab host runs")
+
+
+@lab.command()
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    default=cleaning.OLD,
+    show_default=True,
+    metavar="DAYS",
+    help="Remove what was not used for so long; 0: all that is not in use.",
+)
+def clean(*, older_than: float) -> None:
+    """Remove what the cache has and nobody has used for DAYS.
+
+    What hosts and other programs of this user use stays. What is needed again is downloaded or
+    built again.
+    """
+    removed, stay = cleaning.clean(older_than * cleaning.DAY)
+    for line in cleaning.summary(removed):
+        click.echo(line)
+    click.echo(f"removed {cleaning.counted(removed)}; {cleaning.counted(stay)} stay")
 
 
 @lab.command()

@@ -7,6 +7,7 @@ a crashed one left. Any number of processes may use the cache at once.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -14,7 +15,6 @@ import json
 import os
 import shutil
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,9 @@ from vmm.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+built: list[Path] = []
+"""Entries that this process has built: the cache may have become too large."""
 
 _YOUNG = 3600.0
 """Seconds for which an entry is spared from pruning."""
@@ -43,7 +46,7 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@contextmanager
+@contextlib.contextmanager
 def writing(what: str) -> Iterator[None]:
     """Turn OSError into a HostError that says that *what* was being written."""
     try:
@@ -60,7 +63,7 @@ def writing(what: str) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def lock(name: str) -> Iterator[None]:
     """Hold the cache's lock *name*, with flock: released even by SIGKILL."""
     with writing("a lock"):
@@ -82,6 +85,20 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def used(path: Path) -> None:
+    """Record that the entry which has *path* is used now, for who removes the longest unused.
+
+    What counts is the time of the inode's last change. A package's time of modification is the
+    mirror's.
+    """
+    kind = path.relative_to(root()).parts[0]
+    with contextlib.suppress(OSError):  # a cache that can be read will do
+        while path.parent != root():
+            if path.name != kind:
+                os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+            path = path.parent
+
+
 def entry(path: Path, build: Callable[[Path], None]) -> Path:
     """Return *path*; if it does not exist, let ``build(temporary)`` make it first.
 
@@ -89,6 +106,7 @@ def entry(path: Path, build: Callable[[Path], None]) -> Path:
     is full or not writable, and whatever *build* raises.
     """
     if path.exists():
+        used(path)
         return path
     with lock("-".join(path.relative_to(root()).parts)):
         if path.exists():  # another process was faster
@@ -100,13 +118,14 @@ def entry(path: Path, build: Callable[[Path], None]) -> Path:
             try:
                 build(temporary)
                 temporary.rename(path)
+                built.append(path)
             except BaseException:
                 remove(temporary)
                 raise
     return path
 
 
-@contextmanager
+@contextlib.contextmanager
 def scratch(temporary: Path, name: str) -> Iterator[Path]:
     """Give the builder of *temporary* another path beside it; remove what is there afterwards."""
     path = temporary.with_suffix(f".{name}")

@@ -266,7 +266,11 @@ def fetch(packages: Sequence[str], *, suite: str, arch: str, closure: bool = Fal
 
     def cached() -> list[Path] | None:
         paths = [_pool() / name for name in _recorded(key) or ()]
-        return paths if paths and all(path.exists() for path in paths) else None
+        if not paths or not all(path.exists() for path in paths):
+            return None
+        for path in paths:
+            cache.used(path)
+        return paths
 
     if paths := cached():
         return paths

@@ -16,7 +16,7 @@ from vmm.errors import HostError
 from vmm.lab import cache, protocol
 from vmm.lab.command import missing
 from vmm.lab.debian import rootfs
-from vmm.lab.host import profiles, qemu, qmp, state, tree
+from vmm.lab.host import cleaning, profiles, qemu, qmp, state, tree
 from vmm.lab.host.session import AgentClient, Completed
 from vmm.lab.inside.agent import READY
 from vmm.lab.progress import step
@@ -116,6 +116,7 @@ class Host:
             state.discard(directory, record)
             _bury(record)
             raise
+        cleaning.keep_bound()
         return host
 
     def _set_up(self, line: str) -> None:

@@ -125,7 +125,10 @@ class BuiltKernel:
             for path in _images().glob(f"{self.flavour}-*/build.json")
             if cache.read_json(path).get("inputs") == self._inputs
         ]
-        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+        newest = max(found, key=lambda path: (path / "build.json").stat().st_mtime, default=None)
+        if newest:
+            cache.used(newest)
+        return newest
 
     def _build(self) -> Path:
         compiler = build.compiler()
