@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pty
+import select
 import signal
 import struct
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from vmm.lab import protocol
+from vmm.lab.guest import stock_guest
 from vmm.lab.host import state
 from vmm.lab.host.emulated_host import Host
 
@@ -267,6 +269,59 @@ def test_ctrl_c_reaches_the_command_not_the_client(kept: None) -> None:
     assert b"caught" in shown
     assert status == 6
     assert same
+
+
+class Screen:
+    """A terminal with *command* on it, and when each byte came."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.leader, follower = pty.openpty()
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.client = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower)
+        os.close(follower)
+        self.shown = b""
+        self.longest = 0.0
+        """Seconds of the longest silence before what was expected."""
+
+    def expect(self, text: bytes, seconds: float = 120.0) -> bytes:
+        """Wait for *text*; return what came before."""
+        began = last = time.monotonic()
+        self.longest = 0.0
+        while text not in self.shown:
+            assert select.select([self.leader], [], [], began + seconds - last)[0], self.shown
+            self.shown += os.read(self.leader, 4096)
+            self.longest = max(self.longest, time.monotonic() - last)
+            last = time.monotonic()
+        before, _, self.shown = self.shown.partition(text)
+        return before
+
+    def rest(self) -> bytes:
+        """Return what comes until the command ends."""
+        with contextlib.suppress(OSError):
+            while data := os.read(self.leader, 4096):
+                self.shown += data
+        self.client.wait(60)
+        os.close(self.leader)
+        return self.shown
+
+
+def test_a_run_on_a_terminal_is_not_silent_while_it_is_waited_for(kept: None) -> None:
+    screen = Screen(
+        [
+            *(*PYVMM, "run", "--host", f"lab:{PROFILE}", "--cmdline", "console=ttyAMA0 quiet"),
+            *("--initrd", str(stock_guest.initramfs()), str(stock_guest.kernel())),
+        ]
+    )
+    for key in (b"r", b"x"):
+        before = screen.expect(b"pyvmm guest: Linux")
+        assert screen.longest < 4, "a second, on a machine that is busy"
+        line = b"pyvmm: waiting for the guest to speak"
+        assert line in before
+        assert before.rpartition(line)[2].startswith(b"\r\x1b[K"), "the line is gone"
+        screen.expect(b"guest:/# ")
+        os.write(screen.leader, b"\x01" + key)
+    assert screen.rest().endswith(b"\r\n"), "the shell's prompt gets a line of its own"
+    assert screen.client.returncode == 130
 
 
 def test_status_lists_the_host(kept: None) -> None:

@@ -615,3 +615,50 @@ def test_say_survives_a_missing_stderr(
     monkeypatch.setattr(sys, "stderr", None)
     with StdioConsole(loop, guest, guest, stdin=None, stdout=None) as console:
         console.say("nobody hears")
+
+
+# --- lines of pyvmm's amid the guest's -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "after"), [(b"guest:~# ", b"\r\n"), (b"power down\r\n", b""), (b"", b"")]
+)
+def test_the_shells_prompt_does_not_follow_the_guests(
+    loop: Loop, guest: Guest, pty: tuple[int, int], sent: bytes, after: bytes
+) -> None:
+    master, slave = pty
+    with StdioConsole(loop, guest, guest, stdin=slave, stdout=slave) as console:
+        if sent:
+            guest.send(sent)
+            expect(loop, master, sent.strip(b"\r\n"))
+        console.end_line()
+    os.set_blocking(master, False)
+    left = b""
+    with contextlib.suppress(BlockingIOError):
+        left = os.read(master, 4096)
+    assert left.lstrip(b"\r\n" if sent.endswith(b"\n") else b"") == after
+
+
+def test_a_pipe_gets_no_byte_that_the_guest_has_not_sent(
+    loop: Loop, guest: Guest, pipes: tuple[int, int, int, int]
+) -> None:
+    with StdioConsole(loop, guest, guest, stdin=pipes[0], stdout=pipes[3]) as console:
+        guest.send(b"guest:~# ")
+        settle(loop)
+        console.end_line()
+    assert os.read(pipes[2], 4096) == b"guest:~# "
+
+
+def test_whoever_waits_is_told_before_the_guests_output_is_written(
+    loop: Loop, guest: Guest, pipes: tuple[int, int, int, int]
+) -> None:
+    told: list[str] = []
+    with StdioConsole(loop, guest, guest, stdin=pipes[0], stdout=pipes[3]) as console:
+        console.on_output = lambda: told.append("output")
+        settle(loop)
+        assert told == []
+        guest.send(b"hello")
+        settle(loop)
+        assert told == ["output"]
+        console.say("a line")
+        assert told == ["output", "output"]

@@ -31,6 +31,7 @@ from vmm.loop import Loop
 from vmm.machine.machine import Ending, Machine
 from vmm.terminal.console import StdioConsole, standard_input, standard_output, terminal_size
 from vmm.terminal.escape import parse_prefix
+from vmm.terminal.waiting import WaitingLine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -364,6 +365,20 @@ def _join_consoles(
     return [console, serial]
 
 
+def _tell_silence(machine: Machine, consoles: Sequence[StdioConsole], owned: ExitStack) -> None:
+    """On a terminal, say so while the guest says nothing after power-on, and end its last line."""
+    owned.callback(consoles[0].end_line)  # the shell's prompt is not to follow the guest's
+    waiting = owned.enter_context(WaitingLine())
+    for each in consoles:
+        each.on_output = waiting.end
+
+    def power_on() -> None:
+        consoles[0].end_line()
+        waiting.begin("waiting for the guest to speak")
+
+    machine.on_power_on = power_on
+
+
 def _squeeze(machine: Machine, config: MachineConfig, direction: int) -> str:
     """Change the balloon's size by one step up (1) or down (-1); return a line for the user."""
     if machine.balloon is None:
@@ -413,6 +428,7 @@ def run_machine(
         ExitStack() as owned,
     ):
         console, *others = _join_consoles(loop, machine, escape, owned)
+        _tell_silence(machine, [console, *others], owned)
 
         def quit_for(number: int) -> None:
             received.append(number)

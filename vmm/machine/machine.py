@@ -79,6 +79,8 @@ class Machine(Closeable):
         self._loop = loop
         self._events = events
         self.say: Callable[[str], None] = lambda _line: None
+        self.on_power_on: Callable[[], None] = lambda: None
+        """Called at the start of each power cycle: it takes seconds until the guest speaks."""
         """Called with each line for the user."""
         self.panic_reason = ""
         """What the kernel said of its panic; empty: it said nothing, or there was none."""
@@ -241,6 +243,7 @@ class Machine(Closeable):
             self._reset()
 
     def _run_cycle(self) -> Ending:
+        self.on_power_on()
         with PowerCycle(self._system, self.space, self._config.cpus) as cycle:
             self._load(cycle)
             self._connect(cycle)

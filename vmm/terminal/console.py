@@ -118,6 +118,8 @@ class StdioConsole(Closeable):
         self.on_balloon: Callable[[int], None] = lambda _direction: None
         self.on_map: Callable[[], None] = lambda: None
         self.on_switch: Callable[[], None] = lambda: None
+        self.on_output: Callable[[], None] = lambda: None
+        """Called before anything is written for the user: from the guest, or by `say`."""
         self._loop = loop
         self._source = source
         self._sink = sink
@@ -132,6 +134,7 @@ class StdioConsole(Closeable):
         self._queue: deque[bytes | EscapeCommand] = deque()
         self._queued = 0  # bytes
         self._pending = bytearray()
+        self._at_start = True  # the cursor, as far as we know
         self._moved = 0  # bytes written, or dropped
         self._blocked = False  # stdout says when to go on
         self._timer: Cancellable | None = None
@@ -180,6 +183,7 @@ class StdioConsole(Closeable):
 
     def say(self, *lines: str) -> None:
         """Show *lines* to the user: on the terminal, amid the guest's output, or on stderr."""
+        self.on_output()
         text = "".join(f"pyvmm: {line}\n" for line in lines)
         if self._terminal and self._terminal.raw:
             text = "\r\n" + text.replace("\n", "\r\n")
@@ -191,6 +195,14 @@ class StdioConsole(Closeable):
             with suppress(OSError):
                 sys.stderr.write(text)
                 sys.stderr.flush()
+
+    def end_line(self) -> None:
+        """On a terminal, start a new line unless the cursor is at the start of one."""
+        if not (self._terminal and self._terminal.raw) or self._at_start or self._pending:
+            return
+        if self._outlet is not None and os.isatty(self._outlet.fileno()):
+            self._pending += b"\r\n"
+            self._write()
 
     # Output: it waits for the source, for a moment (LINGER), or for stdout
 
@@ -222,6 +234,7 @@ class StdioConsole(Closeable):
                 self._pending += self._source.drain(OUTPUT_CHUNK)
                 if not self._pending:
                     return True
+                self.on_output()
             self._write()
             if self._pending:
                 return False
@@ -241,6 +254,8 @@ class StdioConsole(Closeable):
             except OSError as error:
                 self._drop_output(error)
         self._moved += written
+        if written:
+            self._at_start = self._pending[written - 1] in b"\r\n"
         del self._pending[:written]
         if self._pending and self._outlet is not None and not self._blocked:
             # The source waits with us: its ring may fill up.

@@ -13,6 +13,7 @@ from vmm.lab import protocol
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.packages import install
 from vmm.terminal.raw_mode import Terminal
+from vmm.terminal.waiting import WaitingLine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -49,10 +50,17 @@ def execute(host: Host, argv: Sequence[str], env: Mapping[str, str] | None = Non
     If stdin and stdout are terminals, the command gets a terminal, too, and ours is raw meanwhile.
     """
     terminal = Terminal(0) if os.isatty(0) and os.isatty(1) else None
-    with _signals() as (wakeup, arrived):
+    name = " ".join(argv[: 2 if argv[0] == "pyvmm" else 1])
+    with WaitingLine() as waiting, _signals() as (wakeup, arrived):
+
+        def write(kind: bytes, data: bytes) -> None:
+            waiting.end()
+            _write(kind, data)
+
+        waiting.begin(f"waiting for {name} in lab host {host.record.profile}")
         size = os.get_terminal_size(1) if terminal else None
         tty = (size.lines, size.columns) if size else None
-        session = host.agent.start(argv, _write, env=env, tty=tty)
+        session = host.agent.start(argv, write, env=env, tty=tty)
         try:
             if terminal and terminal.is_foreground():
                 terminal.make_raw()
