@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vmm.lab.debian.cpio import CpioWriter
+from vmm.cpio import CpioWriter
 from vmm.lab.guest import stock_guest
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.gh200 import BDF

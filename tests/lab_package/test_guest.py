@@ -72,6 +72,7 @@ def test_a_kernel_that_debian_lacks_is_named() -> None:
         stock_guest.kernel("1.2")
 
 
-def test_init_is_a_script_that_a_shell_parses() -> None:
-    script = Path(stock_guest.__file__).with_name("init.sh")
+@pytest.mark.parametrize("name", ["init.sh", "command.sh"])
+def test_init_is_a_script_that_a_shell_parses(name: str) -> None:
+    script = Path(stock_guest.__file__).with_name(name)
     subprocess.run(["sh", "-n", str(script)], check=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab_package import newc
+from vmm.cpio import CpioWriter
 from vmm.lab.debian import modules
-from vmm.lab.debian.cpio import CpioWriter
 from vmm.lab.host import session
 
 

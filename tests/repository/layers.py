@@ -40,6 +40,7 @@ LAYERS: Final = (  # lowest first
             "loop": "the main thread's event loop",
             "memory": "guest memory: mappings found by guest address",
             "image_lock": "flock on images",
+            "cpio": "archives that Linux unpacks as its initial file system",
             "lab": "emulated hosts: protocol, cache, progress",
         },
     ),

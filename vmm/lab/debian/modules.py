@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm.cpio import CpioWriter
 from vmm.errors import HostError
 from vmm.lab import cache, command
 from vmm.lab.debian import apt, prefix
-from vmm.lab.debian.cpio import CpioWriter
 from vmm.lab.progress import step
 
 if TYPE_CHECKING:

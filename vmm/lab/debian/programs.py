@@ -12,10 +12,10 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm.cpio import CpioWriter
 from vmm.errors import HostError
 from vmm.lab import cache
 from vmm.lab.debian import apt, rootfs
-from vmm.lab.debian.cpio import CpioWriter
 from vmm.lab.progress import step
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from functools import cache as once
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm.cpio import CpioWriter, concatenate
 from vmm.lab import cache, command
 from vmm.lab.debian import apt, prefix
-from vmm.lab.debian.cpio import CpioWriter, concatenate
 from vmm.lab.progress import step
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ import hashlib
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmm.cpio import CpioWriter, concatenate
 from vmm.errors import UserError
 from vmm.lab import cache
 from vmm.lab.debian import modules, programs
-from vmm.lab.debian.cpio import CpioWriter, concatenate
 from vmm.lab.debian.modules import Modules
 from vmm.lab.guest.stock_guest import CLOUD, NEWEST, STANDARD, initramfs, linux_packages
 from vmm.lab.guest.stock_guest import kernel as image

@@ -10,16 +10,24 @@
 #     pyvmm.then=idle        do nothing more
 #
 # With vmm.lab.guest.fixture, modules are loaded before COMMAND, and a script is sourced after it.
+# A command that pyvmm has put into /etc/pyvmm.command comes instead of all that: see command.sh.
 # The CPU may be emulated: use the shell's builtins where possible.
 . /etc/profile
 mount -a # /etc/fstab: one process for all
 echo guest >/proc/sys/kernel/hostname
 read -r arguments </proc/cmdline
 read -r release </proc/sys/kernel/osrelease
-read -r cpus </sys/devices/system/cpu/online
-echo "
+read -r cpus </sys/devices/system/cpu/online # such as 0-3,5
+count=0
+IFS=,
+for range in $cpus; do count=$((count + ${range#*-} - ${range%-*} + 1)); done
+unset IFS
+banner="
 pyvmm guest: Linux $release
-CPUs online: $cpus"
+CPUs online: $count"
+echo "$banner"
+consoles=
+read -r consoles </sys/class/tty/console/active # the preferred one, which has our output, is last
 
 modules=/usr/lib/modules/$release
 if [ -e "$modules/pyvmm.load" ]; then
@@ -40,6 +48,13 @@ if [ -e "$modules/pyvmm.load" ]; then
     *) modprobe -a $load ;;
     esac
 fi
+
+# hvc0 comes with its driver, which may be a module. If it is a console, it shows the banner, too.
+if [ -e /dev/hvc0 ] && [ "${consoles##* }" != hvc0 ]; then
+    read -r consoles </sys/class/tty/console/active
+    case " $consoles " in *' hvc0 '*) echo "$banner" >/dev/hvc0 ;; esac
+fi
+[ ! -e /etc/pyvmm.command ] || . /etc/pyvmm.runner # does not return
 
 next=shell
 for word in $arguments; do

@@ -13,12 +13,16 @@ import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from vmm.cpio import CpioWriter
 from vmm.errors import HostError
 from vmm.lab import cache, command
 from vmm.lab.debian import apt, prefix
-from vmm.lab.debian.cpio import CpioWriter
 from vmm.lab.progress import step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 NEWEST = "7"
 VERSIONS = ("6.1", "6.12", NEWEST)
@@ -42,6 +46,9 @@ proc /proc proc defaults 0 0
 sysfs /sys sysfs defaults 0 0
 devtmpfs /dev devtmpfs defaults 0 0
 """
+FILESYSTEMS = ("ext4", "vfat", "iso9660", "squashfs")
+"""What mount without -t tries, as no file system is registered before its module is loaded."""
+
 _PROFILE = """\
 export PATH=/usr/sbin:/usr/bin:/bin HOME=/root TERM=linux ENV=/etc/profile PS1='guest:\\w# '
 # There is no init to ask: ask the kernel.
@@ -100,13 +107,17 @@ def initramfs() -> Path:
     """
     suite, package = _BUSYBOX
     (deb,) = apt.fetch([package], suite=suite, arch="arm64")
-    init = Path(__file__).with_name("init.sh").read_bytes()
-    key = cache.digest(deb.name, init.decode(), Path(__file__).read_text())
+    scripts = {
+        "init": Path(__file__).with_name("init.sh").read_bytes(),
+        "etc/pyvmm.runner": Path(__file__).with_name("command.sh").read_bytes(),
+    }
+    texts = [script.decode() for script in scripts.values()]
+    key = cache.digest(deb.name, *texts, Path(__file__).read_text())
 
     def build(temporary: Path) -> None:
         with cache.scratch(temporary, "busybox") as busybox:
             _extract(deb, "busybox", busybox)
-            _pack(temporary, init, busybox.read_bytes())
+            _pack(temporary, scripts, busybox.read_bytes())
 
     return cache.entry(_directory() / f"initramfs-{key}.cpio", build)
 
@@ -143,14 +154,18 @@ def _extract(deb: Path, name: str, to: Path) -> None:
     raise HostError(f"{deb} holds no {name}", "`pyvmm lab build --refresh` asks the mirror again")
 
 
-def _pack(to: Path, init: bytes, busybox: bytes) -> None:
+def _pack(to: Path, scripts: Mapping[str, bytes], busybox: bytes) -> None:
     with to.open("wb") as file:
         archive = CpioWriter(file)
         for name in _DIRECTORIES:
             archive.directory(name)
+        # vmm.arm64.guest_command looks for it among the first entries.
+        archive.file("etc/pyvmm.guest", b"")
         archive.character_device("dev/console", 5, 1)
-        archive.file("init", init, 0o755)
+        for name, script in scripts.items():
+            archive.file(name, script, 0o755)
         archive.file("etc/fstab", _FSTAB.encode())
+        archive.file("etc/filesystems", "".join(f"{name}\n" for name in FILESYSTEMS).encode())
         archive.file("etc/profile", _PROFILE.encode())
         archive.file("etc/udhcpc.script", _UDHCPC.encode(), 0o755)
         archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")

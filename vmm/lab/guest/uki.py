@@ -38,7 +38,15 @@ MODULES = (
     "nd_pmem",
     "nvme",
     "af_packet",
+    # File systems, which the kernel asks modprobe for on mount.
     "ext4",
+    "isofs",
+    "loop",
+    "overlay",
+    "squashfs",
+    "vfat",
+    "nls_cp437",  # vfat's by default
+    "nls_ascii",
 )
 
 _UKIFY = ("systemd-ukify", "systemd-boot-efi", "python3-pefile")
