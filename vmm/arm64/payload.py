@@ -63,6 +63,10 @@ def load(
             f"{CMDLINE_BYTES}",
             "make --cmdline shorter",
         )
+    if config.command is not None:
+        from vmm.arm64 import guest_command
+
+        initrd = guest_command.append(initrd, config.command, name)
     return Payload(kernel, initrd, name, cmdline)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import resource
 import signal
 import sys
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import TextIO
 
+    from vmm.config.command import CommandConfig
+    from vmm.machine.guest_command import GuestCommand
     from vmm.terminal.console import InputSink
 
 SWITCH_INTERVAL: Final = 1e-4
@@ -48,16 +51,51 @@ DESCRIPTORS: Final = 1 << 16
 BALLOON_STEP: Final = 64 << 20
 """Bytes by which C-a - and C-a + change the balloon; also what the guest always keeps."""
 
+STATUS: Final = {
+    Ending.POWERED_OFF: EXIT_POWERED_OFF,
+    Ending.RESET: EXIT_POWERED_OFF,
+    Ending.CRASHED: EXIT_GUEST,
+    Ending.PANICKED: EXIT_GUEST,
+    Ending.TIMED_OUT: EXIT_TIMEOUT,
+    Ending.QUIT: EXIT_SIGNAL_BASE + signal.SIGINT,
+}
+"""Exit statuses of a guest's endings."""
+
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+COMMAND: Final = "vmm.cli.run.command"
+"""Where the words after ``--`` are in click's context."""
 
 _PATH = click.Path(path_type=Path, readable=False)  # whoever opens the file reports the error
 
 
-@click.command()
+class Run(click.Command):
+    """The command ``run``: the words after ``--`` are the guest's command."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Set the words after ``--`` aside, and parse the rest."""
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta[COMMAND] = tuple(args[at + 1 :])
+            args = args[:at]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Return the parts of the usage line."""
+        return [*super().collect_usage_pieces(ctx), "[-- COMMAND...]"]
+
+
+@click.command(cls=Run)
 @click.argument("image", type=_PATH, required=False)
 @click.option("--cpus", "-c", type=int, default=1, show_default=True, help="Number of vCPUs.")
 @click.option(
     "--memory", "-m", default="512M", show_default=True, help="Guest RAM: 512M, 2G; plain: MiB."
+)
+@click.option(
+    "--kernel-tree",
+    type=_PATH,
+    metavar="DIR",
+    help="Boot the kernel that was built in DIR, with the small guest around it.",
 )
 @click.option("--initrd", "-i", type=_PATH, help="Initial RAM disk; replaces the image's own.")
 @click.option("--cmdline", "-a", help="Kernel command line; replaces the image's own.")
@@ -186,6 +224,9 @@ def run(**options: Any) -> None:
 
     IMAGE is a Linux kernel for arm64: an Image, a gzip, xz or zstd of one, an EFI zboot image, a
     unified kernel image with its own initrd and command line, or a flat binary.
+
+    COMMAND runs in the small guest (scripts/quickstart makes its image), in the current directory,
+    with the input, output and exit status of pyvmm run.
     """
     native = is_native(options["host"])
     request = _request(options)
@@ -230,15 +271,31 @@ def _request(options: dict[str, Any]) -> dict[str, Any]:
 
 def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     """Return the machine and the console's escape prefix. Raises `UserError`."""
+    image, initrd, tree = options["image"], options["initrd"], options["kernel_tree"]
+    if tree is not None:
+        if image is not None or options["firmware"] is not None:
+            raise UserError("--kernel-tree: DIR has the kernel already", "leave IMAGE out")
+        from vmm.cli import kernel_tree
+
+        image = kernel_tree.image(tree)
+        initrd = initrd or kernel_tree.initrd()
+    consoles = _each(options["consoles"], "console")
+    shares = _parse("shares", "share")(options["shares"]) if options["shares"] else ()
+    command = _command()
+    if command is not None:
+        from vmm.config import command as parts
+
+        consoles = (*parts.consoles(command), *consoles)
+        shares = (*parts.shares(command), *shares)
     config = MachineConfig(
-        image=options["image"],
+        image=image,
         firmware=options["firmware"],
         flash=None if options["flash"] is None else _parse("flash", "firmware")(options["flash"]),
-        initrd=options["initrd"],
+        initrd=initrd,
         cmdline=options["cmdline"],
         cpus=options["cpus"],
         memory=parse_size(options["memory"], "--memory"),
-        reboot=not options["no_reboot"],
+        reboot=not options["no_reboot"] and command is None,
         panic=options["panic"],
         bars=_each(options["bars"], "bar"),
         write_back=options["memory_write_back"],
@@ -246,16 +303,36 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         verify=options["verify"],
         rng=options["rng"],
         disks=_each(options["disks"], "disk"),
-        consoles=_each(options["consoles"], "console"),
+        consoles=consoles,
         pmems=_each(options["pmems"], "pmem"),
         balloon=_balloon(options["balloon"], options["balloon_size"]),
         transport=options["transport"],
         nets=_parse("nets", "net")(options["nets"]) if options["nets"] else (),
-        shares=_parse("shares", "share")(options["shares"]) if options["shares"] else (),
+        shares=shares,
         vsock=None if options["vsock"] is None else _parse("vsock")(options["vsock"]),
         vfio=_each(options["vfio"], "vfio"),
+        command=command,
     )
+    if tree is not None:
+        kernel_tree.check(tree, config)
     return config, parse_prefix(options["escape"])
+
+
+def _command() -> CommandConfig | None:
+    """Return the command after ``--``. Raises `UserError`."""
+    words = click.get_current_context().meta.get(COMMAND)
+    if words is None:
+        return None
+    if not words:
+        raise UserError("--: no COMMAND follows", "write pyvmm run IMAGE -- COMMAND")
+    from vmm.config.command import CommandConfig
+
+    try:
+        directory = os.getcwd()  # noqa: PTH109  (text)
+    except OSError as error:
+        raise UserError(f"the current directory: {error.strerror}", "cd into another") from error
+    terminal = os.isatty(0) and os.isatty(1)
+    return CommandConfig(words, directory, (os.environ.get("TERM") or "dumb") if terminal else "")
 
 
 def _parse(name: str, module: str = "") -> Callable[[Any], Any]:
@@ -379,6 +456,21 @@ def _tell_silence(machine: Machine, consoles: Sequence[StdioConsole], owned: Exi
     machine.on_power_on = power_on
 
 
+def _join_command(
+    loop: Loop,
+    machine: Machine,
+    config: CommandConfig | None,
+    escape: int | None,
+    owned: ExitStack,
+) -> GuestCommand | None:
+    """Join the guest's command, if any, to this process's stdin, stdout and stderr."""
+    if config is None:
+        return None
+    from vmm.machine.guest_command import GuestCommand
+
+    return owned.enter_context(GuestCommand(loop, machine, escape, terminal=bool(config.terminal)))
+
+
 def _squeeze(machine: Machine, config: MachineConfig, direction: int) -> str:
     """Change the balloon's size by one step up (1) or down (-1); return a line for the user."""
     if machine.balloon is None:
@@ -413,21 +505,17 @@ def run_machine(
     events        where to write events; None: nowhere
     milliseconds  end the run after so long; None: never
     """
-    status = {
-        Ending.POWERED_OFF: EXIT_POWERED_OFF,
-        Ending.RESET: EXIT_POWERED_OFF,
-        Ending.CRASHED: EXIT_GUEST,
-        Ending.PANICKED: EXIT_GUEST,
-        Ending.TIMED_OUT: EXIT_TIMEOUT,
-        Ending.QUIT: EXIT_SIGNAL_BASE + signal.SIGINT,
-    }
     received: list[int] = []
     with (
         Loop() as loop,
         Machine(config, loop, Events(events)) as machine,
         ExitStack() as owned,
     ):
-        console, *others = _join_consoles(loop, machine, escape, owned)
+        command = _join_command(loop, machine, config.command, escape, owned)
+        if command is None:
+            console, *others = _join_consoles(loop, machine, escape, owned)
+        else:
+            console, *others = command.consoles
         _tell_silence(machine, [console, *others], owned)
 
         def quit_for(number: int) -> None:
@@ -450,9 +538,18 @@ def run_machine(
                 each.flush()
         if received:
             return EXIT_SIGNAL_BASE + received[0]
-        if ending in (Ending.CRASHED, Ending.PANICKED):
-            reason = f": {machine.panic_reason}" if machine.panic_reason else ""
-            console.say(f"the guest has {ending.value}{reason}")
-        if ending is Ending.TIMED_OUT and milliseconds is not None:
-            console.say(f"--timeout: the guest has run for {milliseconds / 1000:g} s")
-        return status[ending]
+        if command is not None and ending is not Ending.TIMED_OUT:
+            return command.result(ending)
+        _tell_ending(machine, ending, console, milliseconds)
+        return STATUS[ending]
+
+
+def _tell_ending(
+    machine: Machine, ending: Ending, console: StdioConsole, milliseconds: int | None
+) -> None:
+    """Tell the user why the run is over, if the guest has not ended it itself."""
+    if ending in (Ending.CRASHED, Ending.PANICKED):
+        reason = f": {machine.panic_reason}" if machine.panic_reason else ""
+        console.say(f"the guest has {ending.value}{reason}")
+    elif ending is Ending.TIMED_OUT and milliseconds is not None:
+        console.say(f"--timeout: the guest has run for {milliseconds / 1000:g} s")

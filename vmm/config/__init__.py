@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmm.config.bar import BarConfig
+    from vmm.config.command import CommandConfig
     from vmm.config.console import ConsoleConfig
     from vmm.config.disk import DiskConfig
     from vmm.config.firmware import FlashConfig
@@ -52,6 +53,8 @@ class MachineConfig:
     consoles   ports of the virtio console device, in order
     balloon    initial size of the virtio balloon in bytes; None: no balloon
     pmems      virtio persistent memory devices, in order
+    command    what the small guest runs instead of a shell; its ports are in *consoles*, its
+               directory in *shares*
     """
 
     image: Path | None = None
@@ -77,6 +80,7 @@ class MachineConfig:
     consoles: tuple[ConsoleConfig, ...] = ()
     balloon: int | None = None
     pmems: tuple[PmemConfig, ...] = ()
+    command: CommandConfig | None = None
 
     @property
     def shares_memory(self) -> bool:
@@ -91,6 +95,8 @@ class MachineConfig:
     @property
     def default_cmdline(self) -> str:
         """Command line of a kernel that brings none, with hvc0 if that is the terminal."""
+        if self.command is not None:
+            return f"{DEFAULT_CMDLINE} quiet"
         if any(each.kind == "stdio" and not each.name for each in self.consoles):
             return f"{DEFAULT_CMDLINE} console=hvc0"
         return DEFAULT_CMDLINE
@@ -124,3 +130,7 @@ class MachineConfig:
             from vmm.config.balloon import check_balloon
 
             check_balloon(self.balloon, self.memory)
+        if self.command is not None:
+            from vmm.config.command import check_command
+
+            check_command(self)

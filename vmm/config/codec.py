@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MODULES: Final = {
     "MachineConfig": "vmm.config",
     "BarConfig": "vmm.config.bar",
+    "CommandConfig": "vmm.config.command",
     "ConsoleConfig": "vmm.config.console",
     "DiskConfig": "vmm.config.disk",
     "FlashConfig": "vmm.config.firmware",

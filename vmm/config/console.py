@@ -22,7 +22,7 @@ ALONE: Final = ("stdio", "pty")
 class ConsoleConfig(NamedTuple):
     """One port.
 
-    kind  stdio, pty, file or unix
+    kind  stdio, pty, file or unix; of a command's ports, pipe: the far end is in this process
     path  of the file, or of the socket to listen on
     name  its name in the guest's /dev/virtio-ports; empty: the port is a console (hvc0, hvc1...)
     """

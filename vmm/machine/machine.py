@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from vmm.passthrough.devices import Passthrough
     from vmm.virtio.balloon import Balloon
     from vmm.virtio.console.chardev.pipes import PipeChardev
+    from vmm.virtio.console.device import Console
 
 LOOP_RESETS: Final = 5
 LOOP_SECONDS: Final = 120.0
@@ -58,6 +59,7 @@ class Ending(Enum):
     CRASHED = "crashed"
     PANICKED = "panicked"
     TIMED_OUT = "timed-out"
+    COMMAND_ENDED = "command-ended"
     QUIT = "quit"
 
 
@@ -205,7 +207,12 @@ class Machine(Closeable):
     @property
     def terminal(self) -> PipeChardev | None:
         """The virtio console port of ``--console stdio``, if there is one."""
-        return None if self._virtio_devices is None else self._virtio_devices.terminal
+        return None if self.console is None else self.console.stdio
+
+    @property
+    def console(self) -> Console | None:
+        """The virtio console device, if there is one."""
+        return None if self._virtio_devices is None else self._virtio_devices.console
 
     @property
     def balloon(self) -> Balloon | None:
@@ -288,7 +295,7 @@ class Machine(Closeable):
         if self._flash is not None:
             nodes.append(self._flash.node())
         cycle.load(payload, nodes)
-        if self._cycle == 0 and self.terminal is not None:
+        if self._cycle == 0 and self.terminal is not None and config.command is None:
             self._check_keyboard(payload.cmdline or "")
         self._events.emit(
             "power-on",

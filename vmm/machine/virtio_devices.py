@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from vmm.machine.pci_root import PciRoot
     from vmm.memory import GuestMemory
     from vmm.virtio.balloon import Balloon
-    from vmm.virtio.console.chardev.pipes import PipeChardev
     from vmm.virtio.console.device import Console
     from vmm.virtio.device import VirtioDevice
     from vmm.virtio.pmem import Pmem
@@ -104,8 +103,8 @@ class VirtioDevices(Closeable):
         self._devices: list[VirtioDevice] = []
         self._transports: list[MmioTransport] = []
         self._owned = ExitStack()
-        self.terminal: PipeChardev | None = None
-        """The console port of ``--console stdio``."""
+        self.console: Console | None = None
+        """The console device."""
         self.balloon: Balloon | None = None
         self.notices: list[str] = []
         """Lines for the user: names that were chosen, features that are off."""
@@ -136,9 +135,8 @@ class VirtioDevices(Closeable):
         from vmm.virtio.console.open import open_console
 
         say = self.notices.append
-        device = open_console("console", configs, memory, events, self._loop, say)
-        self.terminal = device.stdio
-        return device
+        self.console = open_console("console", configs, memory, events, self._loop, say)
+        return self.console
 
     def _balloon(self, config: MachineConfig, memory: MemoryMap, events: Events) -> Balloon:
         from vmm.virtio.balloon import Balloon

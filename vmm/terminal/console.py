@@ -101,6 +101,13 @@ class StdioConsole(Closeable):
     on_balloon  C-a -, with 1 (a larger balloon); C-a +, with -1
     on_map      C-a m
     on_switch   C-a c
+
+    And, for a sink and a source that can end:
+
+    on_input_end     stdin has ended, and the sink has all of it
+    on_output_error  stdout takes nothing more; by default the user is told
+
+    With *raw* False a terminal on stdin stays as it is.
     """
 
     def __init__(  # noqa: PLR0913  (two ends, each with two directions)
@@ -112,6 +119,7 @@ class StdioConsole(Closeable):
         stdin: int | None,
         stdout: int | None,
         escape: int | None = CTRL_A,
+        raw: bool = True,
     ) -> None:
         self.on_quit: Callable[[], None] = lambda: None
         self.on_reset: Callable[[], None] = lambda: None
@@ -120,12 +128,15 @@ class StdioConsole(Closeable):
         self.on_switch: Callable[[], None] = lambda: None
         self.on_output: Callable[[], None] = lambda: None
         """Called before anything is written for the user: from the guest, or by `say`."""
+        self.on_input_end: Callable[[], object] = lambda: None
+        self.on_output_error: Callable[[OSError], object] = self._say_dropped
         self._loop = loop
         self._source = source
         self._sink = sink
         self._stdin = stdin
         self._stdout = stdout
         self._escape = escape
+        self._raw = raw
         self._open = False
         self._reading = False
         self._terminal: Terminal | None = None
@@ -146,7 +157,7 @@ class StdioConsole(Closeable):
             if self._stdout is not None:
                 self._outlet = NonblockingWriter(self._stdout)
             self._loop.add_reader(self._source.fileno(), self._advance)
-            if self._stdin is not None and os.isatty(self._stdin):
+            if self._stdin is not None and self._raw and os.isatty(self._stdin):
                 self._terminal = Terminal(self._stdin)
                 self._keys = EscapeKeys(self._escape)
                 self._control_jobs()
@@ -269,6 +280,9 @@ class StdioConsole(Closeable):
         self._outlet.close()
         self._outlet = None
         self._loop.add_reader(self._source.fileno(), self._advance)
+        self.on_output_error(error)
+
+    def _say_dropped(self, error: OSError) -> None:
         self.say(f"console output: {error.strerror}; the guest goes on, its output is dropped")
 
     # Input
@@ -298,6 +312,7 @@ class StdioConsole(Closeable):
         if not data:
             self._stop_reading()
             self._stdin = None
+            self._offer()
             return
         for item in self._keys.feed(data):
             if isinstance(item, bytes) or item is EscapeCommand.BREAK:
@@ -336,6 +351,9 @@ class StdioConsole(Closeable):
                     self._queue[0] = item[taken:]
                 break
             self._queue.popleft()
+        if self._stdin is None and not self._queue:
+            on_end, self.on_input_end = self.on_input_end, lambda: None
+            on_end()
         # A pipe can wait. A user may want to type an escape key, above all if the guest hangs.
         if self._queued > (TYPE_AHEAD if self._terminal else 0):
             self._stop_reading()

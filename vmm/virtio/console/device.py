@@ -100,6 +100,13 @@ class Console(VirtioDevice):
                 return port.chardev
         return None
 
+    def pipe(self, name: str) -> tuple[PipeChardev, int]:
+        """Return the chardev of the port called *name*, which is one, and its transmitq."""
+        for number, port in self.ports.items():
+            if port.name == name and isinstance(port.chardev, PipeChardev):
+                return port.chardev, queue_of(number) + 1
+        raise KeyError(name)
+
     @property
     def _multiport(self) -> bool:
         return bool(self.accepted & F_MULTIPORT)

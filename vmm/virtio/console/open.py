@@ -73,5 +73,6 @@ def _open_kind(loop: Loop, config: ConsoleConfig, option: str) -> Chardev:
     from vmm.virtio.console.chardev.pipes import PipeChardev
 
     pipes = PipeChardev(loop)
-    pipes.size = terminal_size()
+    if config.kind == "stdio":
+        pipes.size = terminal_size()
     return pipes

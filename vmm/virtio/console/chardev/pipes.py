@@ -59,6 +59,11 @@ class PipeChardev(Chardev):
             self._loop.add_writer(self._sink, self._space)
         return taken
 
+    def hang_up_after_input(self) -> None:
+        """Disconnect from the guest once it has read what was received. Nothing can follow."""
+        self._close_far_ends()
+        self.on_input()
+
     def _space(self) -> None:
         self._loop.remove_writer(self._sink)
         self.on_space()
@@ -75,6 +80,9 @@ class PipeChardev(Chardev):
     def close(self) -> None:
         """Close all ends. Idempotent."""
         super().close()
+        self._close_far_ends()
+
+    def _close_far_ends(self) -> None:
         for fd in (self._source, self._sink):
             if fd >= 0:
                 self._loop.remove_reader(fd)
