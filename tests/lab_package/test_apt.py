@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -123,3 +127,75 @@ def test_forgetting_asks_the_mirror_again(root: Path, monkeypatch: pytest.Monkey
     apt.forget()
     assert cache.read_json(root / "apt/resolved.json") == {}
     assert not (root / "apt/trixie-arm64/updated").exists()
+
+
+# --- an apt that would not end --------------------------------------------------------------------
+
+
+@pytest.fixture
+def archive(root: Path, monkeypatch: pytest.MonkeyPatch) -> apt.Archive:
+    monkeypatch.setattr(apt, "find_mirror", lambda: aptsources.Mirror(MIRROR))
+    monkeypatch.setattr(apt, "keyring", lambda: root / "keys")
+    return apt.Archive("trixie", "arm64")
+
+
+def fake_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    program = tmp_path / "bin/apt-get"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+STUCK = """while sleep 0.05; do echo "dlstatus:1:8.5:Retrieving file 1 of 3"; done"""
+"""apt tells its progress twice a second, even if there is none."""
+
+
+def test_an_apt_without_progress_is_ended(
+    archive: apt.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_apt(tmp_path, monkeypatch, STUCK)
+    monkeypatch.setattr(apt, "_PATIENCE", 0.5)
+    began = time.monotonic()
+    with pytest.raises(HostError, match=r"apt made no progress for 0.5 s; check the network"):
+        archive.update()
+    assert time.monotonic() - began < 10
+
+
+def test_an_apt_that_says_nothing_is_ended(
+    archive: apt.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_apt(tmp_path, monkeypatch, "exec sleep 60")
+    monkeypatch.setattr(apt, "_PATIENCE", 0.5)
+    with pytest.raises(HostError, match="no progress"):
+        archive.update()
+
+
+def test_a_slow_apt_is_not(
+    archive: apt.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_apt(
+        tmp_path, monkeypatch, 'for i in 1 2 3 4 5; do echo "dlstatus:1:$i.0:"; sleep 0.3; done'
+    )
+    monkeypatch.setattr(apt, "_PATIENCE", 1.2)
+    archive.update()
+
+
+def test_too_little_room_is_said_before_apt_runs(
+    archive: apt.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 8 MB left apt ran for over four minutes."""
+    fake_apt(tmp_path, monkeypatch, "exec sleep 60")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=8 << 20))
+    with pytest.raises(HostError, match=r"the package index takes 96 MiB in .*, of which 8 are"):
+        archive.update()
+
+
+def test_packages_are_downloaded_if_there_is_room_for_them(
+    archive: apt.Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_apt(tmp_path, monkeypatch, f"echo \"'http://a' a_1_arm64.deb {200 << 20} SHA256:0\"")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=205 << 20))
+    archive.root.mkdir(parents=True)
+    with pytest.raises(HostError, match=r"a takes 216 MiB in .*, of which 205 are free; free some"):
+        archive.download(["a_1_arm64.deb"], "a")

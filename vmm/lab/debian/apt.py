@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from vmm import thread
 from vmm.errors import HostError, UserError
 from vmm.lab import cache
 from vmm.lab.command import NO_SPACE, complaint, missing, run
@@ -32,12 +34,20 @@ from vmm.lab.progress import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from typing import Self
 
 RELEASES = ("bookworm", "trixie")
 ARCHITECTURES = ("amd64", "arm64")
 
 _STALE_AFTER = 24 * 3600
 """Seconds after which an index that lacks a package is downloaded again."""
+
+_PATIENCE = 60.0
+"""Seconds without progress after which apt is ended: with a full disk it tries for minutes."""
+_INDEX_ROOM = 96 << 20
+"""Free bytes that an update needs: an index, beside the former one, and apt's own caches."""
+_SPARE = 16 << 20
+"""Free bytes that a download leaves."""
 
 _UNREACHABLE = re.compile(
     r"resolv|[Cc]ould not connect|[Uu]nable to connect|[Cc]onnection (failed|timed out|refused)"
@@ -100,6 +110,51 @@ class _AptError(HostError):
             super().__init__(f"apt-get failed: {line}")
 
 
+class _Watchdog:
+    """Kills *process* when `progress` was not called with another value for `_PATIENCE`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.ended = False
+        """Whether the process was killed."""
+        self._process = process
+        self._done = -1.0
+        self._last = time.monotonic()
+        self._over = threading.Event()
+
+    def progress(self, done: float) -> None:
+        """Note how much is *done*, in percent. apt tells it over and over."""
+        if done != self._done:
+            self._done = done
+            self._last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._thread = thread.start("apt-watchdog", self._watch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while (left := self._last + _PATIENCE - time.monotonic()) > 0:
+            if self._over.wait(left):
+                return
+        self.ended = True
+        self._process.kill()
+
+
+def _check_room(size: int, what: str) -> None:
+    """Raise HostError unless the cache has room for *size* bytes."""
+    with cache.writing(what):
+        cache.root().mkdir(mode=0o700, parents=True, exist_ok=True)
+        free = shutil.disk_usage(cache.root()).free
+    if free < size:
+        raise HostError(
+            f"{what} takes {size >> 20} MiB in {cache.root()}, of which {free >> 20} are free",
+            "free some (`pyvmm lab clean`), or set XDG_CACHE_HOME to a roomier place",
+        )
+
+
 @dataclass(frozen=True)
 class Archive:
     """One release of Debian for one architecture, as a private apt sees it."""
@@ -135,6 +190,7 @@ class Archive:
         """Download the indexes; if the machine's keyring is too old, with a newer one."""
         stamp = self.root / "updated"
         mirror = find_mirror()
+        _check_room(_INDEX_ROOM, "the package index")
         self._configure(mirror, keyring())
         with step(f"downloading Debian {self.release}'s {self.arch} package index") as reach:
             try:
@@ -179,12 +235,21 @@ class Archive:
                 [*argv, *arguments], text=True, stdout=subprocess.PIPE, stderr=stderr, cwd=cwd
             ) as process,
         ):
-            assert process.stdout
-            for line in process.stdout:
-                lines.append(line.rstrip("\n"))
-                if reach and line.startswith("dlstatus:"):
-                    reach(float(line.split(":")[2]))
-            if process.wait():
+            with _Watchdog(process) as watchdog:
+                assert process.stdout
+                for line in process.stdout:
+                    lines.append(line.rstrip("\n"))
+                    if reach and line.startswith("dlstatus:"):
+                        done = float(line.split(":")[2])
+                        watchdog.progress(done)
+                        reach(done)
+                process.wait()
+            if watchdog.ended:
+                raise HostError(
+                    f"apt made no progress for {_PATIENCE:g} s",
+                    "check the network and apt's proxy, and that the disk is not full",
+                )
+            if process.returncode:
                 stderr.seek(0)
                 raise _AptError(stderr.read())
         return lines
@@ -217,6 +282,9 @@ class Archive:
                 tempfile.TemporaryDirectory(prefix=".partial-", dir=_pool()) as partial,
                 step(f"downloading {label} ({len(wanted)} {self.arch} packages)") as reach,
             ):
+                uris = self._get(["--print-uris", "download", *specs], cwd=Path(partial))
+                sizes = (int(line.split()[2]) for line in uris if line.startswith("'"))
+                _check_room(sum(sizes) + _SPARE, label)
                 self._get(["download", *specs], reach, Path(partial))
                 for name in wanted:
                     (Path(partial) / name).replace(_pool() / name)
