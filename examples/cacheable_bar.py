@@ -6,6 +6,7 @@ Each way it can fail says so in one line: no FWB (profile gh200-nofwb), a kernel
 know the capability (legacy-gh200), a region that is not cacheable (region 2).
 """
 
+import os
 import sys
 
 from vmm.coherence.capability import HostCapability
@@ -19,36 +20,40 @@ from vmm.vfio.device import open_device
 GUEST_ADDRESS = 0x1_0000_0000
 
 
+def _say(*words: object) -> None:
+    os.write(1, f"{' '.join(map(str, words))}\n".encode())
+
+
 def main(bdf: str, index: int) -> None:
     """Map region *index* of the device at *bdf*."""
     with System.open() as kvm, open_device(bdf) as device, kvm.create_vm() as vm:
         capability = HostCapability.probe(kvm)  # on a scratch VM, never on the guest's
-        print("this host:  ", capability.support.value, "|", capability.evidence[0])
+        _say("this host:  ", capability.support.value, "|", capability.evidence[0])
 
         # The driver that made our mapping is the authority on its attributes.
         attribute = region_attribute(device.function.driver or "", index)
-        print("stage 1:    ", attribute.stage1.value, "|", attribute.because)
+        _say("stage 1:    ", attribute.stage1.value, "|", attribute.because)
 
         match decide(attribute, capability, Cache.REQUIRE):  # before there is any slot
             case Refuse(because, remedy):
                 raise SystemExit(f"refused: {because}; {remedy}")
             case Map(flags, promise):
-                print("promise:    ", promise.stage2.value, "|", promise.because)
+                _say("promise:    ", promise.stage2.value, "|", promise.because)
             case Trap() | AskKernel():  # forbidden; or a driver that pyvmm does not know
-                raise SystemExit(
-                    "nothing to map (vmm/passthrough/region_memory.py asks the kernel)"
-                )
+                raise SystemExit("nothing to map: see vmm/passthrough/region_memory.py")
 
         device.enable_memory()
         with device.region(index).map() as mapping:
             slots = MemorySlots(vm)
             slot = slots.add(GUEST_ADDRESS, mapping.size, mapping.host_address, flags)
-            print("memory slot:", slot)
-            print("verdict:    ", prove(kvm, mapping.host_address, mapping.size, flags=flags))
+            _say("memory slot:", slot)
+            _say("verdict:    ", prove(kvm, mapping.host_address, mapping.size, flags=flags))
             slots.remove(slot)  # before its mapping goes
 
 
 try:
     main(sys.argv[1], int(sys.argv[2]))
-except VmmError as error:
+except (IndexError, ValueError):
+    raise SystemExit("usage: cacheable_bar.py BDF REGION") from None
+except (VmmError, OSError) as error:
     raise SystemExit(f"failed: {error}") from None

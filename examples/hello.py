@@ -3,11 +3,12 @@
 Run it on an arm64 host with KVM, or in the lab: ``pyvmm lab exec fwb -- python3 examples/hello.py``
 """
 
+import os
 import struct
-import sys
 
 from vmm._native import lib
 from vmm.arm64 import registers
+from vmm.errors import VmmError
 from vmm.kvm.exits import MmioWrite, SystemEvent
 from vmm.kvm.slots import MemorySlots
 from vmm.kvm.system import System
@@ -28,27 +29,30 @@ CODE = struct.pack(
     0xD4000002,  # hvc   #0
 )
 
-with System.open() as kvm, Mapping.anonymous(RAM_SIZE) as ram, kvm.create_vm() as vm:
-    ram.view[: len(CODE)] = CODE
-    text = b"Hello from EL1!\n\0"
-    ram.view[len(CODE) : len(CODE) + len(text)] = text
+try:
+    with System.open() as kvm, Mapping.anonymous(RAM_SIZE) as ram, kvm.create_vm() as vm:
+        ram.view[: len(CODE)] = CODE
+        text = b"Hello from EL1!\n\0"
+        ram.view[len(CODE) : len(CODE) + len(text)] = text
 
-    slots, region = MemorySlots(vm), Region(RAM, ram.view)
-    slot = slots.add(region.base, region.size, region.host_address)
+        slots, region = MemorySlots(vm), Region(RAM, ram.view)
+        slot = slots.add(region.base, region.size, region.host_address)
 
-    with vm.create_vcpu(0) as vcpu:
-        init = vm.preferred_target()
-        init.features[0] = 1 << lib.KVM_ARM_VCPU_PSCI_0_2  # or SYSTEM_OFF is not for us
-        vcpu.arm_vcpu_init(init)
-        vcpu.set_one_reg(registers.PC, RAM)
+        with vm.create_vcpu(0) as vcpu:
+            init = vm.preferred_target()
+            init.features[0] = 1 << lib.KVM_ARM_VCPU_PSCI_0_2  # or SYSTEM_OFF is not for us
+            vcpu.arm_vcpu_init(init)
+            vcpu.set_one_reg(registers.PC, RAM)
 
-        while True:
-            match vcpu.run():
-                case MmioWrite(address, 1, byte) if address == OUTPUT:
-                    sys.stdout.write(chr(byte))
-                case SystemEvent():
-                    break
-                case other:
-                    raise SystemExit(f"unexpected: {other}")
+            while True:
+                match vcpu.run():
+                    case MmioWrite(address, 1, byte) if address == OUTPUT:
+                        os.write(1, bytes([byte]))
+                    case SystemEvent():
+                        break
+                    case other:
+                        raise SystemExit(f"unexpected: {other}")
 
-    slots.remove(slot)  # before its memory is unmapped
+        slots.remove(slot)  # before its memory is unmapped
+except (VmmError, OSError) as error:
+    raise SystemExit(f"failed: {error}") from None

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmm.errors import EXIT_SIGNAL_BASE, VmmError
+from vmm.errors import EXIT_SIGNAL_BASE, HostError, VmmError
 
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import NoReturn, TextIO
 
 COMMANDS = {
     "run": "Run a guest: boot Linux from an image.",
@@ -96,24 +96,60 @@ def _main() -> int:
     # Imports allocate much and free little: with the default threshold a tenth of their time was
     # spent in the collector.
     gc.set_threshold(GC_THRESHOLD)
+    stdout = sys.stdout
+    try:
+        return _invoke()
+    except SystemExit:
+        # `pyvmm probe | head`: click makes status 1 of EPIPE, and wraps stdout.
+        if sys.stdout is not stdout:
+            return EXIT_SIGNAL_BASE + signal.SIGPIPE
+        raise
+    except OSError as error:  # `pyvmm probe >/dev/full`
+        if not _is_of_output(error):
+            raise
+        _tell(HostError(f"standard output: {error.strerror}", "free some, or write elsewhere"))
+        _forget(sys.stdout)
+        return HostError.exit_code
+
+
+def _invoke() -> int:
+    """Run the command; return its status. Errors of pyvmm's and of click's become one line."""
     try:
         status = pyvmm.main(prog_name="pyvmm", standalone_mode=False)
     except VmmError as error:
-        print(f"pyvmm: {error}", file=sys.stderr)  # noqa: T201
+        _tell(error)
         return error.exit_code
     except click.ClickException as error:
         # Since click 8.2 the help for a call without arguments comes as an error.
         if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
             error.show()
         else:
-            print(f"pyvmm: {_one_line(error)}", file=sys.stderr)  # noqa: T201
+            _tell(_one_line(error))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return EXIT_SIGNAL_BASE + signal.SIGINT
-    except BrokenPipeError:  # `pyvmm probe | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_SIGNAL_BASE + signal.SIGPIPE
     return status if isinstance(status, int) else 0
+
+
+def _tell(what: object) -> None:
+    """Write a line for the user to stderr if that is possible: the status tells, too."""
+    try:
+        print(f"pyvmm: {what}", file=sys.stderr, flush=True)  # noqa: T201
+    except OSError:
+        _forget(sys.stderr)
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Return whether *error* was raised by click: it writes all that commands say."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals["__name__"]).startswith("click.")
+
+
+def _forget(stream: TextIO) -> None:
+    """Point *stream* at /dev/null, where Python's own flush at exit succeeds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _one_line(error: click.ClickException) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from vmm.errors import EXIT_SIGNAL_BASE
+from vmm.errors import EXIT_SIGNAL_BASE, HostError
 from vmm.lab import protocol
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.packages import install
@@ -160,7 +161,10 @@ class _StandardStreams:
 
 
 def _write(kind: bytes, data: bytes) -> None:
-    """Write a command's output to stdout or stderr. Raises BrokenPipeError if nobody reads it."""
+    """Write a command's output to stdout or stderr.
+
+    Raises BrokenPipeError if nobody reads it, HostError if it can't be written, as on a full disk.
+    """
     fd = 1 if kind == protocol.OUTPUT else 2
     view = memoryview(data)
     while view:
@@ -168,5 +172,8 @@ def _write(kind: bytes, data: bytes) -> None:
             view = view[os.write(fd, view) :]
         except BlockingIOError:  # somebody we share the descriptor with made it so
             select.select([], [fd], [])
-        except OSError as error:  # a terminal that has gone is like a pipe without a reader
-            raise BrokenPipeError from error
+        except OSError as error:
+            if error.errno in {errno.EPIPE, errno.EIO}:  # no reader, or a terminal that has gone
+                raise BrokenPipeError from error
+            name = "standard output" if fd == 1 else "standard error"
+            raise HostError(f"{name}: {error.strerror}", "free some, or write elsewhere") from error
