@@ -20,6 +20,7 @@ from vmm.config.share import ShareConfig
 from vmm.config.vfio import VfioConfig
 from vmm.errors import HostError, UserError
 from vmm.lab.host import client
+from vmm.lab.host.relay import Joint
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """``sent(word...)`` is the command line that runs in the lab host instead of this one."""
     commands: list[tuple[str, list[str], list[str]]] = []
 
-    def run_in_lab(profile: str, argv: list[str], packages: list[str]) -> int:
+    def run_in_lab(
+        profile: str, argv: list[str], packages: list[str], joints: list[Joint] | tuple[()]
+    ) -> int:
         commands.append((profile, argv, packages))
         return 7
 

@@ -14,6 +14,8 @@ from vmm.kvm.system import DEVICE
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vmm.lab.host.relay import Joint
+
 OPTION = "--host"
 
 host_option: Callable[[click.decorators.FC], click.decorators.FC] = click.option(
@@ -42,21 +44,34 @@ def is_native(host: str, *, any_machine: bool = False) -> bool:
     raise UserError(f"{OPTION} {host}: no such host", "use auto, native, lab or lab:PROFILE")
 
 
-def run_there(host: str, command: Sequence[str] | None = None, packages: Sequence[str] = ()) -> int:
+def profile_of(host: str) -> str:
+    """Return the name of the profile that *host* asks for. Raises `UserError`: there is no such."""
+    from vmm.lab.host import profiles
+
+    return profiles.profile(host.partition(":")[2] or profiles.DEFAULT).name
+
+
+def run_there(
+    host: str,
+    command: Sequence[str] | None = None,
+    packages: Sequence[str] = (),
+    joints: Sequence[Joint] = (),
+) -> int:
     """Run a command of pyvmm in the lab host that *host* names; return its exit status.
 
     *command* is its words, without the program; by default those of the command that runs.
-    *packages* are Debian packages that the lab host gets first.
+    *packages* are Debian packages that the lab host gets first. *joints* are streams between this
+    machine and the lab host.
     """
-    from vmm.lab.host import client, profiles
+    from vmm.lab.host import client
 
-    profile = host.partition(":")[2] or profiles.DEFAULT
     if command is None:
         command = this_command(click.get_current_context())
     return client.run_in_lab(
-        profiles.profile(profile).name,
+        profile_of(host),
         ["pyvmm", *command, OPTION, "native"],
         packages=packages,
+        joints=joints,
     )
 
 

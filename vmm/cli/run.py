@@ -16,7 +16,7 @@ import click
 
 from vmm.address_range import AddressRange
 from vmm.arm64 import layout, payload
-from vmm.cli.place import host_option, is_native, run_there, visible
+from vmm.cli.place import host_option, is_native, profile_of, run_there
 from vmm.config import MachineConfig
 from vmm.config.size import parse_size
 from vmm.errors import (
@@ -244,8 +244,14 @@ def run(**options: Any) -> None:
 
         config = with_formats(config)
     _check_files(config)
-    words = ["run", "--request", codec.dumps({**request, "config": config}, visible)]
-    sys.exit(run_there(options["host"], words, _packages(config)))
+    with ExitStack() as owned:
+        from vmm.cli.ends import Ends, say, staying
+
+        if line := staying(config, profile_of(options["host"])):
+            say(line)
+        ends = Ends(config, owned)
+        words = ["run", "--request", codec.dumps({**request, "config": ends.config}, ends.visible)]
+        sys.exit(run_there(options["host"], words, _packages(ends.config), ends.joints))
 
 
 def _request(options: dict[str, Any]) -> dict[str, Any]:
@@ -358,7 +364,7 @@ def _balloon(wanted: bool, size: str | None) -> int | None:  # noqa: FBT001  (a 
 def _packages(config: MachineConfig) -> list[str]:
     """Return Debian's packages with the programs that the machine needs."""
     wanted = {
-        "passt": any(net.kind.value == "user" for net in config.nets),
+        "passt": any(net.kind.value == "user" and not net.relay for net in config.nets),
         "virtiofsd": bool(config.shares),
         "qemu-utils": any(disk.shares_memory for disk in config.disks),
     }

@@ -13,6 +13,7 @@ from vmm.errors import UserError
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Interface, IPv6Interface
+    from pathlib import Path
 
 NAME_BYTES: Final = 15
 """Longest name of an interface, in bytes: IFNAMSIZ - 1."""
@@ -26,7 +27,7 @@ PORTS: Final = range(1, 65536)
 
 USAGE: Final = (
     "write tap[=NAME][,mac=M][,mtu=N][,queues=N][,vhost=on|off][,bridge=B][,address=A/PREFIX], "
-    "user[,forward=tcp|udp:HOST:GUEST]...[,mac=M][,mtu=N] or none"
+    "user[,forward=tcp|udp:HOST:GUEST]...[,host=on|off][,mac=M][,mtu=N] or none"
 )
 
 
@@ -58,6 +59,8 @@ class NetConfig:
     bridge   name of the bridge that the TAP interface joins
     address  of the host, on the TAP interface
     forwards  ports of the host that lead to the guest
+    reaches_host  whether the router's address is the host's loopback
+    relay    the socket in a lab host where passt, which runs outside, is to be had; None: start one
     """
 
     text: str
@@ -70,11 +73,13 @@ class NetConfig:
     bridge: str | None = None
     address: IPv4Interface | IPv6Interface | None = None
     forwards: tuple[Forward, ...] = ()
+    reaches_host: bool = False
+    relay: Path | None = None
 
     @property
     def shares_memory(self) -> bool:
         """Whether another process moves packets, and so needs to map the guest's memory."""
-        return self.kind is NetKind.USER
+        return self.kind is NetKind.USER and self.relay is None
 
     @property
     def option(self) -> str:
@@ -114,7 +119,14 @@ def parse_net(text: str) -> NetConfig:
         )
     kind = NetKind(word)
     found = parse_keys(f"--net {text}", parts, KEYS[kind], USAGE)
-    return NetConfig(text, kind, name, forwards=found.pop("forward", ()), **found)
+    return NetConfig(
+        text,
+        kind,
+        name,
+        forwards=found.pop("forward", ()),
+        reaches_host=found.pop("host", False),
+        **found,
+    )
 
 
 def _mac(value: str) -> bytes:
@@ -126,10 +138,13 @@ def _mac(value: str) -> bytes:
     return mac
 
 
-def _vhost(value: str) -> bool:
-    if value not in {"on", "off"}:
-        raise ValueError("vhost is on or off")
-    return value == "on"
+def _switch(name: str) -> Key:
+    def parse(value: str) -> bool:
+        if value not in {"on", "off"}:
+            raise ValueError(f"{name} is on or off")
+        return value == "on"
+
+    return Key(parse)
 
 
 def _bridge(value: str) -> str:
@@ -156,10 +171,10 @@ KEYS: Final = {
     NetKind.TAP: {
         **_BOTH,
         "queues": number(range(1, QUEUES_MAX + 1), "queues"),
-        "vhost": Key(_vhost),
+        "vhost": _switch("vhost"),
         "bridge": Key(_bridge),
         "address": Key(_address),
     },
-    NetKind.USER: {**_BOTH, "forward": Key(_forward, many=True)},
+    NetKind.USER: {**_BOTH, "forward": Key(_forward, many=True), "host": _switch("host")},
 }
 """The keys of each kind of network."""

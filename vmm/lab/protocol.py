@@ -2,7 +2,7 @@
 
 A frame is a kind (1 byte), a length (4 bytes, big-endian) and that many bytes of payload. The
 client opens with HELLO (the host's token) and requests: TREE for the vmm that the command needs,
-then RUN. For a command:
+then RUN; or RELAY. For a command:
 
     client (ClientSession)                agent (AgentSession)
       HELLO token
@@ -18,24 +18,33 @@ has to stop reading, and receives a SIGNAL even behind input that the command do
 Output needs no window: a client that cannot write its output stops reading, and TCP stops the
 agent.
 
+For one stream between this machine and a Unix socket in the host (`vmm.lab.relay`), which is a
+connection of its own, with the window of TCP:
+
+      RELAY {path}
+      INPUT bytes, INPUT "" (the end)       OUTPUT bytes, OUTPUT "" (the end)
+
 Lab hosts load this module before they are up: it imports next to nothing.
 """
 
 from __future__ import annotations
 
 import struct
+from socket import SHUT_WR
 
 TYPE_CHECKING = False  # importing typing takes 50 ms in a lab host
 if TYPE_CHECKING:
     import socket
 
-VERSION = 3
+VERSION = 4
 """Counts incompatible changes: a host that is kept up may be older than its client."""
 
 HELLO = b"H"
 RUN = b"R"
 TREE = b"T"
 """Install a tree of Python code, a tar archive. More requests may follow."""
+RELAY = b"U"
+"""Connect this connection to a Unix socket in the host, once something listens there."""
 INPUT = b"I"
 SIZE = b"W"
 SIGNAL = b"S"
@@ -125,7 +134,7 @@ class Connection:
         """
         try:
             data = self.socket.recv(CHUNK)
-        except TimeoutError:
+        except (BlockingIOError, TimeoutError):
             raise
         except OSError:  # reset by the other end
             data = b""
@@ -138,6 +147,19 @@ class Connection:
         while not self.pending:
             self.pending = self.receive()
         return self.pending.pop(0)
+
+    def finish(self, seconds: float) -> None:
+        """End the sending side, and discard what still comes, for *seconds* at most.
+
+        Closing a socket with unread input resets the connection: what was sent last would be lost.
+        """
+        self.socket.settimeout(seconds)
+        try:
+            self.socket.shutdown(SHUT_WR)
+            while self.socket.recv(CHUNK):
+                pass
+        except OSError:  # reset, or too late
+            pass
 
     @property
     def unread(self) -> bytes:

@@ -320,9 +320,9 @@ def test_a_socket_waits_for_descriptors(
     monkeypatch.setattr(chardev_unix, "LOOK_AGAIN", 0.1)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(tmp_path / "s"))
-        listener = unix._listener
+        listener = unix._listener.socket
         with monkeypatch.context() as patch:
-            patch.setattr(unix, "_listener", Knocked(listener, accept))
+            patch.setattr(unix._listener, "socket", Knocked(listener, accept))
             began = time.monotonic()
             turn(loop, lambda: time.monotonic() > began + 0.25)
         assert 1 <= len(asked) <= 4

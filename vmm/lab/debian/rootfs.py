@@ -80,6 +80,7 @@ _AGENT = (
     "__init__.py",
     "lab/__init__.py",
     "lab/protocol.py",
+    "lab/relay.py",
     "lab/inside/__init__.py",
     "lab/inside/agent.py",
     "lab/inside/session.py",

@@ -13,6 +13,7 @@ from vmm.errors import EXIT_SIGNAL_BASE, HostError
 from vmm.lab import protocol
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.packages import install
+from vmm.lab.host.relay import Relay
 from vmm.terminal.raw_mode import Terminal
 from vmm.terminal.waiting import WaitingLine
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import FrameType
 
+    from vmm.lab.host.relay import Joint
     from vmm.lab.host.session import ClientSession
 
 _FORWARDED = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
@@ -32,16 +34,20 @@ def run_in_lab(
     argv: Sequence[str],
     env: Mapping[str, str] | None = None,
     packages: Sequence[str] = (),
+    joints: Sequence[Joint] = (),
 ) -> int:
     """Run *argv* in a lab host of *profile*; return its exit status, 128 + N for signal N.
 
     Use the host that is kept up, or else a new one for this command only. Install Debian's
-    *packages* in the host first. Raises HostError, UserError.
+    *packages* in the host first. Pass on the streams of *joints* meanwhile.
+    Raises HostError, UserError.
     """
     with ExitStack() as owned:
         host = Host.find(profile) or owned.enter_context(Host.start(profile))
         if packages:
             install(host, packages)
+        for joint in joints:
+            owned.enter_context(Relay(host.agent, joint))
         return execute(host, argv, env)
 
 

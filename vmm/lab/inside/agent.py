@@ -10,6 +10,7 @@ agent imports as little as it can before that.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 
@@ -21,15 +22,17 @@ TREES = "/run/pyvmm"
 """The directory of working trees, one directory each."""
 _PREPARED = "/run/prepared"
 """The pipe that ends when /init has mounted and loaded all that commands need."""
+_RETRY = 50
+"""Milliseconds between attempts to connect to a socket where nothing listens yet."""
 
 
 def _serve(stream: socket.socket, token: bytes) -> None:
     """Serve one client: check its token, then do what it requests until it closes or RUN ends."""
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection = protocol.Connection(stream)
-    hello, (kind, payload) = connection.next(), connection.next()
-    if hello != (protocol.HELLO, token):
+    if not _admit(stream, token):
         return
+    connection = protocol.Connection(stream)
+    kind, payload = connection.next()
     from vmm.lab.inside import session, zygote  # imported by then: see `main`
 
     while kind == protocol.TREE:
@@ -39,6 +42,39 @@ def _serve(stream: socket.socket, token: bytes) -> None:
         kind, payload = connection.next()
     if kind == protocol.RUN and not zygote.hand_over(connection, TREES, payload):
         session.AgentSession(connection).run(zygote.parse(payload))
+    if kind == protocol.RELAY:
+        _relay(connection, zygote.parse(payload)["path"])
+
+
+def _admit(stream: socket.socket, token: bytes) -> bool:
+    """Return whether the client's first frame is HELLO with *token*. Read no further."""
+    expected = protocol.frame(protocol.HELLO, token)
+    received = b""
+    while len(received) < len(expected):
+        data = stream.recv(len(expected) - len(received))
+        received += data
+        if not data or not expected.startswith(received):
+            return False
+    return True
+
+
+def _relay(connection: protocol.Connection, path: str) -> None:
+    """Connect the client to the Unix socket *path*; wait until something listens there."""
+    from vmm.lab import relay
+
+    gone = select.poll()
+    gone.register(connection, select.POLLRDHUP)
+    stream = socket.socket(socket.AF_UNIX)
+    while True:
+        try:
+            stream.connect(path)
+        except OSError:
+            if gone.poll(_RETRY):
+                return
+        else:
+            relay.pump(connection, stream.fileno(), protocol.OUTPUT)
+            connection.finish(relay.GRACE)
+            return
 
 
 def _install(connection: protocol.Connection, name: str) -> None:

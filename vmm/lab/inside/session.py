@@ -8,9 +8,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 import time
-from contextlib import suppress
 
 from vmm.lab import protocol
 from vmm.lab.inside import spawn
@@ -65,13 +63,7 @@ class AgentSession:
             return
         self._drain()
         self._send(protocol.EXIT, protocol.NUMBER.pack(status))
-        # Closing a socket with unread input resets the connection, and EXIT would be lost.
-        stream = self._connection.socket
-        stream.settimeout(_GRACE)
-        with suppress(OSError):
-            stream.shutdown(socket.SHUT_WR)
-            while stream.recv(protocol.CHUNK):
-                pass
+        self._connection.finish(_GRACE)
 
     def _relay(self, ended: int) -> None:
         """Wait for one of the command, its streams and its client, and pass on what there is."""

@@ -94,31 +94,23 @@ def _tap_backend(config: NetConfig, tap: Tap, events: Events) -> VhostBackend:
 def _open_user(
     name: str, config: NetConfig, address: Address, memory: MemoryMap, events: Events
 ) -> VirtioDevice:
-    from vmm.virtio.net.passt import Passt, StreamBackend
+    from vmm.virtio.net.passt import Passt, RelayedPasst, StreamBackend
     from vmm.virtio.net.vhost_user import VhostUserNet
     from vmm.virtio.vhost.user import DaemonRefusedError, VhostUser
 
-    def passt(*, vhost_user: bool) -> Passt:
-        return Passt(
-            events,
-            what=config.option,
-            forwards=config.forwards,
-            mtu=config.mtu,
-            vhost_user=vhost_user,
-        )
-
     mac = address.mac.hex(":")
-    if all(region.fd >= 0 for region in memory.memory):
+    if config.relay is None and all(region.fd >= 0 for region in memory.memory):
         # A passt that does not know vhost-user refuses the option and ends.
         with suppress(DaemonRefusedError), ExitStack() as undo:
-            server = VhostUser(passt(vhost_user=True), in_order=True)
+            server = VhostUser(Passt(config, events, vhost_user=True), in_order=True)
             undo.callback(server.close)
             device = VhostUserNet(name, memory, events, address, backend=server)
             undo.pop_all()
             events.emit("net-up", device=name, passt="vhost-user", mac=mac)
             return device
     with ExitStack() as undo:
-        backend = StreamBackend(passt(vhost_user=False))
+        passt = RelayedPasst(config.option, config.relay) if config.relay else None
+        backend = StreamBackend(passt or Passt(config, events))
         undo.callback(backend.close)
         net = Net(name, memory, events, address, backend=backend)
         undo.pop_all()

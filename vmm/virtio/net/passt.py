@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from vmm.errors import HostError
@@ -19,43 +21,55 @@ from vmm.virtio.vhost.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from vmm.config.net import Forward
+    from vmm.config.net import NetConfig
     from vmm.events import Events
     from vmm.memory import GuestMemory
 
 NOBODY: Final = "65534:65534"
 """User and group of a passt that root starts. By number: not every host has a name for them."""
 
+ARRIVAL: Final = 30.0
+"""Seconds in which a passt outside the lab host must have come: there it is waiting already."""
+
 SETTLING: Final = 0.5
 """Seconds in which passt finds out whether it can bind the ports that it is to forward."""
+
+
+DNS_ADDRESS: Final = "169.254.1.1"
+"""The name server that a guest is told where the host's own is on the host's loopback: a
+link-local address, which the guest's default route leads to passt."""
 
 
 class Passt(Service):
     """Start passt for one connection at a time. Raises `HostError`.
 
     vhost_user  the connection carries vhost-user, which old versions do not know; else frames
+    program     the command that starts passt; None: find it
     """
 
     def __init__(
         self,
+        config: NetConfig,
         events: Events,
         *,
-        what: str,
-        forwards: Sequence[Forward] = (),
-        mtu: int | None = None,
         vhost_user: bool = False,
+        program: Sequence[str] | None = None,
     ) -> None:
-        program = find("passt", (), package="passt", what_for=what)
+        what = config.option
+        program = program or [find("passt", (), package="passt", what_for=what)]
         options = ["--vhost-user"] if vhost_user else []
-        options += ["--mtu", str(mtu)] if mtu is not None else []
+        options += ["--mtu", str(config.mtu)] if config.mtu is not None else []
         options += ["--runas", NOBODY] if os.geteuid() == 0 else []
-        for forward in forwards:
+        if not config.reaches_host:
+            options += ["--no-map-gw", *_resolver(program)]
+        for forward in config.forwards:
             flag = "--tcp-ports" if forward.protocol == "tcp" else "--udp-ports"
             options += [flag, f"{forward.host}:{forward.guest}"]
 
         def argv(fd: int) -> list[str]:
-            return [program, "--foreground", "--quiet", "--fd", str(fd), *options]
+            return [*program, "--foreground", "--quiet", "--fd", str(fd), *options]
 
         super().__init__(argv, events, what=what)
 
@@ -77,22 +91,79 @@ class Passt(Service):
             raise HostError(f"{self.what}: {self._daemon.last_words()}")
 
 
+def _resolver(program: Sequence[str], file: str = "/etc/resolv.conf") -> list[str]:
+    """Return options with which a passt without the host's loopback resolves names.
+
+    A name server on the loopback (systemd-resolved's, for instance) is not told to guests then;
+    passt is to pass on what guests ask another address.
+    """
+    try:
+        with open(file, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123
+            words = [line.split() for line in lines]
+    except OSError:
+        return []
+    servers = [line[1] for line in words if len(line) > 1 and line[0] == "nameserver"]
+    if not servers or not all(server.startswith("127.") or server == "::1" for server in servers):
+        return []
+    told = subprocess.run([*program, "--help"], capture_output=True, check=False).stdout
+    if b"--dns-host" not in told:  # a passt of 2023
+        return []
+    return ["--dns", DNS_ADDRESS, "--dns-forward", DNS_ADDRESS, "--dns-host", servers[0]]
+
+
+class RelayedPasst:
+    """A passt outside the lab host, at the other end of each connection to the socket *path*.
+
+    Each connection has a passt of its own, which is ready before the driver is. Owns the socket.
+    """
+
+    def __init__(self, what: str, path: Path) -> None:
+        self.what = what
+        self._path = path
+        self._listener = socket.socket(socket.AF_UNIX)
+        try:
+            self._listener.bind(str(path))
+            self._listener.listen(1)
+        except OSError as error:
+            self._listener.close()
+            raise HostError(f"{what}: {path}: {error.strerror}") from error
+        self._listener.settimeout(ARRIVAL)
+
+    def connect(self) -> socket.socket:
+        """Return the next connection. Raises `HostError` if none comes."""
+        try:
+            return self._listener.accept()[0]
+        except OSError as error:
+            raise HostError(f"{self.what}: no passt comes from outside the lab host") from error
+
+    def explain(self, problem: str) -> str:
+        """Return *problem* with the daemon's name."""
+        return f"passt, outside the lab host, {problem}"
+
+    def close(self) -> None:
+        """Remove the socket. Idempotent."""
+        self._listener.close()
+        with suppress(FileNotFoundError):
+            self._path.unlink()
+
+
 class StreamBackend(ThreadBackend):
     """Threads of ours, with *passt* at the other end of a stream. Owns *passt*.
 
     Each driver gets a process of its own.
     """
 
-    def __init__(self, passt: Passt) -> None:
+    def __init__(self, passt: Passt | RelayedPasst) -> None:
         super().__init__([-1], offers=0, stream=True)
         self._passt = passt
         self._socket: socket.socket | None = None
-        try:
-            self._connect()
-            passt.settle()
-        except BaseException:
-            self.close()
-            raise
+        if isinstance(passt, Passt):
+            try:
+                self._connect()
+                passt.settle()
+            except BaseException:
+                self.close()
+                raise
 
     def _connect(self) -> None:
         self._hang_up()
@@ -121,7 +192,8 @@ class StreamBackend(ThreadBackend):
         """End passt."""
         super().stop()
         self._hang_up()
-        self._passt.close()
+        if isinstance(self._passt, Passt):
+            self._passt.close()
 
     def close(self) -> None:
         """End threads and passt. Idempotent."""

@@ -18,6 +18,30 @@ LOOK_AGAIN: Final = 0.25
 """Seconds between checks whether somebody has opened it, which no event reports."""
 
 
+def open_pty(option: str) -> tuple[int, str]:
+    """Return the master of a new pseudo-terminal, non-blocking, and the name of its other side.
+
+    Raises `HostError`, which names *option*.
+    """
+    master = -1
+    try:
+        master, slave = os.openpty()
+        try:
+            os.set_blocking(master, False)
+            # Raw, so that nothing is echoed back to the guest. The modes outlive the close, and
+            # the hang-up then shows that nobody has it open.
+            termios.tcsetattr(slave, termios.TCSANOW, raw_modes(termios.tcgetattr(slave)))
+            return master, os.ttyname(slave)
+        finally:
+            os.close(slave)
+    except OSError as error:
+        if master >= 0:
+            os.close(master)
+        raise HostError(
+            f"{option}: no pseudo-terminal: {error.strerror}", "is /dev/pts mounted?"
+        ) from error
+
+
 class PtyChardev(Chardev):
     """The master of a pseudo-terminal; `path` names its other side.
 
@@ -29,20 +53,10 @@ class PtyChardev(Chardev):
         self._timer: Cancellable | None = None
         self._master = -1
         try:
-            self._master, slave = os.openpty()
-            try:
-                os.set_blocking(self._master, False)
-                self.path = os.ttyname(slave)
-                # Raw, so that nothing is echoed back to the guest. The modes outlive the close,
-                # and the hang-up then shows that nobody has it open.
-                termios.tcsetattr(slave, termios.TCSANOW, raw_modes(termios.tcgetattr(slave)))
-            finally:
-                os.close(slave)
-        except OSError as error:
+            self._master, self.path = open_pty(option)
+        except HostError:
             self.close()
-            raise HostError(
-                f"{option}: no pseudo-terminal: {error.strerror}", "is /dev/pts mounted?"
-            ) from error
+            raise
 
     def start(self) -> None:
         """Connect if somebody has opened it; else check again later."""

@@ -9,6 +9,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from vmm.closeable import Closeable
 from vmm.errors import UserError
 from vmm.virtio.console.chardev.chardev import LOOK_AGAIN, Chardev, is_gone
 
@@ -21,13 +22,12 @@ BACKLOG: Final = 8
 """Clients that may wait in the kernel's queue."""
 
 
-class UnixChardev(Chardev):
-    """A socket that listens on *path*. Raises `UserError`, which names *option*."""
+class Listener(Closeable):
+    """A socket that listens on *path*, non-blocking. Raises `UserError`, which names *option*."""
 
-    def __init__(self, loop: Loop, path: Path, option: str) -> None:
-        super().__init__(loop)
+    def __init__(self, path: Path, option: str) -> None:
         self._path = path
-        self._listener = socket.socket(
+        self.socket = socket.socket(
             socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
         self._inode = 0
@@ -43,14 +43,14 @@ class UnixChardev(Chardev):
 
     def _bind(self) -> None:
         try:
-            self._listener.bind(str(self._path))
+            self.socket.bind(str(self._path))
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not self._is_stale():
                 raise
             self._path.unlink()
-            self._listener.bind(str(self._path))
+            self.socket.bind(str(self._path))
         self._inode = self._path.stat().st_ino
-        self._listener.listen(BACKLOG)
+        self.socket.listen(BACKLOG)
 
     def _is_stale(self) -> bool:
         """Return whether the path is a socket without a listener, because its owner was killed."""
@@ -59,9 +59,25 @@ class UnixChardev(Chardev):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as client:
             return client.connect_ex(str(self._path)) == errno.ECONNREFUSED
 
+    def close(self) -> None:
+        """Close the socket, and remove it unless another has its path now. Idempotent."""
+        if self.socket.fileno() >= 0:
+            self.socket.close()
+            with suppress(OSError):
+                if self._inode and os.lstat(self._path).st_ino == self._inode:
+                    self._path.unlink()
+
+
+class UnixChardev(Chardev):
+    """A `Listener`, and its clients one after the other. Raises `UserError`."""
+
+    def __init__(self, loop: Loop, path: Path, option: str) -> None:
+        super().__init__(loop)
+        self._listener = Listener(path, option)
+
     def start(self) -> None:
         """Start to accept clients."""
-        self._loop.add_reader(self._listener.fileno(), self._knock)
+        self._loop.add_reader(self._listener.socket.fileno(), self._knock)
 
     def _knock(self) -> None:
         """Accept the next client if there is no other, or the other has gone unnoticed."""
@@ -73,7 +89,7 @@ class UnixChardev(Chardev):
             self._rest()
             return
         try:
-            client, _ = self._listener.accept()
+            client, _ = self._listener.socket.accept()
         except OSError:  # it has gone again, or there are no descriptors left
             self._rest()
             return
@@ -83,7 +99,7 @@ class UnixChardev(Chardev):
 
     def _rest(self) -> None:
         """Let clients wait, and look again later."""
-        self._loop.remove_reader(self._listener.fileno())
+        self._loop.remove_reader(self._listener.socket.fileno())
         self._loop.call_later(LOOK_AGAIN, self._listen_again)
 
     def _listen_again(self) -> None:
@@ -92,14 +108,11 @@ class UnixChardev(Chardev):
 
     def _socket(self) -> socket.socket | None:
         """Return the listening socket; None: it is closed."""
-        return self._listener if self._listener.fileno() >= 0 else None
+        return self._listener.socket if self._listener.socket.fileno() >= 0 else None
 
     def close(self) -> None:
         """Hang up and remove the socket. Idempotent."""
         super().close()
         if (listener := self._socket()) is not None:
             self._loop.remove_reader(listener.fileno())
-            listener.close()
-            with suppress(OSError):
-                if self._inode and os.lstat(self._path).st_ino == self._inode:
-                    self._path.unlink()
+        self._listener.close()

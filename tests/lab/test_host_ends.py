@@ -1,0 +1,231 @@
+"""Host ends of a machine in the lab are the user's: ports, sockets, terminals, the way out.
+
+Each machine runs in one lab host that is kept up, as the command line finds it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Self
+
+import pytest
+
+from vmm.lab.guest import fixture
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+PYVMM = str(Path(sys.executable).with_name("pyvmm"))
+PATIENCE = 240.0
+MODULES = ("virtio_mmio", "virtio_net", "virtio_console")
+UP = "udhcpc -q -n -i eth0 -s /etc/udhcpc.script >/dev/null 2>&1; "
+FETCH = (
+    "router=$(ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p'); "
+    "wget -T 5 -q -O - http://$router:%d/ || echo fetched nothing; "
+)
+SERVE = (
+    "mkdir /srv; echo a page of the guest >/srv/index.html; httpd -p 80 -h /srv; "
+    "socat UDP-LISTEN:7,fork EXEC:cat & "
+)
+ECHO = "stty -F /dev/{0} raw -echo; cat </dev/{0} >/dev/{0} & "
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep a host up, apart from those that the user keeps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        pyvmm("lab", "up", "fwb")
+        yield
+        pyvmm("lab", "down", "fwb")
+
+
+def pyvmm(*words: str) -> subprocess.CompletedProcess[str]:
+    argv = [PYVMM, *words]
+    return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=PATIENCE)
+
+
+class Run:
+    """``pyvmm run --host lab`` with *options*. A context manager: ends it."""
+
+    def __init__(self, script: str, *options: str) -> None:
+        guest = fixture.guest(modules=MODULES, packages=["socat"], script=script)
+        argv = [PYVMM, "run", "--host", "lab", *options]
+        argv += ["--cmdline", "console=ttyAMA0 quiet panic=-1", "--initrd", str(guest.initrd)]
+        self.seen = b""
+        self.program = subprocess.Popen(
+            [*argv, str(guest.kernel)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.program.poll() is None:
+            self.program.kill()
+        self.program.communicate()
+
+    def expect(self, pattern: str) -> re.Match[bytes]:
+        """Wait until the output matches; return the match."""
+        assert self.program.stdout
+        deadline = time.monotonic() + PATIENCE
+        while not (match := re.search(pattern.encode(), self.seen)):
+            left = deadline - time.monotonic()
+            assert left > 0, self.seen
+            if select.select([self.program.stdout], [], [], left)[0]:
+                data = os.read(self.program.stdout.fileno(), 65536)
+                assert data, (pattern, self.seen)
+                self.seen += data
+        return match
+
+    def power_off(self) -> None:
+        assert self.program.stdin
+        self.program.stdin.write(b"poweroff\n")
+        self.program.stdin.close()
+        self.program.stdin = None
+        self.expect_end(0)
+
+    def expect_end(self, status: int) -> None:
+        said, _ = self.program.communicate(timeout=PATIENCE)
+        self.seen += said
+        assert self.program.returncode == status, self.seen
+
+
+@contextmanager
+def web_server(text: str) -> Iterator[int]:
+    """Serve *text* on the loopback; yield the port."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def until(ask: Callable[[], bytes]) -> bytes:
+    """Ask until there is an answer: what is asked may be about to start."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with suppress(OSError):
+            if answer := ask():
+                return answer
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def page(port: int) -> bytes:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+        data: bytes = answer.read()
+    return data
+
+
+def udp(port: int) -> bytes:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(5)
+        client.sendto(b"datagram", ("127.0.0.1", port))
+        return client.recv(100)
+
+
+def read(fd: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size and select.select([fd], [], [], PATIENCE)[0]:
+        data += os.read(fd, size)
+    return data
+
+
+def test_ports_sockets_and_terminals_are_on_this_machine(tmp_path: Path) -> None:
+    tcp, datagrams = free_port(), free_port()
+    path = tmp_path / "console"
+    with web_server("a page of this machine") as server:
+        script = UP + ECHO.format("hvc0") + ECHO.format("hvc1") + SERVE + FETCH % server
+        net = f"user,host=on,forward=tcp:{tcp}:80,forward=udp:{datagrams}:7"
+        options = ["--net", net, "--console", f"unix={path}", "--console", "pty"]
+        with Run(script, *options) as run:
+            terminal = run.expect("console port 1 is (/dev/pts/[0-9]+)\n")[1].decode()
+            run.expect("a page of this machine")
+            assert until(lambda: page(tcp)) == b"a page of the guest\n"
+            assert until(lambda: udp(datagrams)) == b"datagram"
+
+            for each in (b"one client", b"and the next"):
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.connect(str(path))
+                    client.sendall(each)
+                    assert read(client.fileno(), len(each)) == each
+            large = bytes(i % 251 for i in range(400_000))
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+                Thread(target=client.sendall, args=(large,), daemon=True).start()
+                assert read(client.fileno(), len(large)) == large
+
+            for each in (b"typed", b"typed again"):
+                with closing(open(terminal, "r+b", buffering=0)) as user:  # noqa: PTH123, SIM115
+                    user.write(each)
+                    assert read(user.fileno(), len(each)) == each
+            run.power_off()
+    assert not path.exists()
+    with pytest.raises(OSError, match="No such file"):
+        os.stat(terminal)  # noqa: PTH116
+
+
+def test_the_loopback_is_out_of_reach_without_host_on(tmp_path: Path) -> None:
+    path = tmp_path / "console"
+    with web_server("a page of this machine") as server:
+        options = ["--net", "user", "--console", f"unix={path}"]
+        with Run(UP + FETCH % server + "echo it is over", *options) as run:
+            run.expect("it is over")
+            assert b"fetched nothing" in run.seen
+            assert b"a page of" not in run.seen
+            assert path.is_socket()
+            run.program.send_signal(signal.SIGTERM)
+            run.expect_end(128 + signal.SIGTERM)
+    assert not path.exists()
+
+
+def test_a_taken_port_is_an_error_before_the_guest_boots() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as listener:
+        port = listener.getsockname()[1]
+        with Run("", "--net", f"user,forward=tcp:{port}:80") as run:
+            run.expect_end(3)
+            (line,) = run.seen.decode().splitlines()
+    assert f"--net user,forward=tcp:{port}:80" in line
+    assert "Address already in use" in line
+
+
+def test_a_taken_path_is_an_error_before_the_guest_boots(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with Run("", "--console", f"unix={tmp_path / 'file'}") as run:
+        run.expect_end(2)
+
+
+def test_what_is_in_the_lab_host_is_said() -> None:
+    with Run("", "--net", "tap", "--vsock", "77") as run:
+        line = run.expect("pyvmm: (.*)\n")[1].decode()
+        run.program.terminate()
+        run.expect_end(128 + signal.SIGTERM)
+    assert line.startswith("--net tap and --vsock 77: the host's side is in the lab host (fwb)")
+    assert "`pyvmm lab exec fwb -- COMMAND` reaches it" in line

@@ -1,0 +1,219 @@
+"""Host ends of a machine that runs in a lab host: they are on the user's machine all the same.
+
+    --console unix=PATH, pty   made here; what connects reaches the console's socket in the host
+    --net user                 passt runs here; the machine in the host gets the passt's stream
+
+`vmm.lab.host.relay` passes the bytes on. A TAP interface and vsock are the lab host's kernel's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import select
+import shutil
+import signal
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm.cli.place import visible
+from vmm.config.net import NetKind
+from vmm.events import Events
+from vmm.lab.debian.prefix import prefix
+from vmm.lab.host.relay import Joint
+from vmm.virtio.console.chardev.chardev import is_gone
+from vmm.virtio.console.chardev.pty import LOOK_AGAIN, open_pty
+from vmm.virtio.console.chardev.unix import Listener
+from vmm.virtio.net.passt import Passt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from contextlib import ExitStack
+    from types import FrameType
+
+    from vmm.config import MachineConfig
+    from vmm.config.console import ConsoleConfig
+    from vmm.config.net import NetConfig
+
+_INSIDE = "/run/tmp"
+"""Where sockets can be made in a lab host."""
+
+
+class SocketEnd:
+    """Clients of a Unix socket, one after the other. Raises `UserError`."""
+
+    def __init__(self, path: Path, option: str) -> None:
+        self._listener = Listener(path, option)
+
+    def next(self, stop: int) -> int | None:
+        """Wait for a client; return its descriptor. None: *stop* can be read."""
+        poll = select.poll()
+        poll.register(self._listener.socket, select.POLLIN)
+        poll.register(stop, select.POLLIN)
+        while True:
+            if any(fd == stop for fd, _ in poll.poll()):
+                return None
+            try:
+                return self._listener.socket.accept()[0].detach()
+            except (BlockingIOError, ConnectionError):  # it has gone again
+                continue
+
+    def left(self) -> None:
+        """Do nothing: the next client may wait already."""
+
+    def close(self) -> None:
+        """Remove the socket. Idempotent."""
+        self._listener.close()
+
+
+class PtyEnd:
+    """Whoever has a new pseudo-terminal open, whose name is *path*. Raises `HostError`."""
+
+    def __init__(self, option: str) -> None:
+        self._master, self.path = open_pty(option)
+
+    def next(self, stop: int) -> int | None:
+        """Wait until somebody has it open; return a descriptor. None: *stop* can be read."""
+        while is_gone(self._master):
+            if select.select([stop], [], [], LOOK_AGAIN)[0]:
+                return None
+        return os.dup(self._master)
+
+    def left(self) -> None:
+        """Do nothing: it stays, for whoever opens it next."""
+
+    def close(self) -> None:
+        """Close the master, which ends the other side."""
+        os.close(self._master)
+
+
+class PasstEnd:
+    """A passt for each driver of the guest. Raises `HostError`: it cannot bind a port, say."""
+
+    def __init__(self, config: NetConfig) -> None:
+        program = None
+        if not shutil.which("passt"):
+            program = prefix("passt", ["passt"]).command("usr/bin/passt")
+        self._passt = Passt(config, Events(None), program=program)
+        self._ready = self._start()
+
+    def _start(self) -> int:
+        stream = self._passt.connect()
+        try:
+            self._passt.settle()
+        except BaseException:
+            stream.close()
+            self._passt.close()
+            raise
+        return stream.detach()
+
+    def next(self, stop: int) -> int | None:
+        """Return the stream of a passt that has not served yet. None: *stop* can be read."""
+        if select.select([stop], [], [], 0)[0]:
+            return None
+        fd, self._ready = self._ready, -1
+        return fd if fd >= 0 else self._start()
+
+    def left(self) -> None:
+        """End the passt: the next driver gets another."""
+        self._passt.close()
+
+    def close(self) -> None:
+        """End the passt. Idempotent."""
+        self._passt.close()
+        if self._ready >= 0:
+            os.close(self._ready)
+            self._ready = -1
+
+
+class Ends:
+    """Make the host ends of *config* here; *owned* closes them. Raises `UserError`, `HostError`.
+
+    config  the machine for the lab host, whose ends are sockets there
+    joints  which end here belongs to which socket there
+    """
+
+    def __init__(self, config: MachineConfig, owned: ExitStack) -> None:
+        self._owned = owned
+        self._prefix = f"{_INSIDE}/pyvmm-{secrets.token_hex(6)}-"
+        self.joints: list[Joint] = []
+        owned.enter_context(_ended_by_signals())
+        ports = iter(range(len(config.consoles)))
+        self.config = dataclasses.replace(
+            config,
+            nets=tuple(self._net(net) for net in config.nets),
+            consoles=tuple(
+                self._console(each, each.name or str(next(ports))) for each in config.consoles
+            ),
+        )
+
+    def visible(self, path: Path) -> Path:
+        """Return the name of *path* in the lab host: of a file, or of a socket of `joints`."""
+        return path if str(path).startswith(self._prefix) else visible(path)
+
+    def _join(self, end: SocketEnd | PtyEnd | PasstEnd) -> Path:
+        self._owned.callback(end.close)
+        self.joints.append(Joint(end, f"{self._prefix}{len(self.joints)}"))
+        return Path(self.joints[-1].path)
+
+    def _net(self, config: NetConfig) -> NetConfig:
+        if config.kind is not NetKind.USER:
+            return config
+        return dataclasses.replace(config, relay=self._join(PasstEnd(config)))
+
+    def _console(self, config: ConsoleConfig, port: str) -> ConsoleConfig:
+        option = f"--console {config.kind}"
+        if config.kind == "unix" and config.path is not None:
+            return config._replace(path=self._join(SocketEnd(config.path, option)))
+        if config.kind == "pty":
+            end = PtyEnd(option)
+            path = self._join(end)
+            say(f"console port {port} is {end.path}")
+            return config._replace(kind="unix", path=path)
+        return config
+
+
+def say(line: str) -> None:
+    """Tell the user *line* before the guest runs."""
+    print(f"pyvmm: {line}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def staying(config: MachineConfig, profile: str) -> str | None:
+    """Return a line about the host ends of *config* that are in the lab host; None: there are none.
+
+    The kernel that has them is that host's, of *profile*.
+    """
+    options: Sequence[str] = [net.option for net in config.nets if net.kind is NetKind.TAP]
+    if config.vsock is not None:
+        options = [*options, f"--vsock {config.vsock}"]
+    if not options:
+        return None
+    return (
+        f"{' and '.join(options)}: the host's side is in the lab host ({profile}), not on this "
+        f"machine; with a host that `pyvmm lab up {profile}` keeps, `pyvmm lab exec {profile} -- "
+        "COMMAND` reaches it"
+    )
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Make deadly signals exceptions, so that sockets are removed while a lab host starts."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
