@@ -183,7 +183,7 @@ def test_ports_sockets_and_terminals_are_on_this_machine(tmp_path: Path) -> None
                 assert read(client.fileno(), len(large)) == large
 
             for each in (b"typed", b"typed again"):
-                with closing(open(terminal, "r+b", buffering=0)) as user:  # noqa: PTH123, SIM115
+                with closing(open(terminal, "r+b", buffering=0)) as user:  # noqa: PTH123
                     user.write(each)
                     assert read(user.fileno(), len(each)) == each
             run.power_off()

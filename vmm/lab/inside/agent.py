@@ -64,17 +64,16 @@ def _relay(connection: protocol.Connection, path: str) -> None:
 
     gone = select.poll()
     gone.register(connection, select.POLLRDHUP)
-    stream = socket.socket(socket.AF_UNIX)
-    while True:
-        try:
-            stream.connect(path)
-        except OSError:
-            if gone.poll(_RETRY):
-                return
-        else:
-            relay.pump(connection, stream.fileno(), protocol.OUTPUT)
-            connection.finish(relay.GRACE)
-            return
+    with socket.socket(socket.AF_UNIX) as stream:
+        while True:
+            try:
+                stream.connect(path)
+                break
+            except OSError:
+                if gone.poll(_RETRY):
+                    return
+        relay.pump(connection, stream.fileno(), protocol.OUTPUT)
+    connection.finish(relay.GRACE)
 
 
 def _install(connection: protocol.Connection, name: str) -> None:
