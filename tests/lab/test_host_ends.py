@@ -28,9 +28,12 @@ from vmm.lab.guest import fixture
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 PYVMM = str(Path(sys.executable).with_name("pyvmm"))
-PATIENCE = 240.0
+PATIENCE = 60.0
 MODULES = ("virtio_mmio", "virtio_net", "virtio_console")
-UP = "udhcpc -q -n -i eth0 -s /etc/udhcpc.script >/dev/null 2>&1; "
+UP = (
+    "ip link set lo up; ip link set eth0 up; "
+    "udhcpc -q -n -i eth0 -s /etc/udhcpc.script >/dev/null 2>&1; "
+)
 FETCH = (
     "router=$(ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p'); "
     "wget -T 5 -q -O - http://$router:%d/ || echo fetched nothing; "
@@ -176,11 +179,6 @@ def test_ports_sockets_and_terminals_are_on_this_machine(tmp_path: Path) -> None
                     client.connect(str(path))
                     client.sendall(each)
                     assert read(client.fileno(), len(each)) == each
-            large = bytes(i % 251 for i in range(400_000))
-            with socket.socket(socket.AF_UNIX) as client:
-                client.connect(str(path))
-                Thread(target=client.sendall, args=(large,), daemon=True).start()
-                assert read(client.fileno(), len(large)) == large
 
             for each in (b"typed", b"typed again"):
                 with closing(open(terminal, "r+b", buffering=0)) as user:  # noqa: PTH123

@@ -147,7 +147,7 @@ def test_a_user_who_is_not_root_has_a_network(host: Host) -> None:
     outcome = run(
         host,
         script.format(**PASST),
-        ["--net", "user,forward=tcp:2222:22"],
+        ["--net", "user,host=on,forward=tcp:2222:22"],
         peer=["100", str(PORT), "--echo", "2222"],
         before=["python3", "-c", AS_USER],
     )
@@ -188,7 +188,7 @@ def test_networks_and_sockets_work_again_after_each_reset(host: Host) -> None:
     outcome = run(
         host,
         script.format(**TAP, user=PASST["guest"]),
-        ["--net", tap, "--net", "user", "--vsock", "78", "--disk", "/run/tmp/boots"],
+        ["--net", tap, "--net", "user,host=on", "--vsock", "78", "--disk", "/run/tmp/boots"],
         peer=["1", str(PORT), "--vsock"],
         then="reboot",
     )

@@ -103,8 +103,9 @@ class _Pump:
             data = os.read(self._fd, protocol.CHUNK)
         except BlockingIOError:
             return
-        except OSError:  # EIO: nobody has the terminal open
+        except OSError:  # EIO: nobody has the terminal open; somebody else may have it soon
             data = b""
+            self._gone = True
         self._to_peer += protocol.frame(self._kind, data)
         self._fd_open = bool(data)
 

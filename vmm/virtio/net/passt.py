@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from vmm.config.net import NetConfig
+    from vmm.config.net import Forward, NetConfig
     from vmm.events import Events
     from vmm.memory import GuestMemory
 
@@ -65,6 +65,7 @@ class Passt(Service):
         if not config.reaches_host:
             options += ["--no-map-gw", *_resolver(program)]
         for forward in config.forwards:
+            _check_free(forward, what)
             flag = "--tcp-ports" if forward.protocol == "tcp" else "--udp-ports"
             options += [flag, f"{forward.host}:{forward.guest}"]
 
@@ -89,6 +90,24 @@ class Passt(Service):
         """Raise `HostError` if passt ends soon, because it cannot do what it is asked."""
         if self._daemon is not None and self._daemon.wait(SETTLING):
             raise HostError(f"{self.what}: {self._daemon.last_words()}")
+
+
+def _check_free(forward: Forward, what: str) -> None:
+    """Raise `HostError` if the host's port cannot be had.
+
+    passt itself goes on if it gets the port for IPv6 only.
+    """
+    kind = socket.SOCK_STREAM if forward.protocol == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET, kind) as probe:
+        if forward.protocol == "tcp":  # connections that linger are no reason
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", forward.host))
+        except OSError as error:
+            raise HostError(
+                f"{what}: {forward.protocol} port {forward.host}: {error.strerror}",
+                "forward another port of the host",
+            ) from error
 
 
 def _resolver(program: Sequence[str], file: str = "/etc/resolv.conf") -> list[str]:
