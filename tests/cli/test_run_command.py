@@ -17,6 +17,7 @@ from vmm.config import MachineConfig, codec
 from vmm.config.command import CommandConfig, check_command, consoles, shares
 from vmm.config.console import ConsoleConfig
 from vmm.errors import UserError
+from vmm.lab.host.relay import Joint
 
 
 @pytest.fixture
@@ -24,8 +25,9 @@ def configure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., 
     """``configure(word...)`` is the configuration that arrives in the lab host."""
     sent: list[str] = []
 
-    def run_there(host: str, words: list[str], packages: list[str]) -> int:
+    def run_there(host: str, words: list[str], packages: list[str], joints: list[Joint]) -> int:
         assert host == "lab"
+        assert not joints
         assert packages == ["virtiofsd"]
         sent.append(words[2])
         return 7

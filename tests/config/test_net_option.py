@@ -92,3 +92,13 @@ def test_a_context_id_is_one_that_a_guest_can_have() -> None:
             UserError, match=r"--vsock: .* is no guest's context ID; use one from 3"
         ):
             parse_vsock(text)
+
+
+def test_the_loopback_of_the_host_is_for_passt_and_asked_for() -> None:
+    assert not parse_net("user").reaches_host
+    assert parse_net("user,host=on").reaches_host
+    assert not parse_net("user,host=off").reaches_host
+    with pytest.raises(UserError, match="host is on or off"):
+        parse_net("user,host=yes")
+    with pytest.raises(UserError, match="cannot use 'host=on'"):
+        parse_net("tap,host=on")

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm.cli.place import visible
+from vmm.cli import place
 from vmm.config.net import NetKind
 from vmm.events import Events
 from vmm.lab.debian.prefix import prefix
@@ -152,7 +152,7 @@ class Ends:
 
     def visible(self, path: Path) -> Path:
         """Return the name of *path* in the lab host: of a file, or of a socket of `joints`."""
-        return path if str(path).startswith(self._prefix) else visible(path)
+        return path if str(path).startswith(self._prefix) else place.visible(path)
 
     def _join(self, end: SocketEnd | PtyEnd | PasstEnd) -> Path:
         self._owned.callback(end.close)

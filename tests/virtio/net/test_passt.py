@@ -24,7 +24,7 @@ from vmm.virtio import status
 from vmm.virtio.device import VirtioDevice
 from vmm.virtio.net import registers
 from vmm.virtio.net.open import PASST_MTU, open_net
-from vmm.virtio.net.passt import StreamBackend
+from vmm.virtio.net.passt import Passt, StreamBackend, _resolver
 from vmm.virtio.net.threads import ThreadBackend
 from vmm.virtio.queue import MemoryMap
 from vmm.virtio.transport.mmio import MmioTransport
@@ -165,16 +165,47 @@ def test_passt_goes_with_the_device(passt: str, memory: Memory, events: Recorded
     assert children() == []
 
 
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_ports_that_are_taken_are_an_error_at_once(
-    passt: str, memory: Memory, events: Recorded
+    passt: str, memory: Memory, events: Recorded, family: int
 ) -> None:
-    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
-        text = f"user,forward=tcp:{taken.getsockname()[1]}:22"
+    """A passt goes on if it gets the port for one of the two families."""
+    both = family == socket.AF_INET6
+    with socket.create_server(("", 0), family=family, dualstack_ipv6=both) as taken:
+        port = taken.getsockname()[1]
+        text = f"user,forward=tcp:{port}:22"
         with pytest.raises(HostError) as raised:
             open_user(memory, events, text)
-    assert str(raised.value).startswith(f"--net {text}: passt ended (status 1): ")
-    assert "Failed to bind" in str(raised.value)
+    said = (
+        f"--net {text}: tcp port {port}: Address already in use; forward another port of the host"
+    )
+    assert str(raised.value) == said
     assert children() == []
+
+
+@pytest.mark.parametrize(("text", "reaches"), [("user", False), ("user,host=on", True)])
+def test_the_loopback_of_the_host_is_reached_if_that_is_asked_for(
+    passt: str, events: Recorded, text: str, *, reaches: bool
+) -> None:
+    argv = Passt(parse_net(text), events)._argv(3)
+    assert ("--no-map-gw" not in argv) is reaches
+
+
+@pytest.mark.parametrize(
+    ("servers", "told"),
+    [
+        ("nameserver 127.0.0.53\noptions edns0\n", "127.0.0.53"),
+        ("nameserver 127.0.0.1\nnameserver 192.0.2.53\n", ""),
+        ("# none\nnameserver\n", ""),
+    ],
+)
+def test_a_resolver_on_the_loopback_is_reached_through_passt(
+    passt: str, tmp_path: Path, servers: str, told: str
+) -> None:
+    (tmp_path / "resolv.conf").write_text(servers)
+    options = _resolver(["passt"], str(tmp_path / "resolv.conf"))
+    assert options[-1:] == ([told] if told else [])
+    assert _resolver(["true"], str(tmp_path / "resolv.conf")) == [], "a passt without --dns-host"
 
 
 def test_without_passt_it_is_said_where_to_get_it(
