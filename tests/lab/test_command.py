@@ -88,9 +88,11 @@ def test_a_terminal_is_the_commands(terminal: Conversation, tmp_path: Path) -> N
     assert b"pyvmm guest" not in terminal.output
     terminal.type(b"tty; stty size; echo $TERM; pwd\n")
     terminal.expect(rb"/dev/hvc0\r\n24 80\r\nxterm-256color\r\n" + bytes(tmp_path))
-    terminal.type(b"sleep 1000; echo was $?\n")
-    terminal.expect(rb"echo was")
+    terminal.type(b"sleep 1000\n")
+    terminal.expect(rb"sleep 1000\r\n")
     terminal.type(b"\x03")
+    terminal.expect(rb"# ")
+    terminal.type(b"echo was $?\n")
     terminal.expect(rb"was 130")
     terminal.type(b"exit 9\n")
     assert terminal.finish() == 9
