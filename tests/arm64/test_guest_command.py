@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.lab_package import newc
-from vmm.arm64 import guest_command
+from vmm.arm64 import guest_command, payload
+from vmm.config import MachineConfig
 from vmm.config.command import CommandConfig
 from vmm.cpio import CpioWriter
 from vmm.errors import UserError
@@ -50,6 +52,19 @@ def test_in_the_root_directory_nothing_is_shared() -> None:
 def test_another_guest_is_refused_in_one_line(found: memoryview | None) -> None:
     with pytest.raises(UserError, match=r"^guest.img: not pyvmm's small guest"):
         guest_command.append(found, COMMAND, "guest.img")
+
+
+def test_a_payload_has_the_command(tmp_path: Path) -> None:
+    image, other = tmp_path / "Image", tmp_path / "initrd"
+    image.write_bytes(struct.pack("<II", 0xD503201F, 0xD503201F) * 16)  # nop: a flat binary
+    config = MachineConfig(image=image, initrd=other, command=COMMAND)
+    other.write_bytes(initrd("etc/other"))
+    with pytest.raises(UserError, match="not pyvmm's small guest"):
+        payload.load(config)
+    other.write_bytes(initrd())
+    found = payload.load(config)
+    assert bytes(found.initrd or b"") == bytes(guest_command.append(initrd(), COMMAND, ""))
+    assert found.cmdline == "console=ttyAMA0 panic=-1 quiet"
 
 
 def test_the_guests_scripts_know_the_same_names() -> None:

@@ -143,5 +143,15 @@ def test_a_kernel_with_everything_or_without_a_config_is_tried(tree: Path) -> No
         kernel_tree.check(tree, config(transport="pci"))
 
 
+def test_run_takes_the_kernel_of_a_tree_and_checks_it(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / kernel_tree.BOOT / "Image").touch()
+    (tree / ".config").write_text("CONFIG_ARM64=y\n")
+    monkeypatch.setattr(kernel_tree, "initrd", lambda: Path("initrd"))
+    done = CliRunner().invoke(pyvmm, ["run", "--host", "lab", "--kernel-tree", str(tree)])
+    assert "the kernel has no BLK_DEV_INITRD, BINFMT_ELF" in str(done.exception)
+
+
 def test_a_command_takes_an_image() -> None:
     check_command(config())

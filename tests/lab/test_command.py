@@ -85,7 +85,7 @@ def terminal(host: Host, words: list[str], tmp_path: Path) -> Iterator[Conversat
 
 def test_a_terminal_is_the_commands(terminal: Conversation, tmp_path: Path) -> None:
     terminal.expect(rb"# ")
-    assert b"pyvmm guest" not in terminal.output
+    assert b"pyvmm" not in terminal.output  # neither a banner nor a notice about hvc0
     terminal.type(b"tty; stty size; echo $TERM; pwd\n")
     terminal.expect(rb"/dev/hvc0\r\n24 80\r\nxterm-256color\r\n" + bytes(tmp_path))
     terminal.type(b"sleep 1000\n")

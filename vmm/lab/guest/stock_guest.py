@@ -50,7 +50,8 @@ FILESYSTEMS = ("ext4", "vfat", "iso9660", "squashfs")
 """What mount without -t tries, as no file system is registered before its module is loaded."""
 
 _PROFILE = """\
-export PATH=/usr/sbin:/usr/bin:/bin HOME=/root TERM=${TERM:-linux} ENV=/etc/profile PS1='guest:\\w# '
+export PATH=/usr/sbin:/usr/bin:/bin HOME=/root TERM=${TERM:-linux}
+export ENV=/etc/profile PS1='guest:\\w# '
 # There is no init to ask: ask the kernel.
 halt() { busybox halt -f; }
 drain() { timeout 5 stty echo 2>/dev/null; } # waits until the console has sent all
