@@ -92,6 +92,16 @@ def test_it_fits_the_terminal(shown: Callable[[], str]) -> None:
     assert len(shown().replace(ERASE, "")) == COLUMNS - 1
 
 
+def test_a_terminal_whose_size_nobody_knows_has_80_columns(
+    shown: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda _fd: os.terminal_size((0, 0)))
+    with WaitingLine() as line:
+        line.begin("x" * 100)
+        until(shown)
+    assert len(shown().replace(ERASE, "")) == 79
+
+
 def test_who_reads_a_pipe_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "DELAY", 0.0)
     pipe = io.StringIO()

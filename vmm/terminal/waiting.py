@@ -67,9 +67,10 @@ class WaitingLine:
 def _columns() -> int:
     """Return how many columns a line may have without wrapping."""
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns - 1
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
     except (OSError, ValueError):
-        return 79
+        columns = 0
+    return (columns or 80) - 1  # 0: nobody has told the terminal
 
 
 def _write(text: str) -> None:
