@@ -43,7 +43,7 @@ IN_THE_GUEST = {
     "pyvmm run guest.img": ("grep -c ^processor /proc/cpuinfo", "1"),
     "pyvmm run --cpus 4 --memory 1G guest.img": ("grep -c ^processor /proc/cpuinfo", "4"),
     "pyvmm run --disk disk.img --net user --share . guest.img": (
-        "mount -t virtiofs share /mnt; ls -d /mnt/disk.img /sys/{block/vda,class/net/eth0} | wc -l",
+        "mount -t virtiofs share /mnt; cd /sys; ls -d /mnt/disk.img block/vda class/net/eth0 | wc -l",
         "3",
     ),
     "pyvmm run --host lab:vfio --vfio 0000:00:11.0,bind guest.img": (
@@ -108,6 +108,8 @@ class Typist:
     def __init__(self, place: Place, command: str) -> None:
         self._terminal, theirs = pty.openpty()
         self.said = b""
+        self.seen = b""
+        """What was said up to the end of the last match, from the one before on."""
         self.process = subprocess.Popen(
             ["bash", "-c", f"exec {command}"],
             cwd=place.directory,
@@ -133,7 +135,7 @@ class Typist:
                     self.said += os.read(self._terminal, 65536)
                 except OSError as error:  # the last process that had it open has ended
                     raise AssertionError(self.said[-3000:]) from error
-        self.said = self.said[match.end() :]
+        self.seen, self.said = self.said[: match.end()], self.said[match.end() :]
 
     def finish(self) -> int:
         """Wait for the end of the command; return its exit status."""
@@ -168,8 +170,9 @@ def test_a_guest_of_the_readme_has_what_was_given_to_it(place: Place, command: s
     typist = Typist(place, command)
     try:
         typist.expect(rb"guest:\S*# ")
-        typist.type(typed)
-        typist.expect(rb"\r\n" + re.escape(printed.encode()) + rb"\s")
+        typist.type(f"{typed}; echo so far")
+        typist.expect(rb"\r\nso far\r\n")
+        assert re.search(rb"\n" + re.escape(printed.encode()) + rb"\s", typist.seen), typist.seen
         typist.type("exit")
         assert typist.finish() == 0, typist.said[-3000:]
     finally:
