@@ -14,6 +14,7 @@
 # The CPU may be emulated: use the shell's builtins where possible.
 . /etc/profile
 mount -a # /etc/fstab: one process for all
+cp -P /etc/dev/* /dev # devtmpfs has no /dev/stdout
 echo guest >/proc/sys/kernel/hostname
 read -r arguments </proc/cmdline
 read -r release </proc/sys/kernel/osrelease

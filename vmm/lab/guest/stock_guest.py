@@ -41,6 +41,9 @@ _BACKPORT = ("trixie-backports", "linux-binary-{version}.*-{flavour}")
 _BUSYBOX = ("trixie", "busybox-static")
 
 _DIRECTORIES = ("bin", "dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp")
+_LINKS = {"fd": "fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}
+"""Links in /dev that are udev's elsewhere, to files in /proc/self."""
+
 _FSTAB = """\
 proc /proc proc defaults 0 0
 sysfs /sys sysfs defaults 0 0
@@ -171,6 +174,9 @@ def _pack(to: Path, scripts: Mapping[str, bytes], busybox: bytes) -> None:
         archive.file("etc/udhcpc.script", _UDHCPC.encode(), 0o755)
         archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
         archive.file("etc/group", b"root:x:0:\n")
+        archive.directory("etc/dev")
+        for name, target in _LINKS.items():
+            archive.symlink(f"etc/dev/{name}", f"/proc/self/{target}")
         archive.file("bin/busybox", busybox, 0o755)
         for applet in prefix.busybox_applets():
             if applet != "busybox":
