@@ -310,11 +310,11 @@ def test_a_run_on_a_terminal_is_not_silent_while_it_is_waited_for(kept: None) ->
         ]
     )
     for key in (b"r", b"x"):
-        screen.expect(b"pyvmm: waiting for ")
+        screen.expect(b"pyvmm: waiting for ", 25.0)
         assert time.monotonic() - began < 4, "a second, and Python's start, on a busy machine"
         waited = screen.expect(b"pyvmm guest: Linux")
         assert b"\r\x1b[K" in waited, "the line is gone"
-        screen.expect(b"guest:/# ")
+        screen.expect(b":~# ", 25.0)
         os.write(screen.leader, b"\x01" + key)
         began = time.monotonic()
     assert screen.rest().endswith(b"\r\n"), "the shell's prompt gets a line of its own"
