@@ -88,12 +88,14 @@ def test_a_terminal_is_the_commands(terminal: Conversation, tmp_path: Path) -> N
     terminal.expect(rb"# ")
     assert b"pyvmm guest" not in terminal.output
     assert b"console=hvc0" not in terminal.output  # a notice that is not for it
-    terminal.type(b"tty; stty size; echo $TERM; pwd\n")
+    # A short prompt: the shell's line editor sends more at the 80th column.
+    terminal.type(b"PS1='> '; tty; stty size; echo $TERM; pwd\n")
     terminal.expect(rb"/dev/hvc0\r\n24 80\r\nxterm-256color\r\n" + bytes(tmp_path))
-    terminal.type(b"sleep 1000\n")
-    terminal.expect(rb"sleep 1000\r\n")
+    terminal.expect(rb"\n> ")
+    terminal.type(b"echo rea''dy; sleep 1000\n")
+    terminal.expect(rb"ready\r\n")  # the line editor, to which ^C is a character, has ended
     terminal.type(b"\x03")
-    terminal.expect(rb"# ")
+    terminal.expect(rb"\n> ")
     terminal.type(b"echo was $?\n")
     terminal.expect(rb"was 130")
     terminal.type(b"exit 9\n")
