@@ -8,7 +8,7 @@ overrides `read_config` and `write_config`, and calls these for what is emulated
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from vmm._native import lib
 from vmm.address_range import AddressRange
@@ -19,10 +19,10 @@ from vmm.pci.config import ConfigSpace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from vmm.irq import InterruptLine
     from vmm.pci.bar import Bar
-    from vmm.pci.host import PciHost
     from vmm.pci.msix import Msix
 
 INTA: Final = 1
@@ -38,6 +38,16 @@ class Identity(NamedTuple):
     revision: int = 0
     subsystem_vendor: int = 0
     subsystem: int = 0
+
+
+class HostBridge(Protocol):
+    """What a function asks of the host bridge that owns it: `vmm.pci.host.PciHost`."""
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Return the lock that keeps vCPUs out of configuration space."""
+
+    def settle(self, function: PciFunction) -> None:
+        """Map *function*'s BARs as `PciFunction.decoded` says."""
 
 
 class PciFunction(Closeable):
@@ -60,7 +70,7 @@ class PciFunction(Closeable):
         self.name = name
         self.bars = tuple(bars)
         self.config = ConfigSpace() if config is None else config
-        self.host: PciHost | None = None
+        self.host: HostBridge | None = None
         """The host bridge that it is attached to."""
         self.slot: int | None = None
         """Its device number on the root bus, once attached; its requester id is that times 8."""
@@ -122,7 +132,7 @@ class PciFunction(Closeable):
 
     # What the host bridge asks
 
-    def attached(self, host: PciHost, slot: int, line: InterruptLine) -> None:
+    def attached(self, host: HostBridge, slot: int, line: InterruptLine) -> None:
         """Note that *host* owns it now, in *slot*, with *line* for INTx."""
         self.host, self.slot, self.line = host, slot, line
 
