@@ -153,5 +153,11 @@ def test_run_takes_the_kernel_of_a_tree_and_checks_it(
     assert "the kernel has no BLK_DEV_INITRD, BINFMT_ELF" in str(done.exception)
 
 
-def test_a_command_takes_an_image() -> None:
-    check_command(config())
+def test_a_command_takes_an_image_and_no_terminal_of_another_port() -> None:
+    command = CommandConfig(("ls",), "/d")
+    check_command(command, Path("Image"), config().consoles)
+    with pytest.raises(UserError, match="only the small guest runs it"):
+        check_command(command, None, ())
+    with pytest.raises(UserError, match="COMMAND has standard input and output"):
+        check_command(command, Path("Image"), (ConsoleConfig("stdio"),))
+    check_command(command._replace(terminal="vt100"), Path("Image"), (ConsoleConfig("stdio"),))

@@ -97,14 +97,12 @@ def test_imports_point_down(path: Path) -> None:
 
 
 def arrows() -> dict[str, set[str]]:
-    """Return which modules each module imports: also in functions; in the lab, also for types."""
+    """Return which modules each module imports: also in functions, and for types."""
     names = {f"vmm.{module(path)}".rstrip("."): path for path in MODULES}
     graph: dict[str, set[str]] = {}
     for name, path in names.items():
         found = imports(path.read_text(), package(path))
-        typing = name.startswith("vmm.lab")
-        wanted = (each for each in found if typing or not each.typing)
-        graph[name] = {each.module for each in wanted if each.module in names} - {name}
+        graph[name] = {each.module for each in found if each.module in names} - {name}
     return graph
 
 

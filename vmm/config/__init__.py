@@ -117,7 +117,7 @@ class MachineConfig:
         if self.firmware is not None or self.image is None:
             from vmm.config.firmware import check_firmware
 
-            check_firmware(self)
+            check_firmware(self.image, self.firmware, self.initrd)
         if self.nets:
             from vmm.config.net import check_nets
 
@@ -133,4 +133,4 @@ class MachineConfig:
         if self.command is not None:
             from vmm.config.command import check_command
 
-            check_command(self)
+            check_command(self.command, self.image, self.consoles)

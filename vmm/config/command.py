@@ -10,7 +10,7 @@ from vmm.config.share import ShareConfig
 from vmm.errors import UserError
 
 if TYPE_CHECKING:
-    from vmm.config import MachineConfig
+    from collections.abc import Sequence
 
 PORTS: Final = "pyvmm."
 """How the names of the command's ports in the guest begin."""
@@ -67,12 +67,14 @@ def consoles(command: CommandConfig) -> tuple[ConsoleConfig, ...]:
     )
 
 
-def check_command(config: MachineConfig) -> None:
-    """Raise `UserError` if the machine of *config* cannot run its command."""
-    if config.image is None:
+def check_command(
+    command: CommandConfig, image: Path | None, ports: Sequence[ConsoleConfig]
+) -> None:
+    """Raise `UserError` if a machine with *image* and *ports* cannot run *command*."""
+    if image is None:
         raise UserError("COMMAND: only the small guest runs it", "name its IMAGE, not --firmware")
-    if config.command is not None and not config.command.terminal:
-        for each in config.consoles:
+    if not command.terminal:
+        for each in ports:
             if each.kind == "stdio":
                 raise UserError(
                     "--console stdio: COMMAND has standard input and output", "leave one out"

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vmm.config.option import FLAG, parse_keys, split
 from vmm.errors import UserError
-
-if TYPE_CHECKING:
-    from vmm.config import MachineConfig
 
 SYNTAX = "FILE[,ro]"
 
@@ -30,16 +27,16 @@ def parse_flash(text: str) -> FlashConfig:
     return FlashConfig(Path(path), found.get("ro", False))
 
 
-def check_firmware(config: MachineConfig) -> None:
-    """Raise `UserError` unless *config* boots either a kernel or firmware."""
-    if config.firmware is None:
-        if config.image is None:
+def check_firmware(image: Path | None, firmware: Path | None, initrd: Path | None) -> None:
+    """Raise `UserError` unless a machine with these boots either a kernel or firmware."""
+    if firmware is None:
+        if image is None:
             raise UserError("there is nothing to boot", "name an IMAGE, or use --firmware FILE")
         return
-    for option, given in (("IMAGE", config.image), ("--initrd", config.initrd)):
+    for option, given in (("IMAGE", image), ("--initrd", initrd)):
         if given is not None:
             raise UserError(
-                f"--firmware {config.firmware}: {option} {given} is for machines without: "
+                f"--firmware {firmware}: {option} {given} is for machines without: "
                 "firmware loads what it boots itself",
                 "leave one of the two out, or put the kernel on a --disk",
             )
