@@ -1,4 +1,4 @@
-"""What an exit costs beyond KVM_RUN itself, and how long a kick takes.
+"""Measure what an exit costs beyond KVM_RUN itself, and how long a kick takes.
 
 Natively, on an x86-64 /dev/kvm, with the smallest guest there is: a vCPU comes out of reset in
 real mode at 0xFFFFFFF0, and runs a few instructions from a page of ours:
@@ -95,7 +95,7 @@ class _Guest:
         rom[RESET_VECTOR : RESET_VECTOR + 3] = b"\xe9\x0d\x00"  # jmp 0: the segment wraps
 
     def program(self, code: bytes) -> None:
-        """Have the guest run *code*, which must not end."""
+        """Make the guest run *code*, which must not end."""
         self._rom[0 : len(code)] = code
 
 

@@ -36,7 +36,7 @@ QEMU = (
     "/run/bench/qemu/start -accel kvm -cpu host -M virt,gic-version=host -nographic -nic none "
     "-m {memory} -kernel {kernel} -initrd {initrd} -append {cmdline}"
 )
-"""What Debian's manual page would have one type, less the network card."""
+"""The command line of Debian's manual page, without the network card."""
 
 INSTALL = """\
 #!/bin/sh

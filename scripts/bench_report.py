@@ -1,4 +1,4 @@
-"""What a benchmark found: figures with their targets, as a table or as JSON."""
+"""Results of a benchmark: figures with their targets, as a table or as JSON."""
 
 from __future__ import annotations
 

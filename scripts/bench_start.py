@@ -1,4 +1,4 @@
-"""What it takes to get going: imports for ``pyvmm run``, and the memory that is then in use.
+"""Measure the start of ``pyvmm run``: its imports, and the memory that is then in use.
 
 Measured by asking for a guest image that does not exist: all is imported, KVM is opened, and
 then there is an error. A guest that runs is measured in the emulated host (bench_lab.py).

@@ -52,20 +52,20 @@ QEMU = (
 """The same transport as pyvmm's, and QEMU's own idea of a cache and of threads."""
 
 TRANSPORTS = {"mmio": "device", "pci": "pci"}
-"""How pyvmm calls them, and what the names of QEMU's devices for them end in."""
+"""pyvmm's name of each, and the suffix of QEMU's devices for it."""
 
 
 class Load(NamedTuple):
-    """What a guest does for a while."""
+    """A program that a guest runs for some seconds, and its unit."""
 
     name: str
     command: str
-    """What it runs, but for how many seconds; the start of what that prints."""
+    """Its command line without the seconds; the start of the line that it prints."""
     device: str
-    """What it needs: a placeholder of the VMM's command line."""
+    """The device that it needs: a placeholder of the VMM's command line."""
     unit: str
     scale: float = 1.0
-    """How many of *unit* one of what it counts is."""
+    """Multiplies the printed number to give *unit*."""
 
 
 def _disk(name: str, mode: str, pattern: str, size: int, depth: int) -> Load:

@@ -16,7 +16,7 @@ class Space:
     """Configuration space in which tests build lists."""
 
     def __init__(self, *listed: tuple[int, int, int], first: int = 0x40) -> None:
-        """Have capabilities *listed*: (offset, kind, next)."""
+        """List the capabilities *listed*: (offset, kind, next)."""
         self.bytes = bytearray(4096)
         self.bytes[lib.PCI_STATUS] = lib.PCI_STATUS_CAP_LIST
         self.bytes[lib.PCI_CAPABILITY_LIST] = first

@@ -1,1 +1,1 @@
-"""What is specific to ARM and not a chip: address map, registers, boot protocol, GIC, board."""
+"""ARM, except for chips: address map, registers, boot protocol, GIC, board."""

@@ -1,4 +1,4 @@
-"""What a machine boots: kernel, initrd and command line, as its configuration names them.
+"""A machine's kernel, initrd and command line, as its configuration names them.
 
 With firmware, which is in flash (`vmm.machine.flash`), there is at most a command line.
 """

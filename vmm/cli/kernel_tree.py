@@ -1,4 +1,4 @@
-"""``--kernel-tree``: the kernel that somebody has just built, with the small guest around it."""
+"""``--kernel-tree``: boot the kernel in a build tree, with the small guest as its initrd."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 BOOT: Final = "arch/arm64/boot"
 
 IMAGES: Final = ("Image", "Image.gz", "Image.zst", "Image.xz", "vmlinuz.efi")
-"""What `make` leaves in `BOOT` (arch/arm64/boot/Makefile); those that pyvmm unpacks."""
+"""Images that `make` leaves in `BOOT` (arch/arm64/boot/Makefile); those that pyvmm unpacks."""
 
 ALWAYS: Final = ("BLK_DEV_INITRD", "BINFMT_ELF", "BINFMT_SCRIPT", "DEVTMPFS", "PROC_FS", "SYSFS")
-"""What the small guest itself needs."""
+"""Options that the small guest itself needs built in."""
 
 
 def image(tree: Path) -> Path:

@@ -73,7 +73,7 @@ class FlagAnswer(Enum):
 
 @dataclass(frozen=True)
 class HostCapability:
-    """What a host can do for cacheable memory, as it was asked before any guest runs.
+    """A host's support for cacheable memory, as it was asked before any guest runs.
 
     on_system, on_vm   answers of KVM_CHECK_EXTENSION for the capability; None: EINVAL
     ipa_bits           size of the largest guest physical space, in bits

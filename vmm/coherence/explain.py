@@ -1,4 +1,4 @@
-"""What an errno of KVM means: IPA -> slot -> VMA -> ranked cause -> remedy.
+"""Explain an errno of KVM: IPA -> slot -> VMA -> ranked cause -> remedy.
 
 KVM_SET_USER_MEMORY_REGION has one EINVAL for a dozen reasons, and KVM_RUN fails with EFAULT without
 an address. What can be checked from userspace is checked; the other causes are ranked.

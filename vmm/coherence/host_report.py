@@ -1,4 +1,4 @@
-"""What a host's KVM can do: its capabilities, and facts about the host."""
+"""Report what a host's KVM can do: its capabilities, and facts about the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to ask the kernel for, for one range, decided before any slot exists. Pure.
+"""Decide what to ask the kernel for, for one range, before any slot exists. Pure.
 
 The rule: memory that is cacheable at host stage 1 never gets a non-cacheable mapping at stage 2,
 because mismatched attributes lose coherency. There is no fallback: what cannot be mapped

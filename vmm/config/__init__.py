@@ -1,4 +1,4 @@
-"""What to build: frozen values, validated on construction. One module an option."""
+"""The configuration of a machine: frozen values, validated on construction."""
 
 from __future__ import annotations
 

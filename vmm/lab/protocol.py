@@ -1,4 +1,4 @@
-"""What the lab's client and the agent in a lab host say to each other; one connection per command.
+"""The protocol between the lab's client and the agent in a lab host: one connection per command.
 
 A frame is a kind (1 byte), a length (4 bytes, big-endian) and that many bytes of payload. The
 client opens with HELLO (the host's token) and requests: TREE for the vmm that the command needs,

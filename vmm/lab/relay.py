@@ -39,7 +39,7 @@ class _Pump:
         self._peer_open = True
         """Whether the other end's frame that ends its bytes has not come."""
         self._gone = False
-        """Whether nobody is at the other side of the descriptor."""
+        """Whether the other side of the descriptor is closed."""
 
     @property
     def over(self) -> bool:

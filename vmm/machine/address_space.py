@@ -160,7 +160,7 @@ class AddressSpace(Closeable):
 
     @cached_property
     def capability(self) -> HostCapability:
-        """What this host can do for cacheable memory, as ``--uapi`` has it. Raises `KvmError`."""
+        """The host's support for cacheable memory, after ``--uapi``. Raises `KvmError`."""
         from vmm.coherence.capability import HostCapability
         from vmm.coherence.policy import with_uapi
 
@@ -179,7 +179,7 @@ class AddressSpace(Closeable):
 
     @property
     def dma(self) -> list[Region]:
-        """What devices may access by DMA: RAM. Pages of files cannot be pinned for long."""
+        """The memory that devices may access by DMA: RAM. Pages of files cannot be pinned."""
         return [region for region in self.memory if region.backing is not Backing.FILE]
 
     def register_bars(self, memories: Iterable[RegionMemory]) -> int | None:

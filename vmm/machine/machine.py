@@ -81,11 +81,11 @@ class Machine(Closeable):
         self._loop = loop
         self._events = events
         self.say: Callable[[str], None] = lambda _line: None
+        """Called with each line for the user."""
         self.on_power_on: Callable[[], None] = lambda: None
         """Called at the start of each power cycle: it takes seconds until the guest speaks."""
-        """Called with each line for the user."""
         self.panic_reason = ""
-        """What the kernel said of its panic; empty: it said nothing, or there was none."""
+        """The reason that the kernel gave for its panic; empty: none, or no panic."""
         self._cycle = 0
         self._ending: Ending | Exception | None = None
         self._owned = ExitStack()

@@ -99,7 +99,7 @@ class PassthroughFunction(PciFunction):
             space = PassthroughConfigSpace(device.config, self._lost)
             senders = {index: msis.function(device.bdf) for index in (IrqIndex.MSI, IrqIndex.MSIX)}
             self.deliveries: tuple[FunctionMsis, ...] = tuple(senders.values())
-            """What sends its messages, for the root complex."""
+            """The senders of its messages, for the root complex."""
             self.interrupts = self._owned.enter_context(
                 PassthroughInterrupts(device, events, senders)
             )

@@ -129,7 +129,7 @@ class PassthroughInterrupts(Closeable):
     def __init__(
         self, device: VfioDevice, events: Events, deliveries: Mapping[IrqIndex, MsiDelivery]
     ) -> None:
-        """*deliveries* send the messages of MSI and MSI-X."""
+        """Create them. *deliveries* send the messages of MSI and MSI-X."""
         self.lock = RLock()
         """Taken after the host bridge's and the MSI-X table's."""
         self._device = device

@@ -128,7 +128,7 @@ def _map(name: str) -> mmap.mmap | None:
         os.ftruncate(fd, SIZE)
         return mmap.mmap(fd, SIZE, mmap.MAP_SHARED)
     except OSError:
-        return None  # no huge pages to be had
+        return None  # no huge page is free
     finally:
         os.close(fd)
 

@@ -59,7 +59,7 @@ EXPECTED = {
     Stage2.WRITE_BACK: {MemoryType.WRITE_BACK},
     Stage2.NON_CACHEABLE: {MemoryType.NON_CACHEABLE, MemoryType.DEVICE},
 }
-"""What a verdict must be for a promise to have been kept. Others promise nothing."""
+"""By promise, the verdicts that keep it. Other values promise nothing."""
 
 
 class RegionContents:

@@ -70,7 +70,7 @@ def _columns() -> int:
         columns = os.get_terminal_size(sys.stderr.fileno()).columns
     except (OSError, ValueError):
         columns = 0
-    return (columns or 80) - 1  # 0: nobody has told the terminal
+    return (columns or 80) - 1  # 0: the terminal's size was never set
 
 
 def _write(text: str) -> None:

@@ -37,7 +37,7 @@ class SysfsBar:
 
     @property
     def kind(self) -> str:
-        """What it decodes, in lspci's words."""
+        """The kind of addresses that it decodes, in lspci's words."""
         if self.flags & _IORESOURCE_IO:
             return "I/O ports"
         width = "64-bit" if self.flags & _IORESOURCE_MEM_64 else "32-bit"

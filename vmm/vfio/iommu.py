@@ -28,7 +28,7 @@ class Iommu(Closeable, ABC):
     name: ClassVar[str]
 
     def __init__(self, kvm: KvmFiles | None = None) -> None:
-        """*kvm* is told of the devices' files, if there is a VM."""
+        """Create one. If there is a VM, *kvm* tells it of the devices' files."""
         self._mapped: dict[int, int] = {}
         self._kvm = kvm
 

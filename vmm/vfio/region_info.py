@@ -60,7 +60,7 @@ class RegionInfo:
 
     @property
     def name(self) -> str:
-        """What PCI calls it."""
+        """PCI's name for it."""
         return NAMES.get(self.index, "device-specific")
 
     @property

@@ -1,4 +1,4 @@
-"""What all kinds of virtio device share: features, status, queues, service, reset (VIRTIO 1.2, 2).
+"""The base of all virtio devices: features, status, queues, service, reset (VIRTIO 1.2, 2).
 
     transport (mmio, pci)  --registers-->  VirtioDevice  --serve-->  Rng, ...
                            <-interrupts--       |

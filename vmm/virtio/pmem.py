@@ -40,7 +40,7 @@ SEGMENTS: Final = 8
 
 
 class Durable(Protocol):
-    """What the guest sees as persistent memory; `PmemFile` is one."""
+    """Persistent memory as the guest sees it; `PmemFile` is one."""
 
     base: int
     size: int

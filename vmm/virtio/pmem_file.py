@@ -1,4 +1,4 @@
-"""A file in guest memory: what a virtio-pmem device shows."""
+"""A file mapped as guest memory, for a virtio-pmem device."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ sysfs /sys sysfs defaults 0 0
 devtmpfs /dev devtmpfs defaults 0 0
 """
 FILESYSTEMS = ("ext4", "vfat", "iso9660", "squashfs")
-"""What mount without -t tries, as no file system is registered before its module is loaded."""
+"""The types that mount tries without -t: none is registered before its module is loaded."""
 
 _PROFILE = """\
 export PATH=/usr/sbin:/usr/bin:/bin HOME=/root TERM=${TERM:-linux}

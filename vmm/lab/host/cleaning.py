@@ -55,7 +55,7 @@ class Entry:
 
 
 def entries() -> Iterator[Entry]:
-    """Yield each entry, with those that a builder which was killed has left."""
+    """Yield each entry, including unfinished ones of builders that were killed."""
     for directory in _directories():
         for path in sorted(directory.iterdir()):
             if path.parent.name == "kernel" and path.name == "images":

@@ -1,4 +1,4 @@
-"""A Grace Hopper in a box: emulated hardware that the real nvgrace-gpu driver takes for one.
+"""An emulated Grace Hopper GPU: hardware to which the real nvgrace-gpu driver binds.
 
 The driver needs memory that the CPU reaches coherently and that firmware describes as the GPU's,
 and a PCI function whose BAR 0 says that the GPU is ready:

@@ -32,13 +32,13 @@ EXPECTATION: Final = Path(__file__).with_name("matrix.json")
 """Every profile's expected results: profile -> memory -> [without the flag, with it]."""
 
 HAZARD: Final = "Device"
-"""What a kernel that does not know cacheable PFNMAP makes of it, without saying so."""
+"""The memory type that legacy kernels give cacheable PFNMAP memory, without an error."""
 
 TIMEOUT: Final = 300.0
 """Seconds that a survey may take."""
 
 Rows = list[dict[str, Any]]
-"""What `vmm.passthrough.memslot_survey` prints: one row for each kind of memory and flag."""
+"""The output of `vmm.passthrough.memslot_survey`: one row for each kind of memory and flag."""
 Matrix = dict[str, Rows]
 """Each profile's rows."""
 

@@ -27,7 +27,7 @@ class End(Protocol):
         """
 
     def left(self) -> None:
-        """Learn that the stream has ended."""
+        """Note that the stream has ended."""
 
 
 class Joint(NamedTuple):

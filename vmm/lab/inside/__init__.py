@@ -1,1 +1,1 @@
-"""What runs inside an emulated host. These modules import next to nothing."""
+"""The programs inside an emulated host. These modules import next to nothing."""

@@ -1,1 +1,1 @@
-"""How a virtio device is attached: virtio-mmio (VIRTIO 1.2, 4.2) or virtio-pci (4.1)."""
+"""The ways to attach a virtio device: virtio-mmio (VIRTIO 1.2, 4.2) and virtio-pci (4.1)."""

@@ -67,7 +67,7 @@ class VhostDevice(VirtioDevice):
         self._own: set[int] = set()
         self._errors = [EventFd() for _ in queue_sizes]
         self._watch = select.epoll()
-        """What the loop listens to; differs from driver to driver."""
+        """The descriptors that the loop watches; they differ from driver to driver."""
         self._handlers: dict[int, Callable[[], object]] = {}
 
     # For kinds of device to override

@@ -42,7 +42,7 @@ class Chardev(Closeable):
     """Columns and rows, if the end is a terminal."""
 
     path: str = ""
-    """What the user has to open, if it was made here and has a name that they cannot know."""
+    """The name that the user has to open, if it was made up here: a pseudo-terminal's."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
