@@ -124,3 +124,37 @@ def test_the_commands_overview_names_every_command() -> None:
     text = pages()["cli"].read_text()
     for command in COMMANDS:
         assert re.search(rf"`pyvmm {command}\b", text), command
+
+
+def modules(page: Path) -> list[Path]:
+    """Return the programs of the package of *page*, and of its subpackages without a page."""
+    found = [
+        path
+        for path in page.parent.rglob("*")
+        if path.suffix in {".py", ".sh"} and path.name != "__init__.py"
+    ]
+    owners = {
+        path: next(up for up in path.parents if (up / "README.md").exists()) for path in found
+    }
+    return sorted(path for path, owner in owners.items() if owner == page.parent)
+
+
+def mapped(page: Path) -> list[Path]:
+    """Return the programs in the source map of *page*: the first cells of its rows.
+
+    A name without a folder is in the folder of the name before it in its row.
+    """
+    found = []
+    for line in page.read_text().partition("## Source map\n")[2].splitlines():
+        folder = page.parent
+        for name in re.findall(r"`([\w/]+\.(?:py|sh))`", line.split("|")[1] if "|" in line else ""):
+            path = page.parent / name if "/" in name else folder / name
+            folder = path.parent
+            found.append(path)
+    return sorted(path for path in found if path.name != "__init__.py")
+
+
+@pytest.mark.parametrize("topic", sorted(pages()))
+def test_a_source_map_names_each_module_once(topic: str) -> None:
+    page = pages()[topic]
+    assert mapped(page) == modules(page)
