@@ -58,7 +58,7 @@ def test_a_command_that_is_not_there_is_127(run: Callable[..., Completed]) -> No
 
 
 def test_a_guest_that_fails_shows_its_messages(run: Callable[..., Completed]) -> None:
-    done = run(b"", "sh", "-c", "echo before; echo c >/proc/sysrq-trigger; sleep 100")
+    done = run(b"", "sh", "-c", "echo before; sleep 3; echo c >/proc/sysrq-trigger; sleep 100")
     assert done.status == 4
     assert done.stdout == b"before\n"
     assert b"Kernel panic - not syncing: sysrq triggered crash" in done.stderr

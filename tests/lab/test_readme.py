@@ -43,8 +43,8 @@ IN_THE_GUEST = {
     "pyvmm run guest.img": ("grep -c ^processor /proc/cpuinfo", "1"),
     "pyvmm run --cpus 4 --memory 1G guest.img": ("grep -c ^processor /proc/cpuinfo", "4"),
     "pyvmm run --disk disk.img --net user --share . guest.img": (
-        "mount -t virtiofs share /mnt; cd /sys; ls -d /mnt/*.img block/vda class/net/eth0 | wc -l",
-        "4",
+        "mount -t virtiofs share /mnt; cd /sys; ls -d /mnt/d*.img block/vda class/net/eth0 | wc -l",
+        "3",
     ),
     "pyvmm run --host lab:vfio --vfio 0000:00:11.0,bind guest.img": (
         "ls /sys/block",

@@ -82,12 +82,15 @@ def standard_output() -> int | None:
 
 
 def terminal_size() -> tuple[int, int] | None:
-    """Return columns and rows of the terminal on standard output; None: it is no terminal."""
+    """Return columns and rows of the terminal on standard output.
+
+    None: it is no terminal, or one that has been told no size, as serial lines are.
+    """
     try:
         size = os.get_terminal_size(1)
     except OSError:
         return None
-    return size.columns, size.lines
+    return (size.columns, size.lines) if size.columns else None
 
 
 class StdioConsole(Closeable):
