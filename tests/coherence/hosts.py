@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from vmm.coherence.capability import FlagAnswer, Generation, HostCapability, judge
+from vmm.coherence.cpu import CacheFeatures
 
 
-def host(on_system: int | None, on_vm: int | None, bit3: FlagAnswer) -> HostCapability:
-    support, generation, evidence = judge(on_system, on_vm, bit3)
+def features(*, fwb: bool = True, dic: bool = True) -> CacheFeatures:
+    """Return what a vCPU's registers tell."""
+    return CacheFeatures.judge(int(fwb) << 40, int(dic) << 29 | 1 << 28, 0)
+
+
+def host(
+    on_system: int | None,
+    on_vm: int | None,
+    bit3: FlagAnswer,
+    cpu: CacheFeatures,
+) -> HostCapability:
+    support, generation, evidence = judge(on_system, on_vm, bit3, cpu)
     claimed = bit3 is not FlagAnswer.ACCEPTED or generation is Generation.RFC
     flags = {
         "WRITE_BACK": {
@@ -20,8 +31,7 @@ def host(on_system: int | None, on_vm: int | None, bit3: FlagAnswer) -> HostCapa
         on_vm=on_vm,
         page_size=4096,
         ipa_bits=40,
-        idc=True,
-        dic=True,
+        cpu=cpu,
         flags=flags,
         evidence=evidence,
     )
@@ -29,10 +39,13 @@ def host(on_system: int | None, on_vm: int | None, bit3: FlagAnswer) -> HostCapa
 
 NO, YES = FlagAnswer.UNSUPPORTED, FlagAnswer.ACCEPTED
 HOSTS = {
-    "legacy": host(0, 0, NO),
-    "mainline": host(None, 1, NO),
-    "mainline-nofwb": host(None, 0, NO),
-    "rfc": host(None, 2, YES),
-    "rfc-nofwb": host(None, 0, NO),
-    "stray-flag": host(0, 0, YES),
+    "legacy": host(0, 0, NO, features()),
+    "legacy-nofwb": host(0, 0, NO, features(fwb=False, dic=False)),
+    "mainline": host(None, 1, NO, features()),
+    "mainline-nofwb": host(None, 0, NO, features(fwb=False, dic=False)),
+    "mainline-nodic": host(None, 0, NO, features(dic=False)),
+    "rfc": host(None, 2, YES, features()),
+    "rfc-nofwb": host(None, 0, NO, features(fwb=False, dic=False)),
+    "stray-flag": host(0, 0, YES, features()),
+    "stray-flag-nofwb": host(0, 0, YES, features(fwb=False)),
 }

@@ -7,8 +7,9 @@ import os
 
 import pytest
 
-from tests.coherence.hosts import HOSTS, NO, YES
+from tests.coherence.hosts import HOSTS, NO, YES, features
 from vmm.coherence.capability import FlagAnswer, Generation, HostCapability, Support, judge
+from vmm.coherence.cpu import CacheFeatures
 from vmm.kvm.system import DEVICE, System
 
 
@@ -31,34 +32,65 @@ def test_generations_are_told_by_evidence(
 
 def test_zero_on_a_vm_means_two_things() -> None:
     """A kernel that does not know the capability differs from hardware without FWB."""
-    assert judge(0, 0, NO)[0] is Support.UNKNOWN
-    assert judge(None, 0, NO)[0] is Support.UNSUPPORTED
+    assert judge(0, 0, NO, features())[0] is Support.UNKNOWN
+    assert judge(None, 0, NO, features(fwb=False))[0] is Support.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("cpu", "lacking"),
+    [
+        (features(fwb=False), "lacks FEAT_S2FWB"),
+        (features(dic=False), "lacks CTR_EL0.DIC"),
+        (features(fwb=False, dic=False), "lacks FEAT_S2FWB and CTR_EL0.DIC"),
+    ],
+)
+def test_a_zero_is_told_apart_by_what_the_cpu_lacks(cpu: CacheFeatures, lacking: str) -> None:
+    _, _, evidence = judge(None, 0, NO, cpu)
+    assert evidence[1].endswith(lacking)
+
+
+def test_a_claim_on_a_cpu_without_fwb_means_something_else() -> None:
+    for answer in (1, 2):
+        support, generation, evidence = judge(None, answer, YES, features(fwb=False))
+        assert (support, generation) == (Support.UNKNOWN, Generation.LEGACY)
+        assert "FEAT_S2FWB" in evidence[0]
+
+
+def test_registers_tell_fwb_apart_from_dic() -> None:
+    """Bits of the registers, as the Arm ARM numbers them; and what KVM does not show."""
+    both = CacheFeatures.judge(0x0000_0100_0000_0000, 0x2000_0000, 0)
+    assert (both.fwb, both.dic, both.idc) == (True, True, False)
+    neither = CacheFeatures.judge(0x0000_F0FF_FFFF_FFFF & ~(0xF << 40), 0x1000_0000, 0x2000_0000)
+    assert (neither.fwb, neither.dic, neither.idc) == (False, False, True)
+    unseen = CacheFeatures.judge(None, None, 0x2000_0000)
+    assert (unseen.fwb, unseen.dic) == (None, True)
+    assert "this process" in unseen.evidence[-1]
 
 
 def test_an_accepted_bit_3_alone_proves_nothing() -> None:
-    support, generation, evidence = judge(0, 0, YES)
+    support, generation, evidence = judge(0, 0, YES, features())
     assert (support, generation) == (Support.UNKNOWN, Generation.LEGACY)
     assert "means something else" in evidence[-1]
-    assert judge(None, 1, YES)[1] is Generation.MAINLINE
+    assert judge(None, 1, YES, features())[1] is Generation.MAINLINE
 
 
 def test_a_yes_counts_only_where_the_system_descriptor_says_einval() -> None:
     """Capability numbers collide out of tree; a legacy kernel must never pass for mainline."""
     for answer in (1, 2, 3):
-        support, generation, evidence = judge(answer, answer, YES)
+        support, generation, evidence = judge(answer, answer, YES, features())
         assert (support, generation) == (Support.UNKNOWN, Generation.LEGACY)
         assert "/dev/kvm" in evidence[0]
-        assert judge(0, answer, NO)[0] is Support.UNKNOWN
+        assert judge(0, answer, NO, features())[0] is Support.UNKNOWN
 
 
 def test_an_answer_that_nobody_knows_claims_nothing() -> None:
-    support, _, evidence = judge(None, 4, NO)
+    support, _, evidence = judge(None, 4, NO, features())
     assert support is Support.UNSUPPORTED
     assert "4" in evidence[1]
 
 
 def test_a_capability_without_its_flag_is_no_support() -> None:
-    assert judge(None, 2, NO)[0] is Support.UNSUPPORTED
+    assert judge(None, 2, NO, features())[0] is Support.UNSUPPORTED
 
 
 @pytest.mark.kvm

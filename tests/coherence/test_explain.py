@@ -115,9 +115,9 @@ def test_a_failed_run_suspects_what_is_wrong_before_what_may_be() -> None:
             suspect("hazard", Stage1.CACHEABLE, Stage2.UNPROMISED),
             suspect("registers", Stage1.UNCACHED, Stage2.NON_CACHEABLE),
             suspect("gone", Stage1.UNCACHED, Stage2.NON_CACHEABLE, vma=None),
-            suspect("off", Stage1.CACHEABLE, Stage2.WRITE_BACK, memory_enabled=False),
-            suspect("silent", Stage1.CACHEABLE, Stage2.WRITE_BACK, memory_enabled=None),
-            suspect("fine", Stage1.CACHEABLE, Stage2.WRITE_BACK),
+            suspect("off", Stage1.CACHEABLE, Stage2.FORCED_WRITE_BACK, memory_enabled=False),
+            suspect("silent", Stage1.CACHEABLE, Stage2.FORCED_WRITE_BACK, memory_enabled=None),
+            suspect("fine", Stage1.CACHEABLE, Stage2.FORCED_WRITE_BACK),
             suspect("trapped", Stage1.CACHEABLE, Stage2.NO_SLOT, slot=None, vma=None),
         ]
     )

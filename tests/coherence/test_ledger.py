@@ -19,7 +19,7 @@ def entry(stage1: Stage1, stage2: Stage2, base: int = 0x4000_0000, size: int = 0
 @pytest.mark.parametrize(
     ("stage1", "stage2", "owed"),
     [
-        (Stage1.CACHEABLE, Stage2.WRITE_BACK, Maintenance.NONE),
+        (Stage1.CACHEABLE, Stage2.FORCED_WRITE_BACK, Maintenance.NONE),
         (Stage1.CACHEABLE, Stage2.GUEST_DECIDES, Maintenance.CLEAN_AND_INVALIDATE),
         (Stage1.CACHEABLE, Stage2.NON_CACHEABLE, Maintenance.CLEAN_AND_INVALIDATE),
         (Stage1.CACHEABLE, Stage2.NO_SLOT, Maintenance.NONE),
@@ -34,10 +34,10 @@ def test_maintenance_is_owed_wherever_our_cache_and_the_guest_may_disagree(
 
 
 def test_ranges_may_not_overlap() -> None:
-    ledger = Ledger([entry(Stage1.CACHEABLE, Stage2.WRITE_BACK)])
+    ledger = Ledger([entry(Stage1.CACHEABLE, Stage2.FORCED_WRITE_BACK)])
     with pytest.raises(ValueError, match="overlaps"):
-        ledger.add(entry(Stage1.CACHEABLE, Stage2.WRITE_BACK, base=0x4000_0FFF))
-    ledger.add(entry(Stage1.CACHEABLE, Stage2.WRITE_BACK, base=0x4000_1000))
+        ledger.add(entry(Stage1.CACHEABLE, Stage2.FORCED_WRITE_BACK, base=0x4000_0FFF))
+    ledger.add(entry(Stage1.CACHEABLE, Stage2.FORCED_WRITE_BACK, base=0x4000_1000))
     assert [found.base for found in ledger] == [0x4000_0000, 0x4000_1000]
 
 

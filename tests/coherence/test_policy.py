@@ -46,11 +46,11 @@ def named(decision: Decision) -> str:
         case AskKernel():
             return ASK
         case Map(MemFlag.WRITE_BACK, promise):
-            assert promise.stage2 is Stage2.WRITE_BACK
+            assert promise.stage2 is Stage2.FORCED_WRITE_BACK
             return MAP_FLAG
         case Map(_, promise):
             return {
-                Stage2.WRITE_BACK: MAP_WB,
+                Stage2.FORCED_WRITE_BACK: MAP_WB,
                 Stage2.NON_CACHEABLE: MAP_NC,
                 Stage2.UNPROMISED: MAP_UNPROMISED,
             }[promise.stage2]
@@ -88,15 +88,20 @@ def test_the_ladder(host: str, stage1: Stage1, cache: Cache) -> None:
 def test_what_the_host_caches_is_never_mapped_without_a_promise(host: str, cache: Cache) -> None:
     decision = decide(Attribute(Stage1.CACHEABLE, "said"), HOSTS[host], cache)
     if isinstance(decision, Map):
-        assert decision.promise.stage2 is Stage2.WRITE_BACK
+        assert decision.promise.stage2 is Stage2.FORCED_WRITE_BACK
         assert HOSTS[host].support is Support.SUPPORTED
 
 
-def test_a_refusal_names_the_capability_and_fwb() -> None:
-    decision = decide(Attribute(Stage1.CACHEABLE, "said"), HOSTS["mainline-nofwb"], Cache.AUTO)
-    assert isinstance(decision, Refuse)
-    assert "243" in decision.because
-    assert "FEAT_S2FWB" in decision.because
+def test_a_refusal_names_the_capability_and_what_the_cpu_lacks() -> None:
+    for host, lacking, there in (
+        ("mainline-nofwb", "FEAT_S2FWB and CTR_EL0.DIC", "nothing"),
+        ("mainline-nodic", "CTR_EL0.DIC", "FEAT_S2FWB"),
+    ):
+        decision = decide(Attribute(Stage1.CACHEABLE, "said"), HOSTS[host], Cache.AUTO)
+        assert isinstance(decision, Refuse)
+        assert "243" in decision.because
+        assert lacking in decision.because
+        assert there not in decision.because
 
 
 def test_a_required_cacheable_mapping_is_all_the_kernel_is_asked_for() -> None:
@@ -120,21 +125,43 @@ def test_the_driver_is_the_authority_on_stage_1(driver: str, region: int, stage1
     assert region_attribute(driver, region).stage1 is stage1
 
 
-def test_ram_is_write_back_where_the_host_forces_it_and_said_to_be_so() -> None:
+def test_ram_is_forced_write_back_where_the_cpu_has_fwb_whatever_243_says() -> None:
     for host, stage2 in {
-        "legacy": Stage2.GUEST_DECIDES,
-        "mainline": Stage2.WRITE_BACK,
+        "legacy": Stage2.FORCED_WRITE_BACK,
+        "legacy-nofwb": Stage2.GUEST_DECIDES,
+        "mainline": Stage2.FORCED_WRITE_BACK,
         "mainline-nofwb": Stage2.GUEST_DECIDES,
-        "rfc": Stage2.WRITE_BACK,
+        "mainline-nodic": Stage2.FORCED_WRITE_BACK,
+        "rfc": Stage2.FORCED_WRITE_BACK,
     }.items():
         decision = decide_ram(HOSTS[host], write_back=False)
         assert isinstance(decision, Map)
         assert (decision.flags, decision.promise.stage2) == (MemFlag(0), stage2)
+        assert "FWB" in decision.promise.because
+        assert "243" not in decision.promise.because
 
 
 def test_ram_is_asked_to_be_write_back_only_of_a_kernel_that_has_the_flag() -> None:
     decisions = {name: decide_ram(host, write_back=True) for name, host in HOSTS.items()}
     assert {name for name, made in decisions.items() if isinstance(made, Map)} == {"rfc"}
+
+
+@pytest.mark.parametrize("host", ["stray-flag", "stray-flag-nofwb"])
+def test_nobodys_word_makes_a_promise_for_ram_or_sets_a_foreign_flag(host: str) -> None:
+    """Bit 3 means something else there: a promise needs FWB, and the flag needs the capability."""
+    told = with_uapi(HOSTS[host], "rfc")
+    plain = decide_ram(told, write_back=False)
+    assert plain == decide_ram(HOSTS[host], write_back=False)
+    assert isinstance(plain, Map)
+    assert plain.flags == MemFlag(0)
+    flagged = decide_ram(told, write_back=True)
+    assert isinstance(flagged, Refuse)
+    assert "--uapi rfc" in flagged.because
+
+
+def test_saying_what_the_kernel_says_itself_changes_nothing() -> None:
+    assert with_uapi(HOSTS["rfc"], "rfc") is HOSTS["rfc"]
+    assert isinstance(decide_ram(with_uapi(HOSTS["rfc"], "rfc"), write_back=True), Map)
 
 
 def test_people_who_know_their_kernel_are_believed() -> None:

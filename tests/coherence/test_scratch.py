@@ -39,8 +39,8 @@ def test_the_assembler_agrees_with_each_encoding(name: str, tmp_path: Path) -> N
     ("seen", "expected"),
     [
         # memory, which may be written
-        (Observations(RAN, RAN, RAN, RAN, RAN), MemoryType.WRITE_BACK),
-        (Observations(RAN, RAN, UNDEFINED, RAN, RAN), MemoryType.WRITE_BACK),  # DCZID_EL0.DZP
+        (Observations(RAN, RAN, RAN, RAN, RAN, fwb=True), MemoryType.FORCED_WRITE_BACK),
+        (Observations(RAN, RAN, UNDEFINED, RAN, RAN), MemoryType.GUEST_DECIDES),  # DCZID_EL0.DZP
         (Observations(RAN, RAN, RAN, RAN, ABORT), MemoryType.NON_CACHEABLE),
         (Observations(RAN, EFAULT), MemoryType.DEVICE),
         (Observations(RAN, ALIGNMENT), MemoryType.DEVICE),
@@ -54,7 +54,7 @@ def test_the_assembler_agrees_with_each_encoding(name: str, tmp_path: Path) -> N
         (Observations(fetch=ABORT, unaligned=RAN), MemoryType.NON_CACHEABLE),
         (Observations(fetch=ABORT_FROM_EL0, unaligned=RAN), MemoryType.NON_CACHEABLE),
         (Observations(fetch=ABORT, unaligned=EFAULT), MemoryType.DEVICE),
-        (Observations(fetch=UNDEFINED, unaligned=RAN), MemoryType.WRITE_BACK),
+        (Observations(fetch=UNDEFINED, unaligned=RAN, fwb=True), MemoryType.FORCED_WRITE_BACK),
         (Observations(fetch=HUNG), MemoryType.UNDECIDABLE),
         # neither: what contradicts itself
         (Observations(fetch=RAN, unaligned=EFAULT), MemoryType.UNDECIDABLE),

@@ -42,7 +42,7 @@ def test_planting_an_instruction_is_not_mistaken_for_executing_it(
 ) -> None:
     """Region 2 accepts the store of an instruction but not its execution; region 4 allows both."""
     assert verdicts()["region 2"]["verdict"][0] == "NC"
-    assert verdicts()["region 4"]["verdict"][0] == "WB"
+    assert verdicts()["region 4"]["verdict"][0] == "forced WB"
     assert "executing from it works" in verdicts()["region 4"]["verdict"]
 
 
@@ -92,10 +92,10 @@ def test_verify_makes_no_hazard_to_look_at_it(lab_host: Hosts, uapi: str) -> Non
 @pytest.mark.parametrize(
     ("profile", "region", "status", "said"),
     [
-        ("gh200", 4, 0, "verdict:     WB"),
+        ("gh200", 4, 0, "verdict:     forced WB"),
         ("gh200", 2, 1, "refused: cache=require"),
         ("gh200-nofwb", 4, 1, "FEAT_S2FWB"),
-        ("rfc", 4, 0, "verdict:     WB"),
+        ("rfc", 4, 0, "verdict:     forced WB"),
         ("legacy-gh200", 4, 1, "refused: this kernel does not know"),
     ],
 )

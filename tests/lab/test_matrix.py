@@ -39,7 +39,7 @@ def test_what_is_as_expected_makes_no_difference() -> None:
 
 def test_a_row_that_changed_or_went_missing_is_named() -> None:
     (changed,) = matrix.compare({"gh200": rows("gh200", region_4="Device")}, EXPECTED)
-    assert str(changed) == "gh200, region 4, without the flag: expected WB, found Device"
+    assert str(changed) == "gh200, region 4, without the flag: expected forced WB, found Device"
     fewer = [row for row in rows("gh200") if row["memory"] != "region 4"]
     (missing,) = matrix.compare({"gh200": fewer}, EXPECTED)
     assert missing.found == "no row"
@@ -56,7 +56,6 @@ def test_tables_have_every_cell() -> None:
 
 
 DUMPED = re.compile(r"dump has '.* (\S+)'$")
-FORCED = {"FWB": "MEM/NORMAL-FWB", "no FWB": "MEM/NORMAL"}
 
 
 def dumped(row: dict[str, object]) -> str | None:
@@ -77,8 +76,8 @@ def test_the_kernel_answers_as_expected(lab_host: Callable[[str], Host], profile
     differences = matrix.compare({profile: rows}, EXPECTED)
     assert not differences, "\n".join(map(str, differences))
 
-    kernel, cpu = matrix.PROFILES[profile]
-    types = {"WB": FORCED[cpu], "NC": "MEM/NORMAL-NC"}
+    kernel, _ = matrix.PROFILES[profile]
+    types = {"forced WB": "MEM/NORMAL-FWB", "guest decides": "MEM/NORMAL", "NC": "MEM/NORMAL-NC"}
     for row in rows:
         if row["answer"] == "ok":
             # Linux 6.12 has no dump.

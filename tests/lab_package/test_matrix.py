@@ -58,12 +58,12 @@ def test_a_cell_that_differs_is_named_and_fails(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(matrix, "measure", measured)
     done = run("gh200")
     assert done.exit_code == 1
-    assert "gh200, region 4, without the flag: expected WB, found Device\n" in done.output
+    assert "gh200, region 4, without the flag: expected forced WB, found Device\n" in done.output
 
 
 def test_another_expectation_can_be_given(tmp_path: Path) -> None:
     other = matrix.load_expected()
-    other["gh200"]["region 4"] = ["EINVAL", "WB"]
+    other["gh200"]["region 4"] = ["EINVAL", "forced WB"]
     file = tmp_path / "expected.json"
     file.write_text(json.dumps(other))
     done = run("gh200", "--expect", str(file))

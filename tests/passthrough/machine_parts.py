@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+from tests.coherence.hosts import features
 from tests.passthrough.fake_device import FakeDevice
 from tests.recorded import Recorded
 from vmm.arm64 import layout
@@ -142,8 +143,9 @@ class Parts:
 def capability(on_vm: int = 1) -> HostCapability:
     """Return a mainline kernel's, with FWB unless *on_vm* is 0."""
     no = FlagAnswer.UNSUPPORTED
-    support, generation, evidence = judge(None, on_vm, no)
+    cpu = features(fwb=bool(on_vm))
+    support, generation, evidence = judge(None, on_vm, no, cpu)
     flags: Mapping[str, Mapping[str, FlagAnswer]] = {
         "WRITE_BACK": {"KVM_SET_USER_MEMORY_REGION": no}
     }
-    return HostCapability(support, generation, None, on_vm, 4096, 40, None, None, flags, evidence)
+    return HostCapability(support, generation, None, on_vm, 4096, 40, cpu, flags, evidence)

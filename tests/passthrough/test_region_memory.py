@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
 
+from tests.coherence.hosts import features
 from vmm._native import lib
 from vmm.address_range import AddressRange
 from vmm.coherence.capability import FlagAnswer, Generation, HostCapability, judge
@@ -61,10 +62,11 @@ class Kernel:
 
     @property
     def capability(self) -> HostCapability:
-        support, generation, evidence = judge(self.on_system, self.on_vm, self.bit3)
+        cpu = features(fwb=bool(self.on_vm))
+        support, generation, evidence = judge(self.on_system, self.on_vm, self.bit3, cpu)
         flags = {"WRITE_BACK": {"KVM_SET_USER_MEMORY_REGION": self.bit3}}
         return HostCapability(
-            support, generation, self.on_system, self.on_vm, 4096, 40, None, None, flags, evidence
+            support, generation, self.on_system, self.on_vm, 4096, 40, cpu, flags, evidence
         )
 
     def create_vm(self, end: int = 0) -> Self:
@@ -196,7 +198,7 @@ def test_only_what_can_be_mapped_has_slots_and_is_coherent_memory(
 
 
 @pytest.mark.parametrize(
-    ("cacheable", "stage2"), [(True, Stage2.WRITE_BACK), (False, Stage2.NON_CACHEABLE)]
+    ("cacheable", "stage2"), [(True, Stage2.FORCED_WRITE_BACK), (False, Stage2.NON_CACHEABLE)]
 )
 def test_the_proposals_kernel_tells_how_an_unknown_driver_maps(
     owned: ExitStack,
@@ -267,8 +269,8 @@ def test_a_silent_device_is_suspect_and_no_further_failure(owned: ExitStack) -> 
 @pytest.mark.parametrize(
     ("driver", "kept", "broken"),
     [
-        (NVGRACE, {MemoryType.WRITE_BACK}, {MemoryType.NON_CACHEABLE, MemoryType.DEVICE}),
-        ("vfio-pci", {MemoryType.NON_CACHEABLE, MemoryType.DEVICE}, {MemoryType.WRITE_BACK}),
+        (NVGRACE, {MemoryType.FORCED_WRITE_BACK}, {MemoryType.NON_CACHEABLE, MemoryType.DEVICE}),
+        ("vfio-pci", {MemoryType.NON_CACHEABLE, MemoryType.DEVICE}, {MemoryType.FORCED_WRITE_BACK}),
     ],
 )
 def test_a_verdict_other_than_the_promise_is_an_error(

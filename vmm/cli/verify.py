@@ -31,7 +31,7 @@ from vmm.passthrough.region_memory import open_all
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @host_option
 def verify(bars: tuple[str, ...], *, uapi: str, as_json: bool, host: str) -> None:
-    """Prove which memory type stage 2 gives a region: WB, NC, Device or undecidable.
+    """Prove which memory type stage 2 gives a region, and print the evidence.
 
     A scratch VM maps the region and accesses it in ways that only the memory type decides. The
     region's contents are restored. Exits with status 3 if a promise was not kept.

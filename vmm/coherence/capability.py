@@ -9,8 +9,9 @@ Three generations of kernels, told apart by their answers and not by their versi
 
 A kernel that knows the capability answers EINVAL on /dev/kvm, where there is no VM; one that does
 not answers 0 (arch/arm64/kvm/arm.c, kvm_vm_ioctl_check_extension). So 0 on a VM alone says nothing;
-0 on a VM and EINVAL on /dev/kvm say that the hardware lacks FEAT_S2FWB or CTR_EL0.DIC. A nonzero
-answer on a VM counts only with that EINVAL: out of tree, capability numbers collide.
+0 on a VM and EINVAL on /dev/kvm say that the hardware lacks FEAT_S2FWB or CTR_EL0.DIC. Which of the
+two a vCPU's registers tell, on any kernel (`vmm.coherence.cpu`). A nonzero answer on a VM counts
+only with that EINVAL, and not on a CPU without FWB: out of tree, capability numbers collide.
 
 Bit 3 of a slot's flags has other uses out of tree (KVM_MEM_USERFAULT, a flag for non-coherent
 DMA). An accepted bit 3 is taken for the proposal's flag only if the capability says so as well.
@@ -24,7 +25,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
-from vmm._native import lib
+from vmm.coherence.cpu import CacheFeatures
 from vmm.kvm.capability import Cap
 from vmm.kvm.fd import KvmError
 from vmm.kvm.vm import MemFlag
@@ -78,10 +79,10 @@ class HostCapability:
     on_system, on_vm   answers of KVM_CHECK_EXTENSION for the capability; None: EINVAL
     ipa_bits           size of the largest guest physical space, in bits
     page_size          in bytes
-    idc, dic           CTR_EL0's bits as EL0 reads them; None on other architectures
-                       (Linux hides DIC from EL0 for erratum 1542419, so 0 proves nothing)
+    cpu                FWB, DIC and IDC, as a vCPU's registers tell
     flags              for each memory-slot flag, the answers of the two ioctls
     evidence           sentences that say how support and generation are known
+    said               the generation is what ``--uapi`` says, and nothing else shows it
     """
 
     support: Support
@@ -90,10 +91,10 @@ class HostCapability:
     on_vm: int | None
     page_size: int
     ipa_bits: int
-    idc: bool | None
-    dic: bool | None
+    cpu: CacheFeatures
     flags: MappingType[str, MappingType[str, FlagAnswer]]
     evidence: tuple[str, ...]
+    said: bool = False
 
     @classmethod
     def probe(cls, system: System) -> HostCapability:
@@ -102,11 +103,11 @@ class HostCapability:
             on_system = _answer(system.check_extension)
             on_vm = _answer(vm.check_extension)
             flags = probe_flags(vm)
+            cpu = CacheFeatures.of_vm(vm)
         bit3 = flags[MemFlag.WRITE_BACK.name or ""]["KVM_SET_USER_MEMORY_REGION"]
-        support, generation, evidence = judge(on_system, on_vm, bit3)
+        support, generation, evidence = judge(on_system, on_vm, bit3, cpu)
         if bit3 is FlagAnswer.ACCEPTED and generation is not Generation.RFC:
             flags = {**flags, MemFlag.WRITE_BACK.name or "": _ambiguous(flags)}
-        ctr = lib.pyvmm_ctr_el0()
         return cls(
             support=support,
             generation=generation,
@@ -114,21 +115,20 @@ class HostCapability:
             on_vm=on_vm,
             page_size=mmap.PAGESIZE,
             ipa_bits=system.ipa_bits(),
-            idc=bool(ctr >> 28 & 1) if ctr else None,
-            dic=bool(ctr >> 29 & 1) if ctr else None,
+            cpu=cpu,
             flags=flags,
             evidence=evidence,
         )
 
     @property
     def forces_write_back(self) -> bool:
-        """Whether KVM is taken to force Write-Back at stage 2 on memory the kernel manages.
+        """Whether KVM forces Write-Back at stage 2 on memory that the kernel manages.
 
-        This is inferred: KVM claims the capability only with FEAT_S2FWB, which it then uses at
-        stage 2 (arch/arm64/kvm/hyp/pgtable.c). False is no proof of the opposite: the capability
-        takes CTR_EL0.DIC as well.
+        It does wherever it has FEAT_S2FWB (arch/arm64/kvm/hyp/pgtable.c, stage2_set_prot_attr).
+        Neither capability 243 nor a memory-slot flag is needed for that. False where FWB cannot be
+        told.
         """
-        return self.support is Support.SUPPORTED
+        return self.cpu.fwb is True
 
     @property
     def flag_answer(self) -> FlagAnswer:
@@ -136,11 +136,18 @@ class HostCapability:
         answers = self.flags.get(MemFlag.WRITE_BACK.name or "", {})
         return answers.get("KVM_SET_USER_MEMORY_REGION", FlagAnswer.UNTESTABLE)
 
+    @property
+    def _ram(self) -> str:
+        if self.cpu.fwb is None:
+            return "it cannot be told"
+        return "forced Write-Back" if self.cpu.fwb else "guest decides"
+
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         plain = asdict(self)
         plain["support"] = self.support.value
         plain["generation"] = self.generation.value
+        plain["cpu"]["evidence"] = list(self.cpu.evidence)
         plain["flags"] = {
             name: {ioctl: answer.value for ioctl, answer in answers.items()}
             for name, answers in self.flags.items()
@@ -153,6 +160,8 @@ class HostCapability:
             f"cacheable PFNMAP     {self.support.value}",
             f"kernel's generation  {self.generation.value}",
             *(f"  because            {sentence}" for sentence in self.evidence),
+            f"RAM at stage 2       {self._ram}",
+            *(f"  because            {sentence}" for sentence in self.cpu.evidence),
             "",
             f"{'memory-slot flag':20} {'SET_USER_MEMORY_REGION':36} REGION2",
             *(
@@ -164,7 +173,10 @@ class HostCapability:
 
 
 def judge(
-    on_system: int | None, on_vm: int | None, bit3: FlagAnswer
+    on_system: int | None,
+    on_vm: int | None,
+    bit3: FlagAnswer,
+    cpu: CacheFeatures,
 ) -> tuple[Support, Generation, tuple[str, ...]]:
     """Return support, generation and evidence for the answers of a kernel. Pure."""
     number = int(CAPABILITY)
@@ -177,6 +189,10 @@ def judge(
         old = f"capability {number} is {on_system} on /dev/kvm, where a kernel that knows it says"
         other = (f"so the {on_vm} on a VM means something else here",) if on_vm else ()
         return Support.UNKNOWN, Generation.LEGACY, (f"{old} EINVAL", *other, *stray)
+    if on_vm and cpu.fwb is False:
+        what = f"capability {number} on a VM is {on_vm}, and this CPU has no FEAT_S2FWB"
+        why = "so the number means something else here"
+        return Support.UNKNOWN, Generation.LEGACY, (what, why, *stray)
     if on_vm and on_vm & ON_REQUEST:
         how = f"capability {number} on a VM is {on_vm}: Write-Back for slots that ask (bit 1)"
         if not accepted:
@@ -194,7 +210,7 @@ def judge(
     lacking = (
         f"on a VM it is {on_vm}, which claims nothing that pyvmm knows of"
         if on_vm
-        else "on a VM it is 0: the hardware lacks FEAT_S2FWB or CTR_EL0.DIC"
+        else f"on a VM it is 0: the hardware lacks {cpu.lacking}"
     )
     return Support.UNSUPPORTED, Generation.MAINLINE, (known, lacking, *stray)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 UNITS: Final = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 COLOURS: Final = {
-    Stage2.WRITE_BACK: "#2e7d32",
+    Stage2.FORCED_WRITE_BACK: "#2e7d32",
     Stage2.GUEST_DECIDES: "#f9a825",
     Stage2.NON_CACHEABLE: "#1565c0",
     Stage2.UNPROMISED: "#c62828",

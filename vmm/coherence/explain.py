@@ -112,7 +112,7 @@ def _flag_causes(slot: RequestedSlot, capability: HostCapability) -> list[Cause]
     if not slot.flags & MemFlag.WRITE_BACK:
         return []
     if capability.support is Support.UNSUPPORTED:
-        what = "the host's CPUs cannot force Write-Back (FEAT_S2FWB and CTR_EL0.DIC)"
+        what = f"the host lacks {capability.cpu.lacking}"
         if capability.generation is Generation.RFC:
             return [Cause(what, "use a host with FWB", certain=True)]
     if (
@@ -137,13 +137,16 @@ def _pfnmap_causes(slot: RequestedSlot, stage1: Stage1, capability: HostCapabili
         Stage1.UNCACHED: "the driver may map it cacheable after all",
     }[stage1]
     if capability.support is not Support.SUPPORTED:
+        known = capability.support is Support.UNSUPPORTED
+        why = (
+            f"the host lacks {capability.cpu.lacking}" if known else "243 is unknown to this kernel"
+        )
         causes.append(
             Cause(
-                f"{believed} at host stage 1, and capability 243 "
-                f"({capability.support.value}) says that this host cannot map it so at stage 2: "
-                "it takes FEAT_S2FWB and CTR_EL0.DIC",
+                f"{believed} at host stage 1, and no capability 243 says that this host can map it "
+                f"so at stage 2: {why}",
                 "use a host with FWB, or cache=forbid to trap each access",
-                certain=sure,
+                certain=sure and known,
             )
         )
     elif not asked and capability.generation is Generation.RFC:
@@ -205,7 +208,7 @@ def _broken(suspect: Suspect) -> Cause | None:
 
 def _misused(entry: Entry) -> Cause | None:
     """Return what the guest may have done that the range's memory type does not allow."""
-    if entry.promise.stage2 is Stage2.WRITE_BACK:
+    if entry.promise.stage2 is Stage2.FORCED_WRITE_BACK:
         return None
     if entry.attribute.stage1 is Stage1.CACHEABLE:
         return Cause("it is cacheable, and stage 2 was not promised to be", VERIFY)

@@ -100,8 +100,12 @@ def _host_facts(
     }
     if ctr := lib.pyvmm_ctr_el0():
         facts["CTR_EL0"] = f"{ctr:#x}"
-        facts["CTR_EL0.IDC"] = int(found.idc or 0)
-        facts["CTR_EL0.DIC"] = int(found.dic or 0)
+        for name, there in (
+            ("FWB", found.cpu.fwb),
+            ("CTR_EL0.DIC", found.cpu.dic),
+            ("CTR_EL0.IDC", found.cpu.idc),
+        ):
+            facts[name] = "unknown" if there is None else int(there)
         facts["dcache-line"] = 4 << (ctr >> 16 & 15)
     if ipa := answers["KVM_CAP_ARM_VM_IPA_SIZE"].system:
         facts["ipa-bits"] = ipa

@@ -73,7 +73,7 @@ class Entry:
         """The cache maintenance that the VMM's accesses need."""
         if self.attribute.stage1 is Stage1.UNCACHED:
             return Maintenance.NOT_OURS
-        if self.promise.stage2 in (Stage2.WRITE_BACK, Stage2.NO_SLOT):
+        if self.promise.stage2 in (Stage2.FORCED_WRITE_BACK, Stage2.NO_SLOT):
             return Maintenance.NONE
         return Maintenance.CLEAN_AND_INVALIDATE
 

@@ -92,10 +92,14 @@ Decision = Map | Trap | Refuse | AskKernel
 
 
 class Stage2(Enum):
-    """The memory type that stage 2 is expected to give a range."""
+    """The memory type that stage 2 is expected to give a range.
 
-    WRITE_BACK = "Write-Back"
-    GUEST_DECIDES = "as the guest's stage 1 says"
+    FORCED_WRITE_BACK  Write-Back, whatever the guest's stage 1 says (FEAT_S2FWB)
+    GUEST_DECIDES      Write-Back as far as stage 2 goes: the guest's stage 1 can ask for less
+    """
+
+    FORCED_WRITE_BACK = "forced Write-Back"
+    GUEST_DECIDES = "guest decides"
     NON_CACHEABLE = "not cacheable"
     NO_SLOT = "no mapping"
     UNPROMISED = "nothing promised"
@@ -174,16 +178,15 @@ def _decide_cacheable(capability: HostCapability) -> Decision:
         )
     if capability.support is not Support.SUPPORTED:
         return Refuse(
-            f"KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED (243) is {capability.on_vm}: this host "
-            "cannot force Write-Back at stage 2 (that takes FEAT_S2FWB and CTR_EL0.DIC), so the "
-            "kernel refuses cacheable device memory",
-            "use a host with FWB, or cache=forbid to trap each access",
+            f"KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED (243) is {capability.on_vm}: this host lacks "
+            f"{capability.cpu.lacking}, so the kernel refuses cacheable device memory",
+            "use a host that has it, or cache=forbid to trap each access",
         )
     if capability.generation is Generation.RFC:
         because = "the kernel accepted KVM_MEM_ENABLE_CACHEABLE_PFNMAP for the slot"
-        return Map(MemFlag.WRITE_BACK, Promise(Stage2.WRITE_BACK, because))
+        return Map(MemFlag.WRITE_BACK, Promise(Stage2.FORCED_WRITE_BACK, because))
     because = "capability 243 is 1, and KVM follows the VMA, which is cacheable"
-    return Map(MemFlag(0), Promise(Stage2.WRITE_BACK, because))
+    return Map(MemFlag(0), Promise(Stage2.FORCED_WRITE_BACK, because))
 
 
 def _decide_unknown(attribute: Attribute, capability: HostCapability, cache: Cache) -> Decision:
@@ -210,28 +213,44 @@ def _decide_unknown(attribute: Attribute, capability: HostCapability, cache: Cac
 def decide_ram(capability: HostCapability, *, write_back: bool) -> Decision:
     """Return the decision for memory that the kernel manages; *write_back*: set the flag."""
     if write_back:
-        if capability.generation is not Generation.RFC:
-            return Refuse(
-                "--memory-write-back: this kernel has no memory-slot flag for Write-Back "
-                f"(it is {capability.generation.value}: {capability.evidence[0]})",
-                "leave the option out: RAM is Write-Back at stage 2 wherever the host has FWB",
-            )
-        if capability.support is not Support.SUPPORTED:
-            return Refuse(
-                "--memory-write-back: this host cannot force Write-Back at stage 2 (capability "
-                f"243 is {capability.on_vm})",
-                "use a host with FWB",
-            )
-        because = "the kernel accepted KVM_MEM_ENABLE_CACHEABLE_PFNMAP for the slot"
-        return Map(MemFlag.WRITE_BACK, Promise(Stage2.WRITE_BACK, because))
+        return _decide_ram_flag(capability)
     if capability.forces_write_back:
-        because = f"capability 243 is {capability.on_vm}, so stage 2 forces Write-Back on RAM (FWB)"
-        return Map(MemFlag(0), Promise(Stage2.WRITE_BACK, because))
-    because = (
-        "nothing says that this host has FWB (capability 243 tells of FWB and DIC together), so "
-        "the guest's own attributes may count"
-    )
+        because = f"KVM forces Write-Back on RAM: {capability.cpu.evidence[0]}"
+        return Map(MemFlag(0), Promise(Stage2.FORCED_WRITE_BACK, because))
+    if capability.cpu.fwb is False:
+        because = f"without FEAT_S2FWB KVM cannot force Write-Back: {capability.cpu.evidence[0]}"
+    else:
+        because = "nothing says that this host has FEAT_S2FWB"
     return Map(MemFlag(0), Promise(Stage2.GUEST_DECIDES, because))
+
+
+def _decide_ram_flag(capability: HostCapability) -> Decision:
+    """Return the decision for ``--memory-write-back``: only capability 243 proves the flag's bit.
+
+    Ordinary memory shows nothing about it: a kernel that has the proposal, and one that uses bit 3
+    for something else, both take such a slot with the flag and without.
+    """
+    leave_out = "leave the option out: RAM is forced Write-Back wherever the host has FWB"
+    if capability.generation is not Generation.RFC:
+        return Refuse(
+            "--memory-write-back: this kernel has no memory-slot flag for Write-Back "
+            f"(it is {capability.generation.value}: {capability.evidence[0]})",
+            leave_out,
+        )
+    if capability.said:
+        return Refuse(
+            "--memory-write-back: only --uapi rfc says that memory-slot flag bit 3 means "
+            "Write-Back: capability 243 does not claim it, and ordinary memory cannot show it",
+            leave_out,
+        )
+    if capability.support is not Support.SUPPORTED:
+        return Refuse(
+            "--memory-write-back: this host cannot force Write-Back at stage 2: it lacks "
+            f"{capability.cpu.lacking} (capability 243 is {capability.on_vm})",
+            "use a host with FWB",
+        )
+    because = "the kernel accepted KVM_MEM_ENABLE_CACHEABLE_PFNMAP for the slot"
+    return Map(MemFlag.WRITE_BACK, Promise(Stage2.FORCED_WRITE_BACK, because))
 
 
 def with_uapi(capability: HostCapability, uapi: str) -> HostCapability:
@@ -239,10 +258,11 @@ def with_uapi(capability: HostCapability, uapi: str) -> HostCapability:
 
     Evidence goes first: saying so does not make a kernel know the capability or a flag that it
     has refused. With rfc, an accepted flag bit 3 that no capability claims is taken for the
-    proposal's; `vmm.passthrough.region_memory` then tests that on a scratch VM before it maps
-    device memory. Raises `UserError` for rfc on a kernel that refuses the flag.
+    proposal's for device memory only: `vmm.passthrough.region_memory` then tests that on a scratch
+    VM before it maps any. RAM gets neither the flag nor a promise for it (`decide_ram`). Raises
+    `UserError` for rfc on a kernel that refuses the flag.
     """
-    if uapi == "auto":
+    if uapi == "auto" or capability.generation is Generation(uapi):
         return capability
     generation, support = Generation(uapi), capability.support
     if generation is Generation.RFC:
@@ -257,4 +277,4 @@ def with_uapi(capability: HostCapability, uapi: str) -> HostCapability:
             support = Support.SUPPORTED
     said = f"--uapi {uapi} says so"
     evidence = (said, *capability.evidence)
-    return replace(capability, generation=generation, support=support, evidence=evidence)
+    return replace(capability, generation=generation, support=support, evidence=evidence, said=True)

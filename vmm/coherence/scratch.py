@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmm.arm64 import registers
 from vmm.closeable import Closeable
+from vmm.coherence.cpu import CacheFeatures
 from vmm.kvm.exits import Interrupted, MmioWrite
 from vmm.kvm.fd import KvmError
 from vmm.memory import Mapping, Region
@@ -131,6 +132,8 @@ class ScratchGuest(Closeable):
                 # Slots go before what they map.
                 self._owned.callback(self.vm.set_user_memory_region, slot, 0, where[1], 0, where[3])
             self._vcpu = self._owned.enter_context(self.vm.create_vcpu(0))
+            self._vcpu.arm_vcpu_init(self.vm.preferred_target())
+            self.cpu = CacheFeatures.of_vcpu(self._vcpu)
             self._fill(ram.view)
             undo.pop_all()
 

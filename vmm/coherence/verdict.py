@@ -1,7 +1,7 @@
 """Which memory type stage 2 gives a range, judged by a scratch guest's accesses to it.
 
     execute          instruction abort, external (ESR 0x86000010)  -> not cacheable
-                     runs                                          -> Write-Back
+                     runs                                          -> cacheable (*)
     unaligned load   an alignment fault to EL2, KVM_RUN = EFAULT   -> Device
                      works                                         -> Normal
     DC ZVA           the same; writes, so only where we may
@@ -12,8 +12,8 @@ attribute is read from the hardware. KVM_RUN fails with EFAULT for other reasons
 device whose memory is off; it means Device only where another access has reached the range. Where
 the kernel dumps stage 2 in debugfs, the dump's line is evidence as well.
 
-Write-Back means stage 2's part. Without FWB a guest may still ask for less: such memory is
-"Write-Back" here, and "as the guest's stage 1 says" in the ledger.
+(*) With FEAT_S2FWB such memory is Write-Back whatever the guest's stage 1 says; without, the guest
+decides, as in the ledger. A register of the scratch guest's vCPU tells (`vmm.coherence.cpu`).
 
 What the tests write is put back. A range that is not known to be memory, such as registers, is not
 written at all: the guest first jumps to its bytes, which only a Write-Back mapping lets it fetch,
@@ -24,7 +24,7 @@ That read reaches the device: do not test registers that have side effects when 
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -45,9 +45,14 @@ TOUCHED: Final = 4096
 
 
 class MemoryType(Enum):
-    """The memory type that stage 2 gives a range."""
+    """The memory type that stage 2 gives a range.
 
-    WRITE_BACK = "WB"
+    FORCED_WRITE_BACK  Write-Back, whatever the guest's stage 1 says: the host has FEAT_S2FWB
+    GUEST_DECIDES      Write-Back as far as stage 2 goes: the guest's stage 1 can ask for less
+    """
+
+    FORCED_WRITE_BACK = "forced WB"
+    GUEST_DECIDES = "guest decides"
     NON_CACHEABLE = "NC"
     DEVICE = "Device"
     UNDECIDABLE = "undecidable"
@@ -94,13 +99,18 @@ def prove(  # noqa: PLR0913  (a slot has as many fields)
     """
     with ScratchGuest(system, host_address, size, flags) as guest:
         if contents is None:
-            return judge(_look_at_registers(guest, offset))
-        return judge(_look_at_memory(guest, offset, contents))
+            seen = _look_at_registers(guest, offset)
+        else:
+            seen = _look_at_memory(guest, offset, contents)
+        return judge(replace(seen, fwb=guest.cpu.fwb))
 
 
 @dataclass(frozen=True)
 class Observations:
-    """The outcome of each access; None: not made. *dump* is the line of the stage-2 dump."""
+    """The outcome of each access; None: not made. *dump* is the line of the stage-2 dump.
+
+    *fwb* tells whether the host has FEAT_S2FWB; None, that it cannot be told, counts as no.
+    """
 
     aligned: Outcome | None = None
     unaligned: Outcome | None = None
@@ -108,6 +118,7 @@ class Observations:
     plant: Outcome | None = None
     fetch: Outcome | None = None
     dump: str | None = None
+    fwb: bool | None = None
 
 
 def _look_at_registers(guest: ScratchGuest, offset: int) -> Observations:
@@ -149,7 +160,10 @@ def judge(seen: Observations) -> Verdict:
     evidence = [f"{what} {_told(outcome)}" for what, outcome in made.items() if outcome is not None]
     if seen.dump:
         evidence.append(f"the kernel's stage-2 dump has {seen.dump!r}")
-    return Verdict(_type(seen), tuple(evidence))
+    memory_type = _type(seen)
+    if memory_type in (MemoryType.FORCED_WRITE_BACK, MemoryType.GUEST_DECIDES):
+        evidence.append(f"the host {'has' if seen.fwb else 'is not known to have'} FEAT_S2FWB")
+    return Verdict(memory_type, tuple(evidence))
 
 
 def _type(seen: Observations) -> MemoryType:
@@ -161,7 +175,9 @@ def _type(seen: Observations) -> MemoryType:
         return MemoryType.DEVICE
     if fetched is None or not normal or device:
         return MemoryType.UNDECIDABLE
-    return MemoryType.WRITE_BACK if fetched else MemoryType.NON_CACHEABLE
+    if not fetched:
+        return MemoryType.NON_CACHEABLE
+    return MemoryType.FORCED_WRITE_BACK if seen.fwb else MemoryType.GUEST_DECIDES
 
 
 def _was_fetched(jump: Outcome | None) -> bool | None:

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 LEAST_ALIGNMENT = 2 << 20
 
 EXPECTED = {
-    Stage2.WRITE_BACK: {MemoryType.WRITE_BACK},
+    Stage2.FORCED_WRITE_BACK: {MemoryType.FORCED_WRITE_BACK},
     Stage2.NON_CACHEABLE: {MemoryType.NON_CACHEABLE, MemoryType.DEVICE},
 }
 """By promise, the verdicts that keep it. Other values promise nothing."""
@@ -145,7 +145,9 @@ class RegionMemory(Closeable):
     @property
     def coherent(self) -> list[AddressRange]:
         """The parts, as offsets, that guests may use as ordinary, cacheable memory."""
-        if isinstance(self.decision, Map) and (self.decision.promise.stage2 is Stage2.WRITE_BACK):
+        if isinstance(self.decision, Map) and (
+            self.decision.promise.stage2 is Stage2.FORCED_WRITE_BACK
+        ):
             return [mapping.area for mapping in self._mappings]
         return []
 

@@ -158,7 +158,8 @@ def markdown(found: Matrix) -> str:
 STYLE: Final = (
     "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}"
     "td,th{border:1px solid #bbb;padding:.4em .7em;text-align:left}"
-    ".WB{background:#c8e6c9}.NC{background:#bbdefb}.Device{background:#ef9a9a}"
+    ".forced-WB{background:#c8e6c9}.guest-decides{background:#fff59d}.NC{background:#bbdefb}"
+    ".Device{background:#ef9a9a}"
     ".EINVAL{background:#eee;color:#777}"
 )
 
@@ -176,7 +177,9 @@ def html(found: Matrix) -> str:
         cells = [f"<th>{escape(memory)}</th><th>{flag}</th>"]
         for profile, value in zip(found, values, strict=True):
             why = escape(evidence.get((profile, memory, flag == "yes"), ""), quote=True)
-            cells.append(f'<td class="{escape(value)}" title="{why}">{escape(value)}</td>')
+            cells.append(
+                f'<td class="{value.replace(" ", "-")}" title="{why}">{escape(value)}</td>'
+            )
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
