@@ -73,6 +73,18 @@ def test_the_status_is_the_commands(kept: None, status: int) -> None:
     assert sh(f"exit {status}").returncode == status
 
 
+def test_guest_memory_that_daemons_share_has_huge_pages(kept: None) -> None:
+    script = (
+        "from vmm.memory import Mapping\n"
+        "with Mapping.memfd(64 << 20) as mapping:\n"
+        "    mapping.view[32 << 20] = 1\n"
+        "    print(open('/proc/self/smaps_rollup').read())\n"
+    )
+    done = run(["python3", "-c", script])
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith(b"ShmemPmdMapped:"))
+    assert int(line.split()[1]) >= 2048
+
+
 def test_a_signals_status_is_128_plus_its_number(kept: None) -> None:
     assert sh("kill -9 $$").returncode == 128 + 9
 

@@ -54,6 +54,12 @@ def test_memory_and_cpus_are_the_profiles() -> None:
     assert options["-smp"] == ["7"]
 
 
+def test_little_translated_code_is_kept() -> None:
+    (accelerator,) = arguments(FWB)["-accel"]
+    (size,) = (word for word in accelerator.split(",") if word.startswith("tb-size="))
+    assert 64 <= int(size.removeprefix("tb-size=")) <= 256
+
+
 def test_a_profile_adds_machine_properties_devices_and_a_device_tree() -> None:
     profile = replace(FWB, machine=("iommu=smmuv3",), devices=("bochs-display,addr=1",))
     options = arguments(profile, device_tree=Path("/d/host.dtb"))

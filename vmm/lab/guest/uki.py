@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from vmm.lab.guest.fixture import Guest
 
-COMMAND_LINE = "console=ttyAMA0 quiet"
+COMMAND_LINE = "console=ttyAMA0 quiet cryptomgr.notests"
+"""Without self-tests of ciphers, which take an emulated CPU a second."""
 
 MODULES = (
     "virtio_mmio",

@@ -30,6 +30,13 @@ COMMAND_LINE = (
     " audit=0 lsm=capability cryptomgr.notests rodata=off nokaslr"
 )
 
+TRANSLATED_MIB = 96
+"""MiB of translated code that QEMU keeps: when they are full, it drops all.
+
+With its default, 1 GiB, code of guests that have ended is still there when their pages are written
+again. QEMU invalidates it block by block then: two seconds for a guest's RAM. With 32 MiB it
+translates the same code again too often."""
+
 
 @dataclass(frozen=True)
 class Emulator:
@@ -90,7 +97,7 @@ def arguments(  # noqa: PLR0913  (each is one file of the host)
         "-cpu", profile.cpu,
         "-smp", str(profile.cpus),
         "-m", f"{profile.memory >> 20}M",
-        "-accel", "tcg,thread=multi",
+        "-accel", f"tcg,thread=multi,tb-size={TRANSLATED_MIB}",
         "-nodefaults",
         "-display", "none",
         "-no-reboot",

@@ -22,6 +22,9 @@ prepare() {
     ifconfig eth0 10.0.2.15 netmask 255.255.255.0
     route add default gw 10.0.2.2  # for passt: QEMU lets nothing out, but answers ARP
     hostname lab
+    # Guest RAM that daemons share is a memfd: huge pages for it, as for anonymous memory.
+    huge=/sys/kernel/mm/transparent_hugepage/shmem_enabled
+    [ ! -e $huge ] || echo advise > $huge
     ln -s /proc/self/fd /dev/fd
     mkdir /dev/pts /dev/shm /run/pyvmm /run/tmp /run/user
     # cache=readahead caches reads only. What is written here is visible outside at once, and a
