@@ -43,9 +43,11 @@ CDEFS = [
     "console.cdef.h",
     "balloon.cdef.h",
     "pmem.cdef.h",
+    "stage1.cdef.h",
 ]  # order matters: types before their users
 
 PREAMBLE = """
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/socket.h>
@@ -78,6 +80,7 @@ PREAMBLE = """
 #include "ring.h"
 #include "run.h"
 #include "spawn.h"
+#include "stage1.h"
 """
 
 # Prototypes of copy.c and map.c, which have no headers because nothing else in C calls them.

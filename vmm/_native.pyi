@@ -20,6 +20,9 @@ class _FFI:
     def list_types(self) -> tuple[list[str], list[str], list[str]]: ...
 
 class _Lib:
+    BUS_ADRALN: int
+    BUS_ADRERR: int
+    BUS_OBJERR: int
     FUSE_BATCH_FORGET: int
     FUSE_FORGET: int
     FUSE_INIT: int
@@ -818,6 +821,8 @@ class _Lib:
     pyvmm_sink_waiting: Callable[[Any], int]
     pyvmm_sink_written: Callable[[Any], int]
     pyvmm_spawn: Callable[[Any], int]
+    pyvmm_stage1_load: Callable[[int, Any], int]
+    pyvmm_stage1_walk: Callable[[int, Any, Any], int]
     pyvmm_tun_interface: Callable[[int, int, Any, int], int]
     pyvmm_unmap: Callable[[int, int], int]
     pyvmm_zero_prefix: Callable[[Any, int], int]
