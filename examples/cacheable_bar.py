@@ -10,7 +10,8 @@ import os
 import sys
 
 from vmm.coherence.capability import HostCapability
-from vmm.coherence.policy import AskKernel, Cache, Map, Refuse, Trap, decide, region_attribute
+from vmm.coherence.policy import Cache, Map, Refuse, Trap, decide, region_attribute
+from vmm.coherence.stage1 import Area, judge, look
 from vmm.coherence.verdict import prove
 from vmm.errors import VmmError
 from vmm.kvm.slots import MemorySlots
@@ -30,20 +31,22 @@ def main(bdf: str, index: int) -> None:
         capability = HostCapability.probe(kvm)  # on a scratch VM, never on the guest's
         _say("this host:  ", capability.support.value, "|", capability.evidence[0])
 
-        # The driver that made our mapping is the authority on its attributes.
-        attribute = region_attribute(device.function.driver or "", index)
-        _say("stage 1:    ", attribute.stage1.value, "|", attribute.because)
-
-        match decide(attribute, capability, Cache.REQUIRE):  # before there is any slot
-            case Refuse(because, remedy):
-                raise SystemExit(f"refused: {because}; {remedy}")
-            case Map(flags, promise):
-                _say("promise:    ", promise.stage2.value, "|", promise.because)
-            case Trap() | AskKernel():  # forbidden; or a driver that pyvmm does not know
-                raise SystemExit("nothing to map: see vmm/passthrough/region_memory.py")
-
         device.enable_memory()
         with device.region(index).map() as mapping:
+            # The driver that made our mapping is the authority on its attributes. Its source says
+            # what they are; a load through the mapping shows it.
+            told = region_attribute(device.function.driver or "", index)
+            attribute = judge(told, look([Area(0, mapping.size, mapping.host_address)]))
+            _say("stage 1:    ", attribute.stage1.value, "|", attribute.because)
+
+            match decide(attribute, capability, Cache.REQUIRE):  # before there is any slot
+                case Refuse(because, remedy):
+                    raise SystemExit(f"refused: {because}; {remedy}")
+                case Trap():
+                    raise SystemExit("nothing to map: that is for cache=forbid")
+                case Map(flags, promise):
+                    _say("promise:    ", promise.stage2.value, "|", promise.because)
+
             slots = MemorySlots(vm)
             slot = slots.add(GUEST_ADDRESS, mapping.size, mapping.host_address, flags)
             _say("memory slot:", slot)

@@ -8,7 +8,6 @@ from tests.coherence.hosts import HOSTS
 from vmm.coherence.capability import Generation, Support
 from vmm.coherence.policy import (
     NVGRACE,
-    AskKernel,
     Attribute,
     Cache,
     Decision,
@@ -26,14 +25,13 @@ from vmm.errors import UserError
 from vmm.kvm.vm import MemFlag
 
 AUTO, REQUIRE, FORBID = Cache
-MAP_WB, MAP_FLAG, MAP_NC, MAP_UNPROMISED, TRAP, REFUSE, ASK = (
+MAP_WB, MAP_FLAG, MAP_NC, MAP_UNPROMISED, TRAP, REFUSE = (
     "map WB",
     "map WB with the flag",
     "map NC",
     "map, unpromised",
     "trap",
     "refuse",
-    "ask",
 )
 
 
@@ -43,8 +41,6 @@ def named(decision: Decision) -> str:
             return TRAP
         case Refuse():
             return REFUSE
-        case AskKernel():
-            return ASK
         case Map(MemFlag.WRITE_BACK, promise):
             assert promise.stage2 is Stage2.FORCED_WRITE_BACK
             return MAP_FLAG
@@ -70,7 +66,7 @@ TABLE = {
     ("legacy", Stage1.UNKNOWN): (REFUSE, REFUSE, TRAP),
     ("mainline", Stage1.UNKNOWN): (MAP_UNPROMISED, REFUSE, TRAP),
     ("mainline-nofwb", Stage1.UNKNOWN): (MAP_UNPROMISED, REFUSE, TRAP),
-    ("rfc", Stage1.UNKNOWN): (ASK, ASK, TRAP),
+    ("rfc", Stage1.UNKNOWN): (REFUSE, REFUSE, TRAP),
 }
 
 
@@ -102,12 +98,6 @@ def test_a_refusal_names_the_capability_and_what_the_cpu_lacks() -> None:
         assert "243" in decision.because
         assert lacking in decision.because
         assert there not in decision.because
-
-
-def test_a_required_cacheable_mapping_is_all_the_kernel_is_asked_for() -> None:
-    asked = decide(Attribute(Stage1.UNKNOWN, "?"), HOSTS["rfc"], Cache.REQUIRE)
-    assert isinstance(asked, AskKernel)
-    assert [choice.flags for choice in asked.choices] == [MemFlag.WRITE_BACK]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import pytest
 from tests.coherence.hosts import features
 from vmm._native import lib
 from vmm.address_range import AddressRange
+from vmm.coherence import stage1
 from vmm.coherence.capability import FlagAnswer, Generation, HostCapability, judge
 from vmm.coherence.policy import NVGRACE, Stage2, with_uapi
 from vmm.coherence.verdict import MemoryType, Verdict
@@ -108,6 +109,22 @@ MAINLINE_NOFWB = Kernel(None, 0, NO, cacheable=True)
 RFC = Kernel(None, 2, YES, cacheable=True)
 STRAY = Kernel(0, 0, YES, cacheable=True)
 """Bit 3 means something else; 243 is unknown: cacheable memory becomes Device, flag or no flag."""
+
+
+DEVICE = stage1.Evidence(stage1.Says.DEVICE, "an unaligned load faults")
+NORMAL = stage1.Evidence(stage1.Says.NORMAL, "an unaligned load works")
+VARIANT = "some-vfio-pci"
+"""A driver that pyvmm knows nothing of."""
+
+
+@pytest.fixture(autouse=True)
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[stage1.Evidence]:
+    """Return what loads show, to be filled; the memfd passes for a device's PFNMAP."""
+    seen: list[stage1.Evidence] = []
+    device = Vma(AddressRange(0, 1 << 48), "rw-s", "/dev/vfio/devices/vfio0", frozenset({"pf"}))
+    monkeypatch.setattr("vmm.coherence.vma.find", lambda _address: device)
+    monkeypatch.setattr(stage1, "look", lambda _areas: seen)
+    return seen
 
 
 @pytest.fixture
@@ -206,14 +223,14 @@ def test_the_proposals_kernel_tells_how_an_unknown_driver_maps(
     stage2: Stage2,
 ) -> None:
     kernel = fresh(RFC, cacheable=cacheable)
-    made = memory(owned, kernel, driver="some-vfio-pci", areas=SPARSE)
+    made = memory(owned, kernel, driver=VARIANT, areas=SPARSE)
     plugged(made, kernel)
     assert [entry.promise.stage2 for entry in made.entries if entry.slot is not None] == [
         stage2
     ] * 2
 
 
-@pytest.mark.parametrize("driver", [NVGRACE, "some-vfio-pci"])
+@pytest.mark.parametrize("driver", [NVGRACE, VARIANT])
 def test_a_flag_that_makes_no_difference_is_not_the_proposals(
     owned: ExitStack, driver: str
 ) -> None:
@@ -224,10 +241,86 @@ def test_a_flag_that_makes_no_difference_is_not_the_proposals(
         memory(owned, kernel, driver=driver, capability=told)
 
 
-def test_a_refused_slot_is_explained(owned: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernel", [LEGACY, STRAY, MAINLINE, MAINLINE_NOFWB, RFC], ids=str)
+def test_an_unknown_drivers_device_memory_is_mapped_on_every_kernel(
+    owned: ExitStack, kernel: Kernel, seen: list[stage1.Evidence]
+) -> None:
+    seen.append(DEVICE)
+    made = memory(owned, kernel := fresh(kernel, cacheable=False), driver=VARIANT)
+    assert kernel.slots == []  # it needed no question
+    plugged(made, kernel)
+    assert kernel.now == [(0, BASE, SIZE)]
+    (entry,) = made.entries
+    assert entry.promise.stage2 is Stage2.NON_CACHEABLE
+    assert entry.attribute.because == DEVICE.because
+
+
+@pytest.mark.parametrize("kernel", [LEGACY, STRAY], ids=str)
+@pytest.mark.parametrize("driver", [VARIANT, "vfio-pci"])
+def test_what_may_be_cacheable_is_never_shown_to_a_kernel_that_does_not_check(
+    owned: ExitStack, kernel: Kernel, driver: str, seen: list[stage1.Evidence]
+) -> None:
+    """Even if the driver is known to map it as Device: what was measured goes first."""
+    seen.append(NORMAL)
+    kernel = fresh(kernel)
+    with pytest.raises(HostError, match=NORMAL.because):
+        memory(owned, kernel, driver=driver)
+    assert kernel.slots == []
+
+
+@pytest.mark.parametrize("driver", [VARIANT, "vfio-pci"])
+def test_a_kernel_without_fwb_tells_by_its_refusal_that_normal_memory_is_cacheable(
+    owned: ExitStack, driver: str, seen: list[stage1.Evidence]
+) -> None:
+    seen.append(NORMAL)
+    with pytest.raises(HostError, match="FEAT_S2FWB"):
+        memory(owned, fresh(MAINLINE_NOFWB), driver=driver)
+    made = memory(owned, fresh(MAINLINE_NOFWB, cacheable=False), driver=driver)
+    assert not made.can_be_cacheable
+    assert "takes a slot of it" in made.attribute.because
+
+
+@pytest.mark.parametrize(
+    ("shown", "stage2"),
+    [
+        (MemoryType.FORCED_WRITE_BACK, Stage2.FORCED_WRITE_BACK),
+        (MemoryType.NON_CACHEABLE, Stage2.NON_CACHEABLE),
+        (MemoryType.UNDECIDABLE, Stage2.UNPROMISED),
+    ],
+)
+def test_where_the_kernel_follows_the_vma_a_scratch_guest_tells_what_that_is(
+    owned: ExitStack,
+    seen: list[stage1.Evidence],
+    monkeypatch: pytest.MonkeyPatch,
+    shown: MemoryType,
+    stage2: Stage2,
+) -> None:
+    seen.append(NORMAL)
+    monkeypatch.setattr(stage1, "prove", lambda *_: Verdict(shown, ("seen",)))
+    made = memory(owned, kernel := fresh(MAINLINE), driver=VARIANT)
+    plugged(made, kernel)
+    assert [entry.promise.stage2 for entry in made.entries] == [stage2]
+
+
+def test_a_region_that_the_drivers_source_calls_cacheable_may_turn_out_to_be_a_plain_bar(
+    owned: ExitStack, seen: list[stage1.Evidence]
+) -> None:
+    """As nvgrace-gpu's region 4 is where the firmware describes no memory of a GPU's."""
+    seen.append(DEVICE)
+    made = memory(owned, fresh(MAINLINE, cacheable=False))
+    assert not made.can_be_cacheable
+    assert "although nvgrace_gpu_vfio_pci maps region 4" in made.attribute.because
+
+
+def test_what_is_trapped_stays_unmapped(owned: ExitStack, seen: list[stage1.Evidence]) -> None:
+    seen.append(NORMAL)
+    made = memory(owned, fresh(MAINLINE), cache="forbid")
+    assert made._mappings == []
+    assert all(mapping.closed for mapping in made.region._mappings)
+
+
+def test_a_refused_slot_is_explained(owned: ExitStack) -> None:
     """Here --uapi denies that the kernel has the flag."""
-    device = Vma(AddressRange(0, 1 << 48), "rw-s", "/dev/vfio/devices/vfio0", frozenset({"pf"}))
-    monkeypatch.setattr("vmm.coherence.vma.find", lambda _address: device)
     kernel = fresh(RFC)
     made = memory(owned, kernel, capability=with_uapi(kernel.capability, "mainline"))
     with pytest.raises(HostError, match=r"EINVAL: IPA \[0x100000000, .* -> new slot .* may want"):

@@ -31,7 +31,7 @@ from vmm.passthrough.region_memory import open_all
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @host_option
 def verify(bars: tuple[str, ...], *, uapi: str, as_json: bool, host: str) -> None:
-    """Prove which memory type stage 2 gives a region, and print the evidence.
+    """Prove which memory type stage 2 gives a region, and print the evidence of both stages.
 
     A scratch VM maps the region and accesses it in ways that only the memory type decides. The
     region's contents are restored. Exits with status 3 if a promise was not kept.
@@ -43,12 +43,16 @@ def verify(bars: tuple[str, ...], *, uapi: str, as_json: bool, host: str) -> Non
         system = owned.enter_context(System.open())
         capability = with_uapi(HostCapability.probe(system), uapi)
         for region in open_all(configs, system, capability, owned, 0):
+            mapped = region.attribute
+            if not as_json:
+                click.echo(f"{region.name}: host stage 1: {mapped.stage1.value} ({mapped.because})")
             verdicts = region.verify()
             for verdict in verdicts:
                 if as_json:
-                    click.echo(json.dumps({"what": region.name, **verdict.as_json()}))
+                    stage1 = {"stage1": mapped.stage1.value, "stage1_because": mapped.because}
+                    click.echo(json.dumps({"what": region.name, **stage1, **verdict.as_json()}))
                 else:
-                    click.echo(f"{region.name}: {verdict}")
+                    click.echo(f"{region.name}: stage 2: {verdict}")
             if not verdicts:
                 click.echo(f"{region.name}: no mapping: every access is trapped")
             for verdict in verdicts:

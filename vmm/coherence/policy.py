@@ -12,10 +12,11 @@ Write-Back is refused or trapped.
     unknown        legacy              refuse             refuse     trap
                    mainline, no FWB    map (1)            refuse     trap
                    mainline            map                refuse     trap
-                   rfc                 ask the kernel     = auto     trap
+                   rfc                 refuse             refuse     trap
 
 (1) the kernel itself refuses the slot if the mapping turns out to be cacheable.
 
+Unknown is what is left after `vmm.coherence.stage1` has measured the mapping and asked the kernel.
 A kernel that does not know the capability is legacy here, whatever ``--uapi`` says: it maps
 cacheable PFNMAP memory as Device, so it is given none that could be cacheable.
 """
@@ -52,10 +53,11 @@ class Stage1(Enum):
 
 @dataclass(frozen=True)
 class Attribute:
-    """A stage-1 attribute, and how it is known."""
+    """A stage-1 attribute, and how it is known. *is_device*: it is Device, not Normal, memory."""
 
     stage1: Stage1
     because: str
+    is_device: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,7 @@ class Refuse:
     remedy: str
 
 
-@dataclass(frozen=True)
-class AskKernel:
-    """Try *choices* in turn on a scratch VM, and take the first that is accepted."""
-
-    choices: tuple[Map, ...]
-
-
-Decision = Map | Trap | Refuse | AskKernel
+Decision = Map | Trap | Refuse
 
 
 class Stage2(Enum):
@@ -132,18 +127,17 @@ UNCACHED_DRIVERS: Final = frozenset({"vfio_pci", NVGRACE})
 
 
 def region_attribute(driver: str, region: int) -> Attribute:
-    """Return how *driver* maps *region* into userspace, as its source says: no interface tells.
+    """Return how *driver* maps *region* into userspace, as its source says.
 
-    Under-claiming leaves the region unmapped. Over-claiming is caught by the slot's EINVAL or by
-    `vmm.coherence.verdict`: nvgrace-gpu has no usemem on a machine whose firmware describes none,
-    and its region 4 is then a plain BAR.
+    This is what is believed before `vmm.coherence.stage1` has measured it: nvgrace-gpu has no
+    usemem on a machine whose firmware describes none, and its region 4 is then a plain BAR.
     """
     name = driver.replace("-", "_")
     if name == NVGRACE and region in NVGRACE_REGIONS:
         return NVGRACE_REGIONS[region]
     if name in UNCACHED_DRIVERS:
         because = f"{driver} maps region {region} uncached (drivers/vfio/pci/vfio_pci_core.c)"
-        return Attribute(Stage1.UNCACHED, because)
+        return Attribute(Stage1.UNCACHED, because, is_device=True)
     return Attribute(Stage1.UNKNOWN, f"pyvmm does not know how {driver} maps its regions")
 
 
@@ -191,10 +185,10 @@ def _decide_cacheable(capability: HostCapability) -> Decision:
 
 def _decide_unknown(attribute: Attribute, capability: HostCapability, cache: Cache) -> Decision:
     if capability.generation is Generation.RFC and capability.support is Support.SUPPORTED:
-        uncached = Attribute(Stage1.UNCACHED, "the kernel refuses Write-Back for it")
-        first = _decide_cacheable(capability)
-        second = _decide_uncached(uncached, cache)
-        return AskKernel(tuple(choice for choice in (first, second) if isinstance(choice, Map)))
+        return Refuse(
+            f"whether to set the Write-Back flag cannot be told: {attribute.because}",
+            "use cache=forbid to trap each access",
+        )
     if cache is Cache.REQUIRE:
         return Refuse(
             f"cache=require, but {attribute.because}, and this kernel does not tell",

@@ -1,25 +1,24 @@
 """Device memory in guest physical space: one VFIO region, mapped as the policy decides.
 
-    decide (vmm.coherence.policy) --> map:    a memory slot for each area that can be mapped
-                                  |-> trap:   VFIO reads and writes for each access
-                                  `-> refuse: an error, before any slot exists
+    measure the mapping (vmm.coherence.stage1)
+      `-> decide (vmm.coherence.policy) --> map:    a memory slot for each area that can be mapped
+                                        |-> trap:   VFIO reads and writes for each access
+                                        `-> refuse: an error, before the guest has any slot
 
 What of a region has no slot is trapped, so a region may have parts that cannot be mapped.
 """
 
 from __future__ import annotations
 
-import errno
 import mmap
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from vmm.address_range import AddressRange
 from vmm.closeable import Closeable
-from vmm.coherence import explain, vma
+from vmm.coherence import explain, stage1, vma
 from vmm.coherence.ledger import Entry
 from vmm.coherence.policy import (
-    AskKernel,
     Cache,
     Map,
     Promise,
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from vmm.coherence.capability import HostCapability
+    from vmm.coherence.policy import Attribute
     from vmm.config.bar import BarConfig
     from vmm.events import Events
     from vmm.kvm.slots import MemorySlots
@@ -119,12 +119,10 @@ class RegionMemory(Closeable):
             if not self.region.size:
                 raise UserError(f"{self._option}: the device has no such region")
             self.attribute = region_attribute(device.function.driver or "", config.region)
-            decision = self._decide(Cache(config.cache))
             device.enable_memory()
-            if not isinstance(decision, Trap):
-                self._map(holes)
-                decision = self._settle_flag(decision)
-            self.decision: Map | Trap = decision
+            self._map(holes)
+            self.attribute = self._measure()
+            self.decision = self._decide(Cache(config.cache))
             undo.pop_all()
 
     @property
@@ -151,36 +149,44 @@ class RegionMemory(Closeable):
             return [mapping.area for mapping in self._mappings]
         return []
 
-    # --- decide and map -------------------------------------------------------------------------
+    # --- map and decide -------------------------------------------------------------------------
 
-    def _decide(self, cache: Cache) -> Map | AskKernel | Trap:
+    def _map(self, holes: Iterable[AddressRange]) -> None:
+        for area in without(self.region.info.areas, holes):
+            self._mappings.append(self._owned.enter_context(self.region.map(*area)))
+
+    @property
+    def _areas(self) -> list[stage1.Area]:
+        return [stage1.Area(*mapping.area, mapping.host_address) for mapping in self._mappings]
+
+    def _measure(self) -> Attribute:
+        """Return what the driver's source, loads through the mappings and, if need be, KVM say.
+
+        Raises `HostError`.
+        """
+        prior = self.attribute
+        evidence = stage1.look(self._areas)
+        measured = stage1.judge(prior, evidence)
+        if measured.stage1 is not Stage1.UNKNOWN or not self._mappings:
+            return measured
+        return stage1.judge(
+            prior, [*evidence, *stage1.ask(self._system, self._areas, self._capability)]
+        )
+
+    def _decide(self, cache: Cache) -> Map | Trap:
         if self._whole_device and cache is Cache.REQUIRE and not self.can_be_cacheable:
             cache = Cache.AUTO
         decision = decide(self.attribute, self._capability, cache)
         if isinstance(decision, Refuse):
             kind = HostError if self.can_be_cacheable else UserError
             raise kind(f"{self._option}: {decision.because}", decision.remedy)
+        if isinstance(decision, Trap):
+            self.close()
+            return decision
+        if not self.region.info.areas:
+            self.region.check_map()
+        self._check_flag(decision)
         return decision
-
-    def _map(self, holes: Iterable[AddressRange]) -> None:
-        for area in without(self.region.info.areas or (self.region.check_map(),), holes):
-            self._mappings.append(self._owned.enter_context(self.region.map(*area)))
-
-    def _settle_flag(self, decision: Map | AskKernel) -> Map:
-        chosen = self._ask(decision) if isinstance(decision, AskKernel) else decision
-        self._check_flag(chosen)
-        return chosen
-
-    def _ask(self, question: AskKernel) -> Map:
-        """Return the choice whose flags the kernel accepts. Raises `HostError` if it takes none."""
-        for choice in question.choices:
-            if self._accepts(choice.flags):
-                return choice
-        tried = " nor ".join("with it" if one.flags else "without" for one in question.choices)
-        raise HostError(
-            f"{self._option}: the kernel, asked about the Write-Back flag, takes it not {tried}",
-            "use cache=forbid to trap each access",
-        )
 
     def _check_flag(self, chosen: Map) -> None:
         """Check that flag bit 3 is the proposal's, even if ``--uapi`` says so.
@@ -198,17 +204,7 @@ class RegionMemory(Closeable):
             )
 
     def _accepts(self, flags: MemFlag) -> bool:
-        """Tell whether a scratch VM accepts slots with *flags*. It has no vCPU: nothing faults."""
-        with self._system.create_vm(self.size) as vm:
-            for number, mapping in enumerate(self._mappings):
-                where = (*mapping.area, mapping.host_address)
-                try:
-                    vm.set_user_memory_region(number, int(flags), *where)
-                except KvmError as error:
-                    if error.errno != errno.EINVAL:
-                        raise
-                    return False
-        return True
+        return stage1.accepts(self._system, self._areas, flags)
 
     def place(self, base: int) -> None:
         """Set its guest physical address. It must have no slots."""
