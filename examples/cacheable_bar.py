@@ -33,10 +33,9 @@ def main(bdf: str, index: int) -> None:
 
         device.enable_memory()
         with device.region(index).map() as mapping:
-            # The driver that made our mapping is the authority on its attributes. Its source says
-            # what they are; a load through the mapping shows it.
-            told = region_attribute(device.function.driver or "", index)
-            attribute = judge(told, look([Area(0, mapping.size, mapping.host_address)]))
+            # Its driver is the authority on its attributes: a load through it shows what they are.
+            attribute = region_attribute(device.function.driver or "", index)
+            attribute = judge(attribute, look([Area(0, mapping.size, mapping.host_address)]))
             _say("stage 1:    ", attribute.stage1.value, "|", attribute.because)
 
             match decide(attribute, capability, Cache.REQUIRE):  # before there is any slot
@@ -46,7 +45,6 @@ def main(bdf: str, index: int) -> None:
                     raise SystemExit("nothing to map: that is for cache=forbid")
                 case Map(flags, promise):
                     _say("promise:    ", promise.stage2.value, "|", promise.because)
-
             slots = MemorySlots(vm)
             slot = slots.add(GUEST_ADDRESS, mapping.size, mapping.host_address, flags)
             _say("memory slot:", slot)

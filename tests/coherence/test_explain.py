@@ -29,6 +29,10 @@ def slot(flags: int = 0, base: int = 0x1_0000_0000) -> RequestedSlot:
     return RequestedSlot(3, flags, base, 0x2000_0000, PFNMAP.addresses.base)
 
 
+def known(stage1: Stage1) -> Attribute:
+    return Attribute(stage1, "a load showed it")
+
+
 @pytest.mark.parametrize(
     ("host", "asked", "where", "stage1", "word"),
     [
@@ -44,7 +48,7 @@ def slot(flags: int = 0, base: int = 0x1_0000_0000) -> RequestedSlot:
 def test_einval_has_a_first_cause(
     host: str, asked: RequestedSlot, where: Vma, stage1: Stage1, word: str
 ) -> None:
-    causes = slot_causes(errno.EINVAL, asked, where, stage1, HOSTS[host])
+    causes = slot_causes(errno.EINVAL, asked, where, known(stage1), HOSTS[host])
     assert word in causes[0].what
     assert causes[0].certain
     text = str(refusal(asked, where, errno.EINVAL, causes))
@@ -58,7 +62,7 @@ def test_einval_that_nothing_explains_is_ranked_not_claimed() -> None:
     """A new slot is not suspected of a change that only a live slot can refuse."""
     new = RequestedSlot(None, 0, 0x1_0000_0000, 0x2000_0000, PFNMAP.addresses.base)
     for stage1 in (Stage1.UNKNOWN, Stage1.UNCACHED):
-        causes = slot_causes(errno.EINVAL, new, PFNMAP, stage1, HOSTS["mainline-nofwb"])
+        causes = slot_causes(errno.EINVAL, new, PFNMAP, known(stage1), HOSTS["mainline-nofwb"])
         assert not any(cause.certain for cause in causes)
         text = str(refusal(new, PFNMAP, errno.EINVAL, causes))
         assert "-> new slot" in text
@@ -66,18 +70,28 @@ def test_einval_that_nothing_explains_is_ranked_not_claimed() -> None:
         assert "live slot" not in text
 
 
+def test_how_stage_1_is_known_is_said_with_what_is_concluded_from_it() -> None:
+    for host, flags, stage1 in (
+        ("mainline-nofwb", MemFlag(0), Stage1.UNCACHED),
+        ("rfc", MemFlag(0), Stage1.CACHEABLE),
+        ("rfc", MemFlag.WRITE_BACK, Stage1.UNCACHED),
+    ):
+        first, *_ = slot_causes(errno.EINVAL, slot(flags), PFNMAP, known(stage1), HOSTS[host])
+        assert "a load showed it" in first.what
+
+
 def test_who_claims_a_flag_is_told_that_the_kernel_refuses_it() -> None:
     """Evidence about the kernel goes before guesses about the slot."""
     claimed = replace(HOSTS["mainline"], generation=Generation.RFC)
     asked = slot(MemFlag.WRITE_BACK)
-    first, *_ = slot_causes(errno.EINVAL, asked, PFNMAP, Stage1.CACHEABLE, claimed)
+    first, *_ = slot_causes(errno.EINVAL, asked, PFNMAP, known(Stage1.CACHEABLE), claimed)
     assert first.certain
     assert "does not know the Write-Back flag" in first.what
 
 
 def test_who_denies_a_flag_is_told_that_the_kernel_may_want_it() -> None:
     denied = replace(HOSTS["rfc"], generation=Generation.MAINLINE)
-    first, *_ = slot_causes(errno.EINVAL, slot(), PFNMAP, Stage1.CACHEABLE, denied)
+    first, *_ = slot_causes(errno.EINVAL, slot(), PFNMAP, known(Stage1.CACHEABLE), denied)
     assert "may want" in first.what
     assert not first.certain
 
@@ -92,13 +106,13 @@ def test_who_denies_a_flag_is_told_that_the_kernel_may_want_it() -> None:
 )
 def test_other_errnos_have_their_own_causes(number: int) -> None:
     """The errnos of KVM_SET_USER_MEMORY_REGION, from virt/kvm/kvm_main.c and arch/arm64/kvm."""
-    (cause,) = slot_causes(number, slot(), PFNMAP, Stage1.UNCACHED, HOSTS["mainline"])
+    (cause,) = slot_causes(number, slot(), PFNMAP, known(Stage1.UNCACHED), HOSTS["mainline"])
     assert cause.remedy
 
 
 def test_a_slot_has_a_largest_size() -> None:
     huge = RequestedSlot(None, 0, 0, 1 << 43, PFNMAP.addresses.base)
-    first, *_ = slot_causes(errno.EINVAL, huge, PFNMAP, Stage1.CACHEABLE, HOSTS["mainline"])
+    first, *_ = slot_causes(errno.EINVAL, huge, PFNMAP, known(Stage1.CACHEABLE), HOSTS["mainline"])
     assert first.certain
     assert "at most" in first.what
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from vmm.coherence.capability import HostCapability
     from vmm.coherence.ledger import Entry
+    from vmm.coherence.policy import Attribute
     from vmm.coherence.vma import Vma
 
 
@@ -82,9 +83,16 @@ SINGLE_CAUSES: Final = {
 
 
 def slot_causes(
-    error: int, slot: RequestedSlot, vma: Vma | None, stage1: Stage1, capability: HostCapability
+    error: int,
+    slot: RequestedSlot,
+    vma: Vma | None,
+    attribute: Attribute,
+    capability: HostCapability,
 ) -> list[Cause]:
-    """Return the causes of errno *error* for *slot*, the likeliest first. Pure."""
+    """Return the causes of errno *error* for *slot*, the likeliest first. Pure.
+
+    *attribute* is the host's mapping's at stage 1; how it is known is quoted.
+    """
     if error in SINGLE_CAUSES:
         return [SINGLE_CAUSES[error]]
     if error != errno.EINVAL:
@@ -99,7 +107,7 @@ def slot_causes(
         causes.append(Cause(what, "make several of it", certain=True))
     causes += _flag_causes(slot, capability)
     if vma is not None and vma.is_pfnmap:
-        causes += _pfnmap_causes(slot, stage1, capability)
+        causes += _pfnmap_causes(slot, attribute, capability)
     if slot.number is not None:
         what = "a live slot's size, address or a flag that cannot change was changed"
         causes.append(Cause(what, "remove the slot first"))
@@ -124,8 +132,11 @@ def _flag_causes(slot: RequestedSlot, capability: HostCapability) -> list[Cause]
     return []
 
 
-def _pfnmap_causes(slot: RequestedSlot, stage1: Stage1, capability: HostCapability) -> list[Cause]:
+def _pfnmap_causes(
+    slot: RequestedSlot, attribute: Attribute, capability: HostCapability
+) -> list[Cause]:
     causes = []
+    stage1 = attribute.stage1
     if slot.flags & MemFlag.LOG_DIRTY_PAGES:
         what = "dirty logging does not work on device memory"
         causes.append(Cause(what, "leave the flag out: it can't be pre-copied", certain=True))
@@ -134,8 +145,9 @@ def _pfnmap_causes(slot: RequestedSlot, stage1: Stage1, capability: HostCapabili
     believed = {
         Stage1.CACHEABLE: "the mapping is cacheable",
         Stage1.UNKNOWN: "the mapping may be cacheable",
-        Stage1.UNCACHED: "the driver may map it cacheable after all",
+        Stage1.UNCACHED: "the mapping may be cacheable after all",
     }[stage1]
+    believed += f" at host stage 1 ({attribute.because})"
     if capability.support is not Support.SUPPORTED:
         known = capability.support is Support.UNSUPPORTED
         why = (
@@ -143,8 +155,8 @@ def _pfnmap_causes(slot: RequestedSlot, stage1: Stage1, capability: HostCapabili
         )
         causes.append(
             Cause(
-                f"{believed} at host stage 1, and no capability 243 says that this host can map it "
-                f"so at stage 2: {why}",
+                f"{believed}, and no capability 243 says that this host can map it so at stage 2: "
+                f"{why}",
                 "use a host with FWB, or cache=forbid to trap each access",
                 certain=sure and known,
             )
@@ -156,7 +168,10 @@ def _pfnmap_causes(slot: RequestedSlot, stage1: Stage1, capability: HostCapabili
         what = f"{believed}, and this kernel, which accepts flag bit 3, may want it for that"
         causes.append(Cause(what, "--uapi auto, or rfc if you know that it does"))
     if asked and stage1 is not Stage1.CACHEABLE:
-        what = "the Write-Back flag was asked for, but the mapping is not cacheable"
+        what = (
+            "the Write-Back flag was asked for, but the mapping is not cacheable "
+            f"({attribute.because})"
+        )
         certain = stage1 is Stage1.UNCACHED
         causes.append(Cause(what, "leave it out (cache=auto)", certain=certain))
     return causes

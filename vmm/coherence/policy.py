@@ -159,7 +159,7 @@ def _decide_uncached(attribute: Attribute, cache: Cache) -> Decision:
         return Refuse(
             f"cache=require, but {attribute.because}", "use cache=auto, or another region"
         )
-    because = f"{attribute.because}; KVM maps such memory Normal-NC (before Linux 6.9: Device)"
+    because = "the host's is not; KVM maps such memory Normal-NC (before Linux 6.9: Device)"
     return Map(MemFlag(0), Promise(Stage2.NON_CACHEABLE, because))
 
 

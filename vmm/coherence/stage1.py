@@ -160,8 +160,8 @@ def _check(error: int) -> None:
 def compare(walks: Walks | None, own: Walks | None) -> Evidence:
     """Return what *walks* of a range say beside those of ordinary memory. Pure: only a hint."""
     if walks is None or own is None or own.cold < CLEAR * own.warm:
-        why = "loads of ordinary memory take as long after DC CIVAC as before"
-        return Evidence(Says.NOTHING, f"timing says nothing on this machine: {why}")
+        because = "timing says nothing here: DC CIVAC slows no load of ordinary memory"
+        return Evidence(Says.NOTHING, because)
     told = f"a page takes {walks.cold} ticks after DC CIVAC, then {walks.warm}"
     if walks.cold >= CLEAR * walks.warm and walks.warm < CLEAR * own.warm:
         return Evidence(Says.NOTHING, f"timing hints at cacheable: {told}")

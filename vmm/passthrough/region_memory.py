@@ -335,9 +335,7 @@ class RegionMemory(Closeable):
             return error
         asked = explain.RequestedSlot(None, flags, base, mapping.size, mapping.host_address)
         where = vma.find(mapping.host_address)
-        causes = explain.slot_causes(
-            error.errno, asked, where, self.attribute.stage1, self._capability
-        )
+        causes = explain.slot_causes(error.errno, asked, where, self.attribute, self._capability)
         refusal = explain.refusal(asked, where, error.errno, causes)
         return HostError(f"{self._option}: {refusal.message}", refusal.hint)
 
