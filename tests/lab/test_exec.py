@@ -85,6 +85,13 @@ def test_guest_memory_that_daemons_share_has_huge_pages(kept: None) -> None:
     assert int(line.split()[1]) >= 2048
 
 
+def test_what_run_with_a_command_imports_is_there_before_it_asks(kept: None) -> None:
+    script = (
+        "import sys; print({'vmm.virtio.fs.open', 'vmm.machine.guest_command'} <= {*sys.modules})"
+    )
+    eventually(lambda: run(["python3", "-c", script]).stdout == b"True\n")
+
+
 def test_a_signals_status_is_128_plus_its_number(kept: None) -> None:
     assert sh("kill -9 $$").returncode == 128 + 9
 

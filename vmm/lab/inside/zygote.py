@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import struct
@@ -39,6 +40,18 @@ _PRELOADED = (
     "vmm.cli.probe",
     "structlog",
 )
+_LATER = (
+    "vmm.machine.virtio_devices",
+    "vmm.virtio.console.open",
+    "vmm.virtio.fs.open",
+    "vmm.machine.guest_command",
+    "vmm.arm64.guest_command",
+    "vmm.config.share",
+    "tempfile",
+    "pkgutil",
+)
+"""What only some commands need, `pyvmm run IMAGE -- COMMAND` all of it: imported while nobody
+waits."""
 _OWN = {"PYTHONPATH", "PYTHONSAFEPATH"}
 """Python's variables that the client always sets. Python reads others only when it starts."""
 _SCAFFOLD = {__file__, "<frozen runpy>"}
@@ -128,14 +141,15 @@ def main() -> None:
     listener = socket.socket(fileno=int(sys.argv[1]))
     listener.set_inheritable(False)
     for name in _PRELOADED:
-        try:
-            __import__(name)
-        except Exception as error:  # noqa: BLE001  (a tree under work: its commands will tell)
-            sys.stderr.write(f"zygote: {name}: {error}\n")
-    gc.collect()
-    gc.freeze()  # so that a child's garbage collection does not copy all pages
+        _preload(name)
+    _freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps commands
+    later = list(_LATER)
     while True:
+        while later and not select.select([listener], [], [], 0)[0]:
+            _preload(later.pop(0))
+            if not later:
+                _freeze()
         sender, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
@@ -145,6 +159,19 @@ def main() -> None:
             finally:
                 os._exit(0)
         sender.close()
+
+
+def _preload(name: str) -> None:
+    try:
+        __import__(name)
+    except Exception as error:  # noqa: BLE001  (a tree under work: its commands will tell)
+        sys.stderr.write(f"zygote: {name}: {error}\n")
+
+
+def _freeze() -> None:
+    """Keep a child's garbage collection from copying all pages."""
+    gc.collect()
+    gc.freeze()
 
 
 def _take_over(sender: socket.socket) -> None:
