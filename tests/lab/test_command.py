@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,21 +30,24 @@ def words() -> list[str]:
 
 @pytest.fixture
 def run(host: Host, words: list[str], tmp_path: Path) -> Callable[..., Completed]:
-    """``run(stdin, word...)`` runs the command in the guest, in *tmp_path*."""
+    """``run(stdin, word..., options=[])`` runs the command in the guest, in *tmp_path*."""
 
-    def run(stdin: bytes, *command: str) -> Completed:
-        return host.run([*words, "--", *command], stdin=stdin, cwd=tmp_path, timeout=300)
+    def run(stdin: bytes, *command: str, options: Sequence[str] = ()) -> Completed:
+        line = [*words, *options, "--", *command]
+        return host.run(line, stdin=stdin, cwd=tmp_path, timeout=300)
 
     return run
 
 
+@pytest.mark.parametrize("transport", ["mmio", "pci"])
 def test_input_output_errors_directory_and_status_are_the_commands(
-    run: Callable[..., Completed], tmp_path: Path
+    run: Callable[..., Completed], tmp_path: Path, transport: str
 ) -> None:
     data = bytes(range(256)) * 4096
     (tmp_path / "file").write_bytes(data)
     script = 'pwd >/dev/stderr; echo "$0|$1|" >&2; cat >got; cat file; sleep 1000 & exit 7'
-    done = run(b"hi\n" * 100_000, "sh", "-c", script, "it's", 'a "$b" \\\n\u00e4')
+    words = "sh", "-c", script, "it's", 'a "$b" \\\n\u00e4'
+    done = run(b"hi\n" * 100_000, *words, options=["--transport", transport])
     assert done.stderr.decode() == f'{tmp_path}\nit\'s|a "$b" \\\n\u00e4|\n'
     assert done.stdout == data
     assert done.status == 7
