@@ -42,6 +42,10 @@ class Guest:
     def fileno(self) -> int:
         return self.pipes[STDIN].fileno()  # any that is never readable
 
+    def told(self, ending: Ending) -> str:
+        reason = f": {self.panic_reason}" if self.panic_reason else ""
+        return f"the guest has {ending.value}{reason}"
+
     def drain(self, limit: int) -> bytes:
         data, self.serial = self.serial[:limit], self.serial[limit:]
         return data

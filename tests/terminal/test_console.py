@@ -662,3 +662,21 @@ def test_whoever_waits_is_told_before_the_guests_output_is_written(
         assert told == ["output"]
         console.say("a line")
         assert told == ["output", "output"]
+
+
+def test_a_new_size_of_the_window_is_told_for_as_long_as_the_console_is_open(
+    loop: Loop, guest: Guest, pipes: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = iter([(132, 43), (0, 0)])  # the second is none: a serial line's
+    monkeypatch.setattr(os, "get_terminal_size", lambda _fd: os.terminal_size(next(sizes)))
+    former = signal.getsignal(signal.SIGWINCH)
+    told: list[tuple[int, int]] = []
+    console = StdioConsole(loop, guest, guest, stdin=pipes[0], stdout=pipes[3])
+    console.on_resize = lambda *size: told.append(size)
+    with console:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGWINCH)
+            loop.call_later(0.01, loop.stop)
+            loop.run()
+    assert told == [(132, 43)]
+    assert signal.getsignal(signal.SIGWINCH) is former

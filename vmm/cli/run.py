@@ -1,70 +1,25 @@
-"""``pyvmm run``: boot a guest, with this process's terminal as its console."""
+"""``pyvmm run``: its options, and where it runs; `request` reads them, `run_machine` does it."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import resource
-import signal
 import sys
-from contextlib import ExitStack, suppress
-from itertools import cycle
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vmm.address_range import AddressRange
 from vmm.arm64 import layout, payload
 from vmm.cli.place import host_option, is_native, profile_of, run_there
-from vmm.config import MachineConfig
-from vmm.config.size import parse_size
-from vmm.errors import (
-    EXIT_GUEST,
-    EXIT_POWERED_OFF,
-    EXIT_SIGNAL_BASE,
-    EXIT_TIMEOUT,
-    UserError,
-    VmmError,
-)
-from vmm.events import Events
-from vmm.loop import Loop
-from vmm.machine.machine import Ending, Machine
-from vmm.terminal.console import StdioConsole, standard_input, standard_output, terminal_size
-from vmm.terminal.escape import parse_prefix
-from vmm.terminal.waiting import WaitingLine
+from vmm.cli.request import COMMAND, read
+from vmm.cli.run_machine import run_machine
+from vmm.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
     from typing import TextIO
 
-    from vmm.config.command import CommandConfig
-    from vmm.machine.guest_command import GuestCommand
-    from vmm.terminal.console import InputSink
-
-SWITCH_INTERVAL: Final = 1e-4
-"""Seconds for which a Python thread may hold the GIL while others, such as a vCPU's, wait."""
-
-DESCRIPTORS: Final = 1 << 16
-"""File descriptors that a large machine opens: an eventfd for each queue and interrupt."""
-
-BALLOON_STEP: Final = 64 << 20
-"""Bytes by which C-a - and C-a + change the balloon; also what the guest always keeps."""
-
-STATUS: Final = {
-    Ending.POWERED_OFF: EXIT_POWERED_OFF,
-    Ending.RESET: EXIT_POWERED_OFF,
-    Ending.CRASHED: EXIT_GUEST,
-    Ending.PANICKED: EXIT_GUEST,
-    Ending.TIMED_OUT: EXIT_TIMEOUT,
-    Ending.QUIT: EXIT_SIGNAL_BASE + signal.SIGINT,
-}
-"""Exit statuses of a guest's endings."""
-
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-COMMAND: Final = "vmm.cli.run.command"
-"""Where the words after ``--`` are in click's context."""
+    from vmm.config import MachineConfig
 
 _PATH = click.Path(path_type=Path, readable=False)  # whoever opens the file reports the error
 
@@ -229,12 +184,10 @@ def run(**options: Any) -> None:
     with the input, output and exit status of pyvmm run.
     """
     native = is_native(options["host"])
-    request = _request(options)
+    request = read(options)
     with ExitStack() as owned:
         events = _open_events(request["events"], owned)
         if native:
-            sys.setswitchinterval(SWITCH_INTERVAL)
-            _raise_descriptor_limit()
             sys.exit(run_machine(**{**request, "events": events}))
     from vmm.config import codec
 
@@ -254,113 +207,6 @@ def run(**options: Any) -> None:
         sys.exit(run_there(options["host"], words, _packages(ends.config), ends.joints))
 
 
-def _request(options: dict[str, Any]) -> dict[str, Any]:
-    """Return what to run: the machine, where events go, the console's prefix. Raises `UserError`.
-
-    Here they are options; in a lab host they are what `run` on the outside sent.
-    """
-    if options["request"] is not None:
-        from vmm.config import codec
-
-        return codec.loads(options["request"])
-    config, escape = _configure(options)
-    timeout = options["timeout"]
-    # The codec has no fractions.
-    milliseconds = None if timeout is None else max(1, round(timeout * 1000))
-    return {
-        "config": config,
-        "events": options["events"],
-        "escape": escape,
-        "milliseconds": milliseconds,
-    }
-
-
-def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
-    """Return the machine and the console's escape prefix. Raises `UserError`."""
-    image, initrd, tree = options["image"], options["initrd"], options["kernel_tree"]
-    if tree is not None:
-        if image is not None or options["firmware"] is not None:
-            raise UserError("--kernel-tree: DIR has the kernel already", "leave IMAGE out")
-        from vmm.cli import kernel_tree
-
-        image = kernel_tree.image(tree)
-        initrd = initrd or kernel_tree.initrd()
-    consoles = _each(options["consoles"], "console")
-    shares = _parse("shares", "share")(options["shares"]) if options["shares"] else ()
-    command = _command()
-    if command is not None:
-        from vmm.config import command as parts
-
-        consoles = (*parts.consoles(command), *consoles)
-        shares = (*parts.shares(command), *shares)
-    config = MachineConfig(
-        image=image,
-        firmware=options["firmware"],
-        flash=None if options["flash"] is None else _parse("flash", "firmware")(options["flash"]),
-        initrd=initrd,
-        cmdline=options["cmdline"],
-        cpus=options["cpus"],
-        memory=parse_size(options["memory"], "--memory"),
-        reboot=not options["no_reboot"] and command is None,
-        panic=options["panic"],
-        bars=_each(options["bars"], "bar"),
-        write_back=options["memory_write_back"],
-        uapi=options["uapi"],
-        verify=options["verify"],
-        rng=options["rng"],
-        disks=_each(options["disks"], "disk"),
-        consoles=consoles,
-        pmems=_each(options["pmems"], "pmem"),
-        balloon=_balloon(options["balloon"], options["balloon_size"]),
-        transport=options["transport"],
-        nets=_parse("nets", "net")(options["nets"]) if options["nets"] else (),
-        shares=shares,
-        vsock=None if options["vsock"] is None else _parse("vsock")(options["vsock"]),
-        vfio=_each(options["vfio"], "vfio"),
-        command=command,
-    )
-    if tree is not None:
-        kernel_tree.check(tree, config)
-    return config, parse_prefix(options["escape"])
-
-
-def _command() -> CommandConfig | None:
-    """Return the command after ``--``. Raises `UserError`."""
-    words = click.get_current_context().meta.get(COMMAND)
-    if words is None:
-        return None
-    if not words:
-        raise UserError("--: no COMMAND follows", "write pyvmm run IMAGE -- COMMAND")
-    from vmm.config.command import CommandConfig
-
-    try:
-        directory = os.getcwd()  # noqa: PTH109  (text)
-    except OSError as error:
-        raise UserError(f"the current directory: {error.strerror}", "cd into another") from error
-    terminal = os.isatty(0) and os.isatty(1)
-    return CommandConfig(words, directory, (os.environ.get("TERM") or "dumb") if terminal else "")
-
-
-def _parse(name: str, module: str = "") -> Callable[[Any], Any]:
-    """Return ``parse_NAME``, for an option that is given: emulated, a module costs 10 ms."""
-    found: Callable[[Any], Any] = getattr(
-        importlib.import_module(f"vmm.config.{module or name}"), f"parse_{name}"
-    )
-    return found
-
-
-def _each(texts: Sequence[str], name: str) -> tuple[Any, ...]:
-    return tuple(_parse(name)(text) for text in texts)
-
-
-def _balloon(wanted: bool, size: str | None) -> int | None:  # noqa: FBT001  (a flag)
-    if not wanted and size is None:
-        return None
-    from vmm.config.balloon import parse_balloon
-
-    return parse_balloon(wanted, size)
-
-
 def _packages(config: MachineConfig) -> list[str]:
     """Return Debian's packages with the programs that the machine needs."""
     wanted = {
@@ -369,15 +215,6 @@ def _packages(config: MachineConfig) -> list[str]:
         "qemu-utils": any(disk.shares_memory for disk in config.disks),
     }
     return [name for name, needed in wanted.items() if needed]
-
-
-def _raise_descriptor_limit() -> None:
-    """Raise the soft limit on descriptors: its usual value, 1024, is for users of select(2)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):  # above the kernel's own limit: keep the old one
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _check_files(config: MachineConfig) -> None:
@@ -407,155 +244,3 @@ def _open_events(path: Path | None, owned: ExitStack) -> TextIO | None:
         raise UserError(
             f"--events {path}: {error.strerror}", "name a file that can be written"
         ) from error
-
-
-def _join_consoles(
-    loop: Loop, machine: Machine, escape: int | None, owned: ExitStack
-) -> list[StdioConsole]:
-    """Join the guest's consoles to this process's stdin and stdout; return the user's own first.
-
-    That is the serial port, or, with ``--console stdio``, the virtio console; then the serial
-    port's output is shown, too, for what comes before the guest has a driver.
-    """
-    stdin, stdout = standard_input(), standard_output()
-    terminal, uart = machine.terminal, machine.uart
-    if terminal is None:
-        console = StdioConsole(
-            loop, machine.output, uart, stdin=stdin, stdout=stdout, escape=escape
-        )
-        uart.on_space = console.input_ready
-        console.on_switch = lambda: console.say("there is one console: that takes --console stdio")
-        return [owned.enter_context(console)]
-
-    def resized() -> None:
-        if size := terminal_size():
-            terminal.resize(*size)
-
-    serial = StdioConsole(loop, machine.output, uart, stdin=None, stdout=stdout)
-    console = StdioConsole(loop, terminal, terminal, stdin=stdin, stdout=stdout, escape=escape)
-    terminal.on_space = uart.on_space = console.input_ready
-    ends: Iterator[tuple[str, InputSink]] = cycle([("the serial port", uart), ("hvc0", terminal)])
-
-    def switch() -> None:
-        name, sink = next(ends)
-        console.type_into(sink)
-        console.say(f"what you type goes to {name}")
-
-    console.on_switch = switch
-    owned.enter_context(serial)
-    owned.enter_context(console)
-    loop.add_signal(signal.SIGWINCH, resized)
-    return [console, serial]
-
-
-def _tell_silence(machine: Machine, consoles: Sequence[StdioConsole], owned: ExitStack) -> None:
-    """On a terminal, say so while the guest says nothing after power-on, and end its last line."""
-    owned.callback(consoles[0].end_line)  # the shell's prompt is not to follow the guest's
-    waiting = owned.enter_context(WaitingLine())
-    for each in consoles:
-        each.on_output = waiting.end
-
-    def power_on() -> None:
-        consoles[0].end_line()
-        waiting.begin("waiting for the guest to speak")
-
-    machine.on_power_on = power_on
-
-
-def _join_command(
-    loop: Loop,
-    machine: Machine,
-    config: CommandConfig | None,
-    escape: int | None,
-    owned: ExitStack,
-) -> GuestCommand | None:
-    """Join the guest's command, if any, to this process's stdin, stdout and stderr."""
-    if config is None:
-        return None
-    from vmm.machine.guest_command import GuestCommand
-
-    return owned.enter_context(GuestCommand(loop, machine, escape, terminal=bool(config.terminal)))
-
-
-def _squeeze(machine: Machine, config: MachineConfig, direction: int) -> str:
-    """Change the balloon's size by one step up (1) or down (-1); return a line for the user."""
-    if machine.balloon is None:
-        return "there is no balloon: that takes --balloon"
-    size = machine.balloon.target + direction * BALLOON_STEP
-    size = max(0, min(size, config.memory - BALLOON_STEP))
-    machine.balloon.resize(size)
-    return f"the balloon shall have {size >> 20} MiB; it has {machine.balloon.actual >> 20} MiB"
-
-
-def _map(machine: Machine) -> list[str]:
-    """Return the ledger of the running machine as lines for the user, or the error."""
-    from vmm.coherence import chart
-
-    try:
-        size = terminal_size()
-        room = size[0] - len("pyvmm: ") if size else chart.WIDE
-        return chart.table(machine.ledger(), layout.REGISTERS, room)
-    except VmmError as error:
-        return [str(error)]
-
-
-def run_machine(
-    config: MachineConfig,
-    escape: int | None,
-    events: TextIO | None,
-    milliseconds: int | None = None,
-) -> int:
-    """Run a machine with this process's stdin and stdout as its console; return the status.
-
-    escape        prefix of pyvmm's own keys on a terminal; None: there are no such keys
-    events        where to write events; None: nowhere
-    milliseconds  end the run after so long; None: never
-    """
-    received: list[int] = []
-    with (
-        Loop() as loop,
-        Machine(config, loop, Events(events)) as machine,
-        ExitStack() as owned,
-    ):
-        command = _join_command(loop, machine, config.command, escape, owned)
-        if command is None:
-            console, *others = _join_consoles(loop, machine, escape, owned)
-        else:
-            console, *others = command.consoles
-        _tell_silence(machine, [console, *others], owned)
-
-        def quit_for(number: int) -> None:
-            received.append(number)
-            machine.end(Ending.QUIT)
-            loop.stop()
-
-        machine.say = console.say
-        console.on_quit = lambda: quit_for(signal.SIGINT)
-        console.on_reset = lambda: machine.end(Ending.RESET)
-        console.on_balloon = lambda direction: console.say(_squeeze(machine, config, direction))
-        console.on_map = lambda: console.say(*_map(machine))
-        for number in SIGNALS:
-            loop.add_signal(number, lambda number=number: quit_for(number))  # type: ignore[misc]
-        if milliseconds is not None:
-            loop.call_later(milliseconds / 1000, lambda: machine.end(Ending.TIMED_OUT))
-        ending = machine.run()
-        for each in (console, *others):
-            if not received:
-                each.flush()
-        if received:
-            return EXIT_SIGNAL_BASE + received[0]
-        if command is not None and ending is not Ending.TIMED_OUT:
-            return command.result(ending)
-        _tell_ending(machine, ending, console, milliseconds)
-        return STATUS[ending]
-
-
-def _tell_ending(
-    machine: Machine, ending: Ending, console: StdioConsole, milliseconds: int | None
-) -> None:
-    """Tell the user why the run is over, if the guest has not ended it itself."""
-    if ending in (Ending.CRASHED, Ending.PANICKED):
-        reason = f": {machine.panic_reason}" if machine.panic_reason else ""
-        console.say(f"the guest has {ending.value}{reason}")
-    elif ending is Ending.TIMED_OUT and milliseconds is not None:
-        console.say(f"--timeout: the guest has run for {milliseconds / 1000:g} s")

@@ -17,7 +17,7 @@ from vmm.closeable import Closeable
 from vmm.config.command import STATUS, STDERR, STDIN, STDOUT
 from vmm.errors import EXIT_SIGNAL_BASE, GuestError, HostError
 from vmm.machine.machine import Ending
-from vmm.terminal.console import StdioConsole, standard_input, standard_output, terminal_size
+from vmm.terminal.console import StdioConsole, standard_input, standard_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,15 +92,10 @@ class GuestCommand(Closeable):
     def _join_terminal(self, escape: int | None) -> list[StdioConsole]:
         end = self._machine.terminal
         assert end is not None
-
-        def resized() -> None:
-            if size := terminal_size():
-                end.resize(*size)
-
         stdin, stdout = standard_input(), standard_output()
         console = StdioConsole(self._loop, end, end, stdin=stdin, stdout=stdout, escape=escape)
         end.on_space = console.input_ready
-        self._loop.add_signal(signal.SIGWINCH, resized)
+        console.on_resize = end.resize
         return [self._owned.enter_context(console)]
 
     def _join_streams(self) -> list[StdioConsole]:
@@ -172,8 +167,7 @@ class GuestCommand(Closeable):
         if self._error is not None:
             raise self._error
         when = "had ended" if self._started else "could start"
-        reason = f": {self._machine.panic_reason}" if self._machine.panic_reason else ""
-        raise GuestError(f"the guest has {ending.value}{reason} before COMMAND {when}")
+        raise GuestError(f"{self._machine.told(ending)} before COMMAND {when}")
 
     def _show_serial(self) -> None:
         if sys.stderr is None:

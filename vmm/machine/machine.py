@@ -84,8 +84,7 @@ class Machine(Closeable):
         """Called with each line for the user."""
         self.on_power_on: Callable[[], None] = lambda: None
         """Called at the start of each power cycle: it takes seconds until the guest speaks."""
-        self.panic_reason = ""
-        """The reason that the kernel gave for its panic; empty: none, or no panic."""
+        self._panic_reason = ""  # empty: the kernel gave none, or there was no panic
         self._cycle = 0
         self._ending: Ending | Exception | None = None
         self._owned = ExitStack()
@@ -367,8 +366,13 @@ class Machine(Closeable):
             self.end(Ending.PANICKED)
 
     def _tell_panic(self, reason: str) -> None:
-        self.panic_reason = reason
+        self._panic_reason = reason
         self._events.emit("panic", report="console", reason=reason)
+
+    def told(self, ending: Ending) -> str:
+        """Return how the guest has ended, with the reason of a panic, as words for the user."""
+        reason = f": {self._panic_reason}" if self._panic_reason else ""
+        return f"the guest has {ending.value}{reason}"
 
     def close(self) -> None:
         """Take the machine apart. Idempotent."""

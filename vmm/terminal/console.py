@@ -110,6 +110,10 @@ class StdioConsole(Closeable):
     on_input_end     stdin has ended, and the sink has all of it
     on_output_error  stdout takes nothing more; by default the user is told
 
+    And, before the console is opened, for a guest's terminal that has a size:
+
+    on_resize        the terminal on standard output has another size: columns and rows
+
     With *raw* False a terminal on stdin stays as it is.
     """
 
@@ -133,6 +137,7 @@ class StdioConsole(Closeable):
         """Called before anything is written for the user: from the guest, or by `say`."""
         self.on_input_end: Callable[[], object] = lambda: None
         self.on_output_error: Callable[[OSError], object] = self._say_dropped
+        self.on_resize: Callable[[int, int], object] | None = None
         self._loop = loop
         self._source = source
         self._sink = sink
@@ -165,6 +170,8 @@ class StdioConsole(Closeable):
                 self._keys = EscapeKeys(self._escape)
                 self._control_jobs()
                 self._take_terminal()
+            if self.on_resize is not None:
+                self._loop.add_signal(signal.SIGWINCH, self._resized)
             self._resume_reading()
         except BaseException:
             self.close()
@@ -182,6 +189,8 @@ class StdioConsole(Closeable):
             if self._terminal is not None:
                 self._terminal.restore()
                 self._release_jobs()
+            if self.on_resize is not None:
+                self._loop.remove_signal(signal.SIGWINCH)
             self._wait_for_nothing()
             self._stop_reading()
             if self._outlet is not None:
@@ -372,6 +381,10 @@ class StdioConsole(Closeable):
         if self._stdin is not None and not self._reading:
             self._reading = True
             self._loop.add_reader(self._stdin, self._read)
+
+    def _resized(self) -> None:
+        if self.on_resize is not None and (size := terminal_size()):
+            self.on_resize(*size)
 
     # Job control
 

@@ -1,0 +1,211 @@
+"""Run a machine with this process's terminal, or its pipes, as the guest's console."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sys
+from contextlib import ExitStack, suppress
+from itertools import cycle
+from typing import TYPE_CHECKING, Final
+
+from vmm.arm64 import layout
+from vmm.errors import (
+    EXIT_GUEST,
+    EXIT_POWERED_OFF,
+    EXIT_SIGNAL_BASE,
+    EXIT_TIMEOUT,
+    VmmError,
+)
+from vmm.events import Events
+from vmm.loop import Loop
+from vmm.machine.machine import Ending, Machine
+from vmm.terminal.console import StdioConsole, standard_input, standard_output, terminal_size
+from vmm.terminal.waiting import WaitingLine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import TextIO
+
+    from vmm.config import MachineConfig
+    from vmm.config.command import CommandConfig
+    from vmm.machine.guest_command import GuestCommand
+    from vmm.terminal.console import InputSink
+
+SWITCH_INTERVAL: Final = 1e-4
+"""Seconds for which a Python thread may hold the GIL while others, such as a vCPU's, wait."""
+
+DESCRIPTORS: Final = 1 << 16
+"""File descriptors that a large machine opens: an eventfd for each queue and interrupt."""
+
+BALLOON_STEP: Final = 64 << 20
+"""Bytes by which C-a - and C-a + change the balloon; also what the guest always keeps."""
+
+STATUS: Final = {
+    Ending.POWERED_OFF: EXIT_POWERED_OFF,
+    Ending.RESET: EXIT_POWERED_OFF,
+    Ending.CRASHED: EXIT_GUEST,
+    Ending.PANICKED: EXIT_GUEST,
+    Ending.TIMED_OUT: EXIT_TIMEOUT,
+    Ending.QUIT: EXIT_SIGNAL_BASE + signal.SIGINT,
+}
+"""Exit statuses of a guest's endings."""
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run_machine(
+    config: MachineConfig,
+    escape: int | None,
+    events: TextIO | None,
+    milliseconds: int | None = None,
+) -> int:
+    """Run a machine with this process's stdin and stdout as its console; return the status.
+
+    escape        prefix of pyvmm's own keys on a terminal; None: there are no such keys
+    events        where to write events; None: nowhere
+    milliseconds  end the run after so long; None: never
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    _raise_descriptor_limit()
+    received: list[int] = []
+    with (
+        Loop() as loop,
+        Machine(config, loop, Events(events)) as machine,
+        ExitStack() as owned,
+    ):
+        command = _join_command(loop, machine, config.command, escape, owned)
+        if command is None:
+            console, *others = _join_consoles(loop, machine, escape, owned)
+        else:
+            console, *others = command.consoles
+        _tell_silence(machine, [console, *others], owned)
+
+        def quit_for(number: int) -> None:
+            received.append(number)
+            machine.end(Ending.QUIT)
+            loop.stop()
+
+        machine.say = console.say
+        console.on_quit = lambda: quit_for(signal.SIGINT)
+        console.on_reset = lambda: machine.end(Ending.RESET)
+        console.on_balloon = lambda direction: console.say(_squeeze(machine, config, direction))
+        console.on_map = lambda: console.say(*_map(machine))
+        for number in SIGNALS:
+            loop.add_signal(number, lambda number=number: quit_for(number))  # type: ignore[misc]
+        if milliseconds is not None:
+            loop.call_later(milliseconds / 1000, lambda: machine.end(Ending.TIMED_OUT))
+        ending = machine.run()
+        for each in (console, *others):
+            if not received:
+                each.flush()
+        if received:
+            return EXIT_SIGNAL_BASE + received[0]
+        if command is not None and ending is not Ending.TIMED_OUT:
+            return command.result(ending)
+        _tell_ending(machine, ending, console, milliseconds)
+        return STATUS[ending]
+
+
+def _tell_ending(
+    machine: Machine, ending: Ending, console: StdioConsole, milliseconds: int | None
+) -> None:
+    """Tell the user why the run is over, if the guest has not ended it itself."""
+    if ending in (Ending.CRASHED, Ending.PANICKED):
+        console.say(machine.told(ending))
+    elif ending is Ending.TIMED_OUT and milliseconds is not None:
+        console.say(f"--timeout: the guest has run for {milliseconds / 1000:g} s")
+
+
+def _raise_descriptor_limit() -> None:
+    """Raise the soft limit on descriptors: its usual value, 1024, is for users of select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # above the kernel's own limit: keep the old one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _join_consoles(
+    loop: Loop, machine: Machine, escape: int | None, owned: ExitStack
+) -> list[StdioConsole]:
+    """Join the guest's consoles to this process's stdin and stdout; return the user's own first.
+
+    That is the serial port, or, with ``--console stdio``, the virtio console; then the serial
+    port's output is shown, too, for what comes before the guest has a driver.
+    """
+    stdin, stdout = standard_input(), standard_output()
+    terminal, uart = machine.terminal, machine.uart
+    if terminal is None:
+        console = StdioConsole(
+            loop, machine.output, uart, stdin=stdin, stdout=stdout, escape=escape
+        )
+        uart.on_space = console.input_ready
+        console.on_switch = lambda: console.say("there is one console: that takes --console stdio")
+        return [owned.enter_context(console)]
+    serial = StdioConsole(loop, machine.output, uart, stdin=None, stdout=stdout)
+    console = StdioConsole(loop, terminal, terminal, stdin=stdin, stdout=stdout, escape=escape)
+    terminal.on_space = uart.on_space = console.input_ready
+    ends: Iterator[tuple[str, InputSink]] = cycle([("the serial port", uart), ("hvc0", terminal)])
+
+    def switch() -> None:
+        name, sink = next(ends)
+        console.type_into(sink)
+        console.say(f"what you type goes to {name}")
+
+    console.on_switch = switch
+    console.on_resize = terminal.resize
+    owned.enter_context(serial)
+    owned.enter_context(console)
+    return [console, serial]
+
+
+def _join_command(
+    loop: Loop,
+    machine: Machine,
+    config: CommandConfig | None,
+    escape: int | None,
+    owned: ExitStack,
+) -> GuestCommand | None:
+    """Join the guest's command, if any, to this process's stdin, stdout and stderr."""
+    if config is None:
+        return None
+    from vmm.machine.guest_command import GuestCommand
+
+    return owned.enter_context(GuestCommand(loop, machine, escape, terminal=bool(config.terminal)))
+
+
+def _tell_silence(machine: Machine, consoles: Sequence[StdioConsole], owned: ExitStack) -> None:
+    """On a terminal, say so while the guest says nothing after power-on, and end its last line."""
+    owned.callback(consoles[0].end_line)  # the shell's prompt is not to follow the guest's
+    waiting = owned.enter_context(WaitingLine())
+    for each in consoles:
+        each.on_output = waiting.end
+
+    def power_on() -> None:
+        consoles[0].end_line()
+        waiting.begin("waiting for the guest to speak")
+
+    machine.on_power_on = power_on
+
+
+def _squeeze(machine: Machine, config: MachineConfig, direction: int) -> str:
+    """Change the balloon's size by one step up (1) or down (-1); return a line for the user."""
+    if machine.balloon is None:
+        return "there is no balloon: that takes --balloon"
+    size = machine.balloon.target + direction * BALLOON_STEP
+    size = max(0, min(size, config.memory - BALLOON_STEP))
+    machine.balloon.resize(size)
+    return f"the balloon shall have {size >> 20} MiB; it has {machine.balloon.actual >> 20} MiB"
+
+
+def _map(machine: Machine) -> list[str]:
+    """Return the ledger of the running machine as lines for the user, or the error."""
+    from vmm.coherence import chart
+
+    try:
+        size = terminal_size()
+        room = size[0] - len("pyvmm: ") if size else chart.WIDE
+        return chart.table(machine.ledger(), layout.REGISTERS, room)
+    except VmmError as error:
+        return [str(error)]
