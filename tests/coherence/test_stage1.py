@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import platform
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
 
 import pytest
 
 from tests.coherence.hosts import HOSTS
+from vmm.address_range import AddressRange
 from vmm.coherence import stage1
-from vmm.coherence.policy import NVGRACE, Attribute, Stage1, region_attribute
+from vmm.coherence.capability import HostCapability
+from vmm.coherence.policy import NVGRACE, Attribute, Stage1, region_attribute, with_uapi
 from vmm.coherence.stage1 import Area, Evidence, Says, Walks, compare, judge
+from vmm.coherence.vma import Vma
+from vmm.kvm.fd import KvmError
+from vmm.kvm.ioctls import Ioctl
+from vmm.kvm.vm import MemFlag
 from vmm.memory import Region
 
 DEVICE = Evidence(Says.DEVICE, "a load faults")
@@ -137,6 +147,93 @@ def test_a_fault_leaves_the_processs_own_handlers_alone() -> None:
         for number, handler in former.items():
             signal.signal(number, handler)
     assert caught == [signal.SIGBUS]
+
+
+def test_a_load_leaves_no_process() -> None:
+    children = Path(f"/proc/self/task/{threading.get_native_id()}/children")
+    before = children.read_text()
+    with mapped(0) as address:
+        stage1.load(address + 1)
+        stage1.walk(address)
+    assert children.read_text() == before
+
+
+# --- questions to the kernel ----------------------------------------------------------------------
+
+
+class Kernel:
+    """The memory slots of a kernel: whether it takes them without the flag, and with it."""
+
+    def __init__(
+        self, *, plain: bool = False, flagged: bool = False, error: int = errno.EINVAL
+    ) -> None:
+        self._taken = {0: plain, int(MemFlag.WRITE_BACK): flagged}
+        self._error = error
+
+    def create_vm(self, _size: int) -> Self:
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def set_user_memory_region(self, _slot: int, flags: int, *_where: int) -> None:
+        if not self._taken[flags]:
+            raise KvmError(Ioctl.KVM_SET_USER_MEMORY_REGION, self._error, {})
+
+
+AREA = Area(0, mmap.PAGESIZE, 0x1000)
+
+
+def asked(kernel: Kernel, capability: HostCapability) -> list[Says]:
+    system: Any = kernel
+    return [one.says for one in stage1.ask(system, [AREA], capability)]
+
+
+@pytest.fixture
+def _pfnmap(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Vma(AddressRange(0, 1 << 48), "rw-s", "/dev/vfio/devices/vfio0", frozenset({"pf"}))
+    monkeypatch.setattr("vmm.coherence.vma.find", lambda _address: device)
+
+
+CLAIMS_SOMETHING_ELSE = replace(HOSTS["mainline-nofwb"], on_vm=4)
+
+
+@pytest.mark.usefixtures("_pfnmap")
+@pytest.mark.parametrize(
+    ("capability", "plain", "flagged", "says"),
+    [
+        (HOSTS["mainline-nofwb"], True, False, [Says.UNCACHED]),
+        (HOSTS["mainline-nofwb"], False, False, [Says.CACHEABLE]),
+        (HOSTS["mainline-nodic"], False, False, [Says.CACHEABLE]),
+        (HOSTS["rfc"], True, False, [Says.UNCACHED]),
+        (HOSTS["rfc"], False, True, [Says.CACHEABLE]),
+        (HOSTS["rfc"], True, True, [Says.NOTHING]),
+        (HOSTS["rfc"], False, False, [Says.NOTHING]),
+        (HOSTS["legacy"], True, False, []),
+        (HOSTS["stray-flag"], True, True, []),
+        (CLAIMS_SOMETHING_ELSE, True, False, []),
+        (with_uapi(HOSTS["legacy"], "mainline"), True, False, []),
+        (with_uapi(HOSTS["stray-flag"], "rfc"), True, True, [Says.NOTHING]),
+        (with_uapi(HOSTS["stray-flag"], "rfc"), True, False, [Says.NOTHING]),
+        (with_uapi(HOSTS["stray-flag"], "rfc"), False, True, [Says.CACHEABLE]),
+    ],
+)
+def test_a_kernel_tells_by_the_slots_it_takes_only_if_it_checks_them(
+    capability: HostCapability,
+    plain: bool,  # noqa: FBT001  (a column)
+    flagged: bool,  # noqa: FBT001
+    says: list[Says],
+) -> None:
+    assert asked(Kernel(plain=plain, flagged=flagged), capability) == says
+
+
+@pytest.mark.usefixtures("_pfnmap")
+def test_a_slot_that_fails_for_another_reason_is_no_answer() -> None:
+    with pytest.raises(KvmError, match="out of memory"):
+        asked(Kernel(error=errno.ENOMEM), HOSTS["mainline-nofwb"])
 
 
 def test_only_mappings_of_page_frames_are_a_question_for_the_kernel() -> None:

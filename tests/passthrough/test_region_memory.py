@@ -312,6 +312,14 @@ def test_a_region_that_the_drivers_source_calls_cacheable_may_turn_out_to_be_a_p
     assert "although nvgrace_gpu_vfio_pci maps region 4" in made.attribute.because
 
 
+def test_what_cannot_be_mapped_can_only_be_trapped(owned: ExitStack) -> None:
+    with pytest.raises(UserError, match="cannot be mapped"):
+        memory(owned, fresh(MAINLINE), areas=())
+    made = memory(owned, kernel := fresh(MAINLINE), areas=(), cache="forbid")
+    plugged(made, kernel)
+    assert [entry.promise.stage2 for entry in made.entries] == [Stage2.NO_SLOT]
+
+
 def test_what_is_trapped_stays_unmapped(owned: ExitStack, seen: list[stage1.Evidence]) -> None:
     seen.append(NORMAL)
     made = memory(owned, fresh(MAINLINE), cache="forbid")
