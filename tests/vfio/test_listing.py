@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from tests.vfio.pci_tree import AUDIO, DISK, GPU, Tree
 from vmm.cli import vfio as command
-from vmm.coherence.policy import region_attribute
+from vmm.coherence import stage1
+from vmm.errors import HostError
 from vmm.vfio.binding import bind
 from vmm.vfio.listing import DeviceEntry, RegionEntry, listing
 
 RESOURCE = "0x10000000 0x10ffffff 0x40200\n0x8000000000 0x9fffffffff 0x14220c"
 
 
-def attribute(driver: str, region: int) -> str:
-    return region_attribute(driver, region).stage1.value
-
-
 def lines(tree: Tree, *, ask: bool = True) -> list[str]:
     return [
-        line for entry in listing(attribute, ask=ask, paths=tree.paths) for line in entry.lines()
+        line
+        for entry in listing(command.attribute, ask=ask, paths=tree.paths)
+        for line in entry.lines()
     ]
 
 
@@ -75,6 +77,39 @@ def test_regions_say_what_can_be_mapped_and_how() -> None:
         "     2 BAR2                 32 B  mappable, uncached",
     ]
     assert json.loads(json.dumps(entry.as_json()))["regions"][1]["attribute"] == "cacheable"
+
+
+@pytest.mark.parametrize(
+    ("says", "error", "attribute"),
+    [
+        (stage1.Says.DEVICE, None, "uncached"),
+        (stage1.Says.NORMAL, None, "unknown"),
+        (None, HostError("its memory cannot be switched on"), "unknown"),
+    ],
+)
+def test_a_region_of_an_unknown_driver_is_measured_with_the_devices_memory_on(
+    monkeypatch: pytest.MonkeyPatch,
+    says: stage1.Says | None,
+    error: HostError | None,
+    attribute: str,
+) -> None:
+    diary: list[str] = []
+
+    def look(_areas: object) -> list[stage1.Evidence]:
+        diary.append("look")
+        return [stage1.Evidence(says, "seen")] if says else []
+
+    def enable_memory() -> None:
+        diary.append("enable")
+        if error:
+            raise error
+
+    monkeypatch.setattr(stage1, "look", look)
+    mapping = nullcontext(SimpleNamespace(size=4096, host_address=0))
+    device: Any = SimpleNamespace(driver="some-vfio-pci", enable_memory=enable_memory)
+    region: Any = SimpleNamespace(index=0, map=lambda: mapping)
+    assert command.attribute(device, region) == attribute
+    assert diary == (["enable"] if error else ["enable", "look"])
 
 
 # --- the command line -------------------------------------------------------------------------

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import click
 
 from vmm.cli.place import host_option, is_native, run_there
+from vmm.coherence import stage1
 from vmm.coherence.policy import region_attribute
 from vmm.config.bdf import parse_bdf
+from vmm.errors import VmmError
 from vmm.vfio import binding
 from vmm.vfio.listing import listing
+
+if TYPE_CHECKING:
+    from vmm.vfio.device import VfioDevice
+    from vmm.vfio.region import VfioRegion
 
 _BDF = click.argument("bdf")
 
@@ -34,6 +42,17 @@ def _go(context: click.Context, host: str) -> None:
         sys.exit(run_there(where))
 
 
+def attribute(device: VfioDevice, region: VfioRegion) -> str:
+    """Return how *region* is mapped, measured; what its driver's source says, if it cannot be."""
+    told = region_attribute(device.driver, region.index)
+    with suppress(VmmError):
+        device.enable_memory()
+        with region.map() as mapping:
+            area = stage1.Area(0, mapping.size, mapping.host_address)
+            return stage1.judge(told, stage1.look([area])).stage1.value
+    return told.stage1.value
+
+
 @vfio.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array, for programs.")
 @click.option("--no-open", is_flag=True, help="Open no device (opening one resets it).")
@@ -42,13 +61,11 @@ def _go(context: click.Context, host: str) -> None:
 def list_(context: click.Context, *, as_json: bool, no_open: bool, host: str) -> None:
     """List PCI devices: driver, IOMMU group, regions, and how regions can be mapped.
 
-    A device that has a VFIO driver and is not in use is opened to ask about its regions, which
-    resets it.
+    A device that has a VFIO driver and is not in use is opened, which resets it, to ask about its
+    regions and to measure how they are mapped.
     """
     _go(context, host)
-    found = listing(
-        lambda driver, region: region_attribute(driver, region).stage1.value, ask=not no_open
-    )
+    found = listing(attribute, ask=not no_open)
     if as_json:
         click.echo(json.dumps([entry.as_json() for entry in found], indent=1))
         return

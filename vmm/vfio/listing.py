@@ -15,8 +15,11 @@ from vmm.vfio.region_info import NAMES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Attribute = Callable[[str, int], str]
-    """(driver, region index) to how the driver maps the region."""
+    from vmm.vfio.device import VfioDevice
+    from vmm.vfio.region import VfioRegion
+
+    Attribute = Callable[[VfioDevice, VfioRegion], str]
+    """An open device and a region of it that can be mapped, to how its driver maps the region."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def listing(
     """Return all PCI devices of the host.
 
     With *ask*, devices that have a VFIO driver and are not in use are opened, and so reset, to
-    ask about their regions. The other devices' regions are those in sysfs.
+    ask about their regions and, by *attribute*, how these are mapped. The other devices' regions
+    are those in sysfs.
     """
     ours = set(bound(paths))
     return [
@@ -134,7 +138,7 @@ def _ask(function: HostFunction, attribute: Attribute) -> list[RegionEntry]:
                 region.info.name,
                 region.size,
                 [(area.base, area.size) for area in region.info.areas],
-                attribute(device.driver, region.index) if region.info.mappable else "",
+                attribute(device, region) if region.info.mappable else "",
             )
             for region in device.regions
         ]
