@@ -11,8 +11,8 @@ import sys
 
 from vmm.coherence.capability import HostCapability
 from vmm.coherence.policy import Cache, Map, Refuse, Trap, decide, region_attribute
+from vmm.coherence.prove import prove
 from vmm.coherence.stage1 import Area, judge, look
-from vmm.coherence.verdict import prove
 from vmm.errors import VmmError
 from vmm.kvm.slots import MemorySlots
 from vmm.kvm.system import System

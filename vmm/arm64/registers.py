@@ -39,8 +39,10 @@ def x(number: int) -> int:
 PC: Final = core("pc")
 PSTATE: Final = core("pstate")
 SP_EL1: Final = core("sp_el1")
+ELR_EL1: Final = core("elr_el1")
 
 MPIDR_EL1: Final = system(3, 0, 0, 0, 5)
+ID_AA64MMFR0_EL1: Final = system(3, 0, 0, 7, 0)
 ID_AA64MMFR2_EL1: Final = system(3, 0, 0, 7, 2)
 CTR_EL0: Final = system(3, 3, 0, 0, 1)
 SCTLR_EL1: Final = system(3, 0, 1, 0, 0)

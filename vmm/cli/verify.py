@@ -11,6 +11,7 @@ import click
 from vmm.cli.place import host_option, is_native, run_there
 from vmm.coherence.capability import HostCapability
 from vmm.coherence.policy import with_uapi
+from vmm.coherence.scratch import Features
 from vmm.config.bar import parse_bar
 from vmm.kvm.system import System
 from vmm.passthrough.region_memory import open_all
@@ -28,9 +29,17 @@ from vmm.passthrough.region_memory import open_all
 @click.option(
     "--uapi", type=click.Choice(["auto", "mainline", "rfc"]), default="auto", help="As for run."
 )
+@click.option(
+    "--guest-has",
+    multiple=True,
+    type=click.Choice(["mte", "el2"]),
+    help="The guest will have memory tagging, or nested virtualization: the scratch VM has, too.",
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @host_option
-def verify(bars: tuple[str, ...], *, uapi: str, as_json: bool, host: str) -> None:
+def verify(
+    bars: tuple[str, ...], *, uapi: str, guest_has: tuple[str, ...], as_json: bool, host: str
+) -> None:
     """Prove which memory type stage 2 gives a region, and print the evidence of both stages.
 
     A scratch VM maps the region and accesses it in ways that only the memory type decides. The
@@ -38,6 +47,7 @@ def verify(bars: tuple[str, ...], *, uapi: str, as_json: bool, host: str) -> Non
     """
     if not is_native(host):
         sys.exit(run_there(host))
+    features = Features(mte="mte" in guest_has, el2="el2" in guest_has)
     configs = tuple(parse_bar(text) for text in bars)
     with ExitStack() as owned:
         system = owned.enter_context(System.open())
@@ -46,7 +56,7 @@ def verify(bars: tuple[str, ...], *, uapi: str, as_json: bool, host: str) -> Non
             mapped = region.attribute
             if not as_json:
                 click.echo(f"{region.name}: host stage 1: {mapped.stage1.value} ({mapped.because})")
-            verdicts = region.verify()
+            verdicts = region.verify(features)
             for verdict in verdicts:
                 if as_json:
                     stage1 = {"stage1": mapped.stage1.value, "stage1_because": mapped.because}

@@ -5,8 +5,8 @@
         0x1_0000_0000  the range under test, as the real guest would have it
 
 Its stage 1 is on and maps the range Normal Write-Back and executable, so that stage 2 decides what
-an access does (Arm ARM D8.6, on combining stage 1 and stage 2 attributes). It uses the 4 KiB
-granule. On a host without one its programs would not end: `Fate.HUNG`.
+an access does (Arm ARM D8.6, on combining stage 1 and stage 2 attributes). It uses a translation
+granule that its own ID register has (`vmm.coherence.scratch_table`). It runs at EL1, as guests do.
 """
 
 from __future__ import annotations
@@ -15,22 +15,33 @@ import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from threading import Event, Timer
 from typing import TYPE_CHECKING, Final
 
+from vmm._native import lib
 from vmm.arm64 import registers
+from vmm.arm64.gic import Gic
 from vmm.closeable import Closeable
+from vmm.coherence import vma
 from vmm.coherence.cpu import CacheFeatures
+from vmm.coherence.scratch_table import ADDRESS_BITS, Granule, choose, page_table
+from vmm.errors import HostError
+from vmm.kvm.capability import Cap
 from vmm.kvm.exits import Interrupted, MmioWrite
 from vmm.kvm.fd import KvmError
 from vmm.memory import Mapping, Region
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.coherence.vma import Vma
     from vmm.kvm.system import System
+    from vmm.kvm.vm import Vm
 
 MAILBOX: Final = 0x0900_0000
 RAM: Final = 0x4000_0000
-RAM_SIZE: Final = 0x2_0000
+RAM_SIZE: Final = 0x4_0000
 """A multiple of all of arm64's page sizes."""
 RANGE: Final = 0x1_0000_0000
 
@@ -80,18 +91,23 @@ RET: Final = 0xD65F03C0
 
 MAIR: Final = 0x00FF
 """Attribute 0: Normal Write-Back; attribute 1: Device-nGnRnE."""
-TCR: Final = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 2 << 32
-"""39-bit addresses, 4 KiB granule, Write-Back inner shareable walks, no TTBR1, 40-bit IPAs."""
+TCR: Final = 64 - ADDRESS_BITS | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 2 << 32
+"""Without the granule: Write-Back inner shareable walks, no TTBR1, 40-bit IPAs."""
 SCTLR: Final = 0x30D0_0800 | 1 << 0 | 1 << 2 | 1 << 12
 """RES1 bits; MMU, data and instruction cache on; alignment checks off."""
-BLOCK: Final = 1 << 0 | 1 << 10 | 3 << 8
-"""A 1 GiB block: access flag set, inner shareable."""
+EL1H: Final = 0x3C5
+"""PSTATE: EL1 with SP_EL1, interrupts masked."""
 
 POISON: Final = 0xDEAD_0000_0000
 """An unmapped address, for all registers that unknown instructions could use."""
 
+HINTS: Final = {
+    Cap.ARM_MTE: "memory tagging needs a CPU with FEAT_MTE2, and a kernel built for it",
+    Cap.ARM_EL2: "nested virtualization needs a CPU with FEAT_NV2, and kvm-arm.mode=nested",
+}
+
 TIMEOUT: Final = 20.0
-"""Seconds that a program may take, in an emulated host as well."""
+"""Seconds that a program may take by default, in an emulated host as well."""
 
 
 class Fate(Enum):
@@ -105,37 +121,90 @@ class Fate(Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended; ABORTED has the guest's ESR_EL1, FAILED has KVM_RUN's errno."""
+    """How a program ended; ABORTED has the guest's ESR_EL1 and ELR_EL1, FAILED KVM_RUN's errno."""
 
     fate: Fate
     esr: int = 0
     errno: int = 0
+    elr: int = 0
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a guest has that decides what its VM is given; by default, nothing optional.
+
+    mte      memory tagging: KVM then refuses slots of memory that cannot have tags
+    el2      nested virtualization; needs ``kvm-arm.mode=nested`` on the host's command line
+    granule  the translation granule of its stage 1; None: one that the CPU has
+    """
+
+    mte: bool = False
+    el2: bool = False
+    granule: Granule | None = None
+
+
+PLAIN: Final = Features()
 
 
 class ScratchGuest(Closeable):
     """Own a VM with a slot of *size* bytes at *host_address*, registered with *flags*.
 
-    Raises `KvmError` if the slot is refused.
+    *register* makes that slot, number 1, in another way: it gets the VM. Raises `KvmError` if the
+    slot is refused, `HostError` if KVM gives no guest one of *features*.
     """
 
-    def __init__(self, system: System, host_address: int, size: int, flags: int = 0) -> None:
+    def __init__(  # noqa: PLR0913  (a slot has as many fields)
+        self,
+        system: System,
+        host_address: int,
+        size: int,
+        flags: int = 0,
+        *,
+        register: Callable[[Vm], None] | None = None,
+        features: Features = PLAIN,
+    ) -> None:
         self._owned = ExitStack()
         with ExitStack() as undo:
             undo.callback(self.close)
             ram = self._owned.enter_context(Mapping.anonymous(RAM_SIZE))
             self.vm = self._owned.enter_context(system.create_vm(RANGE + size))
-            region = Region(RAM, ram.view)
-            for slot, where in enumerate(
-                [(0, RAM, RAM_SIZE, region.host_address), (flags, RANGE, size, host_address)]
-            ):
-                self.vm.set_user_memory_region(slot, *where)
-                # Slots go before what they map.
-                self._owned.callback(self.vm.set_user_memory_region, slot, 0, where[1], 0, where[3])
-            self._vcpu = self._owned.enter_context(self.vm.create_vcpu(0))
-            self._vcpu.arm_vcpu_init(self.vm.preferred_target())
-            self.cpu = CacheFeatures.of_vcpu(self._vcpu)
+            self._require(features)
+            if features.mte:
+                self.vm.enable_cap(Cap.ARM_MTE)
+            # Slots go before what they map.
+            self.vm.set_user_memory_region(0, 0, RAM, RAM_SIZE, Region(RAM, ram.view).host_address)
+            self._owned.callback(self.vm.set_user_memory_region, 0, 0, RAM, 0, 0)
+            if register is None:
+                self.vm.set_user_memory_region(1, flags, RANGE, size, host_address)
+            else:
+                register(self.vm)
+            self._owned.callback(self.vm.set_user_memory_region, 1, 0, RANGE, 0, 0)
+            self.flags = flags
+            self.timeout = TIMEOUT
+            """Seconds that a program may take."""
+            self._where = (RANGE, size, host_address)
+            self.vcpu = self._owned.enter_context(self.vm.create_vcpu(0))
+            self._init = self.vm.preferred_target()
+            if features.el2:
+                self._init.features[0] |= 1 << lib.KVM_ARM_VCPU_HAS_EL2
+            self.vcpu.arm_vcpu_init(self._init)
+            if features.el2:
+                # Without a GIC, KVM_RUN fails with EAGAIN (arch/arm64/kvm/vgic, nv_init).
+                self._owned.enter_context(Gic(self.vm, vcpus=1)).initialise()
+            self.cpu = CacheFeatures.of_vcpu(self.vcpu)
+            mmfr0 = self.vcpu.get_one_reg(registers.ID_AA64MMFR0_EL1)
+            self.granule = features.granule or choose(mmfr0)
             self._fill(ram.view)
             undo.pop_all()
+
+    def _require(self, features: Features) -> None:
+        wanted = {Cap.ARM_MTE: features.mte, Cap.ARM_EL2: features.el2}
+        for capability, want in wanted.items():
+            if want and self.vm.check_extension(capability) <= 0:
+                name = f"KVM_CAP_{capability.name}"
+                raise HostError(
+                    f"no guest of this host can have it: {name} is 0", HINTS[capability]
+                )
 
     def _fill(self, ram: memoryview) -> None:
         at = CODE
@@ -144,14 +213,13 @@ class ScratchGuest(Closeable):
             self._entries[name] = RAM + at
             at = _emit(ram, at, program)
         _emit(ram, SYNCHRONOUS, VECTOR)
-        table = [number << 30 | BLOCK for number in range(512)]
-        table[0] |= 1 << 2  # the mailbox: Device
-        ram[TABLE : TABLE + 4096] = struct.pack("<512Q", *table)
+        table = page_table(self.granule, RAM + TABLE, device_below=RAM)
+        ram[TABLE : TABLE + len(table)] = table
 
     def run(self, program: str, offset: int) -> Outcome:
         """Run *program* on the bytes at *offset* of the range; a failed KVM_RUN is an outcome."""
-        vcpu = self._vcpu
-        vcpu.arm_vcpu_init(self.vm.preferred_target())
+        vcpu = self.vcpu
+        vcpu.arm_vcpu_init(self._init)
         for number in range(31):
             vcpu.set_one_reg(registers.x(number), POISON)
         for register, value in {
@@ -160,8 +228,9 @@ class ScratchGuest(Closeable):
             registers.x(20): MAILBOX,
             registers.SP_EL1: POISON,
             registers.PC: self._entries[program],
+            registers.PSTATE: EL1H,
             registers.MAIR_EL1: MAIR,
-            registers.TCR_EL1: TCR,
+            registers.TCR_EL1: TCR | self.granule.tcr,
             registers.TTBR0_EL1: RAM + TABLE,
             registers.VBAR_EL1: RAM,
             registers.SCTLR_EL1: SCTLR,
@@ -173,7 +242,7 @@ class ScratchGuest(Closeable):
             expired.set()
             vcpu.kick()
 
-        timer = Timer(TIMEOUT, give_up)
+        timer = Timer(self.timeout, give_up)
         timer.start()
         try:
             # Signals other than the kick interrupt KVM_RUN as well: enter again.
@@ -188,10 +257,15 @@ class ScratchGuest(Closeable):
         self._complete()
         match exit_:
             case MmioWrite(address, 8, esr) if address == MAILBOX + 8:
-                return Outcome(Fate.ABORTED, esr=esr)
+                return Outcome(Fate.ABORTED, esr=esr, elr=vcpu.get_one_reg(registers.ELR_EL1))
             case MmioWrite(address) if address == MAILBOX:
                 return Outcome(Fate.RAN)
         return Outcome(Fate.HUNG)
+
+    @cached_property
+    def behind(self) -> Vma | None:
+        """The host's mapping behind the range, as it was when first asked for."""
+        return vma.find(self._where[2])
 
     def _complete(self) -> None:
         """Let KVM complete the access that exited, without running the guest.
@@ -200,9 +274,9 @@ class ScratchGuest(Closeable):
         was set meanwhile: the next program would begin with its second instruction
         (api.rst 5, on KVM_EXIT_MMIO and immediate_exit; arch/arm64/kvm/mmio.c).
         """
-        self._vcpu.kick()
-        self._vcpu.run()
-        self._vcpu.acknowledge_kick()
+        self.vcpu.kick()
+        self.vcpu.run()
+        self.vcpu.acknowledge_kick()
 
     def close(self) -> None:
         """Destroy the VM. Idempotent."""

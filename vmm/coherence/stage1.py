@@ -41,7 +41,8 @@ from vmm._native import ffi, lib
 from vmm.coherence import vma
 from vmm.coherence.capability import Generation, Support
 from vmm.coherence.policy import Attribute, Stage1
-from vmm.coherence.verdict import MemoryType, prove
+from vmm.coherence.prove import prove
+from vmm.coherence.verdict import MemoryType
 from vmm.errors import HostError
 from vmm.kvm.fd import KvmError
 from vmm.kvm.vm import MemFlag

@@ -5,43 +5,37 @@
     unaligned load   an alignment fault to EL2, KVM_RUN = EFAULT   -> Device
                      works                                         -> Normal
     DC ZVA           the same; writes, so only where we may
+    the kernel's     memory type, where the kernel is patched      -> that type
+    stage-2 dump     execute permission                            -> cacheable, or not
 
-The verdict rests on how KVM maps PFNMAP memory: it makes only cacheable mappings executable, and a
-fetch from another becomes a synchronous external abort (arch/arm64/kvm/mmu.c, user_mem_abort). No
-attribute is read from the hardware. KVM_RUN fails with EFAULT for other reasons as well, such as a
-device whose memory is off; it means Device only where another access has reached the range. Where
-the kernel dumps stage 2 in debugfs, the dump's line is evidence as well.
+Each observation leaves some types possible, and all must agree: the verdict is the one type that
+is left, of every page looked at. Where none is left, or more than one, it is undecidable.
+
+The hardware tells Device from Normal. What tells cacheable from not is what KVM does: it makes only
+cacheable PFNMAP memory executable, and a fetch from other becomes a synchronous external abort
+(arch/arm64/kvm/mmu.c, kvm_s2_fault_compute_prot). KVM_RUN fails with EFAULT for other reasons as
+well, such as a device whose memory is off; it means Device only where another access has reached
+the range. An exception counts as a fetch only if its class is one that an instruction causes, and
+ELR_EL1 is in the page (`vmm.arm64.esr`).
 
 (*) With FEAT_S2FWB such memory is Write-Back whatever the guest's stage 1 says; without, the guest
 decides, as in the ledger. A register of the scratch guest's vCPU tells (`vmm.coherence.cpu`).
-
-What the tests write is put back. A range that is not known to be memory, such as registers, is not
-written at all: the guest first jumps to its bytes, which only a Write-Back mapping lets it fetch,
-with no address in its registers that an instruction could use; then it reads 8 bytes at offset 1.
-That read reaches the device: do not test registers that have side effects when read.
 """
 
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, replace
+import mmap
+from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from functools import reduce
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from vmm.coherence import dump
-from vmm.coherence.scratch import RANGE, Fate, Outcome, ScratchGuest
+from vmm.arm64 import esr
+from vmm.coherence.scratch import RANGE, Fate, Outcome
 
 if TYPE_CHECKING:
-    from vmm.kvm.system import System
-
-INSTRUCTION_ABORTS: Final = frozenset({0x20, 0x21})
-DATA_ABORTS: Final = frozenset({0x24, 0x25})
-"""ESR_EL1.EC: from a lower EL, from the same."""
-EXTERNAL_ABORT: Final = 0x10
-ALIGNMENT_FAULT: Final = 0x21
-"""ESR_EL1.IFSC and DFSC."""
-TOUCHED: Final = 4096
-"""Bytes saved and restored around the tests that write; DC ZVA writes at most 2048."""
+    from collections.abc import Iterator
 
 
 class MemoryType(Enum):
@@ -49,13 +43,31 @@ class MemoryType(Enum):
 
     FORCED_WRITE_BACK  Write-Back, whatever the guest's stage 1 says: the host has FEAT_S2FWB
     GUEST_DECIDES      Write-Back as far as stage 2 goes: the guest's stage 1 can ask for less
+    MIXED              pages of different types
     """
 
     FORCED_WRITE_BACK = "forced WB"
     GUEST_DECIDES = "guest decides"
     NON_CACHEABLE = "NC"
     DEVICE = "Device"
+    MIXED = "mixed"
     UNDECIDABLE = "undecidable"
+
+
+Types = frozenset[MemoryType]
+CACHEABLE: Final[Types] = frozenset({MemoryType.FORCED_WRITE_BACK, MemoryType.GUEST_DECIDES})
+NORMAL: Final[Types] = CACHEABLE | {MemoryType.NON_CACHEABLE}
+DEVICE: Final[Types] = frozenset({MemoryType.DEVICE})
+NOT_CACHEABLE: Final[Types] = DEVICE | {MemoryType.NON_CACHEABLE}
+ALL: Final[Types] = NORMAL | DEVICE
+
+DUMPED: Final = {
+    "MEM/NORMAL-FWB": MemoryType.FORCED_WRITE_BACK,
+    "MEM/NORMAL": MemoryType.GUEST_DECIDES,
+    "MEM/NORMAL-NC": MemoryType.NON_CACHEABLE,
+    "DEVICE/nGnRE": MemoryType.DEVICE,
+}
+"""Words for the memory type in the stage-2 dump of a kernel that is patched to have them."""
 
 
 @dataclass(frozen=True)
@@ -73,43 +85,14 @@ class Verdict:
         return {"memory_type": self.memory_type.value, "evidence": list(self.evidence)}
 
 
-class Contents(Protocol):
-    """The range's bytes, not through stage 2: a mapping, or VFIO read and write."""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return *size* bytes at *offset*."""
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Write *data* at *offset*."""
-
-
-def prove(  # noqa: PLR0913  (a slot has as many fields)
-    system: System,
-    host_address: int,
-    size: int,
-    *,
-    flags: int = 0,
-    offset: int = 0,
-    contents: Contents | None = None,
-) -> Verdict:
-    """Return what stage 2 gives the *size* bytes mapped at *host_address*, on a scratch VM.
-
-    *flags* are the slot's; *offset* is the page to touch, in bytes. With *contents* the range is
-    memory: the tests write to it, and restore it. Raises `KvmError` if the slot is refused.
-    """
-    with ScratchGuest(system, host_address, size, flags) as guest:
-        if contents is None:
-            seen = _look_at_registers(guest, offset)
-        else:
-            seen = _look_at_memory(guest, offset, contents)
-        return judge(replace(seen, fwb=guest.cpu.fwb))
-
-
 @dataclass(frozen=True)
 class Observations:
-    """The outcome of each access; None: not made. *dump* is the line of the stage-2 dump.
+    """The outcome of each access to a page; None: not made.
 
-    *fwb* tells whether the host has FEAT_S2FWB; None, that it cannot be told, counts as no.
+    offset  the page's, in the range, in bytes
+    dump    the line of the stage-2 dump
+    fwb     whether the host has FEAT_S2FWB; None, that it cannot be told, counts as no
+    pfnmap  whether the host's mapping is VM_PFNMAP; None: not known
     """
 
     aligned: Outcome | None = None
@@ -119,77 +102,92 @@ class Observations:
     fetch: Outcome | None = None
     dump: str | None = None
     fwb: bool | None = None
+    pfnmap: bool | None = None
+    offset: int = 0
 
 
-def _look_at_registers(guest: ScratchGuest, offset: int) -> Observations:
-    fetch = guest.run("jump", offset)
-    if fetch.fate not in (Fate.RAN, Fate.ABORTED):
-        return Observations(fetch=fetch)
-    return Observations(fetch=fetch, unaligned=guest.run("unaligned", offset), dump=_dump(guest))
+# --- judge ----------------------------------------------------------------------------------------
 
 
-def _look_at_memory(guest: ScratchGuest, offset: int, contents: Contents) -> Observations:
-    """Touch memory: write only where loads have shown Normal memory, then restore it."""
-    aligned = guest.run("aligned", offset)
-    if aligned.fate is not Fate.RAN:
-        return Observations(aligned)
-    unaligned, dump = guest.run("unaligned", offset), _dump(guest)
-    if unaligned.fate is not Fate.RAN:
-        return Observations(aligned, unaligned, dump=dump)
-    saved = contents.read(offset, TOUCHED)
-    try:
-        zero = guest.run("zero", offset)
-        if _is_device(zero):
-            return Observations(aligned, unaligned, zero, dump=dump)
-        plant = guest.run("plant", offset)
-        fetch = guest.run("jump", offset) if plant.fate is Fate.RAN else None
-        return Observations(aligned, unaligned, zero, plant, fetch, dump)
-    finally:
-        contents.write(offset, saved)
+class Clue(NamedTuple):
+    """An observation, and the types that are possible with it."""
+
+    because: str
+    possible: Types
 
 
-def judge(seen: Observations) -> Verdict:
-    """Return the verdict for *seen*. Pure."""
-    made = {
-        "an aligned load": seen.aligned,
-        "an unaligned load": seen.unaligned,
-        "DC ZVA": seen.zero,
-        "planting an instruction": seen.plant,
-        "executing from it": seen.fetch,
-    }
-    evidence = [f"{what} {_told(outcome)}" for what, outcome in made.items() if outcome is not None]
-    if seen.dump:
-        evidence.append(f"the kernel's stage-2 dump has {seen.dump!r}")
-    memory_type = _type(seen)
-    if memory_type in (MemoryType.FORCED_WRITE_BACK, MemoryType.GUEST_DECIDES):
-        evidence.append(f"the host {'has' if seen.fwb else 'is not known to have'} FEAT_S2FWB")
+def judge(*seen: Observations) -> Verdict:
+    """Return the verdict for a range of whose pages, one or more, *seen* was seen. Pure."""
+    clues = [list(_clues(page)) for page in seen]
+    left = [reduce(Types.__and__, (clue.possible for clue in page), ALL) for page in clues]
+    memory_type = _joint(left)
+    evidence = list(_told_of_pages(seen))
+    for page, types, found in zip(seen, left, clues, strict=True):
+        if not types:
+            said = ", ".join(f"{clue.because} ({_named(clue.possible)})" for clue in found)
+            evidence.append(f"at offset {page.offset:#x} observations contradict: {said}")
+    if memory_type in NORMAL:
+        evidence.append(_on_whose_word(seen[0]))
+    if memory_type in CACHEABLE:
+        evidence.append(f"the host {'has' if seen[0].fwb else 'is not known to have'} FEAT_S2FWB")
     return Verdict(memory_type, tuple(evidence))
 
 
-def _type(seen: Observations) -> MemoryType:
-    fetched = _was_fetched(seen.fetch)
-    reached = fetched is not None or (seen.aligned is not None and seen.aligned.fate is Fate.RAN)
-    normal = seen.unaligned is not None and seen.unaligned.fate is Fate.RAN
-    device = _is_device(seen.unaligned) or _is_device(seen.zero)
-    if device and reached and not fetched:
-        return MemoryType.DEVICE
-    if fetched is None or not normal or device:
+def _joint(left: list[Types]) -> MemoryType:
+    """Return the type that all pages can have; of each, *left* has what is possible."""
+    if not all(types and (types <= CACHEABLE or types <= NOT_CACHEABLE) for types in left):
         return MemoryType.UNDECIDABLE
-    if not fetched:
-        return MemoryType.NON_CACHEABLE
-    return MemoryType.FORCED_WRITE_BACK if seen.fwb else MemoryType.GUEST_DECIDES
+    joint = reduce(Types.__and__, left)
+    if not joint:
+        return MemoryType.MIXED
+    if joint == CACHEABLE:
+        return MemoryType.GUEST_DECIDES
+    return next(iter(joint)) if len(joint) == 1 else MemoryType.UNDECIDABLE
 
 
-def _was_fetched(jump: Outcome | None) -> bool | None:
-    """Return whether an instruction was fetched from the range; None: it cannot be told."""
+def _clues(seen: Observations) -> Iterator[Clue]:
+    fetched = _was_fetched(seen)
+    if fetched is not None:
+        yield (
+            Clue("it executes", CACHEABLE)
+            if fetched
+            else Clue("it does not execute", NOT_CACHEABLE)
+        )
+    reached = fetched is not None or (seen.aligned is not None and seen.aligned.fate is Fate.RAN)
+    for what, outcome in (("an unaligned load", seen.unaligned), ("DC ZVA", seen.zero)):
+        if outcome is not None and outcome.fate is Fate.RAN:
+            yield Clue(f"{what} works", NORMAL)
+        elif reached and is_device(outcome):
+            yield Clue(f"{what} fails", DEVICE)
+    words = (seen.dump or "").split()
+    for word in words:
+        if word in DUMPED:
+            yield Clue(f"the dump has {word}", frozenset({DUMPED[word]}))
+    if fetched and "PXNUXN" in words:
+        yield Clue("the dump has PXNUXN", NOT_CACHEABLE)
+    if "px" in words:
+        yield Clue("the dump has px", CACHEABLE)
+    if seen.fwb is not None:
+        other = MemoryType.GUEST_DECIDES if seen.fwb else MemoryType.FORCED_WRITE_BACK
+        yield Clue(f"the CPU has {'' if seen.fwb else 'no '}FEAT_S2FWB", ALL - {other})
+
+
+def _was_fetched(seen: Observations) -> bool | None:
+    """Return whether an instruction was fetched from the page; None: it cannot be told."""
+    jump = seen.fetch
     if jump is None or jump.fate not in (Fate.RAN, Fate.ABORTED):
         return None
-    if jump.fate is Fate.RAN or jump.esr >> 26 not in INSTRUCTION_ABORTS:
+    if jump.fate is Fate.RAN:
         return True
-    return False if jump.esr & 0x3F == EXTERNAL_ABORT else None
+    start, kind = RANGE + seen.offset, esr.exception_class(jump.esr)
+    if kind in esr.CAUSED_BY_AN_INSTRUCTION and start <= jump.elr <= start + mmap.PAGESIZE:
+        return True
+    if kind == esr.INSTRUCTION_ABORT and jump.elr == start:
+        return False if esr.fault_status(jump.esr) == esr.EXTERNAL_ABORT else None
+    return None
 
 
-def _is_device(outcome: Outcome | None) -> bool:
+def is_device(outcome: Outcome | None) -> bool:
     """Return whether *outcome* is that of an access to Device memory, if that was reached."""
     if outcome is None:
         return False
@@ -197,9 +195,41 @@ def _is_device(outcome: Outcome | None) -> bool:
         return outcome.errno == errno.EFAULT
     return (
         outcome.fate is Fate.ABORTED
-        and outcome.esr >> 26 in DATA_ABORTS
-        and outcome.esr & 0x3F == ALIGNMENT_FAULT
+        and esr.exception_class(outcome.esr) == esr.DATA_ABORT
+        and esr.fault_status(outcome.esr) == esr.ALIGNMENT_FAULT
     )
+
+
+# --- say ------------------------------------------------------------------------------------------
+
+
+def _told_of_pages(seen: tuple[Observations, ...]) -> Iterator[str]:
+    """Yield what was seen of the first page, then how other pages differ."""
+    first, *others = seen
+    yield from _told_of_page(first)
+    offsets: dict[tuple[str, ...], list[str]] = {}
+    for page in others:
+        offsets.setdefault(tuple(_told_of_page(page)), []).append(f"{page.offset:#x}")
+    for told, where in offsets.items():
+        same = told == tuple(_told_of_page(first))
+        yield f"at offset {', '.join(where)}: {'the same' if same else ', '.join(told)}"
+
+
+def _told_of_page(seen: Observations) -> Iterator[str]:
+    made = {
+        "an aligned load": seen.aligned,
+        "an unaligned load": seen.unaligned,
+        "DC ZVA": seen.zero,
+        "planting an instruction": seen.plant,
+        "executing from it": seen.fetch,
+    }
+    for what, outcome in made.items():
+        if outcome is not None:
+            yield f"{what} {_told(outcome)}"
+    if seen.fetch and seen.fetch.elr not in (0, RANGE + seen.offset):
+        yield f"that exception is at {seen.fetch.elr:#x}"
+    if seen.dump:
+        yield f"the kernel's stage-2 dump has {seen.dump!r}"
 
 
 def _told(outcome: Outcome) -> str:
@@ -214,8 +244,12 @@ def _told(outcome: Outcome) -> str:
             return "does not come back"
 
 
-def _dump(guest: ScratchGuest) -> str | None:
-    """Return the stage-2 dump's line for the range; None where there is no dump."""
-    spans = dump.read(guest.vm) or ()
-    found = (span.attributes for span in spans if span.addresses.contains(RANGE))
-    return next(found, None)
+def _on_whose_word(seen: Observations) -> str:
+    """Return what it rests on that memory is cacheable, or is not."""
+    if seen.pfnmap is False:
+        return "KVM lets a guest execute all ordinary memory, so only its source says cacheable"
+    return "cacheable or not is what KVM does: it lets a guest execute only what it maps cacheable"
+
+
+def _named(types: Types) -> str:
+    return " or ".join(sorted(one.value for one in types))

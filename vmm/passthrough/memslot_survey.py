@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmm.coherence.policy import Stage1, region_attribute
-from vmm.coherence.verdict import prove
+from vmm.coherence.prove import prove
 from vmm.kvm.fd import KvmError
 from vmm.kvm.system import System
 from vmm.kvm.vm import MemFlag
@@ -28,7 +28,7 @@ from vmm.vfio.device import open_device
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmm.coherence.verdict import Contents
+    from vmm.coherence.prove import Contents
 
 ORDINARY: Final = ("anonymous", "memfd", "hugetlbfs")
 REGIONS: Final = (0, 2, 4)

@@ -10,6 +10,7 @@ What of a region has no slot is trapped, so a region may have parts that cannot 
 
 from __future__ import annotations
 
+import errno
 import mmap
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -29,8 +30,9 @@ from vmm.coherence.policy import (
     decide,
     region_attribute,
 )
-from vmm.coherence.scratch import RANGE
-from vmm.coherence.verdict import MemoryType, Verdict, prove
+from vmm.coherence.prove import prove
+from vmm.coherence.scratch import PLAIN, RANGE, Features
+from vmm.coherence.verdict import MemoryType, Verdict
 from vmm.errors import HostError, UserError, VmmError
 from vmm.kvm.fd import KvmError
 from vmm.kvm.ioctls import Ioctl
@@ -212,17 +214,18 @@ class RegionMemory(Closeable):
 
     # --- prove ----------------------------------------------------------------------------------
 
-    def verify(self) -> list[Verdict]:
+    def verify(self, features: Features = PLAIN) -> list[Verdict]:
         """Prove on a scratch VM what stage 2 gives each mapped area. Leaves its memory enabled.
 
-        Raises `HostError`, explained, if the slot is refused.
+        *features* are the guest's. Raises `HostError`, explained, if the slot is refused, or if no
+        guest can have them.
         """
         if not isinstance(self.decision, Map):
             return []
         self.device.enable_memory()
-        return [self._prove(mapping, self.decision.flags) for mapping in self._mappings]
+        return [self._prove(mapping, self.decision.flags, features) for mapping in self._mappings]
 
-    def _prove(self, mapping: RegionMapping, flags: MemFlag) -> Verdict:
+    def _prove(self, mapping: RegionMapping, flags: MemFlag, features: Features) -> Verdict:
         memory = self.attribute.stage1 is Stage1.CACHEABLE
         try:
             return prove(
@@ -231,8 +234,15 @@ class RegionMemory(Closeable):
                 mapping.size,
                 flags=int(flags),
                 contents=RegionContents(self.region, mapping.area.base) if memory else None,
+                features=features,
             )
         except KvmError as error:
+            if features.mte and error.errno == errno.EINVAL:
+                raise HostError(
+                    f"{self._option}: the slot is refused with EINVAL: a VM with memory tagging "
+                    "takes no memory that cannot have tags, and device memory cannot",
+                    "leave --guest-has mte out to see what a guest without tags gets",
+                ) from error
             raise self._refused(RANGE, mapping, int(flags), error) from error
 
     def check(self, verdict: Verdict) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm.coherence.verdict import prove
+from vmm.coherence.prove import prove
 from vmm.config import MachineConfig
 from vmm.config.bar import BarConfig
 from vmm.errors import HostError
