@@ -16,7 +16,7 @@ COMPLAINTS: Final = 100
 
 
 class Events:
-    """A stream of events: ``emit("vcpu-started", vcpu=0)`` writes one JSON object on one line.
+    """A stream of events: ``emit("ended", how="reset")`` writes one JSON object on one line.
 
     Every event carries ``event`` and ``timestamp`` (ISO 8601, UTC).
     """
