@@ -110,7 +110,7 @@ class MachineConfig:
             raise UserError("--memory: a machine has some", "use --memory 512M")
         if self.cmdline is not None and "\0" in self.cmdline:
             raise UserError("--cmdline: it contains a NUL character", "remove it")
-        if self.vfio:
+        if self.vfio or self.bars:
             from vmm.config.vfio import check_devices
 
             check_devices(self.vfio, self.bars)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm.config.bdf import parse_bdf
 from vmm.config.option import choice, parse_keys, split
 from vmm.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class BarConfig(NamedTuple):
@@ -44,3 +47,15 @@ def parse_bar(text: str) -> BarConfig:
     except ValueError as error:
         raise UserError(f"--bar {text}: {base!r} is not an address", "write 0x...") from error
     return BarConfig(parse_bdf(bdf, "--bar"), int(region), address, **found)
+
+
+def check_bars(bars: Sequence[BarConfig]) -> None:
+    """Raise `UserError` if two of *bars* have one guest physical address."""
+    seen: dict[int, BarConfig] = {}
+    for bar in bars:
+        if bar.base is not None and (other := seen.setdefault(bar.base, bar)) is not bar:
+            raise UserError(
+                f"--bar {bar.bdf}:{bar.region}: {bar.base:#x} is the address of "
+                f"--bar {other.bdf}:{other.region}, too",
+                "leave one of the addresses out, or use another",
+            )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from vmm.config.bar import CACHE_CHOICES
+from vmm.config.bar import CACHE_CHOICES, check_bars
 from vmm.config.bdf import parse_bdf
 from vmm.config.option import FLAG, Key, choice, parse_keys, split
 from vmm.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from vmm.config.bar import BarConfig
 
@@ -59,8 +59,13 @@ def parse_vfio(text: str) -> VfioConfig:
     return VfioConfig(bdf, **parse_keys(f"--vfio {text}", parts, KEYS, usage))
 
 
-def check_devices(devices: Sequence[VfioConfig], bars: Iterable[BarConfig]) -> None:
-    """Raise `UserError` if a device is passed twice, or its back end is not that of the others."""
+def check_devices(devices: Sequence[VfioConfig], bars: Sequence[BarConfig]) -> None:
+    """Raise `UserError` if what is passed does not fit together.
+
+    A device is passed twice, its back end is not that of the others, or two of *bars* have one
+    address.
+    """
+    check_bars(bars)
     whole: set[str] = set()
     for device in devices:
         bdf = parse_bdf(device.bdf, "--vfio")

@@ -20,7 +20,7 @@ from vmm.errors import HostError, UserError
 from vmm.memory import Backing, GuestMemory, Mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from vmm.bus import MmioBus
     from vmm.coherence.capability import HostCapability
@@ -44,6 +44,17 @@ both RAM and persistent memory."""
 
 SLOT_PAGES = (1 << 31) - 1
 """KVM_MEM_MAX_NR_PAGES (include/linux/kvm_host.h): larger slots are EINVAL."""
+
+
+def check_apart(bars: Sequence[tuple[str, AddressRange]]) -> None:
+    """Raise `UserError` if two of *bars*, names and guest physical addresses, overlap."""
+    for number, (name, addresses) in enumerate(bars):
+        for other, taken in bars[:number]:
+            if addresses.overlaps(taken):
+                raise UserError(
+                    f"--bar {name}: {addresses} overlaps --bar {other} at {taken}",
+                    "leave one of the addresses out, or use another",
+                )
 
 
 class AddressSpace(Closeable):
@@ -128,6 +139,7 @@ class AddressSpace(Closeable):
         found = open_all(
             self._config.bars, self._system, self.capability, self._owned, self._files_end
         )
+        check_apart([(each.name, AddressRange(each.base, each.size)) for each in found])
         for region in found:
             if region.base < self._files_end:
                 raise UserError(
