@@ -61,8 +61,6 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
 
     Registers the machine's memory slots in a VM without vCPUs.
     """
-    if not is_native(host):
-        sys.exit(run_there(host))
     config = MachineConfig(
         image=None if firmware else Path(),
         firmware=firmware,
@@ -73,6 +71,8 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
         write_back=memory_write_back,
         uapi=uapi,
     )
+    if not is_native(host):
+        sys.exit(run_there(host))
     with (
         System.open() as system,
         AddressSpace(config, system) as space,

@@ -45,10 +45,10 @@ def verify(
     A scratch VM maps the region and accesses it in ways that only the memory type decides. The
     region's contents are restored. Exits with status 3 if a promise was not kept.
     """
+    configs = tuple(parse_bar(text) for text in bars)
     if not is_native(host):
         sys.exit(run_there(host))
     features = Features(mte="mte" in guest_has, el2="el2" in guest_has)
-    configs = tuple(parse_bar(text) for text in bars)
     with ExitStack() as owned:
         system = owned.enter_context(System.open())
         capability = with_uapi(HostCapability.probe(system), uapi)

@@ -82,6 +82,7 @@ def list_(context: click.Context, *, as_json: bool, no_open: bool, host: str) ->
 @click.pass_context
 def bind(context: click.Context, bdf: str, driver: str | None, host: str) -> None:
     """Bind the device BDF to a VFIO driver."""
+    parse_bdf(bdf)
     _go(context, host)
     got = binding.bind(bdf, driver)
     click.echo(f"{parse_bdf(bdf)} has driver {got}")
@@ -93,6 +94,7 @@ def bind(context: click.Context, bdf: str, driver: str | None, host: str) -> Non
 @click.pass_context
 def unbind(context: click.Context, bdf: str, host: str) -> None:
     """Undo a bind: give the device back to the driver it had, if any."""
+    parse_bdf(bdf)
     _go(context, host)
     driver = binding.unbind(bdf)
     click.echo(f"{parse_bdf(bdf)} has {f'driver {driver}' if driver else 'no driver'} again")

@@ -57,7 +57,10 @@ def loads(text: str) -> dict[str, Any]:
     try:
         return {name: _decode(value) for name, value in json.loads(text).items()}
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"not a machine's configuration: {text[:80]!r}: {error}") from error
+        raise UserError(
+            f"--request: {text[:80]!r} is not a machine's configuration: {error}",
+            "leave it out: pyvmm itself writes it for a lab host",
+        ) from error
 
 
 def _encode(value: object, translate: Callable[[Path], Path]) -> object:

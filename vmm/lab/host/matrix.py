@@ -109,9 +109,11 @@ def load_expected(path: Path = EXPECTATION) -> dict[str, dict[str, list[str]]]:
     """Return the expectation in the JSON file *path*. Raises `UserError`."""
     try:
         expected: dict[str, dict[str, list[str]]] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"--expect {path}: {error.strerror}", "name a JSON file") from error
+    except ValueError as error:
         raise UserError(
-            f"--expect {path}: {error}", f"it is JSON in the form of {EXPECTATION}"
+            f"--expect {path}: {error}", "it is JSON in the form of vmm/lab/host/matrix.json"
         ) from error
     return expected
 
