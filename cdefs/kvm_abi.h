@@ -115,7 +115,6 @@ struct pyvmm_exit_arm_sea {
 #define KVM_ARM_VCPU_SVE		4
 #define KVM_ARM_VCPU_PTRAUTH_ADDRESS	5
 #define KVM_ARM_VCPU_PTRAUTH_GENERIC	6
-#define KVM_ARM_VCPU_HAS_EL2		7
 #define KVM_ARM_VCPU_PMU_V3_STRICT	9
 
 #define KVM_ARM_VCPU_PMU_V3_CTRL	0

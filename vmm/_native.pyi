@@ -58,7 +58,6 @@ class _Lib:
     KVM_ARM_IRQ_TYPE_SPI: int
     KVM_ARM_PREFERRED_TARGET: int
     KVM_ARM_VCPU_FINALIZE: int
-    KVM_ARM_VCPU_HAS_EL2: int
     KVM_ARM_VCPU_INIT: int
     KVM_ARM_VCPU_PMU_V3: int
     KVM_ARM_VCPU_PMU_V3_CTRL: int

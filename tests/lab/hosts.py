@@ -44,12 +44,11 @@ PROFILES: dict[str, Profile] = {
             "ivshmem-plain,addr=0x18,memdev=huge",
         ),
     ),
-    # Its guests can have memory tagging and nested virtualization.
-    "guest-features": replace(
+    # Its guests can have memory tagging.
+    "mte": replace(
         _STOCK,
-        name="guest-features",
+        name="mte",
         machine=(*_STOCK.machine, "mte=on"),
-        command_line=f"{_STOCK.command_line} kvm-arm.mode=nested",
     ),
     # A GICv2m checks no device's messages.
     "unsafe": replace(_STOCK, name="unsafe", gic=2),

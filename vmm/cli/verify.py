@@ -32,8 +32,8 @@ from vmm.passthrough.region_memory import open_all
 @click.option(
     "--guest-has",
     multiple=True,
-    type=click.Choice(["mte", "el2"]),
-    help="The guest will have memory tagging, or nested virtualization: the scratch VM has, too.",
+    type=click.Choice(["mte"]),
+    help="The guest will have memory tagging: the scratch VM has, too.",
 )
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @host_option
@@ -48,7 +48,7 @@ def verify(
     configs = tuple(parse_bar(text) for text in bars)
     if not is_native(host):
         sys.exit(run_there(host))
-    features = Features(mte="mte" in guest_has, el2="el2" in guest_has)
+    features = Features(mte="mte" in guest_has)
     with ExitStack() as owned:
         system = owned.enter_context(System.open())
         capability = with_uapi(HostCapability.probe(system), uapi)

@@ -19,9 +19,7 @@ from functools import cached_property
 from threading import Event, Timer
 from typing import TYPE_CHECKING, Final
 
-from vmm._native import lib
 from vmm.arm64 import registers
-from vmm.arm64.gic import Gic
 from vmm.closeable import Closeable
 from vmm.coherence import vma
 from vmm.coherence.cpu import CacheFeatures
@@ -101,11 +99,6 @@ EL1H: Final = 0x3C5
 POISON: Final = 0xDEAD_0000_0000
 """An unmapped address, for all registers that unknown instructions could use."""
 
-HINTS: Final = {
-    Cap.ARM_MTE: "memory tagging needs a CPU with FEAT_MTE2, and a kernel built for it",
-    Cap.ARM_EL2: "nested virtualization needs a CPU with FEAT_NV2, and kvm-arm.mode=nested",
-}
-
 TIMEOUT: Final = 20.0
 """Seconds that a program may take by default, in an emulated host as well."""
 
@@ -134,12 +127,10 @@ class Features:
     """What a guest has that decides what its VM is given; by default, nothing optional.
 
     mte      memory tagging: KVM then refuses slots of memory that cannot have tags
-    el2      nested virtualization; needs ``kvm-arm.mode=nested`` on the host's command line
     granule  the translation granule of its stage 1; None: one that the CPU has
     """
 
     mte: bool = False
-    el2: bool = False
     granule: Granule | None = None
 
 
@@ -168,9 +159,8 @@ class ScratchGuest(Closeable):
             undo.callback(self.close)
             ram = self._owned.enter_context(Mapping.anonymous(RAM_SIZE))
             self.vm = self._owned.enter_context(system.create_vm(RANGE + size))
-            self._require(features)
             if features.mte:
-                self.vm.enable_cap(Cap.ARM_MTE)
+                self._enable_mte()
             # Slots go before what they map.
             self.vm.set_user_memory_region(0, 0, RAM, RAM_SIZE, Region(RAM, ram.view).host_address)
             self._owned.callback(self.vm.set_user_memory_region, 0, 0, RAM, 0, 0)
@@ -185,26 +175,20 @@ class ScratchGuest(Closeable):
             self._where = (RANGE, size, host_address)
             self.vcpu = self._owned.enter_context(self.vm.create_vcpu(0))
             self._init = self.vm.preferred_target()
-            if features.el2:
-                self._init.features[0] |= 1 << lib.KVM_ARM_VCPU_HAS_EL2
             self.vcpu.arm_vcpu_init(self._init)
-            if features.el2:
-                # Without a GIC, KVM_RUN fails with EAGAIN (arch/arm64/kvm/vgic, nv_init).
-                self._owned.enter_context(Gic(self.vm, vcpus=1)).initialise()
             self.cpu = CacheFeatures.of_vcpu(self.vcpu)
             mmfr0 = self.vcpu.get_one_reg(registers.ID_AA64MMFR0_EL1)
             self.granule = features.granule or choose(mmfr0)
             self._fill(ram.view)
             undo.pop_all()
 
-    def _require(self, features: Features) -> None:
-        wanted = {Cap.ARM_MTE: features.mte, Cap.ARM_EL2: features.el2}
-        for capability, want in wanted.items():
-            if want and self.vm.check_extension(capability) <= 0:
-                name = f"KVM_CAP_{capability.name}"
-                raise HostError(
-                    f"no guest of this host can have it: {name} is 0", HINTS[capability]
-                )
+    def _enable_mte(self) -> None:
+        if not self.vm.check_extension(Cap.ARM_MTE):
+            raise HostError(
+                "guests of this host cannot have memory tagging: KVM_CAP_ARM_MTE is 0",
+                "it needs a CPU with FEAT_MTE2, and a kernel with CONFIG_ARM64_MTE",
+            )
+        self.vm.enable_cap(Cap.ARM_MTE)
 
     def _fill(self, ram: memoryview) -> None:
         at = CODE

@@ -18,8 +18,6 @@ SIZE = 4 << 20
 KINDS = {
     **{granule.name: Features(granule=granule) for granule in Granule},
     "mte": Features(mte=True),
-    "el2": Features(el2=True),
-    "both": Features(mte=True, el2=True),
 }
 
 
