@@ -60,6 +60,7 @@ def memory(fetch: Outcome | None = None, **seen: str | bool | int) -> Observatio
         (memory(ABORT), NC),
         (Observations(RAN, EFAULT), DEVICE),
         (Observations(RAN, ALIGNMENT), DEVICE),
+        (Observations(RAN, zero=EFAULT), DEVICE),
         (Observations(RAN, OTHER_DATA_ABORT), UNDECIDABLE),
         (Observations(RAN, exception(0x21, 0x21)), UNDECIDABLE),
         (Observations(RAN, HUNG), UNDECIDABLE),
@@ -79,6 +80,7 @@ def memory(fetch: Outcome | None = None, **seen: str | bool | int) -> Observatio
         # neither: what contradicts itself
         (registers(RAN, EFAULT), UNDECIDABLE),
         (Observations(RAN, RAN, EFAULT), UNDECIDABLE),
+        (Observations(RAN, RAN, EFAULT, RAN, RAN), UNDECIDABLE),
         (Observations(), UNDECIDABLE),
     ],
 )
