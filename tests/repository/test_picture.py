@@ -68,10 +68,3 @@ def test_a_journey_goes_from_a_module_to_one_it_knows(journey: Any) -> None:
     for before, after in pairwise(journey.steps):
         assert {before.module, after.module} <= there
         assert reach(pairs, before.module) & reach(pairs, after.module), (before, after)
-
-
-def test_its_help_draws_nothing() -> None:
-    before = picture.PICTURE.stat().st_mtime_ns
-    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, check=True)
-    assert b"--check" in done.stdout
-    assert picture.PICTURE.stat().st_mtime_ns == before
