@@ -7,10 +7,14 @@
  * aligns to pages only. So: reserve more than is needed, map at the right place in it, and unmap
  * the rest.
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <fcntl.h>
+#include <linux/stat.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 /*
  * Map size bytes of the file at offset, where address % alignment == phase % alignment.
@@ -67,4 +71,38 @@ int pyvmm_madvise(uintptr_t address, uint64_t size, int advice)
 int pyvmm_unmap(uintptr_t address, uint64_t size)
 {
 	return munmap((void *)address, size) ? -errno : 0;
+}
+
+/* Give the mapping at address the protection PROT_*. Returns 0 or -errno. */
+int pyvmm_protect(uintptr_t address, uint64_t size, int protection)
+{
+	return mprotect((void *)address, size, protection) ? -errno : 0;
+}
+
+/*
+ * Move the mapping of size bytes at from to the address to, over what is mapped there. Addresses
+ * without access are left at from, so that nothing else is mapped there. Returns 0 or -errno.
+ */
+int pyvmm_move(uintptr_t from, uint64_t size, uintptr_t to)
+{
+	void *got = mremap((void *)from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)to);
+
+	if (got == MAP_FAILED)
+		return -errno;
+	got = mmap((void *)from, size, PROT_NONE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+	return got == MAP_FAILED ? -errno : 0;
+}
+
+/*
+ * Tell whether the file is on persistent memory and mapped from it directly (DAX), page cache aside:
+ * statx(2), STATX_ATTR_DAX, Linux 5.8. 0 as well where the kernel does not tell.
+ */
+int pyvmm_is_dax(int fd)
+{
+	struct statx about;
+
+	if (statx(fd, "", AT_EMPTY_PATH, 0, &about))
+		return 0;
+	return !!(about.stx_attributes & STATX_ATTR_DAX);
 }

@@ -10,6 +10,7 @@ import pytest
 from tests.coherence.hosts import HOSTS, NO, YES, features
 from vmm.coherence.capability import FlagAnswer, Generation, HostCapability, Support, judge
 from vmm.coherence.cpu import CacheFeatures
+from vmm.coherence.udmabuf import SlotAnswers
 from vmm.kvm.system import DEVICE, System
 
 
@@ -91,6 +92,54 @@ def test_an_answer_that_nobody_knows_claims_nothing() -> None:
 
 def test_a_capability_without_its_flag_is_no_support() -> None:
     assert judge(None, 2, NO, features())[0] is Support.UNSUPPORTED
+
+
+PLAIN, PROPOSED, REFUSED = (
+    SlotAnswers(*pair) for pair in ((True, False), (False, True), (False, False))
+)
+BOTH = SlotAnswers(plain=True, flagged=True)
+
+
+def test_the_flag_is_recognized_by_what_it_does_without_a_capability() -> None:
+    """The series as it was posted: 243 is unknown, or another capability's number."""
+    for on_system, on_vm in ((0, 0), (1, 1), (None, 1)):
+        support, generation, evidence = judge(on_system, on_vm, YES, features(), PROPOSED)
+        assert (support, generation) == (Support.SUPPORTED, Generation.RFC)
+        assert "udmabuf" in evidence[-1]
+
+
+@pytest.mark.parametrize("sample", [PLAIN, REFUSED, BOTH])
+def test_bit_3_that_does_something_else_stays_unknown(sample: SlotAnswers) -> None:
+    assert judge(0, 0, YES, features(), sample)[1] is Generation.LEGACY
+
+
+def test_a_flag_that_ordinary_memory_does_not_take_is_none() -> None:
+    assert judge(0, 0, NO, features(), PROPOSED)[1] is Generation.LEGACY
+
+
+@pytest.mark.parametrize(
+    ("on_vm", "bit3", "sample", "support"),
+    [
+        (1, NO, PLAIN, Support.SUPPORTED),
+        (1, NO, REFUSED, Support.UNSUPPORTED),
+        (2, YES, PROPOSED, Support.SUPPORTED),
+        (2, YES, PLAIN, Support.UNSUPPORTED),
+        (2, YES, BOTH, Support.UNSUPPORTED),
+        (2, YES, REFUSED, Support.UNSUPPORTED),
+    ],
+)
+def test_a_claim_that_slots_contradict_is_no_support(
+    on_vm: int, bit3: FlagAnswer, sample: SlotAnswers, support: Support
+) -> None:
+    assert judge(None, on_vm, bit3, features(), sample)[0] is support
+
+
+def test_a_capability_that_each_vm_has_to_enable_is_recognized() -> None:
+    support, generation, evidence = judge(None, 1, NO, features(), PLAIN, per_vm=True)
+    assert (support, generation) == (Support.SUPPORTED, Generation.PER_VM)
+    assert any("KVM_ENABLE_CAP" in sentence for sentence in evidence)
+    support, generation, _ = judge(None, 1, NO, features(), REFUSED, per_vm=True)
+    assert support is Support.UNSUPPORTED
 
 
 @pytest.mark.kvm

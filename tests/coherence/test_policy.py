@@ -149,6 +149,20 @@ def test_nobodys_word_makes_a_promise_for_ram_or_sets_a_foreign_flag(host: str) 
     assert "--uapi rfc" in flagged.because
 
 
+def test_a_vendors_kernel_is_an_experiment_where_nothing_rules_it_out() -> None:
+    told = with_uapi(HOSTS["legacy"], "vendor")
+    decision = decide(Attribute(Stage1.CACHEABLE, "said"), told, Cache.AUTO)
+    assert isinstance(decision, Map)
+    assert (decision.flags, decision.promise.stage2) == (MemFlag(0), Stage2.FORCED_WRITE_BACK)
+    assert "--uapi vendor" in decision.promise.because
+    unknown = decide(Attribute(Stage1.UNKNOWN, "?"), told, Cache.AUTO)
+    assert isinstance(unknown, Refuse)
+    assert decide_ram(told, write_back=False) == decide_ram(HOSTS["legacy"], write_back=False)
+    for host in ("mainline", "mainline-nofwb", "rfc", "legacy-nofwb"):
+        with pytest.raises(UserError, match="--uapi vendor"):
+            with_uapi(HOSTS[host], "vendor")
+
+
 def test_saying_what_the_kernel_says_itself_changes_nothing() -> None:
     assert with_uapi(HOSTS["rfc"], "rfc") is HOSTS["rfc"]
     assert isinstance(decide_ram(with_uapi(HOSTS["rfc"], "rfc"), write_back=True), Map)

@@ -304,5 +304,5 @@ def test_no_make_outlives_an_interrupted_build(tree: SourceTree) -> None:
 
 
 def test_an_unknown_flavour_is_the_users_error_and_names_the_known() -> None:
-    with pytest.raises(UserError, match="no kernel gnu; it builds mainline, rfc, legacy"):
+    with pytest.raises(UserError, match="no kernel gnu; it builds mainline, rfc, posted, percap"):
         BuiltKernel("gnu")

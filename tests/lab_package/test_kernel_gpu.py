@@ -38,10 +38,10 @@ def test_the_gpus_memory_is_ram_that_the_hosts_kernel_leaves_alone() -> None:
 
 def test_profiles_differ_in_cpu_and_kernel_only() -> None:
     profiles = {profile.name: profile for profile in gh200.profiles()}
-    names = ("gh200", "rfc", "legacy-gh200")
+    names = ("gh200", "rfc", "posted", "percap", "vendor", "legacy-gh200")
     assert list(profiles) == [f"{name}{suffix}" for name in names for suffix in ("", "-nofwb")]
     assert {profile.machine for profile in profiles.values()} == {("iommu=smmuv3",)}
-    assert len({(profile.cpu, profile.kernel) for profile in profiles.values()}) == 6
+    assert len({(profile.cpu, profile.kernel) for profile in profiles.values()}) == 12
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_host_without_the_gpu_is_said_to_be_one(tmp_path: Path) -> None:
 
 
 def test_the_hosts_setup_is_the_text_of_that_module_and_ends_with_one_line() -> None:
-    (command,) = gh200.SETUP
+    command, *_ = gh200.SETUP
     assert command.startswith("python3 -I -c ")
     with pytest.raises(SystemExit, match=r"^the GPU can't be set up: "):
         runpy.run_path(gpu.__file__, run_name="__main__")

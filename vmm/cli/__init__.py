@@ -25,6 +25,7 @@ COMMANDS = {
     "probe": "Tell what this host's KVM can do.",
     "map": "Tell what each range of a guest's memory is promised.",
     "verify": "Prove what stage 2 gives a region of a VFIO device.",
+    "evidence": "Write what this host does with a region, to be posted.",
     "vfio": "PCI devices for guests: list, bind, unbind.",
     "lab": "Emulated arm64 hosts with real KVM.",
     "help": "Show the page of a package or of an option.",

@@ -15,6 +15,7 @@ from vmm.lab.host import cleaning, packages, qemu, state, tree
 from vmm.lab.host import matrix as table
 from vmm.lab.host.client import run_in_lab
 from vmm.lab.host.emulated_host import Host
+from vmm.lab.host.ktap import ktap
 from vmm.lab.host.profiles import DEFAULT, PROFILES
 from vmm.lab.host.profiles import profile as known
 
@@ -210,6 +211,7 @@ def shell(profile: str) -> None:
 @click.option("--markdown", type=_FILE, help="Write the table into this file.")
 @click.option("--json", "as_json", type=_FILE, help="Write all that was seen into this file.")
 @click.option("--html", type=_FILE, help="Write a page into this file.")
+@click.option("--tap", is_flag=True, help="Print KTAP, as the kernel's own tests do.")
 @click.option("--expect", type=_FILE, help="Compare with this file, not with pyvmm's expectation.")
 def matrix(  # noqa: PLR0913  (one argument per option)
     names: tuple[str, ...],
@@ -218,6 +220,7 @@ def matrix(  # noqa: PLR0913  (one argument per option)
     markdown: Path | None,
     as_json: Path | None,
     html: Path | None,
+    tap: bool,
     expect: Path | None,
 ) -> None:
     """Measure the truth table of cacheable PFNMAP in hosts of PROFILE, or of all but legacy ones.
@@ -238,7 +241,7 @@ def matrix(  # noqa: PLR0913  (one argument per option)
             (html, table.html(found)),
         ]
     )
-    click.echo(table.markdown(found), nl=False)
+    click.echo("\n".join(ktap(found, expected)) + "\n" if tap else table.markdown(found), nl=False)
     differences = table.compare(found, expected)
     for difference in differences:
         click.echo(str(difference), err=True)

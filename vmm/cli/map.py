@@ -36,7 +36,7 @@ from vmm.terminal.console import terminal_size
 @click.option("--firmware", type=click.Path(path_type=Path), metavar="FILE", help="As for run.")
 @click.option("--flash", metavar="FILE[,ro]", help="As for run.")
 @click.option("--memory-write-back", is_flag=True, help="As for run.")
-@click.option("--uapi", type=click.Choice(["auto", "mainline", "rfc"]), default="auto")
+@click.option("--uapi", type=click.Choice(["auto", "mainline", "rfc", "vendor"]), default="auto")
 @click.option(
     "--svg",
     type=click.Path(path_type=Path),

@@ -79,7 +79,7 @@ class Run(click.Command):
 )
 @click.option(
     "--uapi",
-    type=click.Choice(["auto", "mainline", "rfc"]),
+    type=click.Choice(["auto", "mainline", "rfc", "vendor"]),
     default="auto",
     show_default=True,
     help="Which interface the kernel has for cacheable PFNMAP; auto finds out.",

@@ -27,7 +27,10 @@ from vmm.passthrough.region_memory import open_all
     help="The region.",
 )
 @click.option(
-    "--uapi", type=click.Choice(["auto", "mainline", "rfc"]), default="auto", help="As for run."
+    "--uapi",
+    type=click.Choice(["auto", "mainline", "rfc", "vendor"]),
+    default="auto",
+    help="As for run.",
 )
 @click.option(
     "--guest-has",
@@ -52,6 +55,7 @@ def verify(
     with ExitStack() as owned:
         system = owned.enter_context(System.open())
         capability = with_uapi(HostCapability.probe(system), uapi)
+        capability.prepare(system)
         for region in open_all(configs, system, capability, owned, 0):
             mapped = region.attribute
             if not as_json:

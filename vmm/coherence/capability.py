@@ -1,11 +1,13 @@
 """What this host's kernel offers: KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED and memory-slot flags.
 
-Three generations of kernels, told apart by their answers and not by their version:
+Generations of kernels, told apart by their answers and not by their version:
 
                  243 on /dev/kvm   243 on a VM   bit 3 on a slot
     legacy       0                 0             EINVAL           before Linux 6.17
     mainline     EINVAL            0 or 1        EINVAL           6.17 and later
     rfc          EINVAL            0 or 2        accepted, if 2   the proposal (see lab/kernel)
+    per VM       EINVAL            0 or 1        EINVAL           another: KVM_ENABLE_CAP works
+    vendor       0                 0             EINVAL           follows the VMA, says nothing
 
 A kernel that knows the capability answers EINVAL on /dev/kvm, where there is no VM; one that does
 not answers 0 (arch/arm64/kvm/arm.c, kvm_vm_ioctl_check_extension). So 0 on a VM alone says nothing;
@@ -14,7 +16,11 @@ two a vCPU's registers tell, on any kernel (`vmm.coherence.cpu`). A nonzero answ
 only with that EINVAL, and not on a CPU without FWB: out of tree, capability numbers collide.
 
 Bit 3 of a slot's flags has other uses out of tree (KVM_MEM_USERFAULT, a flag for non-coherent
-DMA). An accepted bit 3 is taken for the proposal's flag only if the capability says so as well.
+DMA). An accepted bit 3 is taken for the proposal's flag only if the capability says so, or if a
+slot of cacheable PFNMAP memory shows it: refused without the flag, taken with it
+(`vmm.coherence.udmabuf`). So the series as it was posted, with another number for its capability,
+is recognized as well. A vendor's kernel answers as a legacy one does; ``--uapi vendor`` asks for an
+experiment with each region (`vmm.passthrough.region_memory`).
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
+from vmm.coherence import udmabuf
 from vmm.coherence.cpu import CacheFeatures
 from vmm.kvm.capability import Cap
 from vmm.kvm.fd import KvmError
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from collections.abc import Mapping as MappingType
 
+    from vmm.coherence.udmabuf import SlotAnswers
     from vmm.kvm.system import System
     from vmm.kvm.vm import Vm
 
@@ -61,6 +69,8 @@ class Generation(Enum):
     LEGACY = "legacy"
     MAINLINE = "mainline"
     RFC = "rfc"
+    PER_VM = "per VM"
+    VENDOR = "vendor"
 
 
 class FlagAnswer(Enum):
@@ -104,8 +114,12 @@ class HostCapability:
             on_vm = _answer(vm.check_extension)
             flags = probe_flags(vm)
             cpu = CacheFeatures.of_vm(vm)
+            sample = udmabuf.ask(vm)
+            per_vm = on_system is None and bool(on_vm) and _enabled(vm)
+            if per_vm:
+                sample = udmabuf.ask(vm)
         bit3 = flags[MemFlag.WRITE_BACK.name or ""]["KVM_SET_USER_MEMORY_REGION"]
-        support, generation, evidence = judge(on_system, on_vm, bit3, cpu)
+        support, generation, evidence = judge(on_system, on_vm, bit3, cpu, sample, per_vm=per_vm)
         if bit3 is FlagAnswer.ACCEPTED and generation is not Generation.RFC:
             flags = {**flags, MemFlag.WRITE_BACK.name or "": _ambiguous(flags)}
         return cls(
@@ -119,6 +133,11 @@ class HostCapability:
             flags=flags,
             evidence=evidence,
         )
+
+    def prepare(self, system: System) -> None:
+        """Make *system*'s VMs ask for what the kernel gives only to VMs that do."""
+        if self.generation is Generation.PER_VM:
+            system.vm_capabilities = (int(CAPABILITY),)
 
     @property
     def forces_write_back(self) -> bool:
@@ -172,13 +191,40 @@ class HostCapability:
         ]
 
 
-def judge(
+def judge(  # noqa: PLR0913  (one argument for each answer)
     on_system: int | None,
     on_vm: int | None,
     bit3: FlagAnswer,
     cpu: CacheFeatures,
+    sample: SlotAnswers | None = None,
+    *,
+    per_vm: bool = False,
 ) -> tuple[Support, Generation, tuple[str, ...]]:
-    """Return support, generation and evidence for the answers of a kernel. Pure."""
+    """Return support, generation and evidence for the answers of a kernel. Pure.
+
+    *per_vm*: the capability could be enabled on the VM, which *sample* then was a slot of.
+    """
+    seen = () if sample is None else (str(sample),)
+    if bit3 is FlagAnswer.ACCEPTED and sample is not None and sample.is_the_proposal:
+        claimed = on_system is None and on_vm is not None and on_vm & ON_REQUEST
+        if not claimed:
+            what = f"no capability {int(CAPABILITY)} claims flag bit 3, but it works as proposed"
+            return Support.SUPPORTED, Generation.RFC, (what, *seen)
+    support, generation, evidence = _by_answers(on_system, on_vm, bit3, cpu)
+    if support is Support.SUPPORTED and sample is not None:
+        wanted = (False, True) if generation is Generation.RFC else (True, False)
+        if (sample.plain, sample.flagged and generation is Generation.RFC) != wanted:
+            support, evidence = Support.UNSUPPORTED, (*evidence, "but slots show otherwise")
+    if per_vm and generation is Generation.MAINLINE:
+        generation = Generation.PER_VM
+        evidence = (*evidence, "and KVM_ENABLE_CAP of it on a VM works: each VM has to ask")
+    return support, generation, (*evidence, *seen)
+
+
+def _by_answers(
+    on_system: int | None, on_vm: int | None, bit3: FlagAnswer, cpu: CacheFeatures
+) -> tuple[Support, Generation, tuple[str, ...]]:
+    """Judge what KVM_CHECK_EXTENSION and a slot of ordinary memory say."""
     number = int(CAPABILITY)
     accepted = bit3 is FlagAnswer.ACCEPTED
     stray: tuple[str, ...] = ()
@@ -268,6 +314,15 @@ def _ambiguous(flags: MappingType[str, MappingType[str, FlagAnswer]]) -> dict[st
         ioctl: FlagAnswer.AMBIGUOUS if answer is FlagAnswer.ACCEPTED else answer
         for ioctl, answer in flags[MemFlag.WRITE_BACK.name or ""].items()
     }
+
+
+def _enabled(vm: Vm) -> bool:
+    """Return whether the capability can be enabled on *vm*; mainline has nothing to enable."""
+    try:
+        vm.enable_cap(int(CAPABILITY))
+    except KvmError:
+        return False
+    return True
 
 
 def _answer(check: Callable[[int], int]) -> int | None:

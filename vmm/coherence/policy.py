@@ -111,6 +111,10 @@ class Promise:
 MANAGED: Final = Attribute(Stage1.CACHEABLE, "the kernel manages it, and maps it cacheable")
 """RAM, files, and all other memory that is not a device's."""
 
+DAX: Final = Attribute(
+    Stage1.CACHEABLE, "a DAX file: persistent memory, which the kernel manages, and maps cacheable"
+)
+
 NVGRACE: Final = "nvgrace_gpu_vfio_pci"
 NVGRACE_REGIONS: Final = {
     2: Attribute(
@@ -164,6 +168,9 @@ def _decide_uncached(attribute: Attribute, cache: Cache) -> Decision:
 
 
 def _decide_cacheable(capability: HostCapability) -> Decision:
+    if capability.generation is Generation.VENDOR:
+        because = "a scratch guest has proved it, as --uapi vendor asks"
+        return Map(MemFlag(0), Promise(Stage2.FORCED_WRITE_BACK, because))
     if capability.support is Support.UNKNOWN:
         return Refuse(
             "this kernel does not know KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED (243): it would "
@@ -219,10 +226,11 @@ def decide_ram(capability: HostCapability, *, write_back: bool) -> Decision:
 
 
 def _decide_ram_flag(capability: HostCapability) -> Decision:
-    """Return the decision for ``--memory-write-back``: only capability 243 proves the flag's bit.
+    """Return the decision for ``--memory-write-back``: the flag's bit has to be proved.
 
-    Ordinary memory shows nothing about it: a kernel that has the proposal, and one that uses bit 3
-    for something else, both take such a slot with the flag and without.
+    Capability 243 proves it, or a slot of cacheable PFNMAP memory (`vmm.coherence.udmabuf`). Other
+    memory shows nothing: a kernel that has the proposal, and one that uses bit 3 for something
+    else, both take such a slot with the flag and without.
     """
     leave_out = "leave the option out: RAM is forced Write-Back wherever the host has FWB"
     if capability.generation is not Generation.RFC:
@@ -234,7 +242,7 @@ def _decide_ram_flag(capability: HostCapability) -> Decision:
     if capability.said:
         return Refuse(
             "--memory-write-back: only --uapi rfc says that memory-slot flag bit 3 means "
-            "Write-Back: capability 243 does not claim it, and ordinary memory cannot show it",
+            "Write-Back: capability 243 does not claim it, and there is no udmabuf that shows it",
             leave_out,
         )
     if capability.support is not Support.SUPPORTED:
@@ -247,18 +255,31 @@ def _decide_ram_flag(capability: HostCapability) -> Decision:
     return Map(MemFlag.WRITE_BACK, Promise(Stage2.FORCED_WRITE_BACK, because))
 
 
+def _check_vendor(capability: HostCapability) -> None:
+    """Raise `UserError` where there can be no kernel that follows the VMA without a word."""
+    leave_out = "leave the option out"
+    if capability.support is not Support.UNKNOWN:
+        raise UserError(
+            f"--uapi vendor: this kernel knows capability 243: {capability.evidence[0]}", leave_out
+        )
+    if capability.cpu.fwb is not True:
+        raise UserError("--uapi vendor: this host is not known to have FEAT_S2FWB", leave_out)
+
+
 def with_uapi(capability: HostCapability, uapi: str) -> HostCapability:
-    """Return *capability* changed as ``--uapi`` says: auto, mainline or rfc.
+    """Return *capability* changed as ``--uapi`` says: auto, mainline, rfc or vendor.
 
     Evidence goes first: saying so does not make a kernel know the capability or a flag that it
-    has refused. With rfc, an accepted flag bit 3 that no capability claims is taken for the
-    proposal's for device memory only: `vmm.passthrough.region_memory` then tests that on a scratch
-    VM before it maps any. RAM gets neither the flag nor a promise for it (`decide_ram`). Raises
-    `UserError` for rfc on a kernel that refuses the flag.
+    has refused. What is said counts for device memory only, and only after a test of it on a
+    scratch VM (`vmm.passthrough.region_memory`): with rfc, that an accepted flag bit 3 is the
+    proposal's; with vendor, that the region is Write-Back at stage 2. RAM gets neither a flag nor
+    a promise for it (`decide_ram`). Raises `UserError` for what the kernel's answers rule out.
     """
     if uapi == "auto" or capability.generation is Generation(uapi):
         return capability
     generation, support = Generation(uapi), capability.support
+    if generation is Generation.VENDOR:
+        _check_vendor(capability)
     if generation is Generation.RFC:
         flag = capability.flag_answer
         if flag is FlagAnswer.UNSUPPORTED and support is Support.SUPPORTED:

@@ -81,7 +81,7 @@ def observe(guest: ScratchGuest, offset: int, contents: Contents | None) -> Obse
         seen = _look_at_memory(guest, offset, contents)
     return replace(
         seen,
-        dump=_dump(guest, offset),
+        dump=seen.dump or _dump(guest, offset),
         fwb=guest.cpu.fwb,
         pfnmap=None if guest.behind is None else guest.behind.is_pfnmap,
         offset=offset,
@@ -89,11 +89,16 @@ def observe(guest: ScratchGuest, offset: int, contents: Contents | None) -> Obse
 
 
 def _look_at_registers(guest: ScratchGuest, offset: int) -> Observations:
-    """Execute the page, and load from it if it is the first."""
+    """Execute the page, and load from it if it is the first.
+
+    The dump is taken between them. Without FWB, KVM unmaps all when a vCPU that has run is
+    initialized again (arch/arm64/kvm/arm.c), and without DIC what is only loaded is not executable.
+    """
     fetch = guest.run("jump", offset)
     if offset or fetch.fate not in (Fate.RAN, Fate.ABORTED):
         return Observations(fetch=fetch)
-    return Observations(fetch=fetch, unaligned=guest.run("unaligned", offset))
+    dumped = _dump(guest, offset)
+    return Observations(fetch=fetch, unaligned=guest.run("unaligned", offset), dump=dumped)
 
 
 def _look_at_memory(guest: ScratchGuest, offset: int, contents: Contents) -> Observations:

@@ -137,6 +137,23 @@ class Features:
 PLAIN: Final = Features()
 
 
+def first_registers(entry: int, offset: int, granule: Granule) -> dict[int, int]:
+    """Return the registers, by id, with which a program at *entry* begins; others are poisoned."""
+    return {
+        registers.x(0): RANGE + offset,
+        registers.x(4): RET,
+        registers.x(20): MAILBOX,
+        registers.SP_EL1: POISON,
+        registers.PC: entry,
+        registers.PSTATE: EL1H,
+        registers.MAIR_EL1: MAIR,
+        registers.TCR_EL1: TCR | granule.tcr,
+        registers.TTBR0_EL1: RAM + TABLE,
+        registers.VBAR_EL1: RAM,
+        registers.SCTLR_EL1: SCTLR,
+    }
+
+
 class ScratchGuest(Closeable):
     """Own a VM with a slot of *size* bytes at *host_address*, registered with *flags*.
 
@@ -206,19 +223,8 @@ class ScratchGuest(Closeable):
         vcpu.arm_vcpu_init(self._init)
         for number in range(31):
             vcpu.set_one_reg(registers.x(number), POISON)
-        for register, value in {
-            registers.x(0): RANGE + offset,
-            registers.x(4): RET,
-            registers.x(20): MAILBOX,
-            registers.SP_EL1: POISON,
-            registers.PC: self._entries[program],
-            registers.PSTATE: EL1H,
-            registers.MAIR_EL1: MAIR,
-            registers.TCR_EL1: TCR | self.granule.tcr,
-            registers.TTBR0_EL1: RAM + TABLE,
-            registers.VBAR_EL1: RAM,
-            registers.SCTLR_EL1: SCTLR,
-        }.items():
+        first = first_registers(self._entries[program], offset, self.granule)
+        for register, value in first.items():
             vcpu.set_one_reg(register, value)
         expired = Event()
 
@@ -250,6 +256,11 @@ class ScratchGuest(Closeable):
     def behind(self) -> Vma | None:
         """The host's mapping behind the range, as it was when first asked for."""
         return vma.find(self._where[2])
+
+    def set_flags(self, flags: int) -> None:
+        """Change the flags of the slot under test. Raises `KvmError`."""
+        self.vm.set_user_memory_region(1, flags, *self._where)
+        self.flags = flags
 
     def _complete(self) -> None:
         """Let KVM complete the access that exited, without running the guest.

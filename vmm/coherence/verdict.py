@@ -105,6 +105,12 @@ class Observations:
     pfnmap: bool | None = None
     offset: int = 0
 
+    @property
+    def unreached(self) -> int | None:
+        """KVM_RUN's errno, if already the first access failed with one; else None."""
+        first = self.aligned or self.fetch
+        return first.errno if first is not None and first.fate is Fate.FAILED else None
+
 
 # --- judge ----------------------------------------------------------------------------------------
 
@@ -129,7 +135,8 @@ def judge(*seen: Observations) -> Verdict:
     if memory_type in NORMAL:
         evidence.append(_on_whose_word(seen[0]))
     if memory_type in CACHEABLE:
-        evidence.append(f"the host {'has' if seen[0].fwb else 'is not known to have'} FEAT_S2FWB")
+        has = {True: "has", False: "has no", None: "is not known to have"}[seen[0].fwb]
+        evidence.append(f"the host {has} FEAT_S2FWB")
     return Verdict(memory_type, tuple(evidence))
 
 

@@ -30,7 +30,12 @@ HINTS: Final = {
 
 
 class System(KvmFd):
-    """KVM's system file descriptor."""
+    """KVM's system file descriptor.
+
+    `create_vm` enables *vm_capabilities* on each VM (KVM_ENABLE_CAP).
+    """
+
+    vm_capabilities: tuple[int, ...] = ()
 
     @classmethod
     def open(cls, path: str = DEVICE) -> System:
@@ -78,4 +83,11 @@ class System(KvmFd):
         bits = max(min(DEFAULT_IPA_BITS, self.ipa_bits()), (end - 1).bit_length())
         machine_type = 0 if bits == DEFAULT_IPA_BITS else bits
         fd = self.ioctl(Ioctl.KVM_CREATE_VM, machine_type, type=machine_type)
-        return Vm(fd, self.vcpu_mmap_size())
+        vm = Vm(fd, self.vcpu_mmap_size())
+        try:
+            for capability in self.vm_capabilities:
+                vm.enable_cap(capability)
+        except BaseException:
+            vm.close()
+            raise
+        return vm

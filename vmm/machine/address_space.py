@@ -127,6 +127,10 @@ class AddressSpace(Closeable):
             file = self._owned.enter_context(PmemFile(config))
             check(file.size, "use less --memory")
             file.base = base
+            if file.is_dax:
+                from vmm.coherence import dax
+
+                dax.check(f"--pmem {config.path}", self._system, file.region())
             base += file.size
             found.append(file)
         return found
@@ -176,7 +180,9 @@ class AddressSpace(Closeable):
         from vmm.coherence.capability import HostCapability
         from vmm.coherence.policy import with_uapi
 
-        return with_uapi(HostCapability.probe(self._system), self._config.uapi)
+        found = with_uapi(HostCapability.probe(self._system), self._config.uapi)
+        found.prepare(self._system)
+        return found
 
     @property
     def end(self) -> int:
@@ -281,7 +287,9 @@ class AddressSpace(Closeable):
         *flash* has the name and slot of each bank of flash that is mapped.
         """
         from vmm.coherence.ledger import Entry, Ledger
-        from vmm.coherence.policy import MANAGED, Map, decide_ram
+        from vmm.coherence.policy import DAX, MANAGED, Map, decide_ram
+
+        on_dax = {file.base for file in self.pmems if file.is_dax}
 
         def promise(*, write_back: bool) -> Promise:
             decision = decide_ram(self.capability, write_back=write_back)
@@ -295,7 +303,7 @@ class AddressSpace(Closeable):
                 region.base,
                 region.size,
                 region.backing,
-                MANAGED,
+                DAX if region.base in on_dax else MANAGED,
                 ram,
                 number,
                 self._flags(region),

@@ -79,14 +79,17 @@ class FlashFile(Closeable):
             with ffi.from_buffer("uint8_t[]", mapping) as pointer:
                 self.host_address = int(ffi.cast("uintptr_t", pointer))
             whole = self._size - self._size % mmap.PAGESIZE
-            if whole and self._fd is not None:
+            on_dax = self._fd is not None and lib.pyvmm_is_dax(self._fd)
+            if whole and self._fd is not None and not on_dax:
                 _place(self.host_address, self._fd, whole)
             self._map_erased(whole)
             self._view = memoryview(mapping)
             self._owned.callback(self._view.release)
-            if tail := self._size - whole:
+            # Pages of DAX files may be Device at stage 2 (vmm/coherence/dax.py): copy them.
+            copied = 0 if on_dax else whole
+            if self._size > copied:
                 assert self._fd is not None
-                self._view[whole : self._size] = os.pread(self._fd, tail, whole)
+                self._view[copied : self._size] = os.pread(self._fd, self._size - copied, copied)
         except (OSError, ValueError) as error:
             raise HostError(
                 f"{self._option}: cannot map a bank of flash: {error}",

@@ -8,42 +8,42 @@ from __future__ import annotations
 
 import errno
 import json
-import mmap
-import os
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from vmm.coherence.policy import Stage1, region_attribute
-from vmm.coherence.prove import prove
+from vmm.coherence.prove import observe, pages
+from vmm.coherence.scratch import ScratchGuest
+from vmm.coherence.verdict import judge
 from vmm.kvm.fd import KvmError
 from vmm.kvm.system import System
 from vmm.kvm.vm import MemFlag
-from vmm.memory import Region
-from vmm.passthrough.region_memory import RegionContents
+from vmm.passthrough.memslot_cases import ORDINARY, Regions, StepError, dax_case
 from vmm.vfio.device import open_device
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
-    from vmm.coherence.prove import Contents
+    from vmm.passthrough.memslot_cases import Case, Memory
 
-ORDINARY: Final = ("anonymous", "memfd", "hugetlbfs")
-REGIONS: Final = (0, 2, 4)
-SIZE: Final = 4 << 20
-HUGE_PAGES: Final = Path("/proc/sys/vm/nr_hugepages")
+
+SEED: Final = 0
+"""Chooses the pages that are looked at besides the first and the last."""
+SHORT: Final = 5.0
+"""Seconds for the guest where the mapping changes under the slot: Linux 6.12 can spin there."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One slot: the kernel's answer, and the memory type at stage 2.
 
-    memory    anonymous, memfd, hugetlbfs, or region N
-    flag      whether the Write-Back flag was set
-    answer    "ok", or the errno's name
-    verdict   a `MemoryType`'s value; empty if there was no slot
+    memory     the case's name
+    flag       whether the Write-Back flag was set
+    answer     "ok"; or the errno's name, after the step that failed unless it was the slot's ioctl
+    verdict    a `MemoryType`'s value; empty if there was no slot, or no access reached the memory
+    cacheable  whether the host maps it cacheable
     """
 
     memory: str
@@ -51,102 +51,72 @@ class Row:
     answer: str
     verdict: str
     evidence: tuple[str, ...] = ()
+    cacheable: bool = True
 
 
-class Bytes:
-    """The contents of ordinary memory, for `vmm.coherence.verdict`."""
+def take(bdf: str, dax: Path | None = None) -> list[Row]:
+    """Return the rows of this host and of the device at *bdf*. Raises `HostError`.
 
-    def __init__(self, view: memoryview) -> None:
-        self._view = view
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return *size* bytes."""
-        return bytes(self._view[offset : offset + size])
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Write *data*."""
-        self._view[offset : offset + len(data)] = data
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Memory that is made a slot."""
-
-    name: str
-    host_address: int
-    size: int
-    contents: Contents | None
-
-
-def take(bdf: str) -> list[Row]:
-    """Return the rows of this host and of the device at *bdf*. Raises `HostError`."""
+    *dax* is a directory of a file system that is mounted with DAX.
+    """
     with ExitStack() as owned:
         system = owned.enter_context(System.open())
-        return [
-            _row(system, memory, flag)
-            for memory in [*_ordinary(owned), *_regions(bdf, owned)]
-            for flag in (False, True)
-        ]
+        device = owned.enter_context(open_device(bdf))
+        device.enable_memory()
+        ordinary = [*ORDINARY, *([dax_case(dax)] if dax else [])]
+        return survey(system, [*ordinary, *Regions(device).cases()])
 
 
-def _row(system: System, memory: Memory, flag: bool) -> Row:  # noqa: FBT001  (a column)
-    flags = int(MemFlag.WRITE_BACK) if flag else 0
+def survey(system: System, cases: Iterable[Case]) -> list[Row]:
+    """Return two rows for each of *cases*: without the Write-Back flag, and with it."""
+    return [_row(system, case, flag) for case in cases for flag in (False, True)]
+
+
+def _row(system: System, case: Case, flag: bool) -> Row:  # noqa: FBT001  (a column)
     try:
-        verdict = prove(
-            system, memory.host_address, memory.size, flags=flags, contents=memory.contents
+        with case.make() as memory:
+            answer, verdict, evidence = _try(system, memory, flag)
+    except StepError as error:
+        answer, verdict, evidence = f"{error.what} {_name(error.number)}", "", ()
+    return Row(case.name, flag, answer, verdict, evidence, case.cacheable)
+
+
+def _try(system: System, memory: Memory, flag: bool) -> tuple[str, str, tuple[str, ...]]:  # noqa: FBT001
+    flags = int(memory.flags | (MemFlag.WRITE_BACK if flag else 0))
+    make = memory.register
+    try:
+        guest = ScratchGuest(
+            system,
+            memory.host_address,
+            memory.size,
+            flags,
+            register=None if make is None else lambda vm: make(vm, flags),
         )
     except KvmError as error:
-        name = errno.errorcode.get(error.errno, str(error.errno))
-        return Row(memory.name, flag, name, "")
-    return Row(memory.name, flag, "ok", verdict.memory_type.value, verdict.evidence)
+        return _name(error.errno), "", ()
+    with guest:
+        if memory.then is not None:
+            guest.timeout = SHORT
+            try:
+                memory.then(guest)
+            except KvmError as error:
+                return f"later {_name(error.errno)}", "", ()
+        offsets = pages(memory.size, SEED) if memory.offset is None else [memory.offset]
+        seen = [observe(guest, offset, memory.contents) for offset in offsets]
+        verdict = judge(*seen)
+        if seen[0].unreached is not None:
+            return f"KVM_RUN {_name(seen[0].unreached)}", "", verdict.evidence
+        return "ok", verdict.memory_type.value, verdict.evidence
 
 
-def _ordinary(owned: ExitStack) -> Iterator[Memory]:
-    for name in ORDINARY:
-        if name == "hugetlbfs":
-            pages = SIZE // (2 << 20)
-            with suppress(OSError):
-                HUGE_PAGES.write_text(f"{pages}\n")
-        mapping = _map(name)
-        if mapping is None:
-            continue
-        view = memoryview(mapping)
-        owned.callback(mapping.close)
-        owned.callback(view.release)
-        yield Memory(name, Region(0, view).host_address, SIZE, Bytes(view))
-
-
-def _map(name: str) -> mmap.mmap | None:
-    if name == "anonymous":
-        return mmap.mmap(-1, SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    flags = os.MFD_CLOEXEC | (os.MFD_HUGETLB if name == "hugetlbfs" else 0)
-    try:
-        fd = os.memfd_create(name, flags)
-    except OSError:
-        return None  # a kernel without hugetlbfs
-    try:
-        os.ftruncate(fd, SIZE)
-        return mmap.mmap(fd, SIZE, mmap.MAP_SHARED)
-    except OSError:
-        return None  # no huge page is free
-    finally:
-        os.close(fd)
-
-
-def _regions(bdf: str, owned: ExitStack) -> Iterator[Memory]:
-    device = owned.enter_context(open_device(bdf))
-    device.enable_memory()
-    for index in REGIONS:
-        region = device.region(index)
-        mapping = region.map()
-        cacheable = region_attribute(device.function.driver or "", index).stage1 is Stage1.CACHEABLE
-        contents = RegionContents(region, mapping.area.base) if cacheable else None
-        yield Memory(f"region {index}", mapping.host_address, mapping.size, contents)
+def _name(number: int) -> str:
+    return errno.errorcode.get(number, str(number))
 
 
 def main() -> None:
-    """Print the rows as JSON: ``python3 -m vmm.passthrough.memslot_survey BDF``."""
-    rows = take(sys.argv[1])
+    """Print the rows as JSON: ``python3 -m vmm.passthrough.memslot_survey BDF [DIRECTORY]``."""
+    bdf, *directory = sys.argv[1:]
+    rows = take(bdf, *map(Path, directory))
     sys.stdout.write(json.dumps([asdict(row) for row in rows]) + "\n")
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from vmm.address_range import AddressRange
 from vmm.closeable import Closeable
 from vmm.coherence import explain, stage1, vma
+from vmm.coherence.capability import Generation
 from vmm.coherence.ledger import Entry
 from vmm.coherence.policy import (
     Cache,
@@ -188,7 +189,20 @@ class RegionMemory(Closeable):
         if not self.region.info.areas:
             self.region.check_map()
         self._check_flag(decision)
+        if self._capability.generation is Generation.VENDOR and self.can_be_cacheable:
+            self._experiment(decision)
         return decision
+
+    def _experiment(self, decision: Map) -> None:
+        """Raise `HostError` unless a scratch guest proves each mapping forced Write-Back."""
+        for mapping in self._mappings:
+            verdict = self._prove(mapping, decision.flags, PLAIN)
+            if verdict.memory_type is not MemoryType.FORCED_WRITE_BACK:
+                raise HostError(
+                    f"{self._option}: --uapi vendor: this kernel does not map it Write-Back at "
+                    f"stage 2: {verdict}",
+                    "leave --uapi out, or use cache=forbid to trap each access",
+                )
 
     def _check_flag(self, chosen: Map) -> None:
         """Check that flag bit 3 is the proposal's, even if ``--uapi`` says so.

@@ -8,6 +8,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
+from vmm._native import lib
 from vmm.closeable import Closeable
 from vmm.errors import HostError, UserError
 from vmm.image_lock import lock_image
@@ -101,6 +102,11 @@ class PmemFile(Closeable):
                 f"{self._option}: cannot map its {self.size >> 20} MiB: {error}", hint
             ) from error
         self._view = memoryview(self._mapping)
+
+    @property
+    def is_dax(self) -> bool:
+        """Whether it is mapped from persistent memory directly: see `vmm.coherence.dax`."""
+        return bool(lib.pyvmm_is_dax(self._fd))
 
     def region(self) -> Region:
         """Return the mapping as a region of guest memory at `base`."""

@@ -12,7 +12,7 @@ from vmm.coherence.scratch_table import Granule
 from vmm.errors import HostError
 from vmm.kvm.system import System
 from vmm.memory import Mapping, Region
-from vmm.passthrough.memslot_survey import Bytes
+from vmm.passthrough.memslot_cases import Bytes
 
 SIZE = 4 << 20
 KINDS = {

@@ -4,7 +4,7 @@ The driver needs memory that the CPU reaches coherently and that firmware descri
 and a PCI function whose BAR 0 says that the GPU is ready:
 
     host physical       0x40000000          0xc0000000                        0x120000000
-    RAM (-m 4G)         | the host's, mem=2G | usemem 512M | resmem 1G        | unused |
+    RAM (-m 4G)         | the host's, mem=2G | usemem 512M | resmem 1G        | pmem 64M |
                                              `-- nvidia,gpu-mem-base-pa, gpu-mem-size
     PCI 00:10.0         bochs-display: BAR 0 is 16 MiB of memory -> VFIO region 0
                                                   resmem  -> VFIO region 2, Normal-NC
@@ -31,6 +31,9 @@ GPU_MEMORY = 0x60000000
 """Bytes of it that are the GPU's. nvgrace-gpu takes 1 GiB of them as resmem; usemem is the rest,
 rounded down to a multiple of 512 MiB."""
 
+PMEM_SIZE = 64 << 20
+"""Bytes after the GPU's that are /dev/pmem0, for file systems with DAX."""
+
 COMMAND_LINE = f"mem={HOST_MEMORY >> 20}M"
 MACHINE = ("iommu=smmuv3",)
 
@@ -45,10 +48,15 @@ DEVICES = (f"bochs-display,addr={_SLOT:#x},romfile=",)
 
 _NO_FWB = "on a Neoverse N1, without FEAT_S2FWB"
 
+DAX = "/run/dax"
+"""A directory of the host that is a file system with DAX, on the persistent memory."""
+
 SETUP = (
     f"python3 -I -c {shlex.quote((Path(__file__).parents[1] / 'inside' / 'gpu.py').read_text())}",
+    f"mkdir {DAX} && mke2fs -b 4096 /dev/pmem0 >/dev/null",
+    f"mount -t ext4 -o dax=always /dev/pmem0 {DAX}",
 )
-"""Shell commands that make the GPU ready in a host that is up."""
+"""Shell commands that make the GPU and the file system ready in a host that is up."""
 
 
 def add_gpu(path: Path) -> None:
@@ -66,7 +74,17 @@ def add_gpu(path: Path) -> None:
             "nvidia,gpu-mem-size": fdt.u64(GPU_MEMORY),
         },
     )
-    path.write_bytes(fdt.dumps(root.insert(f"/{bridge}", gpu)))
+    base = _RAM_BASE + HOST_MEMORY + GPU_MEMORY
+    # Documentation/devicetree/bindings/pmem/pmem-region.yaml
+    pmem = fdt.Node(
+        f"pmem@{base:x}",
+        {
+            "compatible": "pmem-region",
+            "reg": fdt.u64(base, PMEM_SIZE),
+            "volatile": b"",
+        },
+    )
+    path.write_bytes(fdt.dumps(root.insert(f"/{bridge}", gpu).insert("/", pmem)))
 
 
 def profiles() -> tuple[Profile, ...]:
@@ -95,11 +113,33 @@ def profiles() -> tuple[Profile, ...]:
         description="gh200 with 6.12, which maps cacheable device memory as Device",
         kernel=BuiltKernel("legacy"),
     )
+    designs = {
+        "posted": "gh200 whose kernel has that flag as a series had it, with capability 240",
+        "percap": "gh200 whose kernel wants a capability enabled for each VM",
+        "vendor": "gh200 whose kernel follows the VMA and has no capability to say so",
+    }
+    others = [
+        replace(fwb, name=name, description=description, kernel=BuiltKernel(name))
+        for name, description in designs.items()
+    ]
     return (
         fwb,
         replace(fwb, name="gh200-nofwb", description=f"gh200, {_NO_FWB}", cpu="neoverse-n1"),
         rfc,
         replace(rfc, name="rfc-nofwb", description=f"rfc, {_NO_FWB}", cpu="neoverse-n1"),
+        *(
+            profile
+            for one in others
+            for profile in (
+                one,
+                replace(
+                    one,
+                    name=f"{one.name}-nofwb",
+                    description=f"{one.name}, {_NO_FWB}",
+                    cpu="neoverse-n1",
+                ),
+            )
+        ),
         legacy,
         replace(
             legacy,

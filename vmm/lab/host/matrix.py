@@ -1,6 +1,6 @@
 """The truth table of cacheable PFNMAP, measured in a host of each kind, and what is expected.
 
-{legacy, mainline, rfc} x {FWB, no FWB} x {kinds of memory} x {flag, no flag}
+{mainline, rfc, posted, per VM, vendor, legacy} x {FWB, no FWB} x {memory} x {flag, no flag}
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vmm.errors import HostError, UserError
 from vmm.lab.host.emulated_host import Host
-from vmm.lab.host.gh200 import BDF
+from vmm.lab.host.gh200 import BDF, DAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +23,12 @@ PROFILES: Final = {
     "gh200-nofwb": ("mainline", "no FWB"),
     "rfc": ("rfc", "FWB"),
     "rfc-nofwb": ("rfc", "no FWB"),
+    "posted": ("posted", "FWB"),
+    "posted-nofwb": ("posted", "no FWB"),
+    "percap": ("per VM", "FWB"),
+    "percap-nofwb": ("per VM", "no FWB"),
+    "vendor": ("vendor", "FWB"),
+    "vendor-nofwb": ("vendor", "no FWB"),
     "legacy-gh200": ("legacy", "FWB"),
     "legacy-gh200-nofwb": ("legacy", "no FWB"),
 }
@@ -31,8 +37,10 @@ PROFILES: Final = {
 EXPECTATION: Final = Path(__file__).with_name("matrix.json")
 """Every profile's expected results: profile -> memory -> [without the flag, with it]."""
 
-HAZARD: Final = "Device"
-"""The memory type that legacy kernels give cacheable PFNMAP memory, without an error."""
+TYPES: Final = frozenset({"forced WB", "guest decides", "NC", "Device", "mixed", "undecidable"})
+"""The values of `vmm.coherence.verdict.MemoryType`."""
+HAZARDS: Final = frozenset({"Device", "NC"})
+"""Memory types that memory must not have at stage 2 if the host maps it cacheable."""
 
 TIMEOUT: Final = 300.0
 """Seconds that a survey may take."""
@@ -72,7 +80,7 @@ def measure(profile: str) -> Rows:
 
 def survey(host: Host) -> Rows:
     """Survey memory slots in *host*. Raises HostError if the survey fails."""
-    done = host.run(["python3", "-m", "vmm.passthrough.memslot_survey", BDF], timeout=TIMEOUT)
+    done = host.run(["python3", "-m", "vmm.passthrough.memslot_survey", BDF, DAX], timeout=TIMEOUT)
     if done.status != 0:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise HostError(f"the survey failed in lab host {host.record.profile}: {' '.join(last)}")
@@ -132,19 +140,28 @@ def as_expected(found: Matrix) -> dict[str, dict[str, list[str]]]:
 # --- for people --------------------------------------------------------------------------------
 
 
+def cell(plain: str, flagged: str) -> str:
+    """Return one cell: what a slot gives, and with the Write-Back flag unless that is EINVAL."""
+    if flagged in ("EINVAL", plain):
+        return f"{plain}, flag too" if plain == flagged and plain in TYPES else plain
+    return f"{plain}; flag: {flagged}"
+
+
+def _hazardous(rows: Rows, memory: str) -> bool:
+    """Return whether a slot of *memory*, which the host maps cacheable, is not so at stage 2."""
+    return any(
+        row["cacheable"] and row["verdict"] in HAZARDS for row in rows if row["memory"] == memory
+    )
+
+
 def _cells(found: Matrix) -> tuple[list[str], list[list[str]]]:
     """Return the head and the lines of a table that has a column for each host."""
     table = as_expected(found)
     kinds = dict.fromkeys(memory for rows in table.values() for memory in rows)
-    head = ["memory", "flag", *(", ".join(PROFILES[profile]) for profile in table)]
+    head = ["memory", *(", ".join(PROFILES[profile]) for profile in table)]
     body = [
-        [
-            kind,
-            "yes" if flag else "no",
-            *(rows.get(kind, ["-", "-"])[flag] for rows in table.values()),
-        ]
+        [kind, *(cell(*rows[kind]) if kind in rows else "-" for rows in table.values())]
         for kind in kinds
-        for flag in (0, 1)
     ]
     return head, body
 
@@ -152,8 +169,13 @@ def _cells(found: Matrix) -> tuple[list[str], list[list[str]]]:
 def markdown(found: Matrix) -> str:
     """Return the table as Markdown, with what is a hazard in bold."""
     head, body = _cells(found)
-    cells = [[f"**{cell}**" if cell == HAZARD else cell for cell in line] for line in body]
-    lines = [head, ["---"] * len(head), *cells]
+    lines = [head, ["---"] * len(head)]
+    for memory, *values in body:
+        marked = [
+            f"**{value}**" if _hazardous(rows, memory) else value
+            for value, rows in zip(values, found.values(), strict=True)
+        ]
+        lines.append([memory, *marked])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -161,7 +183,7 @@ STYLE: Final = (
     "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}"
     "td,th{border:1px solid #bbb;padding:.4em .7em;text-align:left}"
     ".forced-WB{background:#c8e6c9}.guest-decides{background:#fff59d}.NC{background:#bbdefb}"
-    ".Device{background:#ef9a9a}"
+    ".hazard{background:#ef9a9a}"
     ".EINVAL{background:#eee;color:#777}"
 )
 
@@ -169,29 +191,35 @@ STYLE: Final = (
 def html(found: Matrix) -> str:
     """Return the table as a self-contained HTML page; a cell's tooltip is its evidence."""
     head, body = _cells(found)
-    evidence = {
-        (profile, row["memory"], row["flag"]): "\n".join(row["evidence"])
-        for profile, rows in found.items()
-        for row in rows
-    }
-    rows = []
-    for memory, flag, *values in body:
-        cells = [f"<th>{escape(memory)}</th><th>{flag}</th>"]
-        for profile, value in zip(found, values, strict=True):
-            why = escape(evidence.get((profile, memory, flag == "yes"), ""), quote=True)
-            cells.append(
-                f'<td class="{value.replace(" ", "-")}" title="{why}">{escape(value)}</td>'
-            )
-        rows.append(f"<tr>{''.join(cells)}</tr>")
+    lines = []
+    for memory, *values in body:
+        cells = [f"<th>{escape(memory)}</th>"]
+        for rows, value in zip(found.values(), values, strict=True):
+            why = escape(_evidence(rows, memory), quote=True)
+            kind = "hazard" if _hazardous(rows, memory) else value.partition(",")[0]
+            kind = kind.partition(";")[0].replace(" ", "-")
+            cells.append(f'<td class="{kind}" title="{why}">{escape(value)}</td>')
+        lines.append(f"<tr>{''.join(cells)}</tr>")
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         f"<title>Cacheable PFNMAP, kernel by kernel</title><style>{STYLE}</style>"
         "<h1>What stage 2 gives, kernel by kernel</h1>"
         "<p>Each cell is a memory slot that was registered and proved by a guest of its own: "
         "the memory type found, or the errno of KVM_SET_USER_MEMORY_REGION. Point at a cell for "
-        "the evidence. <b>Device</b> for region 4 is the hazard: the host maps it cacheable.</p>"
+        "the evidence. Red is the hazard: the host maps the memory cacheable, stage 2 does not. "
+        "With the Write-Back flag the answer is EINVAL, unless the cell says otherwise.</p>"
         f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>"
-        f"{''.join(rows)}</table></html>\n"
+        f"{''.join(lines)}</table></html>\n"
+    )
+
+
+def _evidence(rows: Rows, memory: str) -> str:
+    """Return the evidence of both slots of *memory*, as lines."""
+    return "\n".join(
+        f"{'with' if row['flag'] else 'without'} the flag: {sentence}"
+        for row in rows
+        if row["memory"] == memory
+        for sentence in row["evidence"]
     )
 
 

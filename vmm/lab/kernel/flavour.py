@@ -2,6 +2,9 @@
 
     mainline   with nvgrace-gpu, so that there is a cacheable PFNMAP to map
     rfc        the same, with our reading of a memslot flag that was once proposed (patches/)
+    posted     the same, with that flag and capability as a series had them, versions 4 to 6
+    percap     the same, with a capability that userspace enables for each VM, and no flag
+    vendor     the same, as a vendor's kernel that follows the VMA and has no capability
     legacy     6.12, which maps cacheable PFNMAP as Device and says nothing
 
 Each serves as a lab host and as a guest: everything is built in. The cache names a kernel by a hash
@@ -55,6 +58,19 @@ FLAVOURS = {
         ("lab.config", "since-6.13.config"),
         (MEMATTR, WRITE_BACK),
     ),
+    **{
+        name: Flavour(
+            "linux-source-7.*",
+            "trixie-backports",
+            ("lab.config", "since-6.13.config"),
+            (MEMATTR, patch),
+        )
+        for name, patch in {
+            "posted": "posted-writeback-memslot.patch",
+            "percap": "percap-cacheable-pfnmap.patch",
+            "vendor": "vendor-unknown-capability.patch",
+        }.items()
+    },
     "legacy": Flavour("linux-source-6.12", "trixie", ("lab.config",)),
 }
 
