@@ -48,7 +48,7 @@ def evidence(  # noqa: PLR0913  (one argument per option)
         try:
             posted = check.read_text(errors="replace")
         except OSError as error:
-            raise UserError(f"--check {check}: {error.strerror}") from error
+            raise UserError(f"--check {check}: {error.strerror}", "name the text's file") from error
         facts, signed = kit.read(posted, f"--check {check}")
         click.echo(json.dumps(facts, indent=1))
         click.echo(f"the facts are those of the checksum; signed off by {signed}", err=True)

@@ -164,7 +164,7 @@ def read(posted: str, name: str) -> tuple[Facts, str]:
     _, begin, rest = plain.partition(BEGIN)
     body, end, trailers = rest.partition(END)
     if not begin or not end:
-        raise UserError(f"{name}: there is no {BEGIN if not begin else END!r}", _WHOLE)
+        raise UserError(f"{name}: there is no {(END if begin else BEGIN)!r}", _WHOLE)
     try:
         facts = json.loads(body, strict=False)
     except ValueError as error:
