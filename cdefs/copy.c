@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include "sanitizer.h"
 
 void pyvmm_copy(void *to, const void *from, size_t size)
 {
@@ -140,17 +141,7 @@ static uintptr_t line_size(void)
 		__asm__ volatile("dsb sy" : : : "memory");				\
 	} while (0)
 
-/* Clean: data written here reaches memory, for a guest that bypasses the caches. */
-void pyvmm_dc_cvac(const void *from, size_t size)
-{
-	FOR_EACH_LINE("dc cvac", from, size);
-}
-
-/* Clean and invalidate: later reads here see what a guest wrote bypassing the caches. */
-void pyvmm_dc_civac(const void *from, size_t size)
-{
-	FOR_EACH_LINE("dc civac", from, size);
-}
+#define HAS_CACHE_MAINTENANCE
 
 #else
 
@@ -160,16 +151,24 @@ uint64_t pyvmm_ctr_el0(void)
 	return 0;
 }
 
+#endif
+
+/* Clean: data written here reaches memory, for a guest that bypasses the caches. */
 void pyvmm_dc_cvac(const void *from, size_t size)
 {
-	(void)from;
-	(void)size;
+	if (pyvmm_sanitized && pyvmm_sanitizer_maintain(from, size, 0))
+		return;
+#ifdef HAS_CACHE_MAINTENANCE
+	FOR_EACH_LINE("dc cvac", from, size);
+#endif
 }
 
+/* Clean and invalidate: later reads here see what a guest wrote bypassing the caches. */
 void pyvmm_dc_civac(const void *from, size_t size)
 {
-	(void)from;
-	(void)size;
-}
-
+	if (pyvmm_sanitized && pyvmm_sanitizer_maintain(from, size, 1))
+		return;
+#ifdef HAS_CACHE_MAINTENANCE
+	FOR_EACH_LINE("dc civac", from, size);
 #endif
+}

@@ -26,6 +26,7 @@ CDEFS = [
     "kvm.cdef.h",
     "run.cdef.h",
     "copy.cdef.h",
+    "sanitizer.cdef.h",
     "fdt.cdef.h",
     "vfio.cdef.h",
     "map.cdef.h",
@@ -79,6 +80,7 @@ PREAMBLE = """
 #include "net.h"
 #include "ring.h"
 #include "run.h"
+#include "sanitizer.h"
 #include "spawn.h"
 #include "stage1.h"
 """

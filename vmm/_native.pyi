@@ -815,6 +815,7 @@ class _Lib:
     pyvmm_queue_push: Callable[[Any, int, int], int]
     pyvmm_queue_should_interrupt: Callable[[Any], int]
     pyvmm_run: Callable[[Any], int]
+    pyvmm_sanitize: Callable[[Any, Any, Any, int], int]
     pyvmm_set_answers: Callable[[Any, Any], None]
     pyvmm_set_value: Callable[[Any, int], None]
     pyvmm_sink_drain: Callable[[Any, Any, int, Any], int]
@@ -828,6 +829,7 @@ class _Lib:
     pyvmm_stage1_walk: Callable[[int, Any, Any], int]
     pyvmm_tun_interface: Callable[[int, int, Any, int], int]
     pyvmm_unmap: Callable[[int, int], int]
+    pyvmm_unsanitize: Callable[[Any], None]
     pyvmm_zero_prefix: Callable[[Any, int], int]
 
 ffi: _FFI

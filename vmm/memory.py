@@ -44,7 +44,8 @@ class Region(NamedTuple):
     """Guest physical addresses [base, end), backed by *view*.
 
     Another process can map the same bytes from the file *fd* at *offset*; *fd* is -1 if there is no
-    such file. The guest cannot write a *read_only* region.
+    such file. The guest cannot write a *read_only* region. *slot_address* is the host address of
+    its memory slot, if the guest has another copy (`vmm.coherence.sanitizer`).
     """
 
     base: int
@@ -53,6 +54,7 @@ class Region(NamedTuple):
     fd: int = -1
     offset: int = 0
     read_only: bool = False
+    slot_address: int | None = None
 
     @property
     def size(self) -> int:
@@ -96,6 +98,9 @@ class Mapping(Closeable):
     def discard(self) -> None:
         """Give the memory back to the host. The guest and this process see zeroes from now on."""
         raise NotImplementedError
+
+    def first_map(self) -> None:
+        """Bring what was written to the guest, as KVM does by itself; see the sanitizer."""
 
     def close(self) -> None:
         """Unmap. Its regions and their memory slots must be gone. Idempotent."""

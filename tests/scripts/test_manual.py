@@ -27,7 +27,7 @@ def test_every_command_has_a_page(command: str) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "completed"),
-    [("ver", {"verify"}), ("run --memo", {"--memory", "--memory-write-back"})],
+    [("ver", {"verify"}), ("run --memo", {"--memory", "--memory-dump", "--memory-write-back"})],
 )
 def test_a_shell_completes_commands_and_options(typed: str, completed: set[str]) -> None:
     words = f"pyvmm {typed}"

@@ -74,6 +74,8 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         bars=_each(options["bars"], "bar"),
         write_back=options["memory_write_back"],
         uapi=options["uapi"],
+        sanitizer=options["coherency_sanitizer"],
+        memory_dump=options["memory_dump"],
         verify=options["verify"],
         rng=options["rng"],
         disks=_each(options["disks"], "disk"),

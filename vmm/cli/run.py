@@ -90,6 +90,17 @@ class Run(click.Command):
     help="Before the guest runs, prove which memory type stage 2 gives each --bar.",
 )
 @click.option(
+    "--memory-dump",
+    type=_PATH,
+    metavar="FILE",
+    help="Write the guest's RAM to FILE when the guest has ended.",
+)
+@click.option(
+    "--coherency-sanitizer",
+    is_flag=True,
+    help="Make forgotten cache maintenance show: RAM that is owed any has two copies.",
+)
+@click.option(
     "--vfio",
     "vfio",
     multiple=True,

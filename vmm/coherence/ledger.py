@@ -16,8 +16,8 @@ Without FWB, KVM cleans and invalidates a page when it first maps it, and all pa
 first turns its caches on, or flushes them by set and way (arch/arm64/kvm/mmu.c, kvm_toggle_cache,
 kvm_set_way_flush). So nothing is owed for what is written before the guest first runs.
 
-Nothing in pyvmm accesses a running guest's memory behind turned-off caches yet, except through
-devices; snapshots and migration will have to call `Ledger.before_read` and its like.
+Who calls what, and where nothing is owed, is in this package's README.md. The coherency sanitizer
+(`vmm.coherence.sanitizer`) shows what is forgotten.
 Source: Arm ARM, "Mismatched memory attributes", and D8.6 on stage 2 attributes (FWB).
 """
 

@@ -42,6 +42,8 @@ class MachineConfig:
     bars       regions of VFIO devices at fixed guest physical addresses
     write_back  set the proposed Write-Back flag on RAM's memory slot
     uapi       generation of the kernel's interface: auto, mainline or rfc
+    sanitizer  give RAM that is owed cache maintenance two copies (`vmm.coherence.sanitizer`)
+    memory_dump  file for the contents of RAM at the guest's end; None: no dump
     verify     before the guest runs, prove which memory type stage 2 gives each of *bars*
     rng        add a virtio entropy device
     disks      virtio block devices, in order
@@ -69,6 +71,8 @@ class MachineConfig:
     bars: tuple[BarConfig, ...] = ()
     write_back: bool = False
     uapi: str = "auto"
+    sanitizer: bool = False
+    memory_dump: Path | None = None
     verify: bool = False
     rng: bool = False
     disks: tuple[DiskConfig, ...] = ()
@@ -101,6 +105,18 @@ class MachineConfig:
             return f"{DEFAULT_CMDLINE} console=hvc0"
         return DEFAULT_CMDLINE
 
+    def _check_sanitizer(self) -> None:
+        """Raise `UserError` for devices that share memory with the guest."""
+        if not self.sanitizer:
+            return
+        coherent = (self.rng, self.disks, self.nets, self.vsock, self.shares, self.vfio)
+        if any((*coherent, self.consoles, self.balloon is not None, self.pmems, self.command)):
+            raise UserError(
+                "--coherency-sanitizer: virtio and assigned devices are coherent with the guest's "
+                "caches, and it has none in this mode",
+                "leave out all devices but the serial port, and COMMAND",
+            )
+
     def __post_init__(self) -> None:
         if self.cpus < 1:
             raise UserError(
@@ -110,6 +126,7 @@ class MachineConfig:
             raise UserError("--memory: a machine has some", "use --memory 512M")
         if self.cmdline is not None and "\0" in self.cmdline:
             raise UserError("--cmdline: it contains a NUL character", "remove it")
+        self._check_sanitizer()
         if self.vfio or self.bars:
             from vmm.config.vfio import check_devices
 

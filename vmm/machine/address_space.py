@@ -72,8 +72,7 @@ class AddressSpace(Closeable):
         with ExitStack() as undo:
             undo.callback(self.close)
             self._check_memory()
-            make = Mapping.memfd if shared else Mapping.anonymous
-            self._mapping = self._owned.enter_context(make(config.memory))
+            self._mapping = self._owned.enter_context(self._map_ram(shared=shared))
             self.ram = AddressRange(layout.RAM, config.memory)
             self.pmems = self._open_pmems()
             files = [each.region() for each in self.pmems]
@@ -85,6 +84,14 @@ class AddressSpace(Closeable):
             self.numa_nodes = 1
             self._devices = self._open_devices()
             undo.pop_all()
+
+    def _map_ram(self, *, shared: bool) -> Mapping:
+        size = self._config.memory
+        if self._config.sanitizer and not self.capability.forces_write_back:
+            from vmm.coherence.sanitizer import TwoCopies
+
+            return TwoCopies(size)
+        return Mapping.memfd(size) if shared else Mapping.anonymous(size)
 
     def _check_memory(self) -> None:
         page = mmap.PAGESIZE
@@ -259,13 +266,23 @@ class AddressSpace(Closeable):
         self._slots = slots
         for region in self.memory:
             flags = self._flags(region)
-            slots.add(region.base, region.size, region.host_address, flags)
+            address = region.slot_address or region.host_address
+            slots.add(region.base, region.size, address, flags)
         for device in self._devices:
             device.plug(slots)
 
     def _flags(self, region: Region) -> int:
         """Return the KVM_MEM_* flags of RAM or a pmem file."""
         return self._ram_flags | (lib.KVM_MEM_READONLY if region.read_only else 0)
+
+    def start(self) -> None:
+        """Do for the coherency sanitizer what KVM does as it maps memory. No vCPU has run."""
+        self._mapping.first_map()
+
+    @property
+    def ram_region(self) -> Region:
+        """RAM, without files."""
+        return next(region for region in self.memory if region.base == self.ram.base)
 
     def unplug(self) -> None:
         """Forget the slots of a VM that is gone."""

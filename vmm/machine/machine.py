@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vmm.events import Events
     from vmm.loop import Loop
     from vmm.machine.flash import Flash
+    from vmm.machine.memory_dump import MemoryDump
     from vmm.machine.pci_root import PciRoot
     from vmm.machine.vcpu_thread import Reason
     from vmm.machine.virtio_devices import VirtioDevices
@@ -95,6 +96,7 @@ class Machine(Closeable):
             self.space = self._owned.enter_context(
                 AddressSpace(config, self._system, shared=config.shares_memory)
             )
+            self._dump = self._add_dump()
             self._bus = MmioBus()
             self._lines: dict[int, SwitchableLine] = {}
             self._fastpath = MmioFastpath()
@@ -113,6 +115,13 @@ class Machine(Closeable):
     def _line(self, spi: int) -> SwitchableLine:
         """Return the line of *spi*, which each power cycle connects to its GIC."""
         return self._lines.setdefault(spi, SwitchableLine())
+
+    def _add_dump(self) -> MemoryDump | None:
+        if self._config.memory_dump is None:
+            return None
+        from vmm.machine.memory_dump import MemoryDump
+
+        return self._owned.enter_context(MemoryDump(self._config.memory_dump))
 
     def _add_flash(self) -> Flash | None:
         """Add flash for firmware or for ``--flash``."""
@@ -238,6 +247,7 @@ class Machine(Closeable):
             ending = self._without_panic(self._run_cycle())
             self._events.emit("ended", how=ending.value)
             if ending is not Ending.RESET or not self._config.reboot:
+                self._write_dump()
                 return ending
             quick_resets = quick_resets + 1 if time.monotonic() - began < LOOP_SECONDS else 0
             if quick_resets >= LOOP_RESETS:
@@ -258,8 +268,14 @@ class Machine(Closeable):
         ending, self._ending = self._ending, None
         self._cycle += 1
         if isinstance(ending, Exception):
+            self._write_dump()
             raise ending
         return ending or Ending.QUIT
+
+    def _write_dump(self) -> None:
+        """Write ``--memory-dump``, if it is asked for. No vCPU runs. Raises `HostError`."""
+        if self._dump is not None:
+            self._dump.write(self.space.ram_region, self.ledger())
 
     def _without_panic(self, ending: Ending) -> Ending:
         """Return *ending*, or PANICKED for a reset by a kernel that panicked."""

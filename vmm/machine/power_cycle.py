@@ -130,6 +130,7 @@ class PowerCycle(Closeable):
             vcpu.set_answers(fastpath)
             self.threads.append(VcpuThread(vcpu, bus, on_end, events))
         self._owned.callback(self._stop_threads)
+        self._space.start()
         for thread in self.threads:
             thread.start()
 
