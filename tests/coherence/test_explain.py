@@ -22,6 +22,7 @@ from vmm.memory import Backing
 
 ADDRESSES = AddressRange(0x7F00_0000_0000, 0x2000_0000)
 PFNMAP = Vma(ADDRESSES, "rw-s", "anon_inode:[vfio-device]", frozenset({"pf"}))
+MIXED = Vma(ADDRESSES, "rw-s", "socket:[7]", frozenset({"mm"}))
 ANONYMOUS = Vma(ADDRESSES, "rw-p", "", frozenset({"rd"}))
 
 
@@ -56,6 +57,25 @@ def test_einval_has_a_first_cause(
     assert "-> slot 3" in text
     assert "-> VMA" in text
     assert "\n" not in text
+
+
+def test_mixedmap_is_suspected_only_where_it_has_to_ask() -> None:
+    for host, flags, suspected in (
+        ("rfc", MemFlag(0), True),
+        ("rfc", MemFlag.WRITE_BACK, False),
+        ("mainline", MemFlag(0), False),
+    ):
+        new = RequestedSlot(None, int(flags), 0x1_0000_0000, 0x2000, ADDRESSES.base)
+        causes = slot_causes(errno.EINVAL, new, MIXED, known(Stage1.CACHEABLE), HOSTS[host])
+        assert any("MIXEDMAP" in cause.what for cause in causes) is suspected
+    assert "(MIXEDMAP)" in str(MIXED)
+
+
+def test_a_vm_that_did_not_ask_is_suspected_where_each_has_to() -> None:
+    host = replace(HOSTS["mainline"], generation=Generation.PER_VM)
+    new = RequestedSlot(None, 0, 0x1_0000_0000, 0x2000, ADDRESSES.base)
+    (cause, *_) = slot_causes(errno.EINVAL, new, PFNMAP, known(Stage1.CACHEABLE), host)
+    assert "enable capability 243" in cause.what
 
 
 def test_einval_that_nothing_explains_is_ranked_not_claimed() -> None:

@@ -108,6 +108,8 @@ def slot_causes(
     causes += _flag_causes(slot, capability)
     if vma is not None and vma.is_pfnmap:
         causes += _pfnmap_causes(slot, attribute, capability)
+    elif vma is not None and vma.is_mixedmap:
+        causes += _mixedmap_causes(slot, capability)
     if slot.number is not None:
         what = "a live slot's size, address or a flag that cannot change was changed"
         causes.append(Cause(what, "remove the slot first"))
@@ -161,6 +163,9 @@ def _pfnmap_causes(
                 certain=sure and known,
             )
         )
+    elif capability.generation is Generation.PER_VM:
+        what = f"{believed}, and this kernel wants the VM to enable capability 243 for that"
+        causes.append(Cause(what, "KVM_ENABLE_CAP, before the slot"))
     elif not asked and capability.generation is Generation.RFC:
         what = f"{believed}, and this kernel wants the Write-Back flag for that"
         causes.append(Cause(what, "set it (--uapi rfc, cache=auto)", certain=sure))
@@ -175,6 +180,13 @@ def _pfnmap_causes(
         certain = stage1 is Stage1.UNCACHED
         causes.append(Cause(what, "leave it out (cache=auto)", certain=certain))
     return causes
+
+
+def _mixedmap_causes(slot: RequestedSlot, capability: HostCapability) -> list[Cause]:
+    if capability.generation is not Generation.RFC or slot.flags & MemFlag.WRITE_BACK:
+        return []
+    what = "MIXEDMAP may hold device memory, and this kernel wants the Write-Back flag for that"
+    return [Cause(what, "set it")]
 
 
 @dataclass(frozen=True)

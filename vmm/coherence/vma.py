@@ -1,7 +1,8 @@
 """The process's mappings as the kernel sees them: /proc/self/smaps.
 
 Source: Documentation/filesystems/proc.rst, VmFlags. ``pf`` is VM_PFNMAP, by which KVM knows device
-memory. The file does not tell whether such a mapping is cacheable.
+memory; ``mm`` is VM_MIXEDMAP, which may hold such pages among others. The file does not tell
+whether a mapping is cacheable.
 """
 
 from __future__ import annotations
@@ -34,8 +35,15 @@ class Vma:
         """Whether it maps page frames without struct page (VM_PFNMAP)."""
         return "pf" in self.flags
 
+    @property
+    def is_mixedmap(self) -> bool:
+        """Whether it may map page frames without struct page among others (VM_MIXEDMAP)."""
+        return "mm" in self.flags
+
     def __str__(self) -> str:
-        kind = "PFNMAP" if self.is_pfnmap else "memory the kernel manages"
+        kind = "memory the kernel manages"
+        if self.is_pfnmap or self.is_mixedmap:
+            kind = "PFNMAP" if self.is_pfnmap else "MIXEDMAP"
         there = f"{self.addresses.base:#x}-{self.addresses.end:#x}"
         return f"VMA {there} of {self.name or 'anonymous memory'} ({kind})"
 
