@@ -9,7 +9,7 @@ maps them as such (arch/arm64/kvm/mmu.c, pfn_is_map_memory).
 So it shows what a kernel's memory-slot flag bit 3 means, on a host without any cacheable device:
 with the proposal, such a slot is refused without the flag and taken with it.
 
-Needs /dev/udmabuf (CONFIG_UDMABUF, in Debian's kernels since Linux 7), which is root's.
+Needs /dev/udmabuf (CONFIG_UDMABUF, as in Debian's 6.12 and 7.3), which is root's.
 """
 
 from __future__ import annotations
