@@ -145,7 +145,7 @@ def test_keys_are_the_guests_and_the_prefix_is_pyvmms(window: Window, echo: list
     window.expect(rb"C-a x +quit")
     window.type(b"\x01m")
     window.expect(rb"0x0040000000\.\.0x0043ffffff +64 MiB +RAM, slot 0, anonymous")
-    window.expect(rb"stage 2 +Write-Back")
+    window.expect(rb"stage 2 +forced Write-Back")
     window.expect(rb"FWB")
     window.type(b"\x01r")
     window.expect(b"ready:")

@@ -118,7 +118,8 @@ def test_the_terminal_can_be_the_virtio_console(lab_host: Callable[[str], Host])
     done = host.run(["sh", "-c", 'echo typed | "$@"', "sh", *command], timeout=300)
     text = done.stdout.decode().replace("\r", "")
     assert done.status == 0, text
-    assert text.index("from serial\n") < text.index("from hvc\n") < text.index("got typed\n")
+    assert "from serial\n" in text  # when it likes: Linux queues what it writes to a UART
+    assert text.index("from hvc\n") < text.index("got typed\n")
     assert b"pyvmm: --console stdio: what you type goes to hvc0, but the" in done.stderr
 
 

@@ -5,13 +5,15 @@ maps them cacheable at stage 1. Up to Linux 6.16 KVM takes for a device's all th
 RAM, whatever the VMA says (arch/arm64/kvm/mmu.c, kvm_is_device_pfn: !pfn_is_map_memory): stage 2 is
 Device, and no error tells. Later kernels ask that only of VM_PFNMAP and VM_MIXEDMAP, which a
 mapping of a DAX file is not. So a DAX file is given to a guest only if a scratch guest has proved
-it cacheable.
+it cacheable, by a page that has blocks: a hole is the kernel's page of zeroes, which is System RAM,
+until it is written (fs/dax.c, dax_load_hole).
 
 A device's DAX window (virtio-fs, fs/fuse/dax.c) is VM_MIXEDMAP; no kernel of the lab has one.
 """
 
 from __future__ import annotations
 
+import mmap
 from typing import TYPE_CHECKING, Final
 
 from vmm.coherence.prove import prove
@@ -23,19 +25,17 @@ if TYPE_CHECKING:
     from vmm.kvm.system import System
     from vmm.memory import Region
 
-SAMPLE: Final = 2 << 20
-"""Bytes that the scratch guest's slot has, at most."""
 CACHEABLE: Final = frozenset({MemoryType.FORCED_WRITE_BACK, MemoryType.GUEST_DECIDES})
 
 
-def check(option: str, system: System, region: Region) -> None:
+def check(option: str, system: System, region: Region, offset: int) -> None:
     """Prove that *region*, of a DAX file, is cacheable at stage 2; *option* names it in errors.
 
-    A scratch guest reads 8 bytes and executes what it finds there; nothing is written. Raises
-    `HostError` if it is not, or if the kernel refuses the slot.
+    A scratch guest reads 8 bytes of the page at *offset*, which has blocks, and executes what it
+    finds there; nothing is written. Raises `HostError` if it is not, or if the kernel refuses the
+    slot.
     """
-    size = min(region.size, SAMPLE)
-    judge(option, prove(system, region.host_address, size))
+    judge(option, prove(system, region.host_address + offset, mmap.PAGESIZE))
 
 
 def judge(option: str, verdict: Verdict) -> None:

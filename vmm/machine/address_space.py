@@ -137,7 +137,8 @@ class AddressSpace(Closeable):
             if file.is_dax:
                 from vmm.coherence import dax
 
-                dax.check(f"--pmem {config.path}", self._system, file.region())
+                option = f"--pmem {config.path}"
+                dax.check(option, self._system, file.region(), file.written_page())
             base += file.size
             found.append(file)
         return found

@@ -108,6 +108,20 @@ class PmemFile(Closeable):
         """Whether it is mapped from persistent memory directly: see `vmm.coherence.dax`."""
         return bool(lib.pyvmm_is_dax(self._fd))
 
+    def written_page(self) -> int:
+        """Return the offset of a page that has blocks: of a hole DAX shows the kernel's zeroes.
+
+        If none has, zeroes are written to the first, unless the file is read-only. Raises OSError.
+        """
+        try:
+            return os.lseek(self._fd, 0, os.SEEK_DATA) & -mmap.PAGESIZE
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+        if not self.read_only:
+            os.pwrite(self._fd, bytes(mmap.PAGESIZE), 0)
+        return 0
+
     def region(self) -> Region:
         """Return the mapping as a region of guest memory at `base`."""
         fd = -1 if self.read_only else self._fd
