@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from vmm.cli.place import host_option, is_native, run_there
+from vmm.cli import output as files
+from vmm.cli.place import UAPI, host_option, is_native, run_there
 from vmm.config.bar import parse_bar
 from vmm.errors import UserError
 from vmm.passthrough import evidence as kit
@@ -23,7 +24,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--html", type=_FILE, help="Write a page into this file, too.")
 @click.option(
     "--uapi",
-    type=click.Choice(["auto", "mainline", "rfc", "vendor"]),
+    type=UAPI,
     default="auto",
     help="As for run.",
 )
@@ -61,14 +62,7 @@ def evidence(  # noqa: PLR0913  (one argument per option)
     if not is_native(host):
         sys.exit(run_there(host))
     facts = kit.collect(config, uapi)
-    for path, written in (
-        (output, kit.text(facts, signer)),
-        (html, kit.page(facts, signer) if html else ""),
-    ):
-        if path is not None:
-            try:
-                path.write_text(written)
-            except OSError as error:
-                raise UserError(f"{path}: {error.strerror}") from error
+    text = kit.text(facts, signer)
+    files.write([(output, text), (html, kit.page(facts, signer) if html else "")])
     if output is None:
-        click.echo(kit.text(facts, signer), nl=False)
+        click.echo(text, nl=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from vmm.cli import output
 from vmm.errors import UserError
 from vmm.lab.debian import apt, rootfs
 from vmm.lab.host import cleaning, packages, qemu, state, tree
@@ -234,7 +235,7 @@ def matrix(  # noqa: PLR0913  (one argument per option)
         name for name, (kernel, _) in table.PROFILES.items() if everything or kernel != "legacy"
     ]
     found = {name: table.measure(name) for name in chosen}
-    table.write(
+    output.write(
         [
             (markdown, table.markdown(found)),
             (as_json, json.dumps(found, indent=1) + "\n"),

@@ -11,7 +11,7 @@ import click
 
 from vmm.arm64 import layout
 from vmm.bus import MmioBus
-from vmm.cli.place import host_option, is_native, run_there
+from vmm.cli.place import UAPI, host_option, is_native, run_there
 from vmm.coherence import chart
 from vmm.config import MachineConfig
 from vmm.config.bar import parse_bar
@@ -36,7 +36,7 @@ from vmm.terminal.console import terminal_size
 @click.option("--firmware", type=click.Path(path_type=Path), metavar="FILE", help="As for run.")
 @click.option("--flash", metavar="FILE[,ro]", help="As for run.")
 @click.option("--memory-write-back", is_flag=True, help="As for run.")
-@click.option("--uapi", type=click.Choice(["auto", "mainline", "rfc", "vendor"]), default="auto")
+@click.option("--uapi", type=UAPI, default="auto")
 @click.option(
     "--svg",
     type=click.Path(path_type=Path),

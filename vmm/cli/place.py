@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -25,6 +25,10 @@ host_option: Callable[[click.decorators.FC], click.decorators.FC] = click.option
     help="Where: on this machine, or in an emulated arm64 host.  [default: auto, which is "
     "native on arm64 with /dev/kvm, else lab]",
 )
+
+
+UAPI: Final = click.Choice(["auto", "mainline", "rfc", "vendor"])
+"""The type of ``--uapi``, which several commands have."""
 
 
 def is_native(host: str, *, any_machine: bool = False) -> bool:

@@ -11,7 +11,7 @@ import click
 
 from vmm.address_range import AddressRange
 from vmm.arm64 import layout, payload
-from vmm.cli.place import host_option, is_native, profile_of, run_there
+from vmm.cli.place import UAPI, host_option, is_native, profile_of, run_there
 from vmm.cli.request import COMMAND, read
 from vmm.cli.run_machine import run_machine
 from vmm.errors import UserError
@@ -79,7 +79,7 @@ class Run(click.Command):
 )
 @click.option(
     "--uapi",
-    type=click.Choice(["auto", "mainline", "rfc", "vendor"]),
+    type=UAPI,
     default="auto",
     show_default=True,
     help="Which interface the kernel has for cacheable PFNMAP; auto finds out.",

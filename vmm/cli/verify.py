@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import click
 
-from vmm.cli.place import host_option, is_native, run_there
+from vmm.cli.place import UAPI, host_option, is_native, run_there
 from vmm.coherence.capability import HostCapability
 from vmm.coherence.policy import with_uapi
 from vmm.coherence.scratch import Features
@@ -28,7 +28,7 @@ from vmm.passthrough.region_memory import open_all
 )
 @click.option(
     "--uapi",
-    type=click.Choice(["auto", "mainline", "rfc", "vendor"]),
+    type=UAPI,
     default="auto",
     help="As for run.",
 )

@@ -114,10 +114,8 @@ class HostCapability:
             on_vm = _answer(vm.check_extension)
             flags = probe_flags(vm)
             cpu = CacheFeatures.of_vm(vm)
-            sample = udmabuf.ask(vm)
             per_vm = on_system is None and bool(on_vm) and _enabled(vm)
-            if per_vm:
-                sample = udmabuf.ask(vm)
+            sample = udmabuf.ask(vm)
         bit3 = flags[MemFlag.WRITE_BACK.name or ""]["KVM_SET_USER_MEMORY_REGION"]
         support, generation, evidence = judge(on_system, on_vm, bit3, cpu, sample, per_vm=per_vm)
         if bit3 is FlagAnswer.ACCEPTED and generation is not Generation.RFC:
@@ -212,8 +210,8 @@ def judge(  # noqa: PLR0913  (one argument for each answer)
             return Support.SUPPORTED, Generation.RFC, (what, *seen)
     support, generation, evidence = _by_answers(on_system, on_vm, bit3, cpu)
     if support is Support.SUPPORTED and sample is not None:
-        wanted = (False, True) if generation is Generation.RFC else (True, False)
-        if (sample.plain, sample.flagged and generation is Generation.RFC) != wanted:
+        agrees = sample.is_the_proposal if generation is Generation.RFC else sample.plain
+        if not agrees:
             support, evidence = Support.UNSUPPORTED, (*evidence, "but slots show otherwise")
     if per_vm and generation is Generation.MAINLINE:
         generation = Generation.PER_VM

@@ -14,18 +14,16 @@ A device's DAX window (virtio-fs, fs/fuse/dax.c) is VM_MIXEDMAP; no kernel of th
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from vmm.coherence.prove import prove
-from vmm.coherence.verdict import MemoryType
+from vmm.coherence.verdict import CACHEABLE
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
     from vmm.coherence.verdict import Verdict
     from vmm.kvm.system import System
     from vmm.memory import Region
-
-CACHEABLE: Final = frozenset({MemoryType.FORCED_WRITE_BACK, MemoryType.GUEST_DECIDES})
 
 
 def check(option: str, system: System, region: Region, offset: int) -> None:

@@ -44,7 +44,7 @@ from vmm.coherence.policy import Attribute, Stage1
 from vmm.coherence.prove import prove
 from vmm.coherence.verdict import MemoryType
 from vmm.errors import HostError
-from vmm.kvm.fd import KvmError
+from vmm.kvm.slots import MemorySlot, takes_slot
 from vmm.kvm.vm import MemFlag
 from vmm.memory import Mapping, Region
 
@@ -229,14 +229,8 @@ def accepts(system: System, areas: Sequence[Area], flags: MemFlag) -> bool:
     Raises `KvmError` if they fail with another errno than EINVAL.
     """
     with system.create_vm(max(area.offset + area.size for area in areas)) as vm:
-        for number, area in enumerate(areas):
-            try:
-                vm.set_user_memory_region(number, int(flags), *area)
-            except KvmError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                return False
-    return True
+        slots = (MemorySlot(number, int(flags), *area) for number, area in enumerate(areas))
+        return all(takes_slot(vm, slot) for slot in slots)
 
 
 # --- what to believe ------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ Needs /dev/udmabuf (CONFIG_UDMABUF, as in Debian's 6.12 and 7.3), which is root'
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import mmap
 import os
@@ -25,8 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmm.closeable import Closeable
-from vmm.errors import HostError
-from vmm.kvm.fd import KvmError
+from vmm.kvm.slots import MemorySlot, takes_slot
 from vmm.kvm.vm import MemFlag
 from vmm.memory import Region
 
@@ -40,18 +38,13 @@ CLOEXEC: Final = 1
 
 
 class Udmabuf(Closeable):
-    """Own a mapping of *size* bytes, a multiple of the page size. Raises `HostError`."""
+    """Own a mapping of *size* bytes, a multiple of the page size. Raises OSError."""
 
     def __init__(self, size: int) -> None:
         self._owned = ExitStack()
         with ExitStack() as undo:
             undo.callback(self.close)
-            try:
-                mapping = self._map(size)
-            except OSError as error:
-                raise HostError(
-                    f"{NODE}: {error.strerror}", "needs root, and CONFIG_UDMABUF"
-                ) from error
+            mapping = self._map(size)
             self._owned.callback(mapping.close)
             self.view = self._owned.enter_context(memoryview(mapping))
             self.host_address = Region(0, self.view).host_address
@@ -106,18 +99,14 @@ def ask(vm: Vm) -> SlotAnswers | None:
     """
     try:
         sample = Udmabuf(mmap.PAGESIZE)
-    except HostError:
+    except OSError:  # no such node, not root's, or no memory
         return None
     with sample:
         return SlotAnswers(_takes(vm, sample, 0), _takes(vm, sample, int(MemFlag.WRITE_BACK)))
 
 
 def _takes(vm: Vm, sample: Udmabuf, flags: int) -> bool:
-    try:
-        vm.set_user_memory_region(0, flags, 0, sample.size, sample.host_address)
-    except KvmError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return False
-    vm.set_user_memory_region(0, 0, 0, 0, 0)
-    return True
+    taken = takes_slot(vm, MemorySlot(0, flags, 0, sample.size, sample.host_address))
+    if taken:
+        vm.set_user_memory_region(0, 0, 0, 0, 0)
+    return taken

@@ -38,6 +38,20 @@ class MemorySlot(NamedTuple):
         return f"slot {self.number} {self.addresses}"
 
 
+def takes_slot(vm: Vm, slot: MemorySlot) -> bool:
+    """Try *slot* on *vm*, a scratch VM; it stays there if it is taken. False: EINVAL.
+
+    Raises `KvmError` for another errno.
+    """
+    try:
+        vm.set_user_memory_region(*slot)
+    except KvmError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
+
+
 class MemorySlots:
     """Allocate a VM's slots and remember them. Thread-safe: guests move BARs while they run."""
 

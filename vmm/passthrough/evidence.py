@@ -109,13 +109,14 @@ def check_signer(signer: str) -> str:
     return signer
 
 
-def summary(facts: Facts) -> list[str]:
-    """Return what people read first: host, device, and the kernel's answer to each slot."""
-    device, coherence = facts["device"], facts["coherence"]
+def _title(facts: Facts) -> str:
+    return f"Cacheable device memory on {facts['host']['machine']}, Linux {facts['host']['kernel']}"
+
+
+def _findings(facts: Facts) -> list[str]:
+    """Return the kernel's generation and the verdicts, as lines."""
+    coherence = facts["coherence"]
     lines = [
-        f"Cacheable device memory on {facts['host']['machine']}, Linux {facts['host']['kernel']}",
-        _what(device),
-        "",
         f"kernel's generation: {coherence['generation']}",
         *(f"  because {sentence}" for sentence in coherence["evidence"]),
         "",
@@ -125,12 +126,19 @@ def summary(facts: Facts) -> list[str]:
     for verdict in facts.get("verdicts", []):
         lines.append(f"verdict: {verdict['memory_type']}")
         lines += [f"  {sentence}" for sentence in verdict["evidence"]]
-    lines += ["", f"{'memory':18} {'flag':5} {'slot':10} stage 2"]
-    lines += [
-        f"{row['memory']:18} {'yes' if row['flag'] else 'no':5} {row['answer']:10} {row['verdict']}"
-        for row in facts["rows"]
-    ]
     return lines
+
+
+def _table(facts: Facts) -> list[str]:
+    """Return the kernel's answer to each slot, as lines."""
+    return [
+        f"{'memory':18} {'flag':5} {'slot':10} stage 2",
+        *(
+            f"{row['memory']:18} {'yes' if row['flag'] else 'no':5} {row['answer']:10} "
+            f"{row['verdict']}"
+            for row in facts["rows"]
+        ),
+    ]
 
 
 def _what(device: Facts) -> str:
@@ -142,7 +150,12 @@ def text(facts: Facts, signer: str) -> str:
     """Return *facts* as a text to be posted, signed off by *signer*."""
     return "\n".join(
         [
-            *summary(facts),
+            _title(facts),
+            _what(facts["device"]),
+            "",
+            *_findings(facts),
+            "",
+            *_table(facts),
             "",
             BEGIN,
             json.dumps(facts, indent=1),
@@ -209,12 +222,11 @@ def page(facts: Facts, signer: str) -> str:
     body = "".join(
         f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in line)}</tr>" for line in cells
     )
-    first, second, *rest = summary(facts)
-    above = rest[: rest.index(next(line for line in rest if line.startswith("memory ")))]
+    title, findings = escape(_title(facts)), escape("\n".join(_findings(facts)))
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(first)}</title>"
-        f"<style>{STYLE}</style><h1>{escape(first)}</h1><p>{escape(second)}</p>"
-        f"<pre>{escape(chr(10).join(above).strip())}</pre>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
+        f"<style>{STYLE}</style><h1>{title}</h1><p>{escape(_what(facts['device']))}</p>"
+        f"<pre>{findings}</pre>"
         f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{body}</table>"
         f"<p>Signed-off-by: {escape(signer)}, {escape(facts['made_at'])}</p>"
         f"<details><summary>All facts</summary><pre>{escape(json.dumps(facts, indent=1))}</pre>"

@@ -22,7 +22,6 @@ from vmm.coherence.capability import CAPABILITY
 from vmm.coherence.policy import Stage1, region_attribute
 from vmm.coherence.scratch import RANGE
 from vmm.coherence.udmabuf import Udmabuf
-from vmm.errors import HostError
 from vmm.kvm.fd import KvmError
 from vmm.kvm.vm import MemFlag
 from vmm.memory import Region
@@ -105,6 +104,15 @@ class Bytes:
         self._view[offset : offset + len(data)] = data
 
 
+@contextmanager
+def _step(what: str) -> Iterator[None]:
+    """Make an error of the system's in the body a `StepError` of *what*."""
+    try:
+        yield
+    except (OSError, KvmError, VfioError) as error:
+        raise StepError(what, error.errno or 0) from error
+
+
 def _done(what: str, result: int) -> None:
     if result:
         raise StepError(what, -result)
@@ -129,23 +137,19 @@ def _memfd(*, huge: bool) -> Any:
     if huge:
         with suppress(OSError):
             HUGE_PAGES.write_text(f"{SIZE // (2 << 20)}\n")
-    try:
+    with _step("mmap"):  # a kernel without hugetlbfs, or without a free page
         fd = os.memfd_create("survey", os.MFD_CLOEXEC | (os.MFD_HUGETLB if huge else 0))
         try:
             os.ftruncate(fd, SIZE)
             return _mapped(mmap.mmap(fd, SIZE, mmap.MAP_SHARED))
         finally:
             os.close(fd)
-    except OSError as error:  # a kernel without hugetlbfs, or without a free page
-        raise StepError("mmap", error.errno or 0) from error
 
 
 @contextmanager
 def _udmabuf() -> Iterator[Memory]:
-    try:
+    with _step("mmap"):
         buffer = Udmabuf(SIZE)
-    except HostError as error:
-        raise StepError("mmap", getattr(error.__cause__, "errno", 0) or 0) from error
     with buffer:
         yield Memory(buffer.host_address, SIZE, Bytes(buffer.view))
 
@@ -156,11 +160,9 @@ def _packet_ring() -> Iterator[Memory]:
     block, blocks = 64 << 10, SIZE >> 16
     ring = struct.pack("4I", block, blocks, 2048, block // 2048 * blocks)
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as packets:
-        try:
+        with _step("mmap"):
             packets.setsockopt(263, 5, ring)  # SOL_PACKET, PACKET_RX_RING
             mapping = mmap.mmap(packets.fileno(), SIZE, mmap.MAP_SHARED)
-        except OSError as error:
-            raise StepError("mmap", error.errno or 0) from error
         with _mapped(mapping) as memory:
             yield memory
 
@@ -168,13 +170,10 @@ def _packet_ring() -> Iterator[Memory]:
 @contextmanager
 def _dax_file(directory: Path) -> Iterator[Memory]:
     """Map a file of a file system that is mounted with DAX: ZONE_DEVICE pages."""
-    try:
-        with (directory / "survey").open("w+b") as file:
-            (directory / "survey").unlink()
-            os.posix_fallocate(file.fileno(), 0, SIZE)
-            mapping = mmap.mmap(file.fileno(), SIZE, mmap.MAP_SHARED)
-    except OSError as error:
-        raise StepError("open", error.errno or 0) from error
+    with _step("open"), (directory / "survey").open("w+b") as file:
+        (directory / "survey").unlink()
+        os.posix_fallocate(file.fileno(), 0, SIZE)
+        mapping = mmap.mmap(file.fileno(), SIZE, mmap.MAP_SHARED)
     with _mapped(mapping) as memory:
         yield memory
 
@@ -203,10 +202,8 @@ def _guest_memfd() -> Iterator[Memory]:
 
 def _prefault(guest: ScratchGuest) -> None:
     request = 3 << 30 | 64 << 16 | 0xAE << 8 | 0xD5  # KVM_PRE_FAULT_MEMORY, _IOWR, 64 bytes
-    try:
+    with _step("pre-fault"):
         fcntl.ioctl(guest.vcpu.fileno(), request, struct.pack("QQQ40x", RANGE, SIZE, 0))
-    except OSError as error:
-        raise StepError("pre-fault", error.errno or 0) from error
 
 
 ORDINARY: Final = (
@@ -251,10 +248,8 @@ class Regions:
         with self._part(index) as address:
 
             def register(vm: Vm, flags: int) -> None:
-                try:
+                with _step("enable"):
                     vm.enable_cap(int(CAPABILITY))
-                except KvmError as error:
-                    raise StepError("enable", error.errno) from error
                 vm.set_user_memory_region(SLOT, flags, RANGE, SIZE, address)
 
             yield Memory(address, SIZE, register=register)
@@ -294,14 +289,11 @@ class Regions:
     @contextmanager
     def dmabuf(self, index: int) -> Iterator[Memory]:
         """Yield a dma-buf of a part of the region."""
-        try:
+        with _step("export"):
             fd = self._device.export(index, 0, SIZE)
-        except VfioError as error:
-            raise StepError("export", error.errno) from error
         try:
-            mapping = mmap.mmap(fd, SIZE, mmap.MAP_SHARED)
-        except OSError as error:
-            raise StepError("mmap", error.errno or 0) from error
+            with _step("mmap"):
+                mapping = mmap.mmap(fd, SIZE, mmap.MAP_SHARED)
         finally:
             os.close(fd)
         with _mapped(mapping) as memory:
@@ -311,15 +303,11 @@ class Regions:
     def dev_mem(self, index: int) -> Iterator[Memory]:
         """Yield a private mapping of a BAR by /dev/mem: PFNMAP, copied on write."""
         lines = (self._device.function.path / "resource").read_text().splitlines()
-        try:
-            with Path("/dev/mem").open("rb") as memory:
-                mapping = mmap.mmap(
-                    memory.fileno(), SIZE, mmap.MAP_PRIVATE, offset=int(lines[index].split()[0], 16)
-                )
-        except OSError as error:
-            raise StepError("mmap", error.errno or 0) from error
-        with _mapped(mapping) as memory_:
-            yield replace(memory_, contents=None)
+        base = int(lines[index].split()[0], 16)
+        with _step("mmap"), Path("/dev/mem").open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), SIZE, mmap.MAP_PRIVATE, offset=base)
+        with _mapped(mapping) as memory:
+            yield replace(memory, contents=None)
 
     def case(self, index: int) -> Case:
         """Return the case of region *index*, whole."""

@@ -101,50 +101,29 @@ def profiles() -> tuple[Profile, ...]:
         device_tree=add_gpu,
         setup=SETUP,
     )
-    rfc = replace(
-        fwb,
-        name="rfc",
-        description="gh200 whose kernel has the proposed memory-slot flag for write-back",
-        kernel=BuiltKernel("rfc"),
-    )
+    designs = {
+        "rfc": "gh200 whose kernel has the proposed memory-slot flag for write-back",
+        "posted": "gh200 whose kernel has that flag as a series had it, with capability 240",
+        "percap": "gh200 whose kernel wants a capability enabled for each VM",
+        "vendor": "gh200 whose kernel follows the VMA and has no capability to say so",
+    }
     legacy = replace(
         fwb,
         name="legacy-gh200",
         description="gh200 with 6.12, which maps cacheable device memory as Device",
         kernel=BuiltKernel("legacy"),
     )
-    designs = {
-        "posted": "gh200 whose kernel has that flag as a series had it, with capability 240",
-        "percap": "gh200 whose kernel wants a capability enabled for each VM",
-        "vendor": "gh200 whose kernel follows the VMA and has no capability to say so",
-    }
-    others = [
-        replace(fwb, name=name, description=description, kernel=BuiltKernel(name))
-        for name, description in designs.items()
-    ]
-    return (
+    kinds = [
         fwb,
-        replace(fwb, name="gh200-nofwb", description=f"gh200, {_NO_FWB}", cpu="neoverse-n1"),
-        rfc,
-        replace(rfc, name="rfc-nofwb", description=f"rfc, {_NO_FWB}", cpu="neoverse-n1"),
         *(
-            profile
-            for one in others
-            for profile in (
-                one,
-                replace(
-                    one,
-                    name=f"{one.name}-nofwb",
-                    description=f"{one.name}, {_NO_FWB}",
-                    cpu="neoverse-n1",
-                ),
-            )
+            replace(fwb, name=name, description=description, kernel=BuiltKernel(name))
+            for name, description in designs.items()
         ),
         legacy,
-        replace(
-            legacy,
-            name="legacy-gh200-nofwb",
-            description=f"legacy-gh200, {_NO_FWB}",
-            cpu="neoverse-n1",
-        ),
-    )
+    ]
+    return tuple(profile for kind in kinds for profile in (kind, _without_fwb(kind)))
+
+
+def _without_fwb(kind: Profile) -> Profile:
+    name, description = f"{kind.name}-nofwb", f"{kind.name}, {_NO_FWB}"
+    return replace(kind, name=name, description=description, cpu="neoverse-n1")

@@ -16,21 +16,20 @@ from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.gh200 import BDF, DAX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
+KERNELS: Final = {
+    "gh200": "mainline",
+    "rfc": "rfc",
+    "posted": "posted",
+    "percap": "per VM",
+    "vendor": "vendor",
+    "legacy-gh200": "legacy",
+}
 PROFILES: Final = {
-    "gh200": ("mainline", "FWB"),
-    "gh200-nofwb": ("mainline", "no FWB"),
-    "rfc": ("rfc", "FWB"),
-    "rfc-nofwb": ("rfc", "no FWB"),
-    "posted": ("posted", "FWB"),
-    "posted-nofwb": ("posted", "no FWB"),
-    "percap": ("per VM", "FWB"),
-    "percap-nofwb": ("per VM", "no FWB"),
-    "vendor": ("vendor", "FWB"),
-    "vendor-nofwb": ("vendor", "no FWB"),
-    "legacy-gh200": ("legacy", "FWB"),
-    "legacy-gh200-nofwb": ("legacy", "no FWB"),
+    f"{name}{suffix}": (kernel, cpu)
+    for name, kernel in KERNELS.items()
+    for suffix, cpu in (("", "FWB"), ("-nofwb", "no FWB"))
 }
 """Each profile's kernel and CPU."""
 
@@ -221,13 +220,3 @@ def _evidence(rows: Rows, memory: str) -> str:
         if row["memory"] == memory
         for sentence in row["evidence"]
     )
-
-
-def write(outputs: Iterable[tuple[Path | None, str]]) -> None:
-    """Write each text to its path, unless that is None. Raises `UserError`."""
-    for path, text in outputs:
-        if path is not None:
-            try:
-                path.write_text(text)
-            except OSError as error:
-                raise UserError(f"{path}: {error.strerror}") from error

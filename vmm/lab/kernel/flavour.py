@@ -44,33 +44,18 @@ class Flavour:
     """Files in patches/, in the order to apply them in."""
 
 
+def _newest(*patches: str) -> Flavour:
+    # MEMATTR changes debugfs only: without more, KVM itself is that of Debian's source.
+    fragments = ("lab.config", "since-6.13.config")
+    return Flavour("linux-source-7.*", "trixie-backports", fragments, (MEMATTR, *patches))
+
+
 FLAVOURS = {
-    "mainline": Flavour(
-        "linux-source-7.*",
-        "trixie-backports",
-        ("lab.config", "since-6.13.config"),
-        # Changes debugfs only: KVM itself is that of Debian's source.
-        (MEMATTR,),
-    ),
-    "rfc": Flavour(
-        "linux-source-7.*",
-        "trixie-backports",
-        ("lab.config", "since-6.13.config"),
-        (MEMATTR, WRITE_BACK),
-    ),
-    **{
-        name: Flavour(
-            "linux-source-7.*",
-            "trixie-backports",
-            ("lab.config", "since-6.13.config"),
-            (MEMATTR, patch),
-        )
-        for name, patch in {
-            "posted": "posted-writeback-memslot.patch",
-            "percap": "percap-cacheable-pfnmap.patch",
-            "vendor": "vendor-unknown-capability.patch",
-        }.items()
-    },
+    "mainline": _newest(),
+    "rfc": _newest(WRITE_BACK),
+    "posted": _newest("posted-writeback-memslot.patch"),
+    "percap": _newest("percap-cacheable-pfnmap.patch"),
+    "vendor": _newest("vendor-unknown-capability.patch"),
     "legacy": Flavour("linux-source-6.12", "trixie", ("lab.config",)),
 }
 
