@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vmm.coherence.capability import FlagAnswer, Generation, HostCapability, judge
 from vmm.coherence.cpu import CacheFeatures
+from vmm.coherence.udmabuf import SlotAnswers
 
 
 def features(*, fwb: bool = True, dic: bool = True) -> CacheFeatures:
@@ -16,8 +17,9 @@ def host(
     on_vm: int | None,
     bit3: FlagAnswer,
     cpu: CacheFeatures,
+    sample: SlotAnswers | None = None,
 ) -> HostCapability:
-    support, generation, evidence = judge(on_system, on_vm, bit3, cpu)
+    support, generation, evidence = judge(on_system, on_vm, bit3, cpu, sample)
     claimed = bit3 is not FlagAnswer.ACCEPTED or generation is Generation.RFC
     flags = {
         "WRITE_BACK": {
@@ -46,6 +48,8 @@ HOSTS = {
     "mainline-nodic": host(None, 0, NO, features(dic=False)),
     "rfc": host(None, 2, YES, features()),
     "rfc-nofwb": host(None, 0, NO, features(fwb=False, dic=False)),
+    "contradicted": host(None, 1, NO, features(), SlotAnswers(plain=False, flagged=False)),
+    "unknown-answer": host(None, 4, NO, features()),
     "stray-flag": host(0, 0, YES, features()),
     "stray-flag-nofwb": host(0, 0, YES, features(fwb=False)),
 }

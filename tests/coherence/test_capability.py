@@ -84,14 +84,23 @@ def test_a_yes_counts_only_where_the_system_descriptor_says_einval() -> None:
         assert judge(0, answer, NO, features())[0] is Support.UNKNOWN
 
 
-def test_an_answer_that_nobody_knows_claims_nothing() -> None:
-    support, _, evidence = judge(None, 4, NO, features())
-    assert support is Support.UNSUPPORTED
+UNKNOWN = (Support.UNKNOWN, Generation.LEGACY)
+
+
+def test_an_answer_that_nobody_knows_makes_the_kernel_unknown() -> None:
+    *found, evidence = judge(None, 4, NO, features())
+    assert tuple(found) == UNKNOWN
     assert "4" in evidence[1]
 
 
-def test_a_capability_without_its_flag_is_no_support() -> None:
-    assert judge(None, 2, NO, features())[0] is Support.UNSUPPORTED
+def test_a_capability_without_its_flag_makes_the_kernel_unknown() -> None:
+    assert judge(None, 2, NO, features())[:2] == UNKNOWN
+
+
+@pytest.mark.parametrize("answer", [1, 2])
+def test_a_claim_where_fwb_cannot_be_told_is_none(answer: int) -> None:
+    unseen = CacheFeatures.judge(None, None, 0x2000_0000)
+    assert judge(None, answer, YES, unseen)[:2] == UNKNOWN
 
 
 PLAIN, PROPOSED, REFUSED = (
@@ -108,6 +117,17 @@ def test_the_flag_is_recognized_by_what_it_does_without_a_capability() -> None:
         assert "udmabuf" in evidence[-1]
 
 
+@pytest.mark.parametrize(("on_system", "on_vm"), [(0, 0), (1, 1), (None, 0), (None, 1), (None, 2)])
+@pytest.mark.parametrize("mmfr2", [0, None], ids=["no FWB", "not told"])
+def test_no_slot_proves_the_flag_on_a_cpu_without_fwb(
+    on_system: int | None, on_vm: int, mmfr2: int | None
+) -> None:
+    cpu = CacheFeatures.judge(mmfr2, 1 << 29, 0)
+    *found, evidence = judge(on_system, on_vm, YES, cpu, PROPOSED)
+    assert tuple(found) == UNKNOWN
+    assert "FEAT_S2FWB" in "; ".join(evidence)
+
+
 @pytest.mark.parametrize("sample", [PLAIN, REFUSED, BOTH])
 def test_bit_3_that_does_something_else_stays_unknown(sample: SlotAnswers) -> None:
     assert judge(0, 0, YES, features(), sample)[1] is Generation.LEGACY
@@ -118,28 +138,42 @@ def test_a_flag_that_ordinary_memory_does_not_take_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("on_vm", "bit3", "sample", "support"),
+    ("on_vm", "bit3", "sample", "support", "generation"),
     [
-        (1, NO, PLAIN, Support.SUPPORTED),
-        (1, NO, REFUSED, Support.UNSUPPORTED),
-        (2, YES, PROPOSED, Support.SUPPORTED),
-        (2, YES, PLAIN, Support.UNSUPPORTED),
-        (2, YES, BOTH, Support.UNSUPPORTED),
-        (2, YES, REFUSED, Support.UNSUPPORTED),
+        (1, NO, PLAIN, Support.SUPPORTED, Generation.MAINLINE),
+        (1, NO, REFUSED, *UNKNOWN),
+        (2, YES, PROPOSED, Support.SUPPORTED, Generation.RFC),
+        (2, YES, PLAIN, *UNKNOWN),
+        (2, YES, BOTH, *UNKNOWN),
+        (2, YES, REFUSED, *UNKNOWN),
     ],
 )
-def test_a_claim_that_slots_contradict_is_no_support(
-    on_vm: int, bit3: FlagAnswer, sample: SlotAnswers, support: Support
+def test_a_claim_that_slots_contradict_makes_the_kernel_unknown(
+    on_vm: int, bit3: FlagAnswer, sample: SlotAnswers, support: Support, generation: Generation
 ) -> None:
-    assert judge(None, on_vm, bit3, features(), sample)[0] is support
+    assert judge(None, on_vm, bit3, features(), sample)[:2] == (support, generation)
+
+
+@pytest.mark.parametrize(
+    ("sample", "expected"),
+    [
+        (REFUSED, (Support.UNSUPPORTED, Generation.MAINLINE)),
+        (PLAIN, UNKNOWN),
+        (BOTH, UNKNOWN),
+    ],
+)
+def test_a_zero_that_slots_contradict_makes_the_kernel_unknown(
+    sample: SlotAnswers, expected: tuple[Support, Generation]
+) -> None:
+    """Mainline answers 0 where it refuses cacheable PFNMAP memory; so a taken slot belies it."""
+    assert judge(None, 0, NO, features(dic=False), sample)[:2] == expected
 
 
 def test_a_capability_that_each_vm_has_to_enable_is_recognized() -> None:
     support, generation, evidence = judge(None, 1, NO, features(), PLAIN, per_vm=True)
     assert (support, generation) == (Support.SUPPORTED, Generation.PER_VM)
     assert any("KVM_ENABLE_CAP" in sentence for sentence in evidence)
-    support, generation, _ = judge(None, 1, NO, features(), REFUSED, per_vm=True)
-    assert support is Support.UNSUPPORTED
+    assert judge(None, 1, NO, features(), REFUSED, per_vm=True)[:2] == UNKNOWN
 
 
 @pytest.mark.kvm

@@ -60,6 +60,8 @@ TABLE = {
     ("rfc", Stage1.CACHEABLE): (MAP_FLAG, MAP_FLAG, TRAP),
     ("rfc-nofwb", Stage1.CACHEABLE): (REFUSE, REFUSE, TRAP),
     ("stray-flag", Stage1.CACHEABLE): (REFUSE, REFUSE, TRAP),
+    ("contradicted", Stage1.CACHEABLE): (REFUSE, REFUSE, TRAP),
+    ("unknown-answer", Stage1.CACHEABLE): (REFUSE, REFUSE, TRAP),
     ("legacy", Stage1.UNCACHED): (MAP_NC, REFUSE, MAP_NC),
     ("mainline", Stage1.UNCACHED): (MAP_NC, REFUSE, MAP_NC),
     ("rfc", Stage1.UNCACHED): (MAP_NC, REFUSE, MAP_NC),
@@ -67,6 +69,8 @@ TABLE = {
     ("mainline", Stage1.UNKNOWN): (MAP_UNPROMISED, REFUSE, TRAP),
     ("mainline-nofwb", Stage1.UNKNOWN): (MAP_UNPROMISED, REFUSE, TRAP),
     ("rfc", Stage1.UNKNOWN): (REFUSE, REFUSE, TRAP),
+    ("contradicted", Stage1.UNKNOWN): (REFUSE, REFUSE, TRAP),
+    ("unknown-answer", Stage1.UNKNOWN): (REFUSE, REFUSE, TRAP),
 }
 
 
@@ -77,6 +81,15 @@ def test_the_ladder(host: str, stage1: Stage1, cache: Cache) -> None:
     assert named(decision) == TABLE[host, stage1][list(Cache).index(cache)]
     if isinstance(decision, Refuse):
         assert decision.remedy
+
+
+@pytest.mark.parametrize("stage1", [Stage1.CACHEABLE, Stage1.UNKNOWN])
+def test_a_kernel_whose_answers_contradict_is_refused_for_that(stage1: Stage1) -> None:
+    decision = decide(Attribute(stage1, "said"), HOSTS["contradicted"], AUTO)
+    assert isinstance(decision, Refuse)
+    assert "slots show otherwise" in decision.because
+    assert "lacks" not in decision.because
+    assert "does not know" not in decision.because
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -136,12 +149,11 @@ def test_ram_is_asked_to_be_write_back_only_of_a_kernel_that_has_the_flag() -> N
     assert {name for name, made in decisions.items() if isinstance(made, Map)} == {"rfc"}
 
 
-@pytest.mark.parametrize("host", ["stray-flag", "stray-flag-nofwb"])
-def test_nobodys_word_makes_a_promise_for_ram_or_sets_a_foreign_flag(host: str) -> None:
-    """Bit 3 means something else there: a promise needs FWB, and the flag needs the capability."""
-    told = with_uapi(HOSTS[host], "rfc")
+def test_nobodys_word_makes_a_promise_for_ram_or_sets_a_foreign_flag() -> None:
+    """Bit 3 means something else there: the flag needs the capability."""
+    told = with_uapi(HOSTS["stray-flag"], "rfc")
     plain = decide_ram(told, write_back=False)
-    assert plain == decide_ram(HOSTS[host], write_back=False)
+    assert plain == decide_ram(HOSTS["stray-flag"], write_back=False)
     assert isinstance(plain, Map)
     assert plain.flags == MemFlag(0)
     flagged = decide_ram(told, write_back=True)
@@ -179,6 +191,11 @@ def test_people_who_know_their_kernel_are_believed() -> None:
 def test_people_are_not_believed_against_the_kernels_own_word() -> None:
     with pytest.raises(UserError, match="--uapi rfc"):
         with_uapi(HOSTS["mainline"], "rfc")
+
+
+def test_saying_rfc_makes_no_flag_work_without_fwb() -> None:
+    with pytest.raises(UserError, match=r"--uapi rfc: .* FEAT_S2FWB"):
+        with_uapi(HOSTS["stray-flag-nofwb"], "rfc")
 
 
 @pytest.mark.parametrize("uapi", ["auto", "mainline", "rfc"])

@@ -58,12 +58,13 @@ class Kernel:
     on_vm: int
     bit3: FlagAnswer
     cacheable: bool
+    fwb: bool = True
     slots: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     """All that were ever made, scratch VMs' included."""
 
     @property
     def capability(self) -> HostCapability:
-        cpu = features(fwb=bool(self.on_vm))
+        cpu = features(fwb=self.fwb)
         support, generation, evidence = judge(self.on_system, self.on_vm, self.bit3, cpu)
         flags = {"WRITE_BACK": {"KVM_SET_USER_MEMORY_REGION": self.bit3}}
         return HostCapability(
@@ -105,7 +106,7 @@ class Kernel:
 
 LEGACY = Kernel(0, 0, NO, cacheable=True)
 MAINLINE = Kernel(None, 1, NO, cacheable=True)
-MAINLINE_NOFWB = Kernel(None, 0, NO, cacheable=True)
+MAINLINE_NOFWB = Kernel(None, 0, NO, cacheable=True, fwb=False)
 RFC = Kernel(None, 2, YES, cacheable=True)
 STRAY = Kernel(0, 0, YES, cacheable=True)
 """Bit 3 means something else; 243 is unknown: cacheable memory becomes Device, flag or no flag."""

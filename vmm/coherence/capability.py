@@ -13,7 +13,8 @@ A kernel that knows the capability answers EINVAL on /dev/kvm, where there is no
 not answers 0 (arch/arm64/kvm/arm.c, kvm_vm_ioctl_check_extension). So 0 on a VM alone says nothing;
 0 on a VM and EINVAL on /dev/kvm say that the hardware lacks FEAT_S2FWB or CTR_EL0.DIC. Which of the
 two a vCPU's registers tell, on any kernel (`vmm.coherence.cpu`). A nonzero answer on a VM counts
-only with that EINVAL, and not on a CPU without FWB: out of tree, capability numbers collide.
+only with that EINVAL, and on a CPU with FWB: out of tree, capability numbers collide. Where answers
+contradict each other, what the kernel does is unknown, and it is treated as a legacy one.
 
 Bit 3 of a slot's flags has other uses out of tree (KVM_MEM_USERFAULT, a flag for non-coherent
 DMA). An accepted bit 3 is taken for the proposal's flag only if the capability says so, or if a
@@ -53,6 +54,8 @@ ON_REQUEST: Final = 1 << 1
 
 NEVER_A_FLAG: Final = 1 << 31
 """Bits 16 to 31 of a slot's flags are the kernel's own (include/linux/kvm_host.h)."""
+
+NO_FWB: Final = "this CPU is not known to have FEAT_S2FWB"
 
 
 class Support(Enum):
@@ -201,22 +204,36 @@ def judge(  # noqa: PLR0913  (one argument for each answer)
     """Return support, generation and evidence for the answers of a kernel. Pure.
 
     *per_vm*: the capability could be enabled on the VM, which *sample* then was a slot of.
+
+    A claim counts on a CPU with FEAT_S2FWB only, and only if *sample* does not contradict it: what
+    such a kernel does is unknown, as with a legacy one.
     """
     seen = () if sample is None else (str(sample),)
-    if bit3 is FlagAnswer.ACCEPTED and sample is not None and sample.is_the_proposal:
-        claimed = on_system is None and on_vm is not None and on_vm & ON_REQUEST
-        if not claimed:
-            what = f"no capability {int(CAPABILITY)} claims flag bit 3, but it works as proposed"
-            return Support.SUPPORTED, Generation.RFC, (what, *seen)
+    proposed = bit3 is FlagAnswer.ACCEPTED and sample is not None and sample.is_the_proposal
+    claimed = on_system is None and on_vm is not None and on_vm & ON_REQUEST
+    if proposed and not claimed and cpu.fwb is True:
+        what = f"no capability {int(CAPABILITY)} claims flag bit 3, but it works as proposed"
+        return Support.SUPPORTED, Generation.RFC, (what, *seen)
     support, generation, evidence = _by_answers(on_system, on_vm, bit3, cpu)
-    if support is Support.SUPPORTED and sample is not None:
-        agrees = sample.is_the_proposal if generation is Generation.RFC else sample.plain
-        if not agrees:
-            support, evidence = Support.UNSUPPORTED, (*evidence, "but slots show otherwise")
+    if proposed and cpu.fwb is not True:
+        because = f"the flag cannot be the proposal's: {NO_FWB}"
+        return Support.UNKNOWN, Generation.LEGACY, (*evidence, because, *seen)
+    if sample is not None and not _agrees(sample, support, generation):
+        evidence = (*evidence, "but slots show otherwise")
+        support, generation = Support.UNKNOWN, Generation.LEGACY
     if per_vm and generation is Generation.MAINLINE:
         generation = Generation.PER_VM
         evidence = (*evidence, "and KVM_ENABLE_CAP of it on a VM works: each VM has to ask")
     return support, generation, (*evidence, *seen)
+
+
+def _agrees(sample: SlotAnswers, support: Support, generation: Generation) -> bool:
+    """Return whether slots of cacheable PFNMAP memory do what the capability's answer says."""
+    if support is Support.UNKNOWN:
+        return True
+    if generation is Generation.RFC:
+        return sample.is_the_proposal
+    return sample.plain is (support is Support.SUPPORTED)
 
 
 def _by_answers(
@@ -224,6 +241,7 @@ def _by_answers(
 ) -> tuple[Support, Generation, tuple[str, ...]]:
     """Judge what KVM_CHECK_EXTENSION and a slot of ordinary memory say."""
     number = int(CAPABILITY)
+    unknown = Support.UNKNOWN, Generation.LEGACY
     accepted = bit3 is FlagAnswer.ACCEPTED
     stray: tuple[str, ...] = ()
     if accepted:
@@ -232,31 +250,26 @@ def _by_answers(
     if on_system is not None:
         old = f"capability {number} is {on_system} on /dev/kvm, where a kernel that knows it says"
         other = (f"so the {on_vm} on a VM means something else here",) if on_vm else ()
-        return Support.UNKNOWN, Generation.LEGACY, (f"{old} EINVAL", *other, *stray)
-    if on_vm and cpu.fwb is False:
-        what = f"capability {number} on a VM is {on_vm}, and this CPU has no FEAT_S2FWB"
-        why = "so the number means something else here"
-        return Support.UNKNOWN, Generation.LEGACY, (what, why, *stray)
-    if on_vm and on_vm & ON_REQUEST:
-        how = f"capability {number} on a VM is {on_vm}: Write-Back for slots that ask (bit 1)"
-        if not accepted:
-            return (
-                Support.UNSUPPORTED,
-                Generation.RFC,
-                (how, "but a slot of ordinary memory with flag bit 3 is refused"),
-            )
-        taken = "a slot of ordinary memory with flag bit 3 is accepted"
-        return Support.SUPPORTED, Generation.RFC, (how, taken)
-    if on_vm and on_vm & FOLLOWS_VMA:
-        how = f"capability {number} on a VM is {on_vm}: slots follow the VMA's attributes"
-        return Support.SUPPORTED, Generation.MAINLINE, (how, *stray)
+        return *unknown, (f"{old} EINVAL", *other, *stray)
+    if on_vm and cpu.fwb is not True:
+        what = f"capability {number} on a VM is {on_vm}, and {NO_FWB}"
+        return *unknown, (what, "so the number means something else here", *stray)
     known = f"capability {number} on /dev/kvm is EINVAL: this kernel knows it, for VMs only"
-    lacking = (
-        f"on a VM it is {on_vm}, which claims nothing that pyvmm knows of"
-        if on_vm
-        else f"on a VM it is 0: the hardware lacks {cpu.lacking}"
-    )
-    return Support.UNSUPPORTED, Generation.MAINLINE, (known, lacking, *stray)
+    if not on_vm:
+        lacking = f"on a VM it is 0: the hardware lacks {cpu.lacking}"
+        return Support.UNSUPPORTED, Generation.MAINLINE, (known, lacking, *stray)
+    how = f"capability {number} on a VM is {on_vm}"
+    if on_vm & ON_REQUEST:
+        how = f"{how}: Write-Back for slots that ask (bit 1)"
+        taken = (
+            f"a slot of ordinary memory with flag bit 3 is {'accepted' if accepted else 'refused'}"
+        )
+        judged = (Support.SUPPORTED, Generation.RFC) if accepted else unknown
+        return *judged, (how, taken)
+    if on_vm & FOLLOWS_VMA:
+        how = f"{how}: slots follow the VMA's attributes"
+        return Support.SUPPORTED, Generation.MAINLINE, (how, *stray)
+    return *unknown, (known, f"{how}, which claims nothing that pyvmm knows of", *stray)
 
 
 def probe_flags(vm: Vm) -> dict[str, dict[str, FlagAnswer]]:

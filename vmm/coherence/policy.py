@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from vmm.coherence.capability import FlagAnswer, Generation, Support
+from vmm.coherence.capability import NO_FWB, FlagAnswer, Generation, Support
 from vmm.errors import UserError
 from vmm.kvm.vm import MemFlag
 
@@ -172,11 +172,7 @@ def _decide_cacheable(capability: HostCapability) -> Decision:
         because = "a scratch guest has proved it, as --uapi vendor asks"
         return Map(MemFlag(0), Promise(Stage2.FORCED_WRITE_BACK, because))
     if capability.support is Support.UNKNOWN:
-        return Refuse(
-            "this kernel does not know KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED (243): it would "
-            "map the host's cacheable memory as Device at stage 2 without a word",
-            "use Linux 6.17 or later, or cache=forbid to trap each access",
-        )
+        return _refuse_unknown_kernel("the host maps it cacheable", capability)
     if capability.support is not Support.SUPPORTED:
         return Refuse(
             f"KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED (243) is {capability.on_vm}: this host lacks "
@@ -202,13 +198,21 @@ def _decide_unknown(attribute: Attribute, capability: HostCapability, cache: Cac
             "use cache=auto and `pyvmm verify`",
         )
     if capability.support is Support.UNKNOWN:
-        return Refuse(
-            f"{attribute.because}, and this kernel would map cacheable memory as Device at "
-            "stage 2 without a word (it does not know capability 243)",
-            "use Linux 6.17 or later, or cache=forbid to trap each access",
-        )
+        return _refuse_unknown_kernel(attribute.because, capability)
     because = "KVM follows the VMA, whose attributes nobody tells; `pyvmm verify` finds out"
     return Map(MemFlag(0), Promise(Stage2.UNPROMISED, because))
+
+
+def _refuse_unknown_kernel(mapping: str, capability: HostCapability) -> Refuse:
+    """Refuse what may be cacheable, and would be Device at stage 2 without an error."""
+    if capability.on_system is not None:
+        why = "does not know KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED (243)"
+        how = "use Linux 6.17 or later, or cache=forbid to trap each access"
+    else:
+        why = f"contradicts itself ({'; '.join(capability.evidence)})"
+        how = "use cache=forbid to trap each access"
+    would = "so it may map cacheable memory as Device at stage 2 without a word"
+    return Refuse(f"{mapping}, and this kernel {why}, {would}", how)
 
 
 def decide_ram(capability: HostCapability, *, write_back: bool) -> Decision:
@@ -263,7 +267,7 @@ def _check_vendor(capability: HostCapability) -> None:
             f"--uapi vendor: this kernel knows capability 243: {capability.evidence[0]}", leave_out
         )
     if capability.cpu.fwb is not True:
-        raise UserError("--uapi vendor: this host is not known to have FEAT_S2FWB", leave_out)
+        raise UserError(f"--uapi vendor: {NO_FWB}", leave_out)
 
 
 def with_uapi(capability: HostCapability, uapi: str) -> HostCapability:
@@ -289,6 +293,8 @@ def with_uapi(capability: HostCapability, uapi: str) -> HostCapability:
                 f"{capability.evidence[0]})",
             )
         if flag in (FlagAnswer.ACCEPTED, FlagAnswer.AMBIGUOUS):
+            if capability.cpu.fwb is not True:
+                raise UserError(f"--uapi rfc: {NO_FWB}", "leave the option out")
             support = Support.SUPPORTED
     said = f"--uapi {uapi} says so"
     evidence = (said, *capability.evidence)
