@@ -11,6 +11,7 @@ from vmm.errors import EXIT_HOST, EXIT_USER
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.gh200 import BDF, DAX
 from vmm.lab.host.session import Completed
+from vmm.passthrough import evidence
 
 pytestmark = [pytest.mark.lab, pytest.mark.kernels, pytest.mark.timeout(7200)]
 Hosts = Callable[[str], Host]
@@ -88,6 +89,18 @@ def test_the_flag_on_ram_needs_a_proof_and_a_udmabuf_is_one(lab_host: Hosts) -> 
     assert done.status == 0, done.stderr.decode()
     (ram,) = (entry for entry in json.loads(done.stdout) if entry["name"] == "RAM")
     assert (ram["flags"], ram["stage2"]) == (1 << 3, "forced Write-Back")
+
+
+@pytest.mark.profile("percap")
+def test_evidence_has_the_rows_of_vms_that_ask_for_nothing(lab_host: Hosts) -> None:
+    """The table's rows are; what was promised and proved is of a VM that asked."""
+    words = ["--bar", f"{BDF}:4", "--signed-off-by", "Ada Lovelace <ada@example.org>"]
+    done = pyvmm(lab_host("percap"), "evidence", *words)
+    assert done.status == 0, done.stderr.decode()
+    facts, _ = evidence.read(done.stdout.decode(), "percap")
+    rows = [row["answer"] for row in facts["rows"] if row["memory"] == "region 4"]
+    assert (rows, facts["uapi"]) == (["EINVAL", "EINVAL"], "auto")
+    assert [verdict["memory_type"] for verdict in facts["verdicts"]] == ["forced WB"]
 
 
 @pytest.mark.parametrize("profile", ["gh200", "gh200-nofwb", "legacy-gh200"])

@@ -47,6 +47,12 @@ def mailed(text: str, width: int = 76, quote: str = "> ") -> str:
     return "".join(f"{quote}{line}\n" for line in lines)
 
 
+def test_a_text_tells_what_uapi_said() -> None:
+    said = evidence.text({**FACTS, "uapi": "vendor"}, SIGNER)
+    assert "run with --uapi vendor" in said
+    assert "run with --uapi" not in evidence.text({**FACTS, "uapi": "auto"}, SIGNER)
+
+
 def test_a_text_is_read_back() -> None:
     assert evidence.read(TEXT, "it") == (FACTS, SIGNER)
 

@@ -53,11 +53,21 @@ class Stage1(Enum):
 
 @dataclass(frozen=True)
 class Attribute:
-    """A stage-1 attribute, and how it is known. *is_device*: it is Device, not Normal, memory."""
+    """A stage-1 attribute, and how it is known.
+
+    is_device    it is Device, not Normal, memory
+    is_measured  a load or KVM's answer agrees: it rests on more than a driver's source
+    """
 
     stage1: Stage1
     because: str
     is_device: bool = False
+    is_measured: bool = False
+
+    @property
+    def may_be_written(self) -> bool:
+        """Whether tests may write there: only what is measured to be memory holds no registers."""
+        return self.stage1 is Stage1.CACHEABLE and self.is_measured
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,26 @@ def accepts(system: System, areas: Sequence[Area], flags: MemFlag) -> bool:
         return all(takes_slot(vm, slot) for slot in slots)
 
 
+# --- all of it ------------------------------------------------------------------------------------
+
+
+def measure(
+    prior: Attribute, system: System, areas: Sequence[Area], capability: HostCapability
+) -> Attribute:
+    """Return the attribute of *areas*, the mappings of one region; *prior* is the driver's source.
+
+    KVM is asked about what may be cacheable, unless loads and *prior* agree. Raises `HostError`.
+    """
+    if not areas:
+        return prior
+    evidence = look(areas)
+    measured = judge(prior, evidence)
+    agreed = measured.is_measured or not evidence
+    if measured.stage1 is Stage1.UNCACHED or (measured.stage1 is Stage1.CACHEABLE and agreed):
+        return measured
+    return judge(prior, [*evidence, *ask(system, areas, capability)])
+
+
 # --- what to believe ------------------------------------------------------------------------------
 
 DECIDES: Final = {
@@ -258,10 +278,12 @@ def judge(prior: Attribute, evidence: Sequence[Evidence]) -> Attribute:
     if not decided:
         if Says.NORMAL in said and prior.is_device:
             return Attribute(Stage1.UNKNOWN, f"{told}, although {prior.because}")
-        return Attribute(prior.stage1, f"{prior.because}; {told}", prior.is_device)
+        agrees = {Says.NORMAL, Says.DEVICE} & said and prior.stage1 is not Stage1.UNKNOWN
+        because = f"{prior.because}; {told}"
+        return Attribute(prior.stage1, because, prior.is_device, is_measured=bool(agrees))
     (stage1,) = decided
     if prior.stage1 is stage1:
         told = f"{told}; {prior.because}"
     elif prior.stage1 is not Stage1.UNKNOWN:
         told = f"{told}, although {prior.because}"
-    return Attribute(stage1, told, Says.DEVICE in said)
+    return Attribute(stage1, told, Says.DEVICE in said, is_measured=True)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmm.closeable import Closeable
+from vmm.coherence import vma
 from vmm.kvm.slots import MemorySlot, takes_slot
 from vmm.kvm.vm import MemFlag
 from vmm.memory import Region
@@ -93,7 +94,9 @@ class SlotAnswers:
 
 
 def ask(vm: Vm) -> SlotAnswers | None:
-    """Try a udmabuf as a slot of *vm*, a scratch VM without slots; None: there is no udmabuf.
+    """Try a udmabuf as a slot of *vm*, a scratch VM without slots; None: there is none.
+
+    A mapping of it that is not VM_PFNMAP, as of another kernel's driver, shows nothing: None, too.
 
     Raises `KvmError` for errors other than EINVAL.
     """
@@ -102,6 +105,9 @@ def ask(vm: Vm) -> SlotAnswers | None:
     except OSError:  # no such node, not root's, or no memory
         return None
     with sample:
+        behind = vma.find(sample.host_address)
+        if behind is None or not behind.is_pfnmap:
+            return None
         return SlotAnswers(_takes(vm, sample, 0), _takes(vm, sample, int(MemFlag.WRITE_BACK)))
 
 

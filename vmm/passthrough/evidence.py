@@ -59,10 +59,15 @@ def collect(config: BarConfig, uapi: str) -> Facts:
             "format": FORMAT,
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "kernel": {"release": platform.release(), "version": platform.version()},
+            "uapi": uapi,
             **report.as_json(),
             "device": _device(device, config.region),
         }
         capability = with_uapi(report.coherence, uapi)
+        cases = [case for case in ORDINARY if case.name in SAMPLES]
+        cases.append(Regions(device, system, capability).case(config.region))
+        # As in `pyvmm lab matrix`, on VMs that ask for nothing.
+        facts["rows"] = [asdict(row) for row in survey(system, cases)]
         capability.prepare(system)
         try:
             with RegionMemory(config, device, system, capability) as region:
@@ -73,9 +78,6 @@ def collect(config: BarConfig, uapi: str) -> Facts:
                 facts["verdicts"] = [verdict.as_json() for verdict in region.verify()]
         except VmmError as error:
             facts["refused"] = str(error)
-        cases = [case for case in ORDINARY if case.name in SAMPLES]
-        cases.append(Regions(device).case(config.region))
-        facts["rows"] = [asdict(row) for row in survey(system, cases)]
     return facts
 
 
@@ -116,8 +118,10 @@ def _title(facts: Facts) -> str:
 def _findings(facts: Facts) -> list[str]:
     """Return the kernel's generation and the verdicts, as lines."""
     coherence = facts["coherence"]
+    said = facts.get("uapi", "auto")
     lines = [
         f"kernel's generation: {coherence['generation']}",
+        *([f"run with --uapi {said}"] if said != "auto" else []),
         *(f"  because {sentence}" for sentence in coherence["evidence"]),
         "",
     ]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm._native import lib
+from vmm.coherence import stage1
 from vmm.coherence.capability import CAPABILITY
 from vmm.coherence.policy import Stage1, region_attribute
 from vmm.coherence.scratch import RANGE
@@ -31,8 +32,11 @@ from vmm.vfio.fd import VfioError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from vmm.coherence.capability import HostCapability
+    from vmm.coherence.policy import Attribute
     from vmm.coherence.prove import Contents
     from vmm.coherence.scratch import ScratchGuest
+    from vmm.kvm.system import System
     from vmm.kvm.vm import Vm
     from vmm.vfio.device import VfioDevice
 
@@ -223,22 +227,39 @@ ORDINARY: Final = (
 
 
 class Regions:
-    """The cases of a device's regions. *cacheable* is one whose mapping is cacheable."""
+    """The cases of an open device's regions, whose memory is on.
 
-    def __init__(self, device: VfioDevice) -> None:
+    Only what is measured to be memory is written.
+    """
+
+    def __init__(self, device: VfioDevice, system: System, capability: HostCapability) -> None:
         self._device = device
+        self._system = system
+        self._capability = capability
+        self._attributes: dict[int, Attribute] = {}
+
+    def attribute(self, index: int) -> Attribute:
+        """Return the measured attribute of region *index*. Raises `HostError`."""
+        if index not in self._attributes:
+            region = self._device.region(index)
+            prior = region_attribute(self._device.function.driver or "", index)
+            with region.map() as mapping:
+                area = stage1.Area(*mapping.area, mapping.host_address)
+                self._attributes[index] = stage1.measure(
+                    prior, self._system, [area], self._capability
+                )
+        return self._attributes[index]
 
     def cacheable(self, index: int) -> bool:
-        """Whether the driver maps region *index* cacheable."""
-        driver = self._device.function.driver or ""
-        return region_attribute(driver, index).stage1 is Stage1.CACHEABLE
+        """Whether the host maps region *index* cacheable."""
+        return self.attribute(index).stage1 is Stage1.CACHEABLE
 
     @contextmanager
     def plain(self, index: int, **more: Any) -> Iterator[Memory]:
         """Yield the whole region."""
         region = self._device.region(index)
         with region.map() as mapping:
-            writable = self.cacheable(index) and not more
+            writable = self.attribute(index).may_be_written and not more
             contents = RegionContents(region, mapping.area.base) if writable else None
             yield Memory(mapping.host_address, mapping.size, contents, **more)
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from vmm.coherence.capability import HostCapability
 from vmm.coherence.prove import observe, pages
 from vmm.coherence.scratch import ScratchGuest
 from vmm.coherence.verdict import judge
@@ -63,8 +64,9 @@ def take(bdf: str, dax: Path | None = None) -> list[Row]:
         system = owned.enter_context(System.open())
         device = owned.enter_context(open_device(bdf))
         device.enable_memory()
+        capability = HostCapability.probe(system)
         ordinary = [*ORDINARY, *([dax_case(dax)] if dax else [])]
-        return survey(system, [*ordinary, *Regions(device).cases()])
+        return survey(system, [*ordinary, *Regions(device, system, capability).cases()])
 
 
 def survey(system: System, cases: Iterable[Case]) -> list[Row]:

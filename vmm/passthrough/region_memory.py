@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from vmm.coherence.capability import HostCapability
-    from vmm.coherence.policy import Attribute
     from vmm.config.bar import BarConfig
     from vmm.events import Events
     from vmm.kvm.slots import MemorySlots
@@ -124,7 +123,7 @@ class RegionMemory(Closeable):
             self.attribute = region_attribute(device.function.driver or "", config.region)
             device.enable_memory()
             self._map(holes)
-            self.attribute = self._measure()
+            self.attribute = stage1.measure(self.attribute, system, self._areas, capability)
             self.decision = self._decide(Cache(config.cache))
             undo.pop_all()
 
@@ -161,20 +160,6 @@ class RegionMemory(Closeable):
     @property
     def _areas(self) -> list[stage1.Area]:
         return [stage1.Area(*mapping.area, mapping.host_address) for mapping in self._mappings]
-
-    def _measure(self) -> Attribute:
-        """Return what the driver's source, loads through the mappings and, if need be, KVM say.
-
-        Raises `HostError`.
-        """
-        prior = self.attribute
-        evidence = stage1.look(self._areas)
-        measured = stage1.judge(prior, evidence)
-        if measured.stage1 is not Stage1.UNKNOWN or not self._mappings:
-            return measured
-        return stage1.judge(
-            prior, [*evidence, *stage1.ask(self._system, self._areas, self._capability)]
-        )
 
     def _decide(self, cache: Cache) -> Map | Trap:
         if self._whole_device and cache is Cache.REQUIRE and not self.can_be_cacheable:
@@ -240,14 +225,15 @@ class RegionMemory(Closeable):
         return [self._prove(mapping, self.decision.flags, features) for mapping in self._mappings]
 
     def _prove(self, mapping: RegionMapping, flags: MemFlag, features: Features) -> Verdict:
-        memory = self.attribute.stage1 is Stage1.CACHEABLE
         try:
             return prove(
                 self._system,
                 mapping.host_address,
                 mapping.size,
                 flags=int(flags),
-                contents=RegionContents(self.region, mapping.area.base) if memory else None,
+                contents=RegionContents(self.region, mapping.area.base)
+                if self.attribute.may_be_written
+                else None,
                 features=features,
             )
         except KvmError as error:
