@@ -7,14 +7,17 @@
  *
  *     cache    what the caches of this process's CPUs hold
  *     memory   what DRAM holds
- *     synced   what cache held when the line was last the same in both; where cache differs from
- *              it, the line is dirty
+ *     synced   what cache held when the line was last the same in both
  *
- *     clean              a dirty line goes to memory, over what the guest has written there
- *     ... and invalidate  the same, and then the line is filled from memory again
+ *     clean              the line goes to memory, over what the guest has written there
+ *     ... and invalidate  the line goes to memory if it is dirty, and is then filled from there
+ *
+ * A line that is only cleaned counts as dirty, since software cleans what it has stored. A line that
+ * is invalidated as well counts as dirty if it differs from synced. So one thing is not seen: a store
+ * of the very bytes that were there, which nobody cleans before the line is invalidated.
  *
  * A real cache may also write back and fill lines by itself, at any time. This one never does, so
- * what is forgotten always shows. Not for several threads that maintain the same lines.
+ * what is forgotten shows, but for that. Not for several threads that maintain the same lines.
  */
 #include <errno.h>
 #include <stdint.h>
@@ -61,7 +64,8 @@ static void maintain(int which, size_t at, int invalidate)
 	unsigned char *synced = ranges[which].synced + at;
 	size_t left = ranges[which].size - at, size = left < LINE ? left : LINE;
 
-	if (memcmp(cache, synced, size)) {
+	/* Who cleans a line has stored to it, be it the bytes that were there before. */
+	if (!invalidate || memcmp(cache, synced, size)) {
 		memcpy(memory, cache, size);
 		memcpy(synced, cache, size);
 	}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -23,7 +23,7 @@ class Sample:
         self.size = size
         self.host_address = Region(0, self._mapping.view).host_address
 
-    def __enter__(self) -> Sample:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

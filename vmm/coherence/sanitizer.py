@@ -4,7 +4,8 @@ In its mode RAM that the ledger owes maintenance for has two copies: the guest's
 "DRAM", and this process reads and writes the other, "cache". Only the ledger's cache maintenance
 moves lines between them (cdefs/sanitizer.c). So what this process reads of the guest without
 `Ledger.before_read` is old, and what it writes without `Ledger.after_write` never arrives: as on a
-CPU without FEAT_S2FWB under a guest whose caches are off, but always, and under emulation too.
+CPU without FEAT_S2FWB under a guest whose caches are off, but each time, and under emulation too.
+One case is not seen: cdefs/sanitizer.c has it.
 
 RAM that is coherent, forced Write-Back, has one copy as ever. A guest cannot share memory with
 virtio devices in this mode, nor with assigned ones: they are coherent with its caches, and there
