@@ -96,13 +96,15 @@ int pyvmm_move(uintptr_t from, uint64_t size, uintptr_t to)
 
 /*
  * Tell whether the file is on persistent memory and mapped from it directly (DAX), page cache aside:
- * statx(2), STATX_ATTR_DAX, Linux 5.8. 0 as well where the kernel does not tell.
+ * statx(2), STATX_ATTR_DAX, Linux 5.8. Returns 1 or 0; -1 where the kernel does not tell.
  */
 int pyvmm_is_dax(int fd)
 {
 	struct statx about;
 
 	if (statx(fd, "", AT_EMPTY_PATH, 0, &about))
-		return 0;
+		return -1;
+	if (!(about.stx_attributes_mask & STATX_ATTR_DAX))
+		return -1;
 	return !!(about.stx_attributes & STATX_ATTR_DAX);
 }

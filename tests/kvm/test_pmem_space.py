@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmm.arm64 import layout
+from vmm.coherence import dax
 from vmm.config import MachineConfig
 from vmm.config.pmem import PmemConfig
 from vmm.errors import UserError
@@ -15,6 +16,7 @@ from vmm.kvm.system import System
 from vmm.kvm.vm import MemFlag, Vm
 from vmm.machine.address_space import PMEM_ALIGNMENT, AddressSpace
 from vmm.memory import Backing
+from vmm.virtio.pmem_file import PmemFile
 
 pytestmark = pytest.mark.kvm
 
@@ -73,3 +75,19 @@ def test_a_file_that_the_host_cannot_reach_is_refused(system: System, tmp_path: 
     with pytest.raises(UserError, match=r"--pmem .*end beyond"):
         AddressSpace(config(PmemConfig(path, size=1 << system.ipa_bits())), system)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(("is_dax", "proofs"), [(True, 1), (None, 1), (False, 0)])
+def test_a_file_that_may_be_on_dax_has_to_be_proved_cacheable(
+    is_dax: bool | None,  # noqa: FBT001  (a parameter of the test)
+    proofs: int,
+    system: System,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr(PmemFile, "is_dax", is_dax)
+    monkeypatch.setattr(dax, "check", lambda option, *_: checked.append(option))
+    path = tmp_path / "file"
+    with AddressSpace(config(PmemConfig(path, size=SIZE)), system):
+        assert checked == [f"--pmem {path}"] * proofs

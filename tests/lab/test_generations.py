@@ -116,5 +116,19 @@ def test_a_dax_file_is_given_only_where_it_is_cacheable(lab_host: Hosts, profile
         assert done.status == 0, done.stderr.decode()
         (pmem,) = (entry for entry in json.loads(done.stdout) if entry["name"] == "pmem")
         assert pmem["stage1_because"].startswith("a DAX file")
+    # Allocated, never written: its pages were the kernel's zeroes, which any kernel maps cacheable.
+    prepare = f"fallocate -l 2M {DAX}/allocated && truncate -s 2M {DAX}/hole && cat {DAX}/allocated"
+    assert host.run(["sh", "-c", f"{prepare} >/dev/null"], timeout=60).status == 0
+    for name, options, said in (
+        ("allocated", "", b"Device"),
+        ("memory", ",ro", b"Device"),
+        ("allocated", ",ro", b""),
+        ("hole", ",ro", b"no page of it was ever written"),
+    ):
+        done = pyvmm(host, "map", "--pmem", f"{DAX}/{name}{options}", "--json")
+        proves = b"was ever written" not in said
+        refused = "legacy" in profile or not proves
+        assert (done.status == EXIT_HOST) is refused, (name, options, done.stderr)
+        assert said in done.stderr or not refused
     plain = pyvmm(host, "map", "--pmem", "/run/tmp/memory,size=2M", "--json")
     assert plain.status == 0, plain.stderr.decode()

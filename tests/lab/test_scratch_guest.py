@@ -43,6 +43,9 @@ def test_a_scratch_guest_runs_with_each_granule(
     assert found["one run"] == "ran"
     assert [found[granule.name] for granule in Granule] == [expected] * 3
     assert "KVM_CAP_ARM_MTE is 0" in found["mte"]
+    assert found["a store"]["type"] == expected
+    assert any("tries to store" in said for said in found["a store"]["evidence"])
+    assert found["unchanged"]
 
 
 @pytest.mark.profile("mte")

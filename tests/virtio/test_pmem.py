@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,7 +28,7 @@ from tests.virtio.ring_driver import (
 from vmm.config.pmem import PmemConfig, parse_pmem
 from vmm.errors import UserError
 from vmm.memory import Backing
-from vmm.virtio import status
+from vmm.virtio import pmem_file, status
 from vmm.virtio.pmem import Pmem
 from vmm.virtio.pmem_file import ALIGNMENT, PmemFile
 from vmm.virtio.queue import MemoryMap
@@ -298,3 +299,16 @@ def test_options() -> None:
     for text in ("", ",ro", "x,rw", "x,size=", "x,size=y", "x,"):
         with pytest.raises(UserError, match="--pmem"):
             parse_pmem(text)
+
+
+@pytest.mark.parametrize(("told", "is_dax"), [(1, True), (0, False), (-1, None)])
+def test_whether_a_file_is_on_dax_may_be_unknown(
+    told: int,
+    is_dax: bool | None,  # noqa: FBT001  (a parameter of the test)
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with PmemFile(PmemConfig(tmp_path / "file", size=ALIGNMENT)) as file:
+        assert file.is_dax is False
+        monkeypatch.setattr(pmem_file, "lib", SimpleNamespace(pyvmm_is_dax=lambda _fd: told))
+        assert file.is_dax is is_dax

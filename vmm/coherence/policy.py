@@ -216,13 +216,13 @@ def _decide_unknown(attribute: Attribute, capability: HostCapability, cache: Cac
 def _refuse_unknown_kernel(mapping: str, capability: HostCapability) -> Refuse:
     """Refuse what may be cacheable, and would be Device at stage 2 without an error."""
     if capability.on_system is not None:
-        why = "does not know KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED (243)"
+        why, may = "does not know KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED (243)", "would"
         how = "use Linux 6.17 or later, or cache=forbid to trap each access"
     else:
-        why = f"contradicts itself ({'; '.join(capability.evidence)})"
+        why, may = f"contradicts itself ({'; '.join(capability.evidence)})", "may"
         how = "use cache=forbid to trap each access"
-    would = "so it may map cacheable memory as Device at stage 2 without a word"
-    return Refuse(f"{mapping}, and this kernel {why}, {would}", how)
+    what = f"so it {may} map cacheable memory as Device at stage 2 without a word"
+    return Refuse(f"{mapping}, and this kernel {why}, {what}", how)
 
 
 def decide_ram(capability: HostCapability, *, write_back: bool) -> Decision:

@@ -1,9 +1,11 @@
 """Prove on a scratch VM what stage 2 gives a range: the accesses that a verdict is judged by.
 
 What the tests write is put back. A range that is not known to be memory, such as registers, is not
-written at all: the guest first jumps to its bytes, which only a Write-Back mapping lets it fetch,
-with no address in its registers that an instruction could use; then it reads 8 bytes at offset 1.
-That read reaches the device: do not test registers that have side effects when read. It is made in
+written at all: its slot is read-only, so what is executed of it stores nothing. The guest first
+jumps to its bytes, which only a Write-Back mapping lets it fetch, with no address in its registers;
+then it reads 8 bytes at offset 1. The memory type is that of a slot which is not read-only, but for
+the permission to write: KVM decides them apart (arch/arm64/kvm/mmu.c, user_mem_abort). That read
+reaches the device: do not test registers that have side effects when read. It is made in
 the first page only; from other pages such a range is only executed.
 """
 
@@ -17,7 +19,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from vmm.coherence import dump
 from vmm.coherence.scratch import PLAIN, RANGE, Fate, Features, ScratchGuest
-from vmm.coherence.verdict import Observations, Verdict, is_device, judge
+from vmm.coherence.verdict import EXECUTED, Observations, Verdict, is_device, judge
+from vmm.kvm.vm import MemFlag
 
 if TYPE_CHECKING:
     from vmm.kvm.system import System
@@ -51,13 +54,16 @@ def prove(  # noqa: PLR0913  (a slot has as many fields)
     """Return what stage 2 gives the *size* bytes mapped at *host_address*, on a scratch VM.
 
     *flags* are the slot's, *features* those of the guest it is for. With *contents* the range is
-    memory: the tests write to it, and restore it. *seed* chooses the pages that are looked at
-    besides the first and the last; None: a new one, which the evidence has.
+    memory: the tests write to it, and restore it. Without, the slot is KVM_MEM_READONLY. *seed*
+    chooses the pages that are looked at besides the first and the last; None: a new one, which the
+    evidence has.
 
     Raises `KvmError` if the slot is refused, `HostError` if no guest can have *features*.
     """
     seed = secrets.randbits(32) if seed is None else seed
     offsets = pages(size, seed)
+    if contents is None:
+        flags |= MemFlag.READONLY
     with ScratchGuest(system, host_address, size, flags, features=features) as guest:
         seen = [observe(guest, offset, contents) for offset in offsets]
     verdict = judge(*seen)
@@ -95,7 +101,7 @@ def _look_at_registers(guest: ScratchGuest, offset: int) -> Observations:
     initialized again (arch/arm64/kvm/arm.c), and without DIC what is only loaded is not executable.
     """
     fetch = guest.run("jump", offset)
-    if offset or fetch.fate not in (Fate.RAN, Fate.ABORTED):
+    if offset or fetch.fate not in EXECUTED:
         return Observations(fetch=fetch)
     dumped = _dump(guest, offset)
     return Observations(fetch=fetch, unaligned=guest.run("unaligned", offset), dump=dumped)

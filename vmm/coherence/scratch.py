@@ -28,6 +28,7 @@ from vmm.errors import HostError
 from vmm.kvm.capability import Cap
 from vmm.kvm.exits import Interrupted, MmioWrite
 from vmm.kvm.fd import KvmError
+from vmm.kvm.vm import MemFlag
 from vmm.memory import Mapping, Region
 
 if TYPE_CHECKING:
@@ -108,13 +109,17 @@ class Fate(Enum):
 
     RAN = "ran"
     ABORTED = "took an exception"
+    STORED = "stored to the range"
     FAILED = "KVM_RUN failed"
     HUNG = "did not come back"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended; ABORTED has the guest's ESR_EL1 and ELR_EL1, FAILED KVM_RUN's errno."""
+    """How a program ended; ABORTED has the guest's ESR_EL1 and ELR_EL1, FAILED KVM_RUN's errno.
+
+    STORED is a store to a slot that is read-only (KVM_EXIT_MMIO): KVM did not make it.
+    """
 
     fate: Fate
     esr: int = 0
@@ -250,12 +255,22 @@ class ScratchGuest(Closeable):
                 return Outcome(Fate.ABORTED, esr=esr, elr=vcpu.get_one_reg(registers.ELR_EL1))
             case MmioWrite(address) if address == MAILBOX:
                 return Outcome(Fate.RAN)
+            case MmioWrite(address) if address >= RANGE:
+                return Outcome(Fate.STORED)
         return Outcome(Fate.HUNG)
 
     @cached_property
     def behind(self) -> Vma | None:
         """The host's mapping behind the range, as it was when first asked for."""
         return vma.find(self._where[2])
+
+    def protect(self) -> None:
+        """Make the slot under test read-only, so that nothing is stored there; KVM makes it anew.
+
+        Raises `KvmError`.
+        """
+        self.vm.set_user_memory_region(1, 0, RANGE, 0, 0)
+        self.set_flags(self.flags | MemFlag.READONLY)
 
     def set_flags(self, flags: int) -> None:
         """Change the flags of the slot under test. Raises `KvmError`."""

@@ -18,11 +18,15 @@ of no help: /proc/PID/smaps has VM_PFNMAP (``pf``) and VM_IO, and not the protec
 VMA (`vmm.coherence.verdict`). Only of a mapping that is VM_PFNMAP: KVM takes all other memory. A
 legacy kernel is asked nothing: it takes any slot, and makes cacheable device memory Device.
 
-The load is safe for any device. An alignment fault on Device memory is taken before the access
-(Arm ARM, "Alignment of data accesses"), so no register is read; Normal memory may be read by
-speculation at any time, so a driver that maps it Normal has allowed reads. LDXR and atomics, which
-Normal-NC need not support, are not tried: some interconnects answer with an SError, which ends the
-host. Timing was never seen on a real host, so it decides nothing.
+The load is safe for any device, if stage 1 decides. An alignment fault on Device memory is taken
+before the access (Arm ARM, "Alignment of data accesses"), so no register is read; Normal memory may
+be read by speculation at any time, so a driver that maps it Normal has allowed reads. It is not
+safe where this host is itself a guest, and its hypervisor maps the device's memory Device at stage
+2 under a stage 1 of Normal: the fault is then the hypervisor's, whose KVM_RUN may fail with EFAULT
+and end this host. From inside that cannot be told.
+
+LDXR and atomics, which Normal-NC need not support, are not tried: some interconnects answer with an
+SError, which ends the host. Timing was never seen on a real host, so it decides nothing.
 
 Source: arch/arm64/mm/fault.c (fault_info, do_alignment_fault); arch/arm64/kvm/mmu.c
 (kvm_vma_is_cacheable, kvm_arch_prepare_memory_region).

@@ -54,6 +54,9 @@ class MemoryType(Enum):
     UNDECIDABLE = "undecidable"
 
 
+EXECUTED: Final = frozenset({Fate.RAN, Fate.ABORTED, Fate.STORED})
+"""How a program ends that has jumped to the range, if it can be told."""
+
 Types = frozenset[MemoryType]
 CACHEABLE: Final[Types] = frozenset({MemoryType.FORCED_WRITE_BACK, MemoryType.GUEST_DECIDES})
 NORMAL: Final[Types] = CACHEABLE | {MemoryType.NON_CACHEABLE}
@@ -182,9 +185,9 @@ def _clues(seen: Observations) -> Iterator[Clue]:
 def _was_fetched(seen: Observations) -> bool | None:
     """Return whether an instruction was fetched from the page; None: it cannot be told."""
     jump = seen.fetch
-    if jump is None or jump.fate not in (Fate.RAN, Fate.ABORTED):
+    if jump is None or jump.fate not in EXECUTED:
         return None
-    if jump.fate is Fate.RAN:
+    if jump.fate in (Fate.RAN, Fate.STORED):
         return True
     start, kind = RANGE + seen.offset, esr.exception_class(jump.esr)
     if kind in esr.CAUSED_BY_AN_INSTRUCTION and start <= jump.elr <= start + mmap.PAGESIZE:
@@ -245,6 +248,8 @@ def _told(outcome: Outcome) -> str:
             return "works"
         case Fate.ABORTED:
             return f"takes an exception in the guest (ESR_EL1 {outcome.esr:#x})"
+        case Fate.STORED:
+            return "tries to store to the range, which is read-only then"
         case Fate.FAILED:
             return f"fails KVM_RUN with {errno.errorcode.get(outcome.errno, outcome.errno)}"
         case Fate.HUNG:

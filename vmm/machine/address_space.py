@@ -134,11 +134,11 @@ class AddressSpace(Closeable):
             file = self._owned.enter_context(PmemFile(config))
             check(file.size, "use less --memory")
             file.base = base
-            if file.is_dax:
+            if file.is_dax is not False:
                 from vmm.coherence import dax
 
                 option = f"--pmem {config.path}"
-                dax.check(option, self._system, file.region(), file.written_page())
+                dax.check(option, self._system, file.region(), file.fileno())
             base += file.size
             found.append(file)
         return found

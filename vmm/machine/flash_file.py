@@ -79,7 +79,7 @@ class FlashFile(Closeable):
             with ffi.from_buffer("uint8_t[]", mapping) as pointer:
                 self.host_address = int(ffi.cast("uintptr_t", pointer))
             whole = self._size - self._size % mmap.PAGESIZE
-            on_dax = self._fd is not None and lib.pyvmm_is_dax(self._fd)
+            on_dax = self._fd is not None and lib.pyvmm_is_dax(self._fd) != 0
             if whole and self._fd is not None and not on_dax:
                 _place(self.host_address, self._fd, whole)
             self._map_erased(whole)

@@ -104,23 +104,17 @@ class PmemFile(Closeable):
         self._view = memoryview(self._mapping)
 
     @property
-    def is_dax(self) -> bool:
-        """Whether it is mapped from persistent memory directly: see `vmm.coherence.dax`."""
-        return bool(lib.pyvmm_is_dax(self._fd))
+    def is_dax(self) -> bool | None:
+        """Whether it is mapped from persistent memory directly: see `vmm.coherence.dax`.
 
-    def written_page(self) -> int:
-        """Return the offset of a page that has blocks: of a hole DAX shows the kernel's zeroes.
-
-        If none has, zeroes are written to the first, unless the file is read-only. Raises OSError.
+        None: the kernel does not tell.
         """
-        try:
-            return os.lseek(self._fd, 0, os.SEEK_DATA) & -mmap.PAGESIZE
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-        if not self.read_only:
-            os.pwrite(self._fd, bytes(mmap.PAGESIZE), 0)
-        return 0
+        told = lib.pyvmm_is_dax(self._fd)
+        return None if told < 0 else bool(told)
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._fd
 
     def region(self) -> Region:
         """Return the mapping as a region of guest memory at `base`."""

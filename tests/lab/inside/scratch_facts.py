@@ -34,6 +34,14 @@ def main() -> None:
                 found[name] = verdict.memory_type.value
             except HostError as error:
                 found[name] = str(error)
+        # adr x0, . - str x30, [x0] - ret: what is executed makes its own address, and stores there.
+        memory.view[0:12] = b"".join(
+            word.to_bytes(4, "little") for word in (0x10000000, 0xF900001E, 0xD65F03C0)
+        )
+        before = bytes(memory.view)
+        verdict = prove(system, address, SIZE)
+        found["a store"] = {"type": verdict.memory_type.value, "evidence": verdict.evidence}
+        found["unchanged"] = bytes(memory.view) == before
         del contents
     json.dump(found, sys.stdout)
 
