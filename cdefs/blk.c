@@ -37,6 +37,18 @@ static void skip(struct iovec **iov, uint32_t *count, uint64_t bytes)
 	}
 }
 
+/* Copy the first `bytes`, which are there, to `target`. */
+static void gather(const struct iovec *iov, uint8_t *target, uint64_t bytes)
+{
+	for (; bytes; iov++) {
+		uint64_t part = iov->iov_len < bytes ? iov->iov_len : bytes;
+
+		memcpy(target, iov->iov_base, part);
+		target += part;
+		bytes -= part;
+	}
+}
+
 static void zero(struct iovec *iov, uint32_t count)
 {
 	for (uint32_t i = 0; i < count; i++)
@@ -150,6 +162,37 @@ static void clear_all(const struct pyvmm_disk *disk, struct pyvmm_blk_request *r
 		request->operation = PYVMM_BLK_SYNC;
 }
 
+static int looks_foreign(const struct pyvmm_disk *disk, const uint8_t *start)
+{
+	for (uint32_t i = 0; i < disk->magic_count; i++)
+		if (!memcmp(start, disk->magics[i].bytes, disk->magics[i].length))
+			return 1;
+	return 0;
+}
+
+/*
+ * Write the disk's first sector from a copy that was looked at, since the guest may change its
+ * buffers meanwhile. What is left of the request begins with the second sector.
+ */
+static void write_start(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request)
+{
+	uint8_t start[SECTOR];
+	struct iovec iov = { .iov_base = start, .iov_len = sizeof(start) };
+	struct pyvmm_blk_request first = {
+		.operation = PYVMM_BLK_WRITE, .iov = &iov, .count = 1, .bytes = sizeof(start),
+	};
+
+	gather(request->iov, start, sizeof(start));
+	request->refused = (uint8_t)looks_foreign(disk, start);
+	if (!request->refused)
+		pyvmm_blk_finish(disk, &first);
+	request->error = request->refused ? EPERM : first.error;
+	if (request->error)
+		pyvmm_blk_fail(request);
+	else
+		pyvmm_blk_advance(request, sizeof(start));
+}
+
 static void begin_transfer(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request,
 			   uint64_t sector)
 {
@@ -177,6 +220,7 @@ void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *re
 	request->operation = PYVMM_BLK_NOTHING;
 	request->result = VIRTIO_BLK_S_OK;
 	request->error = 0;
+	request->refused = 0;
 	request->offset = 0;
 	request->bytes = 0;
 	request->count = 0;
@@ -203,6 +247,8 @@ void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *re
 			pyvmm_blk_fail(request);
 		else
 			begin_transfer(disk, request, header.sector);
+		if (disk->magic_count && !header.sector && request->operation == PYVMM_BLK_WRITE)
+			write_start(disk, request);
 		break;
 	case VIRTIO_BLK_T_FLUSH:
 		request->operation = disk->no_flush ? PYVMM_BLK_NOTHING : PYVMM_BLK_SYNC;

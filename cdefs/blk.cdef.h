@@ -31,7 +31,13 @@ struct virtio_blk_config {
 #define PYVMM_BLK_SERIAL_BYTES ...
 #define PYVMM_BLK_MAX_RANGES ...
 #define PYVMM_BLK_MAX_SECTORS ...
+#define PYVMM_BLK_MAGIC_BYTES ...
 #define PYVMM_BLK_DEPTH ...
+
+struct pyvmm_blk_magic {
+    uint32_t length;
+    uint8_t bytes[...];
+};
 
 struct pyvmm_disk {
     int fd;
@@ -44,6 +50,8 @@ struct pyvmm_disk {
     uint8_t one_by_one;
     uint64_t sectors;
     uint8_t serial[...];
+    uint32_t magic_count;
+    const struct pyvmm_blk_magic *magics;
 };
 
 struct pyvmm_blk_request {
@@ -53,6 +61,7 @@ struct pyvmm_blk_request {
 
 struct pyvmm_blk_failure {
     uint32_t type;
+    uint8_t refused;
     int error;
     int64_t offset;
     ...;

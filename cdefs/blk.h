@@ -15,7 +15,14 @@
 #define PYVMM_BLK_SERIAL_BYTES 20
 #define PYVMM_BLK_MAX_RANGES 32          /* ranges in one discard or write-zeroes request */
 #define PYVMM_BLK_MAX_SECTORS 0x400000   /* in each of them: 2 GiB */
+#define PYVMM_BLK_MAGIC_BYTES 16
 #define PYVMM_BLK_DEPTH 128              /* requests of a queue in flight at once */
+
+/* How an image of some format begins. */
+struct pyvmm_blk_magic {
+	uint32_t length;
+	uint8_t bytes[PYVMM_BLK_MAGIC_BYTES];
+};
 
 /* Shared by all queues of a disk. */
 struct pyvmm_disk {
@@ -29,6 +36,8 @@ struct pyvmm_disk {
 	uint8_t one_by_one;      /* do not use io_uring */
 	uint64_t sectors;        /* of 512 bytes */
 	uint8_t serial[PYVMM_BLK_SERIAL_BYTES];
+	uint32_t magic_count;
+	const struct pyvmm_blk_magic *magics; /* what the driver may not make the disk begin with */
 };
 
 enum pyvmm_blk_operation {
@@ -44,6 +53,7 @@ struct pyvmm_blk_request {
 	uint8_t operation;
 	uint32_t type;           /* VIRTIO_BLK_T_* */
 	int error;               /* the host's errno, if the host failed and not the driver */
+	uint8_t refused;         /* it would have made the disk look like another format */
 	uint8_t result;          /* VIRTIO_BLK_S_*, for the driver */
 	uint8_t *status;         /* where to write it */
 	uint32_t written;        /* bytes of the chain that count as written */
@@ -60,10 +70,11 @@ void pyvmm_blk_finish(const struct pyvmm_disk *disk, struct pyvmm_blk_request *r
 void pyvmm_blk_fail(struct pyvmm_blk_request *request);
 int pyvmm_blk_alignment(int fd, uint32_t *memory, uint32_t *offset);
 
-/* A failure of the host. */
+/* A failure of the host, or a refusal of ours. */
 struct pyvmm_blk_failure {
 	uint32_t pending;        /* not taken yet */
 	uint32_t type;           /* VIRTIO_BLK_T_* */
+	uint8_t refused;         /* by pyvmm, and not by the host */
 	int error;               /* an errno */
 	int64_t offset;          /* in the file */
 };

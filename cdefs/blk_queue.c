@@ -49,6 +49,7 @@ static void report(struct pyvmm_blk_queue *blk, const struct pyvmm_blk_request *
 	if (__atomic_load_n(&failure->pending, __ATOMIC_ACQUIRE))
 		return;
 	failure->type = request->type;
+	failure->refused = request->refused;
 	failure->error = request->error;
 	failure->offset = request->offset;
 	__atomic_store_n(&failure->pending, 1, __ATOMIC_RELEASE);

@@ -59,13 +59,18 @@ def make(memory: Memory, events: Recorded, path: Path, way: str) -> Iterator[Cal
     made: list[MmioTransport] = []
 
     def make(
-        *, read_only: bool = False, queues: int = 1, serial: str = "", cache: CacheMode = WRITE_BACK
+        *,
+        read_only: bool = False,
+        queues: int = 1,
+        serial: str = "",
+        cache: CacheMode = WRITE_BACK,
+        guessed: bool = False,
     ) -> Disk:
         if way == "direct":
             cache = cache._replace(direct=True)
         backing = RawDisk(path, read_only=read_only, option=f"--disk {path}", cache=cache)
         known = MemoryMap(memory.guest)
-        device = Blk("disk0", known, events, backing, queues=queues, serial=serial)
+        device = Blk("disk0", known, events, backing, queues=queues, serial=serial, guessed=guessed)
         device.disk.one_by_one = way == "one by one"
         made.append(MmioTransport(device))
         return Disk(made[-1], memory, path)

@@ -24,10 +24,11 @@ SYNTAX: Final = "PATH[,ro][,format=F][,cache=C][,serial=S][,queues=N]"
 class DiskConfig(NamedTuple):
     """A disk: an image or block device at *path*.
 
-    queues  number of queues; each has a thread
-    format  one of `FORMATS`; "auto" looks at the image's first bytes
-    cache   one of `CACHES`. "auto" is writeback for a raw image. For other formats, which a daemon
-            serves, it is writethrough, so that written data survives the daemon's death
+    queues   number of queues; each has a thread
+    format   one of `FORMATS`; "auto" looks at the image's first bytes
+    guessed  whether "auto" was replaced by what the image looks like
+    cache    one of `CACHES`. "auto" is writeback for a raw image. For other formats, which a daemon
+             serves, it is writethrough, so that written data survives the daemon's death
     """
 
     path: Path
@@ -36,6 +37,7 @@ class DiskConfig(NamedTuple):
     queues: int = 1
     format: str = "auto"
     cache: str = "auto"
+    guessed: bool = False
 
     @property
     def shares_memory(self) -> bool:

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -29,12 +30,14 @@ from tests.virtio.block.blk_driver import (
     wait,
 )
 from tests.virtio.ring_driver import BASE, KINDS, SECOND, Buffer, Memory, SplitDriver
+from vmm.config.disk import DiskConfig
 from vmm.errors import UserError
 from vmm.fd import EventFd
 from vmm.virtio import status
 from vmm.virtio.block import device
 from vmm.virtio.block import registers as blk
 from vmm.virtio.block.device import Blk
+from vmm.virtio.block.image_format import image_format
 from vmm.virtio.block.raw_image import RawDisk
 from vmm.virtio.queue import MemoryMap
 from vmm.virtio.transport.mmio import MmioTransport
@@ -45,6 +48,122 @@ def disk(make: Callable[..., Disk]) -> Disk:
     disk = make(serial="PYVMM-0001")
     disk.start()
     return disk
+
+
+# --- a raw image that must not look like another format -----------------------------------------
+
+HEADERS = {
+    "qcow2": b"QFI\xfb".ljust(512, b"\1"),
+    "vmdk": b"KDMV".ljust(512, b"\1"),
+    "vhdx": b"vhdxfile".ljust(512, b"\1"),
+    "vhd": b"conectix".ljust(512, b"\1"),
+}
+
+
+@pytest.fixture
+def guessed(make: Callable[..., Disk]) -> Disk:
+    disk = make(guessed=True)
+    disk.start()
+    return disk
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_guest_cannot_make_a_guessed_disk_another_format(
+    guessed: Disk, events: Recorded, name: str
+) -> None:
+    before = guessed.path.read_bytes()
+    for data in (HEADERS[name], HEADERS[name] + bytes(7 * 512)):
+        assert guessed.write(0, data) == IOERR
+        assert guessed.path.read_bytes() == before
+    assert image_format(DiskConfig(guessed.path)) == "raw"
+    guessed.transport.reset()
+    ((event, fields),) = events.seen
+    assert event == "disk-format-refused"
+    assert fields == {
+        "device": "disk0",
+        "queue": 0,
+        "remedy": f"--disk {guessed.path},format=raw",
+    }
+
+
+def test_a_header_in_many_buffers_is_seen(guessed: Disk) -> None:
+    before = guessed.path.read_bytes()
+    data = HEADERS["qcow2"]
+    guessed.memory.guest.write(SECOND, data)
+    parts = [Buffer(SECOND + at, 1) for at in range(9)] + [Buffer(SECOND + 9, 503)]
+    assert guessed.request(OUT, 0, *parts) == IOERR
+    assert guessed.path.read_bytes() == before
+    guessed.memory.pack(DATA, "IIQ", OUT, 0, 0)
+    guessed.memory.guest.write(DATA + 16, data[:3])
+    guessed.memory.guest.write(STATUS, b"\xff")
+    guessed.send(Buffer(DATA, 19), Buffer(SECOND + 3, 509), Buffer(STATUS, 1, writable=True))
+    assert guessed.status() == IOERR
+    assert guessed.path.read_bytes() == before
+
+
+def test_a_guessed_disk_takes_everything_else(guessed: Disk, events: Recorded) -> None:
+    """A header that is elsewhere, or incomplete, is data."""
+    header = HEADERS["qcow2"]
+    for sector, data in (
+        (1, header),
+        (0, b"\0" + header[:511]),
+        (0, header[:3] + bytes(509)),
+        (0, os.urandom(1) * 4096),
+        (3, os.urandom(4096)),
+    ):
+        assert guessed.write(sector, data) == OK
+        at = sector * 512
+        assert guessed.path.read_bytes()[at : at + len(data)] == data
+    assert guessed.ranges(WRITE_ZEROES, (0, 8, 0)) == OK
+    assert guessed.path.read_bytes()[:512] == bytes(512)
+    guessed.transport.reset()
+    assert events.seen == []
+
+
+def test_a_guest_cannot_change_a_header_after_it_was_seen(guessed: Disk) -> None:
+    """What was looked at is what is written: the buffer belongs to the guest, which is writing."""
+    stop = Event()
+    magic = b"QFI\xfb"
+
+    def flip() -> None:
+        while not stop.is_set():
+            guessed.memory.guest.write(SECOND, magic)
+            guessed.memory.guest.write(SECOND, b"RAW\0")
+
+    guest = Thread(target=flip)
+    guest.start()
+    try:
+        for _ in range(300):
+            guessed.request(OUT, 0, Buffer(SECOND, 512))
+            assert not guessed.path.read_bytes().startswith(magic)
+    finally:
+        stop.set()
+        guest.join()
+
+
+def test_a_failure_on_a_slot_that_was_refused_is_a_failure(guessed: Disk, events: Recorded) -> None:
+    for data in (HEADERS["vmdk"], HEADERS["vhd"]):
+        assert guessed.write(0, data) == IOERR
+    assert isinstance(guessed.transport.device, Blk)
+    guessed.transport.device.tell_failures()
+    os.truncate(guessed.path, 512)
+    assert guessed.request(IN, 4, Buffer(DATA, 512, writable=True)) == IOERR
+    guessed.transport.reset()
+    assert events.names() == ["disk-format-refused", "disk-error"]
+
+
+def test_a_disk_that_is_said_to_be_raw_takes_any_header(disk: Disk) -> None:
+    assert disk.write(0, HEADERS["qcow2"]) == OK
+    assert disk.path.read_bytes()[:512] == HEADERS["qcow2"]
+
+
+def test_a_write_that_fails_after_its_header_was_seen_is_an_error(guessed: Disk) -> None:
+    fd = os.open(guessed.path, os.O_RDONLY)  # which cannot be written
+    found = guessed.transport.device
+    assert isinstance(found, Blk)
+    found.disk.fd = fd
+    assert guessed.write(0, bytes(512)) == IOERR
+    os.close(fd)
 
 
 # --- requests -----------------------------------------------------------------------------------

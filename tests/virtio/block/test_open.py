@@ -13,7 +13,7 @@ from vmm.config import MachineConfig
 from vmm.config.disk import DiskConfig
 from vmm.errors import UserError
 from vmm.virtio.block.device import Blk
-from vmm.virtio.block.image_format import with_formats
+from vmm.virtio.block.image_format import MAGIC, with_formats
 from vmm.virtio.block.open import open_disk
 from vmm.virtio.queue import MemoryMap
 
@@ -31,6 +31,7 @@ def test_an_image_is_looked_at_once(tmp_path: Path) -> None:
     disks = DiskConfig(raw), DiskConfig(other), DiskConfig(said, format="raw")
     config = with_formats(machine(*disks))
     assert [disk.format for disk in config.disks] == ["raw", "qcow2", "raw"]
+    assert [disk.guessed for disk in config.disks] == [True, True, False]
     raw.unlink()
     other.unlink()
     assert with_formats(config) == config
@@ -48,6 +49,15 @@ def test_only_what_a_daemon_serves_shares_memory(tmp_path: Path) -> None:
 def test_a_raw_image_is_served_by_threads(memory: Memory, path: Path) -> None:
     with open_disk("disk0", DiskConfig(path), MemoryMap(memory.guest), Recorded()) as device:
         assert isinstance(device, Blk)
+
+
+@pytest.mark.parametrize("said", ["auto", "raw"])
+def test_a_disk_stays_raw_unless_the_user_said_so(memory: Memory, path: Path, said: str) -> None:
+    config = with_formats(machine(DiskConfig(path, format=said)))
+    for disk in (DiskConfig(path, format=said), *config.disks):
+        with open_disk("disk0", disk, MemoryMap(memory.guest), Recorded()) as device:
+            assert isinstance(device, Blk)
+            assert device.disk.magic_count == (len(MAGIC) if said == "auto" else 0)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ Python starts the threads. They end at a reset, or when they find a bad ring.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vmm import thread
 from vmm._native import ffi, lib
@@ -16,6 +16,7 @@ from vmm.closeable import Closeable
 from vmm.errors import HostError, host_errors
 from vmm.fd import EventFd
 from vmm.virtio.block import registers
+from vmm.virtio.block.image_format import MAGIC
 from vmm.virtio.device import VirtioDevice
 from vmm.virtio.notify import USED
 from vmm.virtio.queue import RingError
@@ -56,6 +57,21 @@ class _Slots:
             chain.addresses = self._addresses + index * size
 
 
+class Failure(NamedTuple):
+    """A request that failed on the host.
+
+    kind     VIRTIO_BLK_T_*
+    error    an errno
+    offset   in the image, in bytes
+    refused  by pyvmm: it would have made the disk look like another format
+    """
+
+    kind: int
+    error: int
+    offset: int
+    refused: bool
+
+
 class Worker(Closeable):
     """The thread that serves one queue, from its start to its stop.
 
@@ -93,12 +109,14 @@ class Worker(Closeable):
         if wrong := lib.pyvmm_blk_run(self.c):
             self._device.worker_failed(self, self._index, wrong)
 
-    def failure(self) -> tuple[int, int, int] | None:
-        """Return type, errno and offset (bytes) of a request that failed; None: none did."""
+    def failure(self) -> Failure | None:
+        """Return what is known of a request that failed; None: none did."""
         failure = ffi.new("struct pyvmm_blk_failure *")
         if not lib.pyvmm_blk_take_failure(self.c, failure):
             return None
-        return int(failure.type), int(failure.error), int(failure.offset)
+        return Failure(
+            int(failure.type), int(failure.error), int(failure.offset), bool(failure.refused)
+        )
 
     def stop(self) -> None:
         """Stop the thread. When this returns, no request is in flight."""
@@ -113,7 +131,11 @@ class Worker(Closeable):
 
 
 class Blk(VirtioDevice):
-    """A disk with *queues* queues, each with a thread of its own. Owns *backing*."""
+    """A disk with *queues* queues, each with a thread of its own. Owns *backing*.
+
+    guessed  raw is what the image looked like, and not what the user said: a write that would make
+             it look like another format is an I/O error, and a ``disk-format-refused`` event
+    """
 
     device_id: int = lib.VIRTIO_ID_BLOCK
     has_threads = True
@@ -127,6 +149,7 @@ class Blk(VirtioDevice):
         *,
         queues: int = 1,
         serial: str = "",
+        guessed: bool = False,
     ) -> None:
         features = registers.features(
             queues=queues, read_only=backing.read_only, flush=not backing.cache.write_through
@@ -136,6 +159,10 @@ class Blk(VirtioDevice):
         self._workers: dict[int, Worker] = {}
         self.trouble = EventFd()
         """Signalled when a request failed on the host."""
+        self._magics: Any = ffi.new(
+            "struct pyvmm_blk_magic[]",
+            [{"length": len(magic), "bytes": magic} for magic in MAGIC] if guessed else [],
+        )
         self.disk: Any = ffi.new(
             "struct pyvmm_disk *",
             {
@@ -147,6 +174,8 @@ class Blk(VirtioDevice):
                 "read_only": backing.read_only,
                 "sectors": backing.sectors,
                 "serial": serial.encode()[: lib.PYVMM_BLK_SERIAL_BYTES],
+                "magics": self._magics,
+                "magic_count": len(self._magics),
             },
         )
         self._config = registers.config(sectors=backing.sectors, segments=SEGMENTS, queues=queues)
@@ -191,13 +220,16 @@ class Blk(VirtioDevice):
         found = self._workers[index].failure()
         if found is None:
             return
-        kind, error, offset = found
+        if found.refused:
+            remedy = f"{self._backing.option},format=raw"
+            self._complain("disk-format-refused", queue=index, remedy=remedy)
+            return
         self._complain(
             "disk-error",
             queue=index,
-            operation=registers.OPERATIONS.get(kind, str(kind)),
-            offset=offset,
-            error=os.strerror(error),
+            operation=registers.OPERATIONS.get(found.kind, str(found.kind)),
+            offset=found.offset,
+            error=os.strerror(found.error),
         )
 
     def worker_failed(self, worker: Worker, index: int, wrong: int) -> None:

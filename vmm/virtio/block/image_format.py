@@ -31,8 +31,14 @@ def with_formats(config: MachineConfig) -> MachineConfig:
 
     Each image is read once here, and never again for a decision. Raises `UserError`.
     """
-    disks = tuple(disk._replace(format=image_format(disk)) for disk in config.disks)
-    return replace(config, disks=disks)
+    return replace(config, disks=tuple(with_format(disk) for disk in config.disks))
+
+
+def with_format(config: DiskConfig) -> DiskConfig:
+    """Return *config* with its image's format in place of "auto". Raises `UserError`."""
+    if config.format != "auto":
+        return config
+    return config._replace(format=image_format(config), guessed=True)
 
 
 def image_format(config: DiskConfig) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmm.errors import UserError
 from vmm.virtio.block.device import Blk
-from vmm.virtio.block.image_format import image_format
+from vmm.virtio.block.image_format import with_format
 from vmm.virtio.block.raw_image import CACHE_MODES, RawDisk
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 def open_disk(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
     """Return the block device that *config* asks for. Raises `UserError` and `HostError`."""
-    found = image_format(config)
-    if found == "raw":
+    config = with_format(config)
+    if config.format == "raw":
         return _open_raw(name, config, memory, events)
-    return _open_daemon(name, config, found, memory, events)
+    return _open_daemon(name, config, memory, events)
 
 
 def _open_raw(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
@@ -32,18 +32,25 @@ def _open_raw(name: str, config: DiskConfig, memory: MemoryMap, events: Events) 
         cache=CACHE_MODES[config.cache],
     )
     try:
-        return Blk(name, memory, events, backing, queues=config.queues, serial=config.serial)
+        return Blk(
+            name,
+            memory,
+            events,
+            backing,
+            queues=config.queues,
+            serial=config.serial,
+            guessed=config.guessed,
+        )
     except BaseException:
         backing.close()
         raise
 
 
-def _open_daemon(
-    name: str, config: DiskConfig, image: str, memory: MemoryMap, events: Events
-) -> VirtioDevice:
+def _open_daemon(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
     from vmm.virtio.block import storage_daemon
     from vmm.virtio.block.vhost_user import VhostUserBlk
 
+    image = config.format
     if config.cache not in ("auto", "writeback", "writethrough"):
         raise UserError(
             f"--disk {config.path}: cache={config.cache} is for raw disks, and this is {image}",
@@ -54,6 +61,6 @@ def _open_daemon(
             f"--disk {config.path}: only a raw disk can have a serial number, and this is {image}",
             "leave it out",
         )
-    service = storage_daemon.service(config, image, events)
+    service = storage_daemon.service(config, events)
     durable = config.cache != "writeback"
     return VhostUserBlk(name, memory, events, service, queues=config.queues, durable=durable)

@@ -67,7 +67,7 @@ class RawDisk(Closeable):
         self.read_only = read_only
         self.cache = cache
         self.alignment = Alignment()
-        self._option = option
+        self.option = option
         self._direct = -1
         try:
             self._fd = os.open(path, os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR))
@@ -78,7 +78,7 @@ class RawDisk(Closeable):
             ) from error
         try:
             self.sectors = self._measure()
-            lock_image(self._fd, self._option, read_only=self.read_only)
+            lock_image(self._fd, self.option, read_only=self.read_only)
             if cache.direct:
                 self._open_direct()
         except BaseException:
@@ -89,12 +89,12 @@ class RawDisk(Closeable):
         mode = os.fstat(self._fd).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
             raise UserError(
-                f"{self._option}: neither a file nor a block device", "name a raw disk image"
+                f"{self.option}: neither a file nor a block device", "name a raw disk image"
             )
         size = os.lseek(self._fd, 0, os.SEEK_END)
         if size == 0 or size % SECTOR:
             raise UserError(
-                f"{self._option}: its {size} bytes are not one or more sectors of {SECTOR}",
+                f"{self.option}: its {size} bytes are not one or more sectors of {SECTOR}",
                 "make it so with truncate -s",
             )
         return size // SECTOR
@@ -107,7 +107,7 @@ class RawDisk(Closeable):
             self._direct = os.open(f"/proc/self/fd/{self._fd}", mode | os.O_CLOEXEC | os.O_DIRECT)
         except OSError as error:
             raise UserError(
-                f"{self._option}: it cannot be used past the page cache: {error.strerror}",
+                f"{self.option}: it cannot be used past the page cache: {error.strerror}",
                 "leave cache=none or cache=directsync out, or put it on another file system",
             ) from error
         memory, offset = ffi.new("uint32_t *"), ffi.new("uint32_t *")

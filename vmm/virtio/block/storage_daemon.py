@@ -26,7 +26,7 @@ DRIVERS: Final = {"qcow2": "qcow2", "vmdk": "vmdk", "vhdx": "vhdx", "vhd": "vpc"
 """QEMU's block drivers for our names of formats."""
 
 
-def service(config: DiskConfig, image_format: str, events: Events) -> Service:
+def service(config: DiskConfig, events: Events) -> Service:
     """Return what starts a daemon that serves the disk *config*.
 
     Raises `UserError` if the image does not exist, `HostError` if the program does not.
@@ -39,7 +39,7 @@ def service(config: DiskConfig, image_format: str, events: Events) -> Service:
         raise UserError(f"{what}: {error.strerror}", "name a disk image") from error
     program = find(PROGRAM, (), package=PACKAGE, what_for=what)
     blockdev = {
-        "driver": DRIVERS[image_format],
+        "driver": DRIVERS[config.format],
         "node-name": "disk",
         "read-only": config.read_only,
         "discard": "unmap",
