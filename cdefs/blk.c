@@ -19,6 +19,8 @@
 #define SECTOR 512
 #define HEADER sizeof(struct virtio_blk_outhdr)
 
+#define PART (4 << 20) /* bytes to clear before the next look whether the queue stops */
+
 static const uint8_t zeroes[1 << 16];
 
 /* --- Buffers --------------------------------------------------------------------------------- */
@@ -74,6 +76,11 @@ static int outside(const struct pyvmm_disk *disk, uint64_t sector, uint64_t sect
 	return sector > disk->sectors || sectors > disk->sectors - sector;
 }
 
+static int stops(const uint32_t *stopping)
+{
+	return (int)__atomic_load_n(stopping, __ATOMIC_RELAXED);
+}
+
 /* Write zeroes as data, for file systems without fallocate(2). */
 static int write_zeroes(const struct pyvmm_disk *disk, off_t offset, uint64_t bytes)
 {
@@ -119,42 +126,54 @@ static int clear(const struct pyvmm_disk *disk, uint32_t type, int unmap, off_t 
 	return error == -EOPNOTSUPP ? write_zeroes(disk, offset, bytes) : error;
 }
 
-/* One range of a discard or write-zeroes request. */
+/* One range of a discard or write-zeroes request. A queue that stops leaves the rest as it is. */
 static void clear_range(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request,
-			const struct virtio_blk_discard_write_zeroes *range)
+			const struct virtio_blk_discard_write_zeroes *range,
+			const uint32_t *stopping)
 {
 	int unmap = range->flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+	uint32_t most = request->type == VIRTIO_BLK_T_DISCARD ? PYVMM_BLK_DISCARD_SECTORS
+							      : PYVMM_BLK_ZEROES_SECTORS;
+	uint64_t left = (uint64_t)range->num_sectors * SECTOR;
 
 	if (range->flags & ~(uint32_t)VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP ||
 	    (unmap && request->type == VIRTIO_BLK_T_DISCARD)) {
 		request->result = VIRTIO_BLK_S_UNSUPP;
 		return;
 	}
-	if (range->num_sectors > PYVMM_BLK_MAX_SECTORS ||
-	    outside(disk, range->sector, range->num_sectors)) {
+	if (range->num_sectors > most || outside(disk, range->sector, range->num_sectors)) {
 		request->result = VIRTIO_BLK_S_IOERR;
 		return;
 	}
 	request->offset = (int64_t)(range->sector * SECTOR);
-	if (range->num_sectors)
-		request->error = -clear(disk, request->type, unmap, request->offset,
-					(uint64_t)range->num_sectors * SECTOR);
-	if (request->error)
+	while (left && !request->error && !stops(stopping)) {
+		uint64_t part = PART - (uint64_t)request->offset % PART; /* whole blocks to punch */
+
+		part = part < left ? part : left;
+		request->error = -clear(disk, request->type, unmap, request->offset, part);
+		if (!request->error)
+			request->offset += (int64_t)part;
+		left -= part;
+	}
+	if (request->error || stops(stopping))
 		request->result = VIRTIO_BLK_S_IOERR;
 }
 
-static void clear_all(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request)
+static void clear_all(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request,
+		      const uint32_t *stopping)
 {
-	struct virtio_blk_discard_write_zeroes ranges[PYVMM_BLK_MAX_RANGES];
+	struct virtio_blk_discard_write_zeroes ranges[PYVMM_BLK_DISCARD_RANGES];
+	uint64_t most = request->type == VIRTIO_BLK_T_DISCARD ? PYVMM_BLK_DISCARD_RANGES
+							      : PYVMM_BLK_ZEROES_RANGES;
 	uint64_t bytes = request->chain.readable_bytes - HEADER;
 
-	if (disk->read_only || !bytes || bytes % sizeof(*ranges) || bytes > sizeof(ranges)) {
+	if (disk->read_only || !bytes || bytes % sizeof(*ranges) || bytes > most * sizeof(*ranges)) {
 		request->result = VIRTIO_BLK_S_IOERR;
 		return;
 	}
 	pyvmm_chain_read(&request->chain, HEADER, ranges, bytes);
 	for (uint64_t i = 0; i < bytes / sizeof(*ranges); i++) {
-		clear_range(disk, request, &ranges[i]);
+		clear_range(disk, request, &ranges[i], stopping);
 		if (request->result != VIRTIO_BLK_S_OK)
 			return;
 	}
@@ -206,9 +225,11 @@ static void begin_transfer(const struct pyvmm_disk *disk, struct pyvmm_blk_reque
 
 /*
  * Decode a request, whose chain has a header and room for a status. Do it at once unless it reads,
- * writes or syncs. Bytes that are not read in the end are zeroes.
+ * writes or syncs. Bytes that are not read in the end are zeroes. What takes long ends early, with
+ * an I/O error, once *stopping is set.
  */
-void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request)
+void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request,
+		     const uint32_t *stopping)
 {
 	struct pyvmm_chain *chain = &request->chain;
 	struct virtio_blk_outhdr header;
@@ -258,7 +279,7 @@ void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *re
 		break;
 	case VIRTIO_BLK_T_DISCARD:
 	case VIRTIO_BLK_T_WRITE_ZEROES:
-		clear_all(disk, request);
+		clear_all(disk, request, stopping);
 		break;
 	default:
 		request->result = VIRTIO_BLK_S_UNSUPP;

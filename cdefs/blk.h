@@ -13,8 +13,10 @@
 #include "ring.h"
 
 #define PYVMM_BLK_SERIAL_BYTES 20
-#define PYVMM_BLK_MAX_RANGES 32          /* ranges in one discard or write-zeroes request */
-#define PYVMM_BLK_MAX_SECTORS 0x400000   /* in each of them: 2 GiB */
+#define PYVMM_BLK_DISCARD_RANGES 32      /* in one request */
+#define PYVMM_BLK_DISCARD_SECTORS 0x400000 /* in each of them: 2 GiB */
+#define PYVMM_BLK_ZEROES_RANGES 1        /* in one request; they may have to be written as data */
+#define PYVMM_BLK_ZEROES_SECTORS 0x20000 /* 64 MiB */
 #define PYVMM_BLK_MAGIC_BYTES 16
 #define PYVMM_BLK_DEPTH 128              /* requests of a queue in flight at once */
 
@@ -63,7 +65,8 @@ struct pyvmm_blk_request {
 	int64_t offset;
 };
 
-void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request);
+void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request,
+		     const uint32_t *stopping);
 int pyvmm_blk_is_direct(const struct pyvmm_disk *disk, const struct pyvmm_blk_request *request);
 int pyvmm_blk_advance(struct pyvmm_blk_request *request, int64_t done);
 void pyvmm_blk_finish(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request);
@@ -72,7 +75,7 @@ int pyvmm_blk_alignment(int fd, uint32_t *memory, uint32_t *offset);
 
 /* A failure of the host, or a refusal of ours. */
 struct pyvmm_blk_failure {
-	uint32_t pending;        /* not taken yet */
+	uint32_t pending;        /* 1: not taken yet; 2: being taken */
 	uint32_t type;           /* VIRTIO_BLK_T_* */
 	uint8_t refused;         /* by pyvmm, and not by the host */
 	int error;               /* an errno */

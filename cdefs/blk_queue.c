@@ -59,7 +59,10 @@ static void report(struct pyvmm_blk_queue *blk, const struct pyvmm_blk_request *
 /* Take the pending failure. Returns whether there was one. From any thread. */
 int pyvmm_blk_take_failure(struct pyvmm_blk_queue *blk, struct pyvmm_blk_failure *failure)
 {
-	if (!__atomic_load_n(&blk->failure.pending, __ATOMIC_ACQUIRE))
+	uint32_t pending = 1;
+
+	if (!__atomic_compare_exchange_n(&blk->failure.pending, &pending, 2, 0, __ATOMIC_ACQUIRE,
+					 __ATOMIC_RELAXED))
 		return 0;
 	*failure = blk->failure;
 	__atomic_store_n(&blk->failure.pending, 0, __ATOMIC_RELEASE);
@@ -182,7 +185,7 @@ static int begin(struct work *work)
 			return PYVMM_RING_REQUEST;
 		work->idle_count--;
 		count++;
-		pyvmm_blk_begin(blk->disk, request);
+		pyvmm_blk_begin(blk->disk, request, &blk->stopping);
 		proceed(work, request);
 		if (__atomic_load_n(&blk->stopping, __ATOMIC_RELAXED))
 			break;

@@ -30,6 +30,7 @@ from tests.virtio.block.blk_driver import (
     wait,
 )
 from tests.virtio.ring_driver import BASE, KINDS, SECOND, Buffer, Memory, SplitDriver
+from vmm._native import ffi
 from vmm.config.disk import DiskConfig
 from vmm.errors import UserError
 from vmm.fd import EventFd
@@ -242,7 +243,8 @@ def test_what_is_not_known_is_not_supported(disk: Disk, kind: int) -> None:
 
 def test_zeroes_and_holes_can_be_made(disk: Disk) -> None:
     expected = bytearray(disk.path.read_bytes())
-    assert disk.ranges(WRITE_ZEROES, (10, 3, 0), (20, 100, UNMAP)) == OK
+    assert disk.ranges(WRITE_ZEROES, (10, 3, 0)) == OK
+    assert disk.ranges(WRITE_ZEROES, (20, 100, UNMAP)) == OK
     for first, count in ((10, 3), (20, 100)):
         expected[first * 512 : (first + count) * 512] = bytes(count * 512)
     assert disk.path.read_bytes() == expected
@@ -260,6 +262,8 @@ def test_zeroes_and_holes_can_be_made(disk: Disk) -> None:
         (WRITE_ZEROES, [((1 << 64) - 1, 1, 0)], IOERR),
         (DISCARD, [(0, 0xFFFF_FFFF, 0)], IOERR),
         (DISCARD, [(0, 1, 0)] * 33, IOERR),
+        (DISCARD, [(0, 0, 0)] * 32, OK),
+        (WRITE_ZEROES, [(0, 1, 0)] * 2, IOERR),
         (DISCARD, [(0, 0, 0)], OK),
     ],
 )
@@ -269,6 +273,40 @@ def test_ranges_are_checked(
     before = disk.path.read_bytes()
     assert disk.ranges(kind, *ranges) == status
     assert disk.path.read_bytes() == before
+
+
+def test_the_driver_is_told_the_limits(disk: Disk) -> None:
+    size = ffi.sizeof("struct virtio_blk_config")
+    found = ffi.new("struct virtio_blk_config *")
+    ffi.memmove(found, disk.transport.device.config(), size)
+    assert found.max_discard_seg == 32
+    assert found.max_write_zeroes_seg == 1
+    assert found.max_write_zeroes_sectors == (64 << 20) // 512
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_range_of_zeroes_has_a_limit(disk: Disk, beyond: int) -> None:
+    """Even where the disk has more sectors."""
+    found = disk.transport.device
+    assert isinstance(found, Blk)
+    found.disk.sectors = 1 << 40
+    os.truncate(disk.path, 65 << 20)
+    most = (64 << 20) // 512 + beyond
+    assert disk.ranges(WRITE_ZEROES, (0, most, UNMAP)) == (IOERR if beyond else OK)
+
+
+@pytest.mark.parametrize("sector", [0, 1, 7])
+def test_a_long_range_is_cleared_to_its_end(disk: Disk, sector: int) -> None:
+    found = disk.transport.device
+    assert isinstance(found, Blk)
+    size = 40 << 20
+    disk.path.write_bytes(b"\xee" * size)
+    found.disk.sectors = size // 512
+    count = size // 512 - sector - 3
+    assert disk.ranges(WRITE_ZEROES, (sector, count, 0)) == OK
+    start = sector * 512
+    expected = b"\xee" * start + bytes(count * 512) + b"\xee" * 3 * 512
+    assert disk.path.read_bytes() == expected
 
 
 def test_a_read_only_disk_stays_as_it_is(make: Callable[..., Disk]) -> None:

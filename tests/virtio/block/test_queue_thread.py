@@ -20,6 +20,7 @@ from tests.virtio.block.blk_driver import (
     OK,
     OUT,
     SECTORS,
+    WRITE_ZEROES,
     Disk,
     wait,
 )
@@ -313,6 +314,32 @@ def test_a_sync_that_fails_is_an_io_error(disk: Disk, pipe: tuple[int, int]) -> 
     assert disk.request(FLUSH, 0) == IOERR
 
 
+def test_zeroes_that_take_long_are_no_wait_for_a_reset(
+    make: Callable[..., Disk], events: Recorded
+) -> None:
+    """A file system without FALLOC_FL_ZERO_RANGE, like tmpfs, has them written as data."""
+    size = 64 << 20
+    stopped_early = False
+    for _ in range(20):
+        disk = make()
+        disk.start()
+        fd = os.memfd_create("disk")
+        os.truncate(fd, size)
+        device(disk).disk.fd = fd
+        device(disk).disk.sectors = size // 512
+        disk.memory.pack(DATA, "QII", 0, size // 512, 0)
+        disk.add(WRITE_ZEROES, 0, Buffer(DATA, 16))
+        disk.notify()
+        wait(lambda fd=fd: os.fstat(fd).st_blocks)  # type: ignore[misc]
+        disk.transport.reset()
+        stopped_early = os.fstat(fd).st_blocks < size // 512
+        os.close(fd)
+        if stopped_early:
+            break
+    assert stopped_early
+    assert events.names() == [], "the host did not fail"
+
+
 # --- failures of the host -----------------------------------------------------------------------
 
 
@@ -332,6 +359,29 @@ def test_what_the_host_cannot_do_is_an_event(disk: Disk, events: Recorded, way: 
         "error": "No data available",
     }
     assert not select.select([fd], [], [], 0)[0]
+
+
+def test_the_loop_does_not_wait_for_whoever_resets_the_disk(disk: Disk, events: Recorded) -> None:
+    """A reset holds the device's lock until the requests under way are done."""
+    os.truncate(disk.path, 512)
+    assert disk.request(IN, 4, Buffer(DATA, 512, writable=True)) == IOERR
+    with device(disk)._lock:
+        loop = Thread(target=device(disk).tell_failures)
+        loop.start()
+        loop.join(10)
+        assert not loop.is_alive()
+    assert events.names() == ["disk-error"]
+
+
+def test_a_range_that_cannot_be_cleared_is_an_event(disk: Disk, events: Recorded) -> None:
+    with disk.path.open("rb") as file:
+        device(disk).disk.fd = file.fileno()
+        device(disk).disk.sectors = 1 << 20
+        assert disk.ranges(WRITE_ZEROES, (1, (64 << 20) // 512, 0)) == IOERR
+        device(disk).tell_failures()
+    ((name, fields),) = events.seen
+    assert name == "disk-error"
+    assert (fields["operation"], fields["offset"]) == ("write-zeroes", 512)
 
 
 def test_what_fails_as_a_disk_is_reset_is_an_event_all_the_same(

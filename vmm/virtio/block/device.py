@@ -199,7 +199,7 @@ class Blk(VirtioDevice):
         """Stop the queue's thread, after the requests in flight."""
         if worker := self._workers.get(index):
             worker.stop()
-            self._tell_failure(index)
+            self._tell_failure(index, worker)
             del self._workers[index]
 
     def readers(self) -> list[tuple[int, Callable[[], object]]]:
@@ -209,15 +209,15 @@ class Blk(VirtioDevice):
     def tell_failures(self) -> None:
         """Emit a ``disk-error`` for what failed on the host; the guest has seen an I/O error.
 
-        In the loop's thread.
+        In the loop's thread, which does not wait for the device's lock: a reset holds it until the
+        requests under way are done.
         """
         self.trouble.drain()
-        with self._lock:
-            for index in list(self._workers):
-                self._tell_failure(index)
+        for index, worker in self._workers.copy().items():
+            self._tell_failure(index, worker)
 
-    def _tell_failure(self, index: int) -> None:
-        found = self._workers[index].failure()
+    def _tell_failure(self, index: int, worker: Worker) -> None:
+        found = worker.failure()
         if found is None:
             return
         if found.refused:
@@ -239,7 +239,7 @@ class Blk(VirtioDevice):
             if self._lock.acquire(timeout=STOP_CHECK):
                 try:
                     if self._workers.get(index) is worker:
-                        self._tell_failure(index)
+                        self._tell_failure(index, worker)
                         del self._workers[index]  # it ends by itself
                         worker.close()
                         self._break(RingError(wrong), index)

@@ -52,11 +52,11 @@ def config(*, sectors: int, segments: int, queues: int) -> bytes:
         "seg_max": segments,
         "blk_size": SECTOR,
         "num_queues": queues,
-        "max_discard_sectors": lib.PYVMM_BLK_MAX_SECTORS,
-        "max_discard_seg": lib.PYVMM_BLK_MAX_RANGES,
+        "max_discard_sectors": lib.PYVMM_BLK_DISCARD_SECTORS,
+        "max_discard_seg": lib.PYVMM_BLK_DISCARD_RANGES,
         "discard_sector_alignment": 1,
-        "max_write_zeroes_sectors": lib.PYVMM_BLK_MAX_SECTORS,
-        "max_write_zeroes_seg": lib.PYVMM_BLK_MAX_RANGES,
+        "max_write_zeroes_sectors": lib.PYVMM_BLK_ZEROES_SECTORS,
+        "max_write_zeroes_seg": lib.PYVMM_BLK_ZEROES_RANGES,
         "write_zeroes_may_unmap": 1,
     }
     return bytes(ffi.buffer(ffi.new("struct virtio_blk_config *", fields)))
