@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,15 +14,18 @@ import pytest
 from click.testing import CliRunner
 
 from vmm.cli import place, pyvmm
+from vmm.cli.ends import lend
 from vmm.config import MachineConfig, codec
 from vmm.config.disk import DiskConfig
 from vmm.config.firmware import FlashConfig
 from vmm.config.net import NetConfig, NetKind
+from vmm.config.pmem import PmemConfig, parse_pmem
 from vmm.config.share import ShareConfig
 from vmm.config.vfio import VfioConfig
 from vmm.errors import HostError, UserError
 from vmm.lab.host import client
 from vmm.lab.host.relay import Joint
+from vmm.virtio.pmem_file import PmemFile
 
 
 @pytest.mark.parametrize(
@@ -157,6 +162,64 @@ def test_firmware_behind_a_link_is_the_file_itself(
     config = run("--firmware", str(link), f"--flash={link}{options}")["config"]
     assert config.firmware == path
     assert config.flash == FlashConfig(path, bool(options))
+
+
+@pytest.mark.parametrize("options", ["", ",ro", ",size=2M"])
+def test_persistent_memory_is_the_file_where_it_can_be_mapped(
+    run: Callable[..., Any], tmp_path: Path, options: str
+) -> None:
+    path, link = tmp_path / "memory", tmp_path / "link"
+    path.write_bytes(bytes(4 << 20))
+    link.symlink_to(path)
+    config = run("a", f"--pmem={link}{options}")["config"]
+    size = 2 << 20 if "size" in options else 0
+    there = Path(f"/run/mapped{path}")
+    assert config.pmems == (PmemConfig(path, options == ",ro", size, there),)
+
+
+def test_persistent_memory_is_made_and_locked_here(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "memory"
+    in_lab, found = client.run_in_lab, []
+
+    def try_lock(*given: Any, **more: Any) -> int:
+        with pytest.raises(UserError, match=f"--pmem {path}: another machine uses it"):
+            PmemFile(PmemConfig(path))
+        found.append(path.stat().st_size)
+        return in_lab(*given, **more)
+
+    monkeypatch.setattr(client, "run_in_lab", try_lock)
+    run("a", f"--pmem={path},size=4M")
+    assert found == [4 << 20]
+    PmemFile(PmemConfig(path)).close()
+
+
+@pytest.mark.parametrize("command", [["run", "a"], ["map"]])
+def test_errors_of_persistent_memory_have_the_users_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str]
+) -> None:
+    monkeypatch.setattr("vmm.cli.run._check_files", lambda config: None)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(pyvmm, [*command, "--host=lab", "--pmem=none"])
+    assert str(done.exception).startswith("--pmem none: No such file or directory; name a file")
+
+
+def test_a_block_device_of_this_machine_cannot_be_persistent_memory_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stat, "S_ISBLK", stat.S_ISCHR)  # a block device is not in every container
+    with ExitStack() as owned, pytest.raises(UserError, match="a lab host does not reach this"):
+        lend([PmemConfig(Path("/dev/null"))], owned)
+
+
+def test_the_map_has_the_same_file(sent: Callable[..., list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "a,b"
+    there = f"/run/mapped{tmp_path}/a,,b"
+    typed = str(path).replace(",", ",,")
+    words = sent("map", "--host=lab:nofwb", f"--pmem={typed},size=2M")
+    assert words == ["map", "--pmem", f"{there},size=2097152B"]
+    assert parse_pmem(words[2]) == PmemConfig(Path(there.replace(",,", ",")), size=2 << 20)
 
 
 def test_events_go_to_the_users_file(run: Callable[..., Any], tmp_path: Path) -> None:

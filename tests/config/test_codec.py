@@ -52,7 +52,7 @@ NETS = st.builds(
     | st.ip_addresses(v=6).map(lambda ip: IPv6Interface(f"{ip}/64")),
     forwards=st.lists(st.builds(Forward, TEXT, NUMBERS, NUMBERS), max_size=2).map(tuple),
 )
-PMEMS = st.builds(PmemConfig, PATHS, FLAGS, NUMBERS)
+PMEMS = st.builds(PmemConfig, PATHS, FLAGS, NUMBERS, st.none() | PATHS)
 SHARES = st.builds(ShareConfig, PATHS, TEXT, FLAGS, TEXT)
 VFIOS = st.builds(VfioConfig, st.just("0000:02:00.0"), TEXT, FLAGS | PATHS, FLAGS, st.just("auto"))
 

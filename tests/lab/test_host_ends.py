@@ -5,6 +5,7 @@ Each machine runs in one lab host that is kept up, as the command line finds it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import select
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,13 +24,18 @@ from typing import Self
 
 import pytest
 
+from vmm.config.pmem import PmemConfig
+from vmm.errors import UserError
 from vmm.lab.guest import fixture
+from vmm.virtio.pmem_file import PmemFile
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 PYVMM = str(Path(sys.executable).with_name("pyvmm"))
 PATIENCE = 300.0
 MODULES = ("virtio_mmio", "virtio_net", "virtio_console")
+PMEM = ("virtio_mmio", "virtio_pmem", "nd_pmem")
+FOUND = "until [ -b /dev/pmem0 ]; do :; done; "
 UP = (
     "ip link set lo up; ip link set eth0 up; "
     "udhcpc -q -n -i eth0 -s /etc/udhcpc.script >/dev/null 2>&1; "
@@ -63,8 +69,8 @@ def pyvmm(*words: str) -> subprocess.CompletedProcess[str]:
 class Run:
     """``pyvmm run --host lab`` with *options*. A context manager: ends it."""
 
-    def __init__(self, script: str, *options: str) -> None:
-        guest = fixture.guest(modules=MODULES, packages=["socat"], script=script)
+    def __init__(self, script: str, *options: str, modules: Sequence[str] = MODULES) -> None:
+        guest = fixture.guest(modules=modules, packages=["socat"], script=script)
         argv = [PYVMM, "run", "--host", "lab", *options]
         argv += ["--cmdline", "console=ttyAMA0 quiet panic=-1", "--initrd", str(guest.initrd)]
         self.seen = b""
@@ -220,6 +226,46 @@ def test_a_taken_path_is_an_error_before_the_guest_boots(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with Run("", "--console", f"unix={tmp_path / 'file'}") as run:
         run.expect_end(2)
+
+
+@pytest.fixture
+def _own_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let a run have a host of its own, which ends with it: nothing there is written later."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+@pytest.mark.usefixtures("_own_host")
+def test_what_a_guest_stores_is_in_the_users_file_at_the_end(tmp_path: Path) -> None:
+    """The guest flushes nothing."""
+    path, size = tmp_path / "memory", 8 << 20
+    script = FOUND + f"yes stored | head -c {size} >/dev/pmem0; echo it is written"
+    with Run(script, "--pmem", f"{path},size=16M", modules=PMEM) as run:
+        run.expect("it is written")
+        with pytest.raises(UserError, match=f"--pmem {path}: another machine uses it"):
+            PmemFile(PmemConfig(path))
+        run.power_off()
+    content = path.read_bytes()
+    assert content[:size] == (b"stored\n" * (size // 7 + 1))[:size]
+    assert content[size:] == bytes(8 << 20)
+    with Run(FOUND + "md5sum /dev/pmem0", "--pmem", f"{path},ro", modules=PMEM) as run:
+        seen = run.expect("([0-9a-f]{32})  /dev/pmem0")[1].decode()
+        run.power_off()
+    assert seen == hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+@pytest.mark.usefixtures("_own_host")
+def test_what_a_guest_has_flushed_outlives_a_killed_run(tmp_path: Path) -> None:
+    path = tmp_path / "memory"
+    script = FOUND + (
+        "yes stored | head -c 4194304 | dd of=/dev/pmem0 conv=fsync bs=1M iflag=fullblock "
+        "2>/dev/null; echo it is flushed"
+    )
+    with Run(script, "--pmem", f"{path},size=8M", modules=PMEM) as run:
+        run.expect("it is flushed")
+        run.program.kill()
+        run.expect_end(128 + signal.SIGKILL)
+    assert path.read_bytes() == (b"stored\n" * (1 << 20))[: 4 << 20] + bytes(4 << 20)
+    PmemFile(PmemConfig(path)).close()
 
 
 def test_what_is_in_the_lab_host_is_said() -> None:

@@ -204,7 +204,7 @@ echo "changed" >/mnt/data; sync
 
 def test_persistent_memory_is_a_disk_that_lasts(lab_host: Callable[[str], Host]) -> None:
     """Switched off without an unmount: what fsync returned for is there, and the rest is sound."""
-    path = "/run/tmp/pmem-of-test"  # a directory that is shared with the host cannot be mapped
+    path = "/run/tmp/pmem-of-test"  # a file system of the lab host's own
     host, modules = lab_host("fwb"), ["virtio_mmio", "virtio_pmem", "nd_pmem", "ext4"]
     script = f"case $arguments in *first*) {FIRST} ;; *) {AGAIN} ;; esac"
     script = f"read -r arguments </proc/cmdline\n{script}"

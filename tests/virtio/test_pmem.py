@@ -26,7 +26,7 @@ from tests.virtio.ring_driver import (
     SplitDriver,
 )
 from vmm.config.pmem import PmemConfig, parse_pmem
-from vmm.errors import UserError
+from vmm.errors import HostError, UserError
 from vmm.memory import Backing
 from vmm.virtio import pmem_file, status
 from vmm.virtio.pmem import Pmem
@@ -240,6 +240,41 @@ def test_what_is_read_only_stays_as_it_is(tmp_path: Path) -> None:
         region.view[0] = 1  # a device may be told to, by a guest
         file.sync()
     assert set(path.read_bytes()) == {ord("a")}
+
+
+def test_a_lab_host_writes_the_file_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file has two names there; this process's own machine needs no such end."""
+    path = tmp_path / "pmem"
+    path.write_bytes(bytes(ALIGNMENT))
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    PmemFile(PmemConfig(path)).close()
+    PmemFile(PmemConfig(path, read_only=True, mapped=path)).close()
+    assert not synced
+    file = PmemFile(PmemConfig(Path("the user's"), mapped=path))
+    file.close()
+    file.close()
+    assert len(synced) == 1
+
+
+def test_a_lab_host_says_what_it_could_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pmem"
+    path.write_bytes(bytes(ALIGNMENT))
+
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    file = PmemFile(PmemConfig(Path("memory"), mapped=path))
+    with pytest.raises(HostError, match=r"^--pmem memory: not all .* it: No space left on device"):
+        file.close()
+    with pytest.raises(ValueError, match="released"):
+        file.region().view[0]
+    PmemFile(PmemConfig(path)).close()  # it is not locked any more
 
 
 def test_part_of_a_file_will_do(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
     --console unix=PATH, pty   made here; what connects reaches the console's socket in the host
     --net user                 passt runs here; the machine in the host gets the passt's stream
+    --pmem                     opened and locked here; mapped in the host, which has it by 9p
 
-`vmm.lab.host.relay` passes the bytes on. A TAP interface and vsock are the lab host's kernel's.
+`vmm.lab.host.relay` passes the bytes of streams on. A TAP interface and vsock are the lab host's
+kernel's.
 """
 
 from __future__ import annotations
@@ -14,20 +16,24 @@ import secrets
 import select
 import shutil
 import signal
+import stat
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm.cli import place
 from vmm.config.net import NetKind
+from vmm.errors import UserError
 from vmm.events import Events
 from vmm.lab.debian.prefix import prefix
 from vmm.lab.host.relay import Joint
+from vmm.lab.host.session import mapped
 from vmm.virtio.console.chardev.chardev import is_gone
 from vmm.virtio.console.chardev.pty import LOOK_AGAIN, open_pty
 from vmm.virtio.console.chardev.unix import Listener
 from vmm.virtio.net.passt import Passt
+from vmm.virtio.pmem_file import PmemFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
     from vmm.config import MachineConfig
     from vmm.config.console import ConsoleConfig
     from vmm.config.net import NetConfig
+    from vmm.config.pmem import PmemConfig
 
 _INSIDE = "/run/tmp"
 """Where sockets can be made in a lab host."""
@@ -142,8 +149,11 @@ class Ends:
         self.joints: list[Joint] = []
         owned.enter_context(_ended_by_signals())
         ports = iter(range(len(config.consoles)))
+        pmems = lend(config.pmems, owned)
+        self._mapped = {each.mapped for each in pmems}
         self.config = dataclasses.replace(
             config,
+            pmems=pmems,
             nets=tuple(self._net(net) for net in config.nets),
             consoles=tuple(
                 self._console(each, each.name or str(next(ports))) for each in config.consoles
@@ -152,7 +162,9 @@ class Ends:
 
     def visible(self, path: Path) -> Path:
         """Return the name of *path* in the lab host: of a file, or of a socket of `joints`."""
-        return path if str(path).startswith(self._prefix) else place.visible(path)
+        if path in self._mapped or str(path).startswith(self._prefix):
+            return path
+        return place.visible(path)
 
     def _join(self, end: SocketEnd | PtyEnd | PasstEnd) -> Path:
         self._owned.callback(end.close)
@@ -174,6 +186,23 @@ class Ends:
             say(f"console port {port} is {end.path}")
             return config._replace(kind="unix", path=path)
         return config
+
+
+def lend(configs: Sequence[PmemConfig], owned: ExitStack) -> tuple[PmemConfig, ...]:
+    """Open, and perhaps make, the files of *configs* here; return them as the lab host has them.
+
+    They are locked until *owned* is closed: flock(2) in the lab host does not reach this machine.
+    Raises `UserError`, `HostError`, as `PmemFile` does.
+    """
+    for each in configs:
+        with suppress(OSError):
+            if stat.S_ISBLK(each.path.stat().st_mode):
+                raise UserError(
+                    f"{each.option}: a lab host does not reach this machine's block devices",
+                    "name a file",
+                )
+        owned.enter_context(PmemFile(each))
+    return tuple(each._replace(mapped=Path(mapped(each.path))) for each in configs)
 
 
 def say(line: str) -> None:

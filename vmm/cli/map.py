@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import click
 
 from vmm.arm64 import layout
 from vmm.bus import MmioBus
+from vmm.cli.ends import lend
 from vmm.cli.place import UAPI, host_option, is_native, run_there
 from vmm.coherence import chart
 from vmm.config import MachineConfig
@@ -72,7 +73,10 @@ def map(  # noqa: A001, PLR0913  (the command's name; one argument per option)
         uapi=uapi,
     )
     if not is_native(host):
-        sys.exit(run_there(host))
+        with ExitStack() as owned:
+            lent = tuple(each.text for each in lend(config.pmems, owned))
+            click.get_current_context().params["pmems"] = lent
+            sys.exit(run_there(host))
     with (
         System.open() as system,
         AddressSpace(config, system) as space,

@@ -129,7 +129,7 @@ class AddressSpace(Closeable):
         base = self.ram.end
         for config in self._config.pmems:
             base = -(-base // PMEM_ALIGNMENT) * PMEM_ALIGNMENT
-            check = partial(self._check_end, f"--pmem {config.path}", base)
+            check = partial(self._check_end, config.option, base)
             check(config.size, "use less --memory")  # before a file is made
             file = self._owned.enter_context(PmemFile(config))
             check(file.size, "use less --memory")
@@ -137,8 +137,7 @@ class AddressSpace(Closeable):
             if file.is_dax is not False:
                 from vmm.coherence import dax
 
-                option = f"--pmem {config.path}"
-                dax.check(option, self._system, file.region(), file.fileno())
+                dax.check(config.option, self._system, file.region(), file.fileno())
             base += file.size
             found.append(file)
         return found

@@ -30,7 +30,8 @@ class PmemFile(Closeable):
     """
 
     def __init__(self, config: PmemConfig) -> None:
-        self._option = f"--pmem {config.path}"
+        self._option = config.option
+        self._is_lent = config.mapped is not None
         self._fd = -1
         self.base = 0
         """Guest physical address; set by whoever places the file."""
@@ -39,7 +40,7 @@ class PmemFile(Closeable):
         if config.size and not config.read_only:
             flags |= os.O_CREAT
         try:
-            self._fd = os.open(config.path, flags, 0o666)
+            self._fd = os.open(config.mapped or config.path, flags, 0o666)
         except OSError as error:
             raise UserError(
                 f"{self._option}: {error.strerror}",
@@ -95,8 +96,8 @@ class PmemFile(Closeable):
             hint = "raise the limit on address space (ulimit -v)"
             if isinstance(error, OSError) and error.errno in {errno.EINVAL, errno.ENODEV}:
                 hint = (
-                    "its file system, like the lab's view of yours, has no shared mappings: use "
-                    ",ro or a file elsewhere; `pyvmm lab exec` reaches a lab host's own /run/tmp"
+                    "its file system has no shared mappings: use ,ro or a file elsewhere; in a lab "
+                    "host the files of the outside can be mapped below /run/mapped"
                 )
             raise HostError(
                 f"{self._option}: cannot map its {self.size >> 20} MiB: {error}", hint
@@ -127,10 +128,22 @@ class PmemFile(Closeable):
             os.fdatasync(self._fd)
 
     def close(self) -> None:
-        """Unmap the file and unlock it; no memory slot may refer to it. Idempotent."""
-        self._view.release()
-        self._mapping.close()
-        self._close_file()
+        """Unmap the file and unlock it; no memory slot may refer to it. Idempotent.
+
+        A file of the outside is written first: a lab host can end with this process, and what is
+        in its page cache with it. Raises `HostError`: that failed.
+        """
+        try:
+            if self._is_lent and self._fd >= 0:
+                self.sync()
+        except OSError as error:
+            raise HostError(
+                f"{self._option}: not all of the guest's writes are in it: {error.strerror}"
+            ) from error
+        finally:
+            self._view.release()
+            self._mapping.close()
+            self._close_file()
 
     def _close_file(self) -> None:
         fd, self._fd = self._fd, -1

@@ -117,6 +117,12 @@ def arguments(  # noqa: PLR0913  (each is one file of the host)
         argv += [option, backend]
     for device in profile.devices:
         argv += ["-device", device]
+    # A mount tag can be mounted once, hence another device for the files that are to be mapped. It
+    # comes last, so that the profile's devices keep their places on the bus.
+    argv += [
+        *("-fsdev", f"local,id=mapped,path={share},security_model=none,multidevs=remap"),
+        *("-device", "virtio-9p-pci,fsdev=mapped,mount_tag=mapped"),
+    ]
     if device_tree:
         argv += ["-dtb", str(device_tree)]
     return argv

@@ -39,6 +39,14 @@ def inside(path: str | Path) -> str:
     return f"/host{absolute}" if top in _OWN or not top else absolute
 
 
+def mapped(path: str | Path) -> str:
+    """Return the name in a lab host by which the outside's *path* can be mapped to be written.
+
+    Links are resolved here: there they lead into the lab host's own directories.
+    """
+    return f"/run/mapped{os.path.realpath(path)}"
+
+
 def environment(tree: str | None, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return a command's environment: a few of our variables, and the vmm of *tree*."""
     env = {name: value for name, value in os.environ.items() if name in _PASSED}

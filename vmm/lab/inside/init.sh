@@ -26,14 +26,15 @@ prepare() {
     huge=/sys/kernel/mm/transparent_hugepage/shmem_enabled
     [ ! -e $huge ] || echo advise > $huge
     ln -s /proc/self/fd /dev/fd
-    mkdir /dev/pts /dev/shm /run/pyvmm /run/tmp /run/user
+    mkdir /dev/pts /dev/shm /run/mapped /run/pyvmm /run/tmp /run/user
     # cache=readahead caches reads only. What is written here is visible outside at once, and a
     # kernel image is read in 1 s, not in 30 s as with cache=none. As with NFS, a file that changes
     # outside while it is open here is seen anew only when it is opened anew.
-    options=trans=virtio,version=9p2000.L,msize=512000,cache=readahead,nodev
+    options=trans=virtio,version=9p2000.L,msize=512000,nodev
     echo "devpts /dev/pts devpts mode=620,ptmxmode=666
 tmpfs /dev/shm tmpfs
-outside /host 9p $options" > /etc/fstab
+outside /host 9p $options,cache=readahead
+mapped /run/mapped 9p $options,cache=mmap" > /etc/fstab
     mount -a
 
     # The outside's files: all below /host; also at their own place where this system has nothing.
