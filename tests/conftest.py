@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 try:
-    from hypothesis import HealthCheck, settings
+    from hypothesis import HealthCheck, Phase, settings
 except ImportError:
     pass  # in a lab host, where some tests run, too
 else:
@@ -25,6 +25,10 @@ else:
         "unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("unhurried")
+    # For scripts/mutate: that a mutant dies is enough, by which example is no matter.
+    settings.register_profile(
+        "as-found", settings.get_profile("unhurried"), phases=[Phase.explicit, Phase.generate]
+    )
 
 _OFTEN_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 

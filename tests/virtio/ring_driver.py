@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
+from tests.virtio.guarded import Guarded
 from vmm.memory import GuestMemory, Mapping
 from vmm.virtio.queue import Areas, Format
 
@@ -34,9 +35,9 @@ class Buffer(NamedTuple):
 
 
 class Memory:
-    """Guest memory of two regions, of 1 MiB and 64 KiB, with a hole between."""
+    """Guest memory of two regions, of 1 MiB and 64 KiB, with a hole between, and guard pages."""
 
-    def __init__(self, make: Callable[[int], Mapping] = Mapping.anonymous) -> None:
+    def __init__(self, make: Callable[[int], Mapping] = Guarded) -> None:
         self.mappings = [make(SIZE), make(1 << 16)]
         bases = (BASE, SECOND)
         self.guest = GuestMemory(

@@ -1,0 +1,70 @@
+"""Log each access of C to guest memory, and spoil what it has read (tests/virtio/accesses.c)."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tests.virtio.guarded import Guarded
+
+SUPPORTED: Final = platform.machine() == "x86_64"
+"""Whether a program can single-step itself here."""
+
+ROOM: Final = 1 << 16
+"""Accesses that one log has room for."""
+
+NEVER: Final = 0
+
+
+class Access(NamedTuple):
+    """One access, at *offset* in the memory that is watched."""
+
+    offset: int
+    writes: bool
+
+
+class _Entry(ctypes.Structure):
+    _fields_ = (("offset", ctypes.c_uint64), ("writes", ctypes.c_uint64))
+
+
+class Watcher:
+    """What `accesses.c` does, compiled in *directory*."""
+
+    def __init__(self, directory: Path) -> None:
+        library = directory / "accesses.so"
+        source = Path(__file__).with_name("accesses.c")
+        command = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
+        subprocess.run([*command, str(source), "-o", str(library)], check=True)
+        self._c = ctypes.CDLL(str(library))
+        self._c.unwatch_pages.restype = ctypes.c_size_t
+        self._log = (_Entry * ROOM)()
+
+    @contextmanager
+    def watching(
+        self, mapping: Guarded, *, descriptors: int = NEVER, spoiled: int = NEVER
+    ) -> Iterator[list[Access]]:
+        """Fill the list with all accesses in the meantime, which may come from C only.
+
+        After a read of the first *descriptors* bytes of *mapping* the 16 bytes are all ones, and
+        behind them, up to *spoiled*, two bytes.
+        """
+        found: list[Access] = []
+        numbers = (len(mapping.view), ctypes.byref(self._log), ROOM, descriptors, spoiled)
+        size, log, *rest = numbers
+        self._c.watch_pages(
+            ctypes.c_void_p(mapping.address),
+            ctypes.c_size_t(size),
+            log,
+            *map(ctypes.c_size_t, rest),
+        )
+        try:
+            yield found
+        finally:
+            count = self._c.unwatch_pages()
+            assert count <= ROOM, "the log is full"
+            found += [Access(each.offset, bool(each.writes)) for each in self._log[:count]]
