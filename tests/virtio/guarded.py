@@ -54,9 +54,7 @@ class GuardedArray:
     def __init__(self, kind: str, count: int) -> None:
         size = ffi.sizeof(kind) * count
         self._mapping = Guarded(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
-        self.c: Any = ffi.cast(
-            f"{kind} *", self._mapping.address + len(self._mapping.view) - size
-        )
+        self.c: Any = ffi.cast(f"{kind} *", self._mapping.address + len(self._mapping.view) - size)
 
     def close(self) -> None:
         self._mapping.close()

@@ -217,3 +217,9 @@ KINDS: dict[str, type[SplitDriver | PackedDriver]] = {
     "split": SplitDriver,
     "packed": PackedDriver,
 }
+
+
+def gather(ring: SplitDriver | PackedDriver, done: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Append what was used since the last call to *done*, and return that."""
+    done += ring.used()
+    return done

@@ -88,9 +88,7 @@ class Popped:
 class Model:
     """One virtqueue, from the device's side."""
 
-    def __init__(
-        self, image: Image, size: int, areas: Areas, form: Format, capacity: int
-    ) -> None:
+    def __init__(self, image: Image, size: int, areas: Areas, form: Format, capacity: int) -> None:
         self.image, self.size, self.areas, self.form = image, size, areas, form
         self.capacity = capacity
         self.taken: dict[int, int] = {}

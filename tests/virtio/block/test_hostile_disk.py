@@ -44,6 +44,7 @@ from tests.virtio.ring_driver import (
     Buffer,
     Memory,
     SplitDriver,
+    gather,
 )
 from vmm._native import lib
 from vmm.events import Bounded
@@ -58,7 +59,22 @@ from vmm.virtio.transport.mmio import MmioTransport
 SECTORS, SECTOR = 64, 512
 SERIAL = b"0123456789abcdefghij"
 ONE = (1 << 64) - 1
-KINDS = (IN, IN, IN, OUT, OUT, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES, WRITE_ZEROES, 2, 99, 1 << 31)
+KINDS = (
+    IN,
+    IN,
+    IN,
+    OUT,
+    OUT,
+    OUT,
+    FLUSH,
+    GET_ID,
+    DISCARD,
+    WRITE_ZEROES,
+    WRITE_ZEROES,
+    2,
+    99,
+    1 << 31,
+)
 PLACES = (BUFFERS, BUFFERS + 0x1_0001, BASE + SIZE - 0x1_0000, SECOND + 0x8000)
 """Where a request's buffers are, one after the other: each has 60 KiB to itself at least."""
 ENDS = (BASE + SIZE, SECOND + 0x1_0000)
@@ -114,7 +130,9 @@ class Request:
     def _room(self, random: Random) -> int:
         """Return bytes to write before the status."""
         if self.kind == IN:
-            return random.choice((0, SECTOR, SECTOR, 2 * SECTOR, 4 * SECTOR, SECTOR - 1, SECTOR + 1))
+            return random.choice(
+                (0, SECTOR, SECTOR, 2 * SECTOR, 4 * SECTOR, SECTOR - 1, SECTOR + 1)
+            )
         return random.choice((0, 0, 1, 20, 40))
 
     @staticmethod
@@ -186,27 +204,25 @@ class Hostile:
     def result(self, request: Request) -> tuple[int, bytes]:
         """Do the request to the model's file; return the status and what the device writes."""
         room, data = request.room - 1, request.sent[16:]
-        sector = request.sector
-        if request.kind == IN:
-            if room % SECTOR or self.outside(sector, room // SECTOR):
-                return IOERR, bytes(room)
-            return OK, bytes(self.file[sector * SECTOR : sector * SECTOR + room])
-        if request.kind == OUT:
-            if (
-                self.read_only
-                or len(data) % SECTOR
-                or self.outside(sector, len(data) // SECTOR)
-            ):
-                return IOERR, bytes(room)
-            self.file[sector * SECTOR : sector * SECTOR + len(data)] = data
-            return OK, bytes(room)
-        if request.kind == FLUSH:
-            return OK, bytes(room)
-        if request.kind == GET_ID:
-            return OK, SERIAL[:room].ljust(room, b"\0")
-        if request.kind in (DISCARD, WRITE_ZEROES):
-            return self.cleared(request.kind, data), bytes(room)
-        return UNSUPP, bytes(room)
+        found, content = UNSUPP, b""
+        if request.kind in (IN, OUT):
+            found, content = self.transferred(request.kind, request.sector, room, data)
+        elif request.kind in (FLUSH, GET_ID):
+            found, content = OK, SERIAL[:room] if request.kind == GET_ID else b""
+        elif request.kind in (DISCARD, WRITE_ZEROES):
+            found = self.cleared(request.kind, data)
+        return found, content.ljust(room, b"\0")
+
+    def transferred(self, kind: int, sector: int, room: int, data: bytes) -> tuple[int, bytes]:
+        size = room if kind == IN else len(data)
+        refused = self.read_only and kind == OUT
+        if refused or size % SECTOR or self.outside(sector, size // SECTOR):
+            return IOERR, b""
+        place = slice(sector * SECTOR, sector * SECTOR + size)
+        if kind == IN:
+            return OK, bytes(self.file[place])
+        self.file[place] = data
+        return OK, b""
 
     def cleared(self, kind: int, data: bytes) -> int:
         most = int(lib.PYVMM_BLK_MAX_RANGES)
@@ -237,7 +253,7 @@ class Hostile:
             self.start()
             return
         done: list[tuple[int, int]] = []
-        wait(lambda: done.extend(self.ring.used()) or done)
+        wait(lambda: gather(self.ring, done))
         assert [length for _, length in done] == [request.room]
         wait(lambda: driver.load("InterruptStatus") & 1)
         driver.store("InterruptACK", 1)
@@ -253,7 +269,9 @@ class Hostile:
         for mapping, must in zip(self.memory.mappings, self.expect, strict=True):
             if mapping is self.memory.mappings[0]:
                 must[ring] = mapping.view[ring]
-            assert mapping.view == must, "bytes that are not the device's, or not those it said"
+            assert mapping.view.tobytes() == must, (
+                "bytes that are not the device's, or not those it said"
+            )
         assert self.path.read_bytes() == self.file
 
     def end(self) -> None:
@@ -356,7 +374,7 @@ def test_more_requests_wait_than_there_are_slots(make: Callable[..., Disk]) -> N
     for _ in range(count):
         os.write(ends[1], data)
         done += ring.used()
-    wait(lambda: done.extend(ring.used()) or len(done) == count)
+    wait(lambda: len(gather(ring, done)) == count)
     assert len({identity for identity, _ in done}) == count
     device.disk.fd = file
     disk.transport.reset()
