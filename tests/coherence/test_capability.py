@@ -111,7 +111,7 @@ BOTH = SlotAnswers(plain=True, flagged=True)
 
 def test_the_flag_is_recognized_by_what_it_does_without_a_capability() -> None:
     """The series as it was posted: 243 is unknown, or another capability's number."""
-    for on_system, on_vm in ((0, 0), (1, 1), (None, 1)):
+    for on_system, on_vm in ((0, 0), (1, 1), (0, 2)):
         support, generation, evidence = judge(on_system, on_vm, YES, features(), PROPOSED)
         assert (support, generation) == (Support.SUPPORTED, Generation.RFC)
         assert "udmabuf" in evidence[-1]
@@ -142,6 +142,8 @@ def test_a_flag_that_ordinary_memory_does_not_take_is_none() -> None:
     [
         (1, NO, PLAIN, Support.SUPPORTED, Generation.MAINLINE),
         (1, NO, REFUSED, *UNKNOWN),
+        (1, YES, PROPOSED, *UNKNOWN),
+        (4, YES, PROPOSED, *UNKNOWN),
         (2, YES, PROPOSED, Support.SUPPORTED, Generation.RFC),
         (2, YES, PLAIN, *UNKNOWN),
         (2, YES, BOTH, *UNKNOWN),
@@ -159,6 +161,7 @@ def test_a_claim_that_slots_contradict_makes_the_kernel_unknown(
     [
         (REFUSED, (Support.UNSUPPORTED, Generation.MAINLINE)),
         (PLAIN, UNKNOWN),
+        (PROPOSED, UNKNOWN),
         (BOTH, UNKNOWN),
     ],
 )

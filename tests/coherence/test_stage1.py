@@ -189,7 +189,7 @@ AREA = Area(0, mmap.PAGESIZE, 0x1000)
 
 def asked(kernel: Kernel, capability: HostCapability) -> list[Says]:
     system: Any = kernel
-    return [one.says for one in stage1.ask(system, [AREA], capability)]
+    return [one.says for one in stage1.ask(system, [AREA], capability, by_guest=True)]
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_only_mappings_of_page_frames_are_a_question_for_the_kernel() -> None:
     with mapped(mmap.PAGESIZE) as address:
         area = Area(0, mmap.PAGESIZE, address)
         for host in HOSTS.values():
-            assert stage1.ask(system, [area], host) == []
+            assert stage1.ask(system, [area], host, by_guest=True) == []
 
 
 # --- what to make of them -------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from vmm.arm64 import esr
 from vmm.coherence.prove import pages
-from vmm.coherence.scratch import RANGE, Fate, Outcome
+from vmm.coherence.scratch import RAM, RANGE, Fate, Outcome
 from vmm.coherence.verdict import MemoryType, Observations, judge
 
 PAGE = mmap.PAGESIZE
@@ -162,8 +162,18 @@ def test_an_exception_that_needs_no_instruction_shows_none(kind: int) -> None:
 
 
 def test_an_instruction_abort_elsewhere_is_not_the_pages() -> None:
-    """The bytes may branch to other bytes that cannot be executed."""
     assert judge(memory(exception(0x21, 0x10, elr=RANGE + 4))).memory_type is UNDECIDABLE
+    assert judge(memory(exception(0x21, 0x04, elr=RAM + 0x100))).memory_type is UNDECIDABLE
+
+
+@pytest.mark.parametrize("elr", [0, RANGE - 4, RANGE + 4 * PAGE, 0xDEAD_0000_0000])
+def test_bytes_that_branch_away_were_executed(elr: int) -> None:
+    """What they branch to cannot be fetched, or not executed: the branch itself was."""
+    assert judge(memory(exception(0x21, 0x04, elr=elr))).memory_type is GUEST
+
+
+def test_a_store_that_was_tried_was_executed() -> None:
+    assert judge(memory(Outcome(Fate.STORED))).memory_type is GUEST
 
 
 @pytest.mark.parametrize("seen", [Observations(EFAULT), Observations(fetch=EFAULT)])

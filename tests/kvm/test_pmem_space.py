@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from vmm.address_range import AddressRange
 from vmm.arm64 import layout
-from vmm.coherence import dax
+from vmm.coherence import dax, vma
 from vmm.config import MachineConfig
 from vmm.config.pmem import PmemConfig
 from vmm.errors import UserError
@@ -91,3 +93,22 @@ def test_a_file_that_may_be_on_dax_has_to_be_proved_cacheable(
     path = tmp_path / "file"
     with AddressSpace(config(PmemConfig(path, size=SIZE)), system):
         assert checked == [f"--pmem {path}"] * proofs
+
+
+@pytest.mark.parametrize(("flag", "fate"), [("pf", "refused"), ("mm", "proved"), ("hg", "taken")])
+def test_what_is_mapped_as_a_devices_memory_is_no_file(
+    flag: str, fate: str, system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/sys/bus/pci/devices/*/resource0 is a regular file: PFNMAP, and uncached."""
+    behind = vma.Vma(AddressRange(0, 1 << 48), "rw-s", "resource0", frozenset({flag}))
+    monkeypatch.setattr(vma, "find", lambda _address: behind)
+    checked: list[str] = []
+    monkeypatch.setattr(dax, "check", lambda option, *_: checked.append(option))
+    path = tmp_path / "resource0"
+    with ExitStack() as owned:
+        if fate == "refused":
+            with pytest.raises(UserError, match=r"no file but a device's memory.*resource0"):
+                AddressSpace(config(PmemConfig(path, size=SIZE)), system)
+        else:
+            owned.enter_context(AddressSpace(config(PmemConfig(path, size=SIZE)), system))
+    assert bool(checked) is (fate == "proved")

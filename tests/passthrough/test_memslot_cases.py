@@ -42,24 +42,35 @@ def owned() -> Iterator[ExitStack]:
 
 
 @pytest.mark.parametrize(
-    ("driver", "loads", "answers", "may_be_written", "cacheable"),
+    ("host", "driver", "loads", "answers", "may_be_written", "cacheable"),
     [
-        (NVGRACE, [NORMAL], [], True, True),
-        (NVGRACE, [NORMAL], [CACHEABLE], True, True),
-        (NVGRACE, [DEVICE], [], False, False),  # no usemem: a plain BAR
-        (NVGRACE, [NOTHING], [UNCACHED], False, False),
-        (NVGRACE, [], [], False, True),
-        (NVGRACE, [NOTHING], [], False, True),
-        (NVGRACE, [NOTHING], [CACHEABLE], True, True),
-        ("some-vfio-pci", [NORMAL], [], False, False),
-        ("some-vfio-pci", [NORMAL], [CACHEABLE], True, True),
-        ("vfio-pci", [DEVICE], [], False, False),
-        ("vfio-pci", [NORMAL], [], False, False),
+        ("mainline", NVGRACE, [NORMAL], [CACHEABLE], True, True),
+        ("mainline", NVGRACE, [NORMAL], [], False, False),
+        ("mainline", NVGRACE, [NORMAL], [NOTHING], False, False),
+        ("mainline", NVGRACE, [NORMAL], [UNCACHED], False, False),
+        ("mainline", NVGRACE, [DEVICE], [], False, False),  # no usemem: a plain BAR
+        ("mainline", NVGRACE, [NOTHING], [], False, False),
+        ("mainline", NVGRACE, [NOTHING], [UNCACHED], False, False),
+        ("mainline", "some-vfio-pci", [NORMAL], [], False, False),
+        (
+            "mainline",
+            "some-vfio-pci",
+            [NORMAL],
+            [CACHEABLE],
+            False,
+            True,
+        ),  # its own reads may be uncached
+        ("mainline", "vfio-pci", [DEVICE], [], False, False),
+        ("mainline", "vfio-pci", [NORMAL], [], False, False),
+        ("legacy", NVGRACE, [NORMAL], [], True, True),
+        ("legacy", NVGRACE, [NOTHING], [], False, False),
+        ("legacy", NVGRACE, [DEVICE], [], False, False),
     ],
 )
 def test_only_what_is_measured_to_be_cacheable_memory_is_written(  # noqa: PLR0917  (a table)
     owned: ExitStack,
     monkeypatch: pytest.MonkeyPatch,
+    host: str,
     driver: str,
     loads: list[stage1.Evidence],
     answers: list[stage1.Evidence],
@@ -67,7 +78,7 @@ def test_only_what_is_measured_to_be_cacheable_memory_is_written(  # noqa: PLR09
     cacheable: bool,  # noqa: FBT001
 ) -> None:
     monkeypatch.setattr(stage1, "look", lambda _areas: loads)
-    monkeypatch.setattr(stage1, "ask", lambda *_: answers)
+    monkeypatch.setattr(stage1, "ask", lambda *_, **__: answers)
     fd = os.memfd_create("device")
     os.ftruncate(fd, SIZE)
     file = owned.enter_context(VfioFd(fd, BDF))
@@ -77,7 +88,7 @@ def test_only_what_is_measured_to_be_cacheable_memory_is_written(  # noqa: PLR09
         function=SimpleNamespace(driver=driver), region=lambda _index: region
     )
     system: Any = None
-    case = Regions(device, system, HOSTS["mainline"]).case(4)
+    case = Regions(device, system, HOSTS[host]).case(4)
     assert case.cacheable is cacheable
     with case.make() as memory:
         assert (memory.contents is not None) is may_be_written

@@ -114,6 +114,10 @@ STRAY = Kernel(0, 0, YES, cacheable=True)
 
 DEVICE = stage1.Evidence(stage1.Says.DEVICE, "an unaligned load faults")
 NORMAL = stage1.Evidence(stage1.Says.NORMAL, "an unaligned load works")
+GUESTS = {
+    True: Verdict(MemoryType.FORCED_WRITE_BACK, ("seen",)),
+    False: Verdict(MemoryType.NON_CACHEABLE, ("seen",)),
+}
 VARIANT = "some-vfio-pci"
 """A driver that pyvmm knows nothing of."""
 
@@ -124,7 +128,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[stage1.Evidence]:
     seen: list[stage1.Evidence] = []
     device = Vma(AddressRange(0, 1 << 48), "rw-s", "/dev/vfio/devices/vfio0", frozenset({"pf"}))
     monkeypatch.setattr("vmm.coherence.vma.find", lambda _address: device)
-    monkeypatch.setattr(stage1, "look", lambda _areas: seen)
+    monkeypatch.setattr(stage1, "look", lambda _areas: seen or [NORMAL])
+    monkeypatch.setattr(stage1, "prove", lambda kernel, *_: GUESTS[kernel.cacheable])
     return seen
 
 
@@ -313,6 +318,69 @@ def test_a_region_that_the_drivers_source_calls_cacheable_may_turn_out_to_be_a_p
     assert "although nvgrace_gpu_vfio_pci maps region 4" in made.attribute.because
 
 
+@pytest.mark.parametrize("kernel", [MAINLINE, RFC], ids=str)
+def test_nothing_is_promised_on_the_drivers_name_alone(owned: ExitStack, kernel: Kernel) -> None:
+    """Its mapping may be Normal and not cacheable: KVM's answer shows that it is not."""
+    made = memory(owned, kernel := fresh(kernel, cacheable=False))
+    plugged(made, kernel)
+    assert made.coherent == []
+    assert [entry.promise.stage2 for entry in made.entries] == [Stage2.NON_CACHEABLE]
+
+
+def test_nothing_is_promised_where_nothing_was_seen(
+    owned: ExitStack, seen: list[stage1.Evidence]
+) -> None:
+    """nvgrace-gpu answers BUS_ADRERR while the device is not ready after a reset."""
+    seen.append(stage1.Evidence(stage1.Says.NOTHING, "BUS_ADRERR"))
+    made = memory(owned, kernel := fresh(MAINLINE))
+    plugged(made, kernel)
+    assert made.coherent == []
+    assert [entry.promise.stage2 for entry in made.entries] == [Stage2.UNPROMISED]
+    with pytest.raises(HostError, match="cache=require"):
+        memory(owned, fresh(MAINLINE), cache="require")
+
+
+def test_no_guest_touches_what_may_be_registers(
+    owned: ExitStack, seen: list[stage1.Evidence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touched: list[object] = []
+
+    def prove(*where: object) -> Verdict:
+        touched.append(where)
+        return GUESTS[True]
+
+    monkeypatch.setattr(stage1, "prove", prove)
+    nothing = stage1.Evidence(stage1.Says.NOTHING, "BUS_OBJERR")
+    for loads in ([DEVICE], [nothing], [DEVICE, NORMAL], [nothing, DEVICE]):
+        seen[:] = loads
+        memory(owned, fresh(MAINLINE), driver=VARIANT)
+        assert touched == []
+    seen[:] = [NORMAL]
+    memory(owned, fresh(MAINLINE), driver=VARIANT)
+    assert touched
+
+
+@pytest.mark.parametrize(("driver", "written"), [(NVGRACE, True), (VARIANT, False)])
+def test_verify_writes_only_what_is_measured_to_be_memory(
+    owned: ExitStack,
+    seen: list[stage1.Evidence],
+    monkeypatch: pytest.MonkeyPatch,
+    driver: str,
+    written: bool,  # noqa: FBT001  (a column)
+) -> None:
+    seen.append(NORMAL)
+    given: list[bool] = []
+
+    def prove(*_: object, contents: object, **__: object) -> Verdict:
+        given.append(contents is not None)
+        return GUESTS[True]
+
+    made = memory(owned, fresh(MAINLINE), driver=driver)
+    monkeypatch.setattr("vmm.passthrough.region_memory.prove", prove)
+    made.verify()
+    assert given == [written]
+
+
 def test_what_cannot_be_mapped_can_only_be_trapped(owned: ExitStack) -> None:
     with pytest.raises(UserError, match="cannot be mapped"):
         memory(owned, fresh(MAINLINE), areas=())
@@ -329,10 +397,9 @@ def test_what_is_trapped_stays_unmapped(owned: ExitStack, seen: list[stage1.Evid
 
 
 def test_a_refused_slot_is_explained(owned: ExitStack) -> None:
-    """Here --uapi denies that the kernel has the flag."""
-    kernel = fresh(RFC)
-    made = memory(owned, kernel, capability=with_uapi(kernel.capability, "mainline"))
-    with pytest.raises(HostError, match=r"EINVAL: IPA \[0x100000000, .* -> new slot .* may want"):
+    made = memory(owned, kernel := fresh(RFC))
+    kernel.bit3 = NO
+    with pytest.raises(HostError, match=r"EINVAL: IPA \[0x100000000, .* -> new slot"):
         plugged(made, kernel)
 
 
@@ -376,8 +443,13 @@ def test_a_silent_device_is_suspect_and_no_further_failure(owned: ExitStack) -> 
     ],
 )
 def test_a_verdict_other_than_the_promise_is_an_error(
-    owned: ExitStack, driver: str, kept: set[MemoryType], broken: set[MemoryType]
+    owned: ExitStack,
+    seen: list[stage1.Evidence],
+    driver: str,
+    kept: set[MemoryType],
+    broken: set[MemoryType],
 ) -> None:
+    seen.append(NORMAL if driver == NVGRACE else DEVICE)
     made = memory(owned, fresh(MAINLINE), driver=driver)
     for memory_type in kept:
         made.check(Verdict(memory_type, ("seen",)))

@@ -210,8 +210,7 @@ def judge(  # noqa: PLR0913  (one argument for each answer)
     """
     seen = () if sample is None else (str(sample),)
     proposed = bit3 is FlagAnswer.ACCEPTED and sample is not None and sample.is_the_proposal
-    claimed = on_system is None and on_vm is not None and on_vm & ON_REQUEST
-    if proposed and not claimed and cpu.fwb is True:
+    if proposed and on_system is not None and cpu.fwb is True:
         what = f"no capability {int(CAPABILITY)} claims flag bit 3, but it works as proposed"
         return Support.SUPPORTED, Generation.RFC, (what, *seen)
     support, generation, evidence = _by_answers(on_system, on_vm, bit3, cpu)
@@ -233,6 +232,8 @@ def _agrees(sample: SlotAnswers, support: Support, generation: Generation) -> bo
         return True
     if generation is Generation.RFC:
         return sample.is_the_proposal
+    if sample.is_the_proposal:
+        return False
     return sample.plain is (support is Support.SUPPORTED)
 
 

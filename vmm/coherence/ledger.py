@@ -133,7 +133,7 @@ class Ledger:
 
     def after_write(self, address: int, view: memoryview) -> None:
         """Do the maintenance owed after a write of *view*, the mapping of guest *address*."""
-        if self._owes(address, len(view)):
+        if self._owes(address, len(view)) and len(view):
             with ffi.from_buffer("uint8_t[]", view) as pointer:
                 lib.pyvmm_dc_cvac(pointer, len(view))
 

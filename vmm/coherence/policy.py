@@ -55,19 +55,16 @@ class Stage1(Enum):
 class Attribute:
     """A stage-1 attribute, and how it is known.
 
-    is_device    it is Device, not Normal, memory
-    is_measured  a load or KVM's answer agrees: it rests on more than a driver's source
+    is_device       it is Device, not Normal, memory
+    may_be_written  tests may write there, and put back what was there: a load or KVM's answer shows
+                    memory, and no registers, and the driver, whose source says that it is
+                    cacheable, reads and writes it so
     """
 
     stage1: Stage1
     because: str
     is_device: bool = False
-    is_measured: bool = False
-
-    @property
-    def may_be_written(self) -> bool:
-        """Whether tests may write there: only what is measured to be memory holds no registers."""
-        return self.stage1 is Stage1.CACHEABLE and self.is_measured
+    may_be_written: bool = False
 
 
 @dataclass(frozen=True)
@@ -294,14 +291,14 @@ def with_uapi(capability: HostCapability, uapi: str) -> HostCapability:
     generation, support = Generation(uapi), capability.support
     if generation is Generation.VENDOR:
         _check_vendor(capability)
+    if support is Support.SUPPORTED:
+        raise UserError(
+            f"--uapi {uapi}: this kernel is {capability.generation.value}: "
+            f"{capability.evidence[0]}",
+            "leave the option out",
+        )
     if generation is Generation.RFC:
         flag = capability.flag_answer
-        if flag is FlagAnswer.UNSUPPORTED and support is Support.SUPPORTED:
-            raise UserError(
-                "--uapi rfc: this kernel refuses memory-slot flag bit 3, even for ordinary memory",
-                f"leave the option out (it is {capability.generation.value}: "
-                f"{capability.evidence[0]})",
-            )
         if flag in (FlagAnswer.ACCEPTED, FlagAnswer.AMBIGUOUS):
             if capability.cpu.fwb is not True:
                 raise UserError(f"--uapi rfc: {NO_FWB}", "leave the option out")

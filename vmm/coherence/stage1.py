@@ -19,7 +19,8 @@ VMA (`vmm.coherence.verdict`). Only of a mapping that is VM_PFNMAP: KVM takes al
 legacy kernel is asked nothing: it takes any slot, and makes cacheable device memory Device.
 
 The load is safe for any device, if stage 1 decides. An alignment fault on Device memory is taken
-before the access (Arm ARM, "Alignment of data accesses"), so no register is read; Normal memory may
+before the access (Arm ARM, "Alignment of data accesses"), so no register is read, and Linux repairs
+none of 64-bit code (arch/arm64/mm/fault.c, do_alignment_fault); Normal memory may
 be read by speculation at any time, so a driver that maps it Normal has allowed reads. It is not
 safe where this host is itself a guest, and its hypervisor maps the device's memory Device at stage
 2 under a stage 1 of Normal: the fault is then the hypervisor's, whose KVM_RUN may fail with EFAULT
@@ -178,10 +179,13 @@ def compare(walks: Walks | None, own: Walks | None) -> Evidence:
 # --- by KVM's answers -----------------------------------------------------------------------------
 
 
-def ask(system: System, areas: Sequence[Area], capability: HostCapability) -> list[Evidence]:
+def ask(
+    system: System, areas: Sequence[Area], capability: HostCapability, *, by_guest: bool
+) -> list[Evidence]:
     """Ask KVM about *areas*, on scratch VMs; empty where this kernel's answers tell nothing.
 
-    Raises `KvmError`.
+    Without *by_guest* no guest touches them: then only the slots that it takes tell. Raises
+    `KvmError`.
     """
     behind = [vma.find(area.host_address) for area in areas]
     if not all(found is not None and found.is_pfnmap for found in behind):
@@ -189,15 +193,25 @@ def ask(system: System, areas: Sequence[Area], capability: HostCapability) -> li
     supported = capability.support is Support.SUPPORTED
     if capability.generation is Generation.RFC and supported:
         return [_ask_with_the_flag(system, areas, capability)]
-    if capability.generation is not Generation.MAINLINE or capability.said:
+    if capability.said:
         return []
     if supported:
-        return [_ask_a_guest(system, area) for area in areas]
-    if capability.on_vm:
+        return _ask_for_a_mapping(system, areas, capability, by_guest=by_guest)
+    if capability.generation is not Generation.MAINLINE or capability.on_vm:
         return []
     taken = accepts(system, areas, MemFlag(0))
     said = "takes a slot of it, though capability 243 is 0" if taken else "refuses a slot of it"
     return [Evidence(Says.UNCACHED if taken else Says.CACHEABLE, f"the kernel {said}")]
+
+
+def _ask_for_a_mapping(
+    system: System, areas: Sequence[Area], capability: HostCapability, *, by_guest: bool
+) -> list[Evidence]:
+    per_vm = capability.generation is Generation.PER_VM
+    if per_vm and not accepts(system, areas, MemFlag(0)):
+        because = "the kernel refuses a slot of it in a VM that has not enabled capability 243"
+        return [Evidence(Says.CACHEABLE, because)]
+    return [_ask_a_guest(system, area) for area in areas] if by_guest else []
 
 
 def _ask_with_the_flag(
@@ -245,16 +259,23 @@ def measure(
 ) -> Attribute:
     """Return the attribute of *areas*, the mappings of one region; *prior* is the driver's source.
 
-    KVM is asked about what may be cacheable, unless loads and *prior* agree. Raises `HostError`.
+    KVM is asked unless a load has shown Device; by a guest, which reads, only about memory that a
+    load has shown to be Normal. Where KVM supports cacheable memory, nothing is cacheable but what
+    its answer shows to be. Raises `HostError`.
     """
     if not areas:
         return prior
     evidence = look(areas)
-    measured = judge(prior, evidence)
-    agreed = measured.is_measured or not evidence
-    if measured.stage1 is Stage1.UNCACHED or (measured.stage1 is Stage1.CACHEABLE and agreed):
-        return measured
-    return judge(prior, [*evidence, *ask(system, areas, capability)])
+    said = {one.says for one in evidence}
+    if Says.DEVICE not in said:
+        evidence = [*evidence, *ask(system, areas, capability, by_guest=Says.NORMAL in said)]
+        said = {one.says for one in evidence}
+    found = judge(prior, evidence)
+    supported = capability.support is Support.SUPPORTED
+    if found.stage1 is Stage1.CACHEABLE and supported and Says.CACHEABLE not in said:
+        because = f"{found.because}; but KVM's answers do not show that it is cacheable"
+        return Attribute(Stage1.UNKNOWN, because)
+    return found
 
 
 # --- what to believe ------------------------------------------------------------------------------
@@ -269,8 +290,9 @@ DECIDES: Final = {
 def judge(prior: Attribute, evidence: Sequence[Evidence]) -> Attribute:
     """Return the attribute that *prior*, what the driver's source says, and *evidence* make. Pure.
 
-    Evidence goes first. Observations that contradict each other, or a prior of Device where the
-    mapping turns out to be Normal, make it unknown: it may be cacheable, and may be not.
+    Evidence goes first. Observations that contradict each other, a prior of Device where the
+    mapping turns out to be Normal, or one of cacheable of which nothing shows that it is memory,
+    make it unknown: it may be cacheable, and may be not.
     """
     if not evidence:
         return prior
@@ -282,12 +304,15 @@ def judge(prior: Attribute, evidence: Sequence[Evidence]) -> Attribute:
     if not decided:
         if Says.NORMAL in said and prior.is_device:
             return Attribute(Stage1.UNKNOWN, f"{told}, although {prior.because}")
-        agrees = {Says.NORMAL, Says.DEVICE} & said and prior.stage1 is not Stage1.UNKNOWN
+        if Says.NORMAL not in said and prior.stage1 is Stage1.CACHEABLE:
+            return Attribute(Stage1.UNKNOWN, f"{told}, although {prior.because}")
         because = f"{prior.because}; {told}"
-        return Attribute(prior.stage1, because, prior.is_device, is_measured=bool(agrees))
+        cacheable = prior.stage1 is Stage1.CACHEABLE
+        return Attribute(prior.stage1, because, prior.is_device, may_be_written=cacheable)
     (stage1,) = decided
     if prior.stage1 is stage1:
         told = f"{told}; {prior.because}"
     elif prior.stage1 is not Stage1.UNKNOWN:
         told = f"{told}, although {prior.because}"
-    return Attribute(stage1, told, Says.DEVICE in said, is_measured=True)
+    agreed = stage1 is prior.stage1 is Stage1.CACHEABLE
+    return Attribute(stage1, told, Says.DEVICE in said, may_be_written=agreed)

@@ -32,7 +32,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vmm.arm64 import esr
-from vmm.coherence.scratch import RANGE, Fate, Outcome
+from vmm.coherence.scratch import RAM, RAM_SIZE, RANGE, Fate, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,6 +194,9 @@ def _was_fetched(seen: Observations) -> bool | None:
         return True
     if kind == esr.INSTRUCTION_ABORT and jump.elr == start:
         return False if esr.fault_status(jump.esr) == esr.EXTERNAL_ABORT else None
+    away = not start <= jump.elr <= start + mmap.PAGESIZE
+    if kind == esr.INSTRUCTION_ABORT and away and not RAM <= jump.elr < RAM + RAM_SIZE:
+        return True  # it branched away, to where nothing can be fetched
     return None
 
 

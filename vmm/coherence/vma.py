@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmm.address_range import AddressRange
+from vmm.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -46,6 +47,20 @@ class Vma:
             kind = "PFNMAP" if self.is_pfnmap else "MIXEDMAP"
         there = f"{self.addresses.base:#x}-{self.addresses.end:#x}"
         return f"VMA {there} of {self.name or 'anonymous memory'} ({kind})"
+
+
+def check_file(option: str, host_address: int) -> Vma | None:
+    """Return the mapping of a file at *host_address*, or raise `UserError` for device memory.
+
+    A BAR in sysfs is a regular file as well, which the host maps uncached (drivers/pci/mmap.c).
+    """
+    behind = find(host_address)
+    if behind is not None and behind.is_pfnmap:
+        raise UserError(
+            f"{option}: it is no file but a device's memory: {behind}",
+            "give the device to the guest with --vfio or --bar",
+        )
+    return behind
 
 
 def parse(lines: Iterable[str]) -> Iterator[Vma]:

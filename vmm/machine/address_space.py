@@ -123,6 +123,7 @@ class AddressSpace(Closeable):
         """Open the files of ``--pmem``, and place them above RAM."""
         if not self._config.pmems:
             return []
+        from vmm.coherence import vma
         from vmm.virtio.pmem_file import PmemFile
 
         found: list[PmemFile] = []
@@ -134,7 +135,9 @@ class AddressSpace(Closeable):
             file = self._owned.enter_context(PmemFile(config))
             check(file.size, "use less --memory")
             file.base = base
-            if file.is_dax is not False:
+            behind = vma.check_file(config.option, file.region().host_address)
+            mixed = behind is not None and behind.is_mixedmap
+            if mixed or file.is_dax is not False:
                 from vmm.coherence import dax
 
                 dax.check(config.option, self._system, file.region(), file.fileno())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmm._native import ffi, lib
 from vmm.closeable import Closeable
+from vmm.coherence import vma
 from vmm.devices.cfi_flash import SIZE
 from vmm.errors import HostError, UserError
 from vmm.image_lock import lock_image
@@ -82,6 +83,7 @@ class FlashFile(Closeable):
             on_dax = self._fd is not None and lib.pyvmm_is_dax(self._fd) != 0
             if whole and self._fd is not None and not on_dax:
                 _place(self.host_address, self._fd, whole)
+                vma.check_file(self._option, self.host_address)
             self._map_erased(whole)
             self._view = memoryview(mapping)
             self._owned.callback(self._view.release)

@@ -229,7 +229,8 @@ ORDINARY: Final = (
 class Regions:
     """The cases of an open device's regions, whose memory is on.
 
-    Only what is measured to be memory is written.
+    Only what is measured to be memory is written, and what is executed stores nothing: the slots of
+    other mappings are read-only, here or by the survey.
     """
 
     def __init__(self, device: VfioDevice, system: System, capability: HostCapability) -> None:
@@ -259,7 +260,8 @@ class Regions:
         """Yield the whole region."""
         region = self._device.region(index)
         with region.map() as mapping:
-            writable = self.attribute(index).may_be_written and not more
+            flags = more.get("flags", NO_FLAGS)
+            writable = self.attribute(index).may_be_written and not flags & MemFlag.READONLY
             contents = RegionContents(region, mapping.area.base) if writable else None
             yield Memory(mapping.host_address, mapping.size, contents, **more)
 
@@ -273,19 +275,21 @@ class Regions:
                     vm.enable_cap(int(CAPABILITY))
                 vm.set_user_memory_region(SLOT, flags, RANGE, SIZE, address)
 
-            yield Memory(address, SIZE, register=register)
+            yield Memory(address, SIZE, flags=MemFlag.READONLY, register=register)
 
     @contextmanager
     def changed(self, index: int, change: Callable[[int], None]) -> Iterator[Memory]:
         """Yield a part of the region; *change* gets its address once it is a slot."""
         with self._part(index) as address:
-            yield Memory(address, SIZE, then=lambda _: change(address), offset=0)
+            then = lambda _: change(address)  # noqa: E731
+            yield Memory(address, SIZE, flags=MemFlag.READONLY, then=then, offset=0)
 
     @contextmanager
     def replaced(self, first: int | None, second: int | None) -> Iterator[Memory]:
         """Yield a part of a region, which another's replaces under the slot; None: anonymous."""
         with self._part(first) as address, self._part(second) as other:
-            yield Memory(address, SIZE, then=lambda _: _move(other, address), offset=0)
+            then = lambda _: _move(other, address)  # noqa: E731
+            yield Memory(address, SIZE, flags=MemFlag.READONLY, then=then, offset=0)
 
     @contextmanager
     def _part(self, index: int | None) -> Iterator[int]:
@@ -305,7 +309,7 @@ class Regions:
         """
         with _anonymous(size=2 * SIZE) as both, self._part(index) as part:
             _move(part, both.host_address + (0 if first else SIZE))
-            yield replace(both, contents=None, offset=0)
+            yield replace(both, contents=None, flags=MemFlag.READONLY, offset=0)
 
     @contextmanager
     def dmabuf(self, index: int) -> Iterator[Memory]:

@@ -97,7 +97,8 @@ def _try(system: System, memory: Memory, flag: bool) -> tuple[str, str, tuple[st
     except KvmError as error:
         return _name(error.errno), "", ()
     with guest:
-        if memory.contents is None and memory.register is None and memory.then is None:
+        shielded = flags & (MemFlag.READONLY | MemFlag.GUEST_MEMFD) or make is not None
+        if memory.contents is None and not shielded:
             guest.protect()
         if memory.then is not None:
             guest.timeout = SHORT
