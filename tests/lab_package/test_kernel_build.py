@@ -197,6 +197,16 @@ def test_a_changed_configuration_is_another_kernel(monkeypatch: pytest.MonkeyPat
     assert BuiltKernel("mainline").image() != first
 
 
+@pytest.mark.usefixtures("flavours")
+def test_a_patch_that_changes_during_the_build_is_another_kernel(
+    tree: SourceTree, patch: Path
+) -> None:
+    breakage(f"echo >>{patch}")
+    assert tree.source.exists()
+    BuiltKernel("rfc").image()
+    assert not BuiltKernel("rfc").built()
+
+
 def test_a_build_that_fails_says_why_and_where_to_read_on(tree: SourceTree) -> None:
     breakage("echo 'one.c:1:1: error: expected declaration'; exit 1")
     build.configure(tree, ["CONFIG_SMP=y\n"])

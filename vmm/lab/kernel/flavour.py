@@ -137,7 +137,8 @@ class BuiltKernel:
         package = apt.newest(recipe.package, suite=recipe.suite, arch="arm64")
         (deb,) = apt.fetch([package], suite=recipe.suite, arch="arm64")
         tree = SourceTree(deb)
-        key = cache.digest(tree.version, self._inputs, compiler)
+        inputs = self._inputs  # once: somebody may edit a patch while this builds
+        key = cache.digest(tree.version, inputs, compiler)
 
         def make(temporary: Path) -> None:
             tree.unpack()
@@ -154,7 +155,7 @@ class BuiltKernel:
                     "flavour": self.flavour,
                     "source": tree.version,
                     "compiler": compiler,
-                    "inputs": self._inputs,
+                    "inputs": inputs,
                 },
             )
 
