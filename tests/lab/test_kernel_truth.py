@@ -62,6 +62,10 @@ def test_the_proposed_flag_is_a_promise_for_as_long_as_the_slot_lives(measured: 
         "drop the flag": "EINVAL",
         "uncached over cached, flag": "EFAULT",
         "cached over uncached, no flag": "EFAULT",
+        "udmabuf over anonymous, no flag": "EFAULT",
+        "udmabuf over anonymous, flag": "ok",
+        "uncached RAM over anonymous, no flag": "ok",
+        "uncached RAM over anonymous, flag": "EFAULT",
     }
 
 
@@ -72,6 +76,8 @@ def test_mainline_silently_changes_the_type_with_what_is_mapped_under_a_slot(
     assert measured("gh200")["edges"] == {
         "cached over uncached, no flag": "ok",
         "uncached over cached, no flag": "ok",
+        "udmabuf over anonymous, no flag": "ok",
+        "uncached RAM over anonymous, no flag": "ok",
     }
 
 
@@ -79,4 +85,8 @@ def test_mainline_silently_changes_the_type_with_what_is_mapped_under_a_slot(
 def test_without_fwb_a_cacheable_mapping_put_under_a_slot_ends_the_vcpus_run(
     measured: Measured,
 ) -> None:
-    assert measured("gh200-nofwb")["edges"] == {"cached over uncached, no flag": "EFAULT"}
+    assert measured("gh200-nofwb")["edges"] == {
+        "cached over uncached, no flag": "EFAULT",
+        "udmabuf over anonymous, no flag": "ok",
+        "uncached RAM over anonymous, no flag": "ok",
+    }

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm.arm64 import registers
+from vmm.coherence.udmabuf import CREATE, NODE
 from vmm.kvm.capability import Cap
 from vmm.kvm.exits import MmioWrite
 from vmm.kvm.fd import KvmError
@@ -33,6 +34,8 @@ IPA = 0x1_0000_0000
 CODE = 0x4000_0000
 OUTSIDE = 0x0900_0000
 SIZE = 2 << 20
+ANONYMOUS = (-1, 0)
+MAP_HUGETLB = 0x40000
 PROGRAM = struct.pack("<4I", 0xF9000001, 0xF9400001, 0xF9000041, 0x14000000)
 """str x1, [x0]; ldr x1, [x0]; str x1, [x2]; b ."""
 
@@ -110,6 +113,30 @@ def map_over(memory: mmap.mmap, file: int, offset: int) -> None:
     assert got == at.value
 
 
+def udmabuf() -> int:
+    """Return the descriptor of memory that its driver maps cacheable, as VM_PFNMAP."""
+    memfd = os.memfd_create("edges", os.MFD_ALLOW_SEALING)
+    os.ftruncate(memfd, SIZE)
+    fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    made: int = fcntl.ioctl(
+        os.open(NODE, os.O_RDWR), CREATE, bytearray(struct.pack("IIQQ", memfd, 0, 0, SIZE))
+    )
+    return made
+
+
+def uncached_ram(ours: mmap.mmap) -> tuple[int, int]:
+    """Return the descriptor and offset by which *ours*, a huge page, is mapped Normal-NC.
+
+    /dev/mem opened with O_SYNC maps RAM so (arch/arm64/mm/mmu.c, phys_mem_access_prot).
+    """
+    ours[0] = 1
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as file:
+        file.seek(ctypes.addressof(ctypes.c_char.from_buffer(ours)) // mmap.PAGESIZE * 8)
+        frame = int.from_bytes(file.read(8), "little") & (1 << 55) - 1
+    assert frame
+    return os.open("/dev/mem", os.O_RDWR | os.O_SYNC), frame * mmap.PAGESIZE
+
+
 def edges(system: System, gpu: int) -> dict[str, str]:
     """Return the results of changing slots with the flag, where the kernel has it."""
     flag = MemFlag.WRITE_BACK
@@ -120,15 +147,22 @@ def edges(system: System, gpu: int) -> dict[str, str]:
             found["log dirty pages"] = register(vm, 0, flag | MemFlag.LOG_DIRTY_PAGES, IPA, ram)
             found["move"] = register(vm, 0, flag, 2 * IPA, ram)
             found["drop the flag"] = register(vm, 0, 0, 2 * IPA, ram)
-    (_, uncached), (_, cached) = region(gpu, 0), region(gpu, 4)
+    Path("/proc/sys/vm/nr_hugepages").write_text("1\n")
+    huge = mmap.mmap(-1, SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB)
+    uncached, cached = (gpu, region(gpu, 0)[1]), (gpu, region(gpu, 4)[1])
+    buffer, uncached_pages = (udmabuf(), 0), uncached_ram(huge)
     for name, first, then, flags in (
         ("uncached over cached, flag", cached, uncached, flag),
         ("cached over uncached, no flag", uncached, cached, MemFlag(0)),
         ("uncached over cached, no flag", cached, uncached, MemFlag(0)),
+        ("udmabuf over anonymous, no flag", ANONYMOUS, buffer, MemFlag(0)),
+        ("udmabuf over anonymous, flag", ANONYMOUS, buffer, flag),
+        ("uncached RAM over anonymous, no flag", ANONYMOUS, uncached_pages, MemFlag(0)),
+        ("uncached RAM over anonymous, flag", ANONYMOUS, uncached_pages, flag),
     ):
-        memory = mmap.mmap(gpu, SIZE, mmap.MAP_SHARED, offset=first)
+        memory = mmap.mmap(first[0], SIZE, mmap.MAP_SHARED, offset=first[1])
         with suppress(AssertionError), touching_vcpu(system, flags, memory) as (_, vcpu):
-            map_over(memory, gpu, then)
+            map_over(memory, *then)
             found[name] = run(vcpu)
     return found
 
