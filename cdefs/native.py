@@ -30,6 +30,7 @@ CDEFS = [
     "fdt.cdef.h",
     "vfio.cdef.h",
     "map.cdef.h",
+    "seal.cdef.h",
     "spawn.cdef.h",
     "inflight.cdef.h",
     "fs.cdef.h",
@@ -81,6 +82,7 @@ PREAMBLE = """
 #include "ring.h"
 #include "run.h"
 #include "sanitizer.h"
+#include "seal.h"
 #include "spawn.h"
 #include "stage1.h"
 """

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Start a program that gets SIGTERM when the thread that started it ends: SIGTERM, because it may
- * have a disk's cache to write.
+ * have a disk's cache to write. It is sealed (seal.c): guests talk to it.
  *
  * Between vfork and exec the child runs on the parent's memory: it may only make system calls, and
  * none of the parent's signal handlers may run in it.
@@ -16,6 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "seal.h"
 #include "spawn.h"
 
 #define FIRST_FREE 256 /* above every number that a program gets */
@@ -43,6 +44,8 @@ static void become(const struct pyvmm_program *program, pid_t parent, volatile i
 #ifdef SYS_close_range
 	syscall(SYS_close_range, program->fd_count, ~0u, 0);
 #endif
+	if (pyvmm_seal())
+		goto failed;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	execve(program->path, program->argv, program->envp);

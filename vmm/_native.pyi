@@ -819,6 +819,7 @@ class _Lib:
     pyvmm_queue_should_interrupt: Callable[[Any], int]
     pyvmm_run: Callable[[Any], int]
     pyvmm_sanitize: Callable[[Any, Any, Any, int], int]
+    pyvmm_seal: Callable[[], int]
     pyvmm_set_answers: Callable[[Any, Any], None]
     pyvmm_set_value: Callable[[Any, int], None]
     pyvmm_sink_drain: Callable[[Any, Any, int, Any], int]

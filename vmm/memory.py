@@ -129,6 +129,7 @@ class AnonymousMapping(Mapping):
         if slack:
             with suppress(OSError):  # a kernel without transparent huge pages
                 self._mapping.madvise(mmap.MADV_HUGEPAGE)
+        self._mapping.madvise(mmap.MADV_DONTDUMP)  # a core dump is no place for a guest's secrets
         offset = -address % HUGE_PAGE if slack else 0
         self._whole = memoryview(self._mapping)
         self.view = self._whole[offset : offset + size]
@@ -170,6 +171,7 @@ class MemfdMapping(Mapping):
         # Views keep the pointer alive, so the mapping outlives them all.
         pointer = ffi.gc(ffi.cast("uint8_t *", self._address), partial(_unmap, size))
         self.view = memoryview(ffi.buffer(pointer, size))
+        _check(self._advise(mmap.MADV_DONTDUMP))
         # Has an effect only if shmem_enabled of the host allows it.
         self._advise(mmap.MADV_HUGEPAGE)
 

@@ -71,6 +71,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         memory=parse_size(options["memory"], "--memory"),
         reboot=not options["no_reboot"] and command is None,
         panic=options["panic"],
+        sandbox=options["sandbox"],
         bars=_each(options["bars"], "bar"),
         write_back=options["memory_write_back"],
         uapi=options["uapi"],

@@ -170,6 +170,13 @@ class Run(click.Command):
     help="When the guest's kernel panics: exit with status 4, or leave it to the guest.",
 )
 @click.option(
+    "--sandbox",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    show_default=True,
+    help="Give up what the process does not need, before the guest runs.",
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",

@@ -20,6 +20,7 @@ from vmm.errors import (
 from vmm.events import Events
 from vmm.loop import Loop
 from vmm.machine.machine import Ending, Machine
+from vmm.machine.seal import seal
 from vmm.terminal.console import StdioConsole, standard_input, standard_output, terminal_size
 from vmm.terminal.waiting import WaitingLine
 
@@ -66,6 +67,8 @@ def run_machine(
     events        where to write events; None: nowhere
     milliseconds  end the run after so long; None: never
     """
+    if config.sandbox == "on":
+        seal()
     sys.setswitchinterval(SWITCH_INTERVAL)
     _raise_descriptor_limit()
     received: list[int] = []

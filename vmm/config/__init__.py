@@ -42,6 +42,7 @@ class MachineConfig:
     bars       regions of VFIO devices at fixed guest physical addresses
     write_back  set the proposed Write-Back flag on RAM's memory slot
     uapi       generation of the kernel's interface: auto, mainline or rfc
+    sandbox    on: seal the process before the guest runs (`vmm.machine.seal`); off: do not
     sanitizer  give RAM that is owed cache maintenance two copies (`vmm.coherence.sanitizer`)
     memory_dump  file for the contents of RAM at the guest's end; None: no dump
     verify     before the guest runs, prove which memory type stage 2 gives each of *bars*
@@ -71,6 +72,7 @@ class MachineConfig:
     bars: tuple[BarConfig, ...] = ()
     write_back: bool = False
     uapi: str = "auto"
+    sandbox: str = "on"
     sanitizer: bool = False
     memory_dump: Path | None = None
     verify: bool = False

@@ -23,7 +23,7 @@ from vmm.closeable import Closeable
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vmm.events import Events
 
@@ -41,6 +41,10 @@ LAST_WORDS: Final = 300
 
 FIRST_FD: Final = 3
 """The number by which a program knows the first descriptor that it inherits."""
+
+ENVIRONMENT: Final = (b"PATH", b"TMPDIR", b"LANG", b"LC_ALL", b"TZ")
+"""What a program gets of this process's environment: the rest, keys and tokens among it, is not for
+a process that a guest talks to."""
 
 LONGEST_LINE: Final = 1000
 """Bytes of a line; the rest is dropped."""
@@ -79,6 +83,10 @@ def _group_lives(group: int) -> bool:
     return False
 
 
+def _environment() -> Iterator[tuple[bytes, bytes]]:
+    return ((name, os.environb[name]) for name in ENVIRONMENT if name in os.environb)
+
+
 def _signal_name(number: int) -> str:
     """Return the signal's name, or its number: most real-time signals have no name."""
     try:
@@ -88,7 +96,7 @@ def _signal_name(number: int) -> str:
 
 
 class Daemon(Closeable):
-    """A running program. Its standard input and output are /dev/null.
+    """A running program, sealed (cdefs/seal.c). Its standard input and output are /dev/null.
 
     events  gets each line of its standard error; not bounded, see `vmm.events.Bounded`
     fds     descriptors that it inherits, as numbers `FIRST_FD` and following
@@ -188,7 +196,7 @@ class Daemon(Closeable):
         try:
             fds = [null, null, stderr, *self._fds]
             argv = [ffi.new("char[]", os.fsencode(word)) for word in self._argv]
-            envp = [ffi.new("char[]", b"%s=%s" % pair) for pair in os.environb.items()]
+            envp = [ffi.new("char[]", b"%s=%s" % pair) for pair in _environment()]
             path = ffi.new("char[]", os.fsencode(self._argv[0]))
             arrays = [ffi.new("char *[]", [*words, ffi.NULL]) for words in (argv, envp)]
             numbers = ffi.new("int[]", fds), ffi.new("int[]", len(fds))
