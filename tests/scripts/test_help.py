@@ -15,7 +15,11 @@ WRITTEN = [SCRIPTS.parent / "vmm" / "house.svg", SCRIPTS / "man"]
 
 
 @pytest.mark.parametrize(
-    "name", ["bench", "fuzz", "manual", "picture", "probe-cacheable-pfnmap", "quickstart", "test"]
+    "name",
+    [
+        *("bench", "fuzz", "manual", "picture", "probe-cacheable-pfnmap", "quickstart", "test"),
+        "wheels",
+    ],
 )
 def test_help_is_all_that_happens(name: str, tmp_path: Path) -> None:
     script = SCRIPTS / name
