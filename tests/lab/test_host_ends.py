@@ -24,6 +24,7 @@ from typing import Self
 
 import pytest
 
+from tests.lab import own_network
 from vmm.config.pmem import PmemConfig
 from vmm.errors import UserError
 from vmm.lab.guest import fixture
@@ -69,13 +70,19 @@ def pyvmm(*words: str) -> subprocess.CompletedProcess[str]:
 class Run:
     """``pyvmm run --host lab`` with *options*. A context manager: ends it."""
 
-    def __init__(self, script: str, *options: str, modules: Sequence[str] = MODULES) -> None:
+    def __init__(
+        self,
+        script: str,
+        *options: str,
+        modules: Sequence[str] = MODULES,
+        within: Callable[[list[str]], list[str]] = list,
+    ) -> None:
         guest = fixture.guest(modules=modules, packages=["socat"], script=script)
         argv = [PYVMM, "run", "--host", "lab", *options]
         argv += ["--cmdline", "console=ttyAMA0 quiet panic=-1", "--initrd", str(guest.initrd)]
         self.seen = b""
         self.program = subprocess.Popen(
-            [*argv, str(guest.kernel)],
+            within([*argv, str(guest.kernel)]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -115,6 +122,12 @@ class Run:
         found = self.program.returncode
         # As a shell has it: a signal that came before pyvmm had handlers is the same status.
         assert (128 - found if found < 0 else found) == status, self.seen
+
+
+@pytest.fixture
+def _own_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let a run have a host of its own, which ends with it: nothing there is written later."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
 
 @contextmanager
@@ -198,11 +211,29 @@ def test_ports_sockets_and_terminals_are_on_this_machine(tmp_path: Path) -> None
         os.stat(terminal)  # noqa: PTH116
 
 
-def test_a_socket_of_the_users_goes_when_the_run_is_ended(tmp_path: Path) -> None:
-    """That the loopback is out of reach without host=on is in tests/virtio/net/test_passt.py.
+@pytest.mark.usefixtures("_own_host")
+def test_names_are_resolved_and_the_loopback_is_reached_with_host_on_only() -> None:
+    """In a network without a way out: a request to the router is not to reach the real one.
 
-    There, and not from a guest: its request would go to the real router of this machine.
+    The name server is on the loopback; its only name has the router's address.
     """
+    script = "".join(
+        f"ip link set {interface} up; udhcpc -q -n -i {interface} -s /etc/udhcpc.script; "
+        f"nslookup -type=a {own_network.NAME}; "
+        f"wget -T 20 -q -O - http://{own_network.NAME}:{own_network.PORT}/ || echo got nothing; "
+        f"ip link set {interface} down; echo done with {interface}; "
+        for interface in ("eth0", "eth1")
+    )
+    options = ("--net", "user", "--net", "user,host=on")
+    resolved = rf"Name:\s+{own_network.NAME}\s+Address:\s+{own_network.ROUTER}\s"
+    with Run(script, *options, within=own_network.inside) as run:
+        run.expect(f"(?s){resolved}.*got nothing.*done with eth0")
+        assert own_network.PAGE.encode() not in run.seen
+        run.expect(f"(?s)done with eth0.*{resolved}.*{own_network.PAGE}.*done with eth1")
+        run.power_off()
+
+
+def test_a_socket_of_the_users_goes_when_the_run_is_ended(tmp_path: Path) -> None:
     path = tmp_path / "console"
     with Run("echo it is over", "--console", f"unix={path}") as run:
         run.expect("it is over")
@@ -226,12 +257,6 @@ def test_a_taken_path_is_an_error_before_the_guest_boots(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with Run("", "--console", f"unix={tmp_path / 'file'}") as run:
         run.expect_end(2)
-
-
-@pytest.fixture
-def _own_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let a run have a host of its own, which ends with it: nothing there is written later."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
 
 @pytest.mark.usefixtures("_own_host")
