@@ -23,7 +23,8 @@ if [ -z "${PYTHON:-}" ]; then
     BUILD_PACKAGES+=(python3-venv python3-dev)
 fi
 LAB_PACKAGES=(debian-archive-keyring util-linux)
-TEST_PACKAGES=(bc bison bsdutils device-tree-compiler flex git iproute2 make patch xz-utils zstd)
+TEST_PACKAGES=(bc bison bsdutils curl device-tree-compiler flex git iproute2 make patch screen
+    xz-utils zstd)
 
 # Print the comment at a script's top.
 usage() {

@@ -10,6 +10,7 @@ from threading import Thread
 
 import pytest
 
+from vmm.address_range import AddressRange
 from vmm.errors import EXIT_HOST, EXIT_USER
 from vmm.lab.guest import stock_guest
 from vmm.lab.host.emulated_host import Host
@@ -99,7 +100,11 @@ def test_two_regions_may_not_overlap(lab_host: Hosts) -> None:
     bars = ("--bar", f"{BDF}:4@0x100000000", "--bar", f"{BDF}:2@0x110000000")
     done = run(lab_host("gh200"), *bars)
     assert done.status == EXIT_USER
-    assert "overlaps" in only_line(done)
+    taken, second = AddressRange(0x1_0000_0000, 512 << 20), AddressRange(0x1_1000_0000, 1 << 30)
+    assert only_line(done) == (
+        f"pyvmm: --bar {BDF} region 2: {second} overlaps --bar {BDF} region 4 at {taken}; "
+        "leave one of the addresses out, or use another"
+    )
 
 
 def test_a_device_that_is_taken_back_leaves_the_guest_running(

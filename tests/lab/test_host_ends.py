@@ -9,12 +9,12 @@ import hashlib
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -163,9 +163,8 @@ def until(ask: Callable[[], bytes]) -> bytes:
 
 
 def page(port: int) -> bytes:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
-        data: bytes = answer.read()
-    return data
+    argv = ["curl", "--silent", "--max-time", "10", f"http://127.0.0.1:{port}/"]
+    return subprocess.run(argv, check=False, capture_output=True, timeout=60).stdout
 
 
 def udp(port: int) -> bytes:
@@ -175,6 +174,28 @@ def udp(port: int) -> bytes:
         return client.recv(100)
 
 
+def type_in_screen(terminal: str, text: str, directory: Path) -> None:
+    """Open *terminal* in screen(1), type *text*, and wait until its window shows the echo."""
+    window, sockets = directory / "window", directory / "screen"
+    sockets.mkdir(mode=0o700)
+    environment = {**os.environ, "SCREENDIR": str(sockets), "TERM": "vt100"}
+
+    def screen(*words: str) -> None:
+        argv = ["screen", "-c", "/dev/null", "-S", "pyvmm", *words]
+        subprocess.run(argv, check=True, env=environment, timeout=60)
+
+    def shown() -> bytes:
+        screen("-X", "hardcopy", str(window))
+        return text.encode() if text in window.read_text() else b""
+
+    screen("-d", "-m", terminal)
+    try:
+        screen("-X", "stuff", text)
+        until(shown)
+    finally:
+        screen("-X", "quit")
+
+
 def read(fd: int, size: int) -> bytes:
     data = b""
     while len(data) < size and select.select([fd], [], [], PATIENCE)[0]:
@@ -182,6 +203,9 @@ def read(fd: int, size: int) -> bytes:
     return data
 
 
+@pytest.mark.skipif(
+    not (shutil.which("curl") and shutil.which("screen")), reason="curl or screen is not installed"
+)
 def test_ports_sockets_and_terminals_are_on_this_machine(tmp_path: Path) -> None:
     tcp, datagrams = free_port(), free_port()
     path = tmp_path / "console"
@@ -205,6 +229,7 @@ def test_ports_sockets_and_terminals_are_on_this_machine(tmp_path: Path) -> None
                 with closing(open(terminal, "r+b", buffering=0)) as user:  # noqa: PTH123
                     user.write(each)
                     assert read(user.fileno(), len(each)) == each
+            type_in_screen(terminal, "typed in screen", tmp_path)
             run.power_off()
     assert not path.exists()
     with pytest.raises(OSError, match="No such file"):
