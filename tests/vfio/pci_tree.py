@@ -24,6 +24,8 @@ class Tree:
     root: Path
     refuses: set[str] = field(default_factory=set)
     """Drivers that take no device."""
+    probed: dict[str, int] = field(default_factory=dict)
+    """Functions that get an IOMMU group when first a driver is bound to them, and its number."""
     written: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -60,14 +62,21 @@ class Tree:
         }.items():
             (path / name).write_text(f"{text}\n")
         if group is not None:
-            members = self.paths.sys / f"kernel/iommu_groups/{group}/devices"
-            members.mkdir(parents=True, exist_ok=True)
-            (members / bdf).symlink_to(path)
-            (path / "iommu_group").symlink_to(members.parent)
+            self._join(path, group)
         if driver:
             self.driver(driver)
             (path / "driver").symlink_to(self.paths.drivers / driver)
         return path
+
+    def _join(self, path: Path, group: int) -> None:
+        members = self.paths.sys / f"kernel/iommu_groups/{group}/devices"
+        members.mkdir(parents=True, exist_ok=True)
+        (members / path.name).symlink_to(path)
+        (path / "iommu_group").symlink_to(members.parent)
+
+    def iommu(self) -> None:
+        """Add an IOMMU."""
+        (self.paths.sys / "class/iommu/smmu3.0x9050000").mkdir(parents=True)
 
     def driver(self, name: str) -> None:
         """Add a driver."""
@@ -101,4 +110,6 @@ class Tree:
             override = (device / "driver_override").read_text().strip()
             if path.parent.name in self.refuses or override not in ("(null)", path.parent.name):
                 raise HostError(f"cannot write {text!r} to {path}: No such device")
+            if text in self.probed:
+                self._join(device, self.probed.pop(text))
             (device / "driver").symlink_to(path.parent)

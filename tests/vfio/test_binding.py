@@ -159,6 +159,35 @@ def test_no_iommu_no_binding(tree: Tree) -> None:
     assert tree.written == []
 
 
+def test_a_function_that_never_had_a_driver_gets_its_group_when_it_is_probed(tree: Tree) -> None:
+    """Linux 6.12 on arm64 makes the group as the first driver is bound (of_dma_configure)."""
+    tree.driver("vfio-pci")
+    tree.iommu()
+    tree.function(DISK)
+    tree.probed[DISK] = 7
+    assert bind(DISK, paths=tree.paths) == "vfio-pci"
+    assert HostFunction(DISK, tree.paths).iommu_group == 7
+
+
+def test_a_function_that_gets_no_group_then_is_put_back(tree: Tree) -> None:
+    tree.driver("vfio-pci")
+    tree.iommu()
+    tree.function(DISK)
+    with pytest.raises(HostError, match="behind no IOMMU"):
+        bind(DISK, paths=tree.paths)
+    function = HostFunction(DISK, tree.paths)
+    assert (function.driver, function.driver_override) == (None, "")
+    assert not (tree.paths.run / "vfio" / f"{DISK}.json").exists()
+
+
+def test_a_host_without_an_iommu_is_not_touched(tree: Tree) -> None:
+    tree.driver("vfio-pci")
+    tree.function(DISK)
+    with pytest.raises(HostError, match="behind no IOMMU"):
+        bind(DISK, paths=tree.paths)
+    assert tree.written == []
+
+
 def test_only_vfio_drivers_are_bound(tree: Tree, gpu: HostFunction) -> None:
     tree.driver("nvidia")
     with pytest.raises(UserError, match=r"nvidia is not a VFIO driver.*vfio-pci"):

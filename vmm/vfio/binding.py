@@ -66,15 +66,40 @@ def bind(address: str, driver: str | None = None, paths: HostPaths = HOST) -> st
     `UserError` or `HostError`; the device then has what it had.
     """
     function = HostFunction.find(address, paths)
-    if function.iommu_group is None:
-        raise HostError(
-            f"{function.bdf} is behind no IOMMU, and VFIO takes no such device",
-            "switch the IOMMU on in firmware and kernel",
-        )
+    if function.iommu_group is None and not _may_get_a_group(function):
+        raise _no_iommu(function)
     target = drivers.ready(driver or drivers.wanted_module(function), paths)
     drivers.check_vfio(target)
     with _alone(paths):
         return _bind(function, target)
+
+
+def _may_get_a_group(function: HostFunction) -> bool:
+    """Return whether the kernel may make *function*'s IOMMU group when a driver is bound to it.
+
+    Linux 6.12 does so on arm64 (drivers/base/dd.c, really_probe; drivers/of/device.c,
+    of_dma_configure_id): that a function which never had a driver has no group says nothing.
+    """
+    iommus = function.paths.sys / "class/iommu"
+    return function.driver is None and iommus.is_dir() and any(iommus.iterdir())
+
+
+def _no_iommu(function: HostFunction) -> HostError:
+    return HostError(
+        f"{function.bdf} is behind no IOMMU, and VFIO takes no such device",
+        "switch the IOMMU on in firmware and kernel",
+    )
+
+
+def _rebind_in_a_group(function: HostFunction, target: str) -> None:
+    try:
+        _rebind(function, target)
+    except HostError as error:
+        if function.iommu_group is None:
+            raise _no_iommu(function) from error
+        raise
+    if function.iommu_group is None:
+        raise _no_iommu(function)
 
 
 def _bind(function: HostFunction, target: str) -> str:
@@ -89,7 +114,7 @@ def _bind(function: HostFunction, target: str) -> str:
         now.save(paths)
     try:
         _write(function.path / "driver_override", target)
-        _rebind(function, target)
+        _rebind_in_a_group(function, target)
     except BaseException:
         _restore(function, now)
         if is_first:
