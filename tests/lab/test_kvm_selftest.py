@@ -191,13 +191,28 @@ def test_a_udmabuf_that_is_not_pfnmap_shows_nothing(lab_host: Hosts, tmp_path: P
 
 @on_gh200
 def test_what_was_written_is_put_back(lab_host: Hosts, tmp_path: Path) -> None:
-    last = "*(long *)(memory.host + memory.size - page_size)"
-    look = f'printf("# left %lx %lx\\n", *(long *)memory.host, {last});'
-    call = "munmap(memory.host, memory.size);"
-    program = changed(tmp_path / "left.c", call, look + call)
+    first, last = "*(long *)memory.host", "*(long *)(memory.host + memory.size - page_size)"
+    call = "rows(&memory, answers);"
+    look = f"""{{
+        long first = {first}, last = {last};
+        {call}
+        printf("# as before: %d %d\\n", first == {first}, last == {last});
+    }}"""
+    program = changed(tmp_path / "left.c", call, look)
     _, tap, _ = run(lab_host("gh200"), program, BDF, "4:cacheable,memory")
     assert tap.count("planting an instruction works") == 6  # two pages of three memories
-    assert re.findall("# left (.*)", tap) == ["0 0", "0 0"]
+    assert re.findall("# as before: (.*)", tap) == ["1 1"] * 3
+
+
+@on_gh200
+def test_what_is_taken_has_to_be_claimed(lab_host: Hosts, tmp_path: Path) -> None:
+    """A kernel that says 0 of what it takes is wrong."""
+    asked = "answers->vm = check(vm, CACHEABLE_PFNMAP_SUPPORTED)"
+    program = changed(tmp_path / "unclaimed.c", asked, "answers->vm = 0")
+    status, tap, _ = run(lab_host("gh200"), program, BDF, "4:cacheable")
+    claims = [result for point, result in points(tap).items() if point.endswith("is claimed")]
+    assert claims == ["not ok", "not ok"]
+    assert status == 1
 
 
 @on_gh200
