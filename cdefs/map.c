@@ -95,6 +95,20 @@ int pyvmm_move(uintptr_t from, uint64_t size, uintptr_t to)
 }
 
 /*
+ * Give size bytes of the file their blocks, which what is in the file leaves as it is. Returns 0 or
+ * -errno: EOPNOTSUPP if the file system cannot.
+ */
+int pyvmm_allocate(int fd, uint64_t size)
+{
+	int result;
+
+	do
+		result = fallocate(fd, 0, 0, (off_t)size);
+	while (result && errno == EINTR);
+	return result ? -errno : 0;
+}
+
+/*
  * Tell whether the file is on persistent memory and mapped from it directly (DAX), page cache aside:
  * statx(2), STATX_ATTR_DAX, Linux 5.8. Returns 1 or 0; -1 where the kernel does not tell.
  */

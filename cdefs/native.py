@@ -31,6 +31,7 @@ CDEFS = [
     "vfio.cdef.h",
     "map.cdef.h",
     "seal.cdef.h",
+    "sigbus.cdef.h",
     "spawn.cdef.h",
     "inflight.cdef.h",
     "fs.cdef.h",
@@ -87,8 +88,8 @@ PREAMBLE = """
 #include "stage1.h"
 """
 
-# Prototypes of copy.c and map.c, which have no headers because nothing else in C calls them.
-PROTOTYPES = (HERE / "copy.cdef.h").read_text() + (HERE / "map.cdef.h").read_text()
+# Prototypes of C files without headers: nothing else in C calls them.
+PROTOTYPES = "".join((HERE / f"{name}.cdef.h").read_text() for name in ("copy", "map", "sigbus"))
 
 
 def sources() -> list[Path]:

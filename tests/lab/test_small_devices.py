@@ -30,7 +30,15 @@ class Done(NamedTuple):
         return str(found)
 
 
-def run(host: Host, guest: fixture.Guest, options: str, beside: str = "", words: str = "") -> Done:
+def run(
+    host: Host,
+    guest: fixture.Guest,
+    options: str,
+    *,
+    beside: str = "",
+    words: str = "",
+    status: int = 0,
+) -> Done:
     """Run *guest* in an empty directory of *host*, with the shell's *beside* there as well.
 
     To that, $pid is pyvmm.
@@ -49,7 +57,7 @@ def run(host: Host, guest: fixture.Guest, options: str, beside: str = "", words:
     done = host.run(["sh", "-c", script], timeout=500)
     text = done.stdout.decode(errors="replace").replace("\r", "")
     errors = done.stderr.decode(errors="replace")
-    assert "\nstatus 0\n" in text, text + errors
+    assert f"\nstatus {status}\n" in text, text + errors
     events = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
     assert "virtio-needs-reset" not in [event["event"] for event in events], events
     return Done(text, events)
@@ -220,5 +228,28 @@ def test_persistent_memory_is_a_disk_that_lasts(lab_host: Callable[[str], Host])
         look = f"data = open('{path}', 'rb').read(); print(b'changed' in data, len(data))"
         found = host.run(["python3", "-c", look], timeout=60)
         assert found.stdout == b"True 67108864\n"
+    finally:
+        host.run(["rm", "-f", path], timeout=60)
+
+
+CUT = """
+echo ready | dd of=/dev/pmem0 conv=fsync 2>/dev/null
+while true; do dd if=/dev/pmem0 of=/dev/null bs=1M iflag=direct 2>/dev/null; done
+"""
+
+
+def test_persistent_memory_that_is_cut_ends_the_machine_in_order(
+    lab_host: Callable[[str], Host],
+) -> None:
+    """KVM finds no page for the guest's load, and the process that maps the file lives."""
+    path = "/run/tmp/pmem-to-cut"
+    host = lab_host("fwb")
+    guest = fixture.guest(modules=["virtio_mmio", "virtio_pmem", "nd_pmem"], script=CUT)
+    cut = f"until grep -q ready {path}; do sleep 0.2; done; truncate -s 4096 {path}"
+    try:
+        done = run(host, guest, f"--pmem {path},size=64M 2>said", beside=cut, status=3)
+        assert "vcpu-failed" in done.names()
+        said = [event["error"] for event in done.events if event["event"] == "vcpu-failed"]
+        assert f"--pmem {path}: the file was made shorter" in str(said[0])
     finally:
         host.run(["rm", "-f", path], timeout=60)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.recorded import Recorded
+from vmm import sigbus
 from vmm.bus import MmioBus
 from vmm.config import MachineConfig
 from vmm.config.firmware import FlashConfig
@@ -23,6 +24,7 @@ from vmm.errors import UserError
 from vmm.fdt import cells, strings
 from vmm.machine.flash import Flash, check_files
 from vmm.machine.flash_file import PIECE, FlashFile
+from vmm.sigbus import LostError
 
 MIB = 1 << 20
 
@@ -53,6 +55,17 @@ def test_a_file_as_large_as_a_bank_is_all_of_it(path: Path) -> None:
     os.truncate(path, SIZE)
     with opened(path) as file:
         assert file.read(0, 4) == file.read(SIZE - 4, 4) == bytes(4)
+
+
+def test_a_file_that_is_cut_is_an_error_and_not_the_end(path: Path) -> None:
+    path.write_bytes(b"x" * MIB)
+    with opened(path) as file:
+        file.write(MIB - 4096, b"y")
+        os.truncate(path, 4096)
+        assert file.read(4095, 2) == b"x\0"
+        with pytest.raises(LostError, match=r"^--flash"):
+            sigbus.check()
+    sigbus.check()
 
 
 def test_a_file_that_is_not_there_is_made(path: Path) -> None:

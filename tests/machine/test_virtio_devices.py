@@ -14,11 +14,13 @@ from tests.virtio.ring_driver import BASE, BUFFERS, SIZE, Buffer, Memory, SplitD
 from vmm.arm64 import layout
 from vmm.bus import MmioBus
 from vmm.config import MachineConfig
+from vmm.config.pmem import PmemConfig
 from vmm.events import Events
 from vmm.fdt import cells
 from vmm.kvm.mmio_fastpath import InterruptAck, InterruptStatus
 from vmm.loop import Loop
 from vmm.machine.virtio_devices import VirtioDevices
+from vmm.virtio.pmem_file import ALIGNMENT, PmemFile
 
 SLOT = 0x0A00_0000
 STATUS, NOTIFY, INTERRUPT_STATUS, ACK = 0x70, 0x50, 0x60, 0x64
@@ -109,6 +111,19 @@ def test_the_run_loop_answers_for_each_interrupt(devices: VirtioDevices) -> None
 
 def open_files() -> set[str]:
     return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+
+@pytest.mark.parametrize("allocated", [True, False])
+def test_a_file_that_may_lack_room_is_said(
+    bus: MmioBus, loop: Loop, ram: Memory, tmp_path: Path, *, allocated: bool
+) -> None:
+    with PmemFile(PmemConfig(tmp_path / "p", size=ALIGNMENT)) as file:
+        file.allocated = allocated
+        config = MachineConfig(image=Path("Image"))
+        devices = VirtioDevices(config, ram.guest, bus, loop, Events(), pmems=[file])
+        with devices:
+            said = [line for line in devices.notices if line.startswith(f"--pmem {tmp_path}/p: ")]
+            assert bool(said) != allocated
 
 
 def test_closed_devices_leave_nothing_in_the_loop(bus: MmioBus, loop: Loop, ram: Memory) -> None:

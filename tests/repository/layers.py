@@ -38,6 +38,7 @@ LAYERS: Final = (  # lowest first
             "irq": "interrupt lines as devices see them",
             "fdt": "device trees, by libfdt",
             "loop": "the main thread's event loop",
+            "sigbus": "mapped files that lose pages",
             "memory": "guest memory: mappings found by guest address",
             "image_lock": "flock on images",
             "cpio": "archives that Linux unpacks as its initial file system",

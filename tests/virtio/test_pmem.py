@@ -25,9 +25,11 @@ from tests.virtio.ring_driver import (
     PackedDriver,
     SplitDriver,
 )
+from vmm import sigbus
 from vmm.config.pmem import PmemConfig, parse_pmem
 from vmm.errors import HostError, UserError
 from vmm.memory import Backing
+from vmm.sigbus import LostError
 from vmm.virtio import pmem_file, status
 from vmm.virtio.pmem import Pmem
 from vmm.virtio.pmem_file import ALIGNMENT, PmemFile
@@ -226,7 +228,73 @@ def test_what_is_written_to_memory_is_in_the_file(tmp_path: Path) -> None:
         os.pwrite(region.fd, b"xyz", 0)
         assert bytes(region.view[:8]) == b"xyz\0\0abc"
     assert path.stat().st_size == 4 << 20
-    assert path.stat().st_blocks * 512 < 1 << 20, "it has holes"
+
+
+def test_a_file_has_its_blocks_before_it_is_used(tmp_path: Path) -> None:
+    """A store to a hole of a full file system would be a SIGBUS."""
+    new, sparse, read = (tmp_path / name for name in ("new", "sparse", "read"))
+    for path in (sparse, read):
+        with path.open("wb") as file:
+            file.write(b"abc")
+            file.truncate(ALIGNMENT)
+    with PmemFile(PmemConfig(new, size=ALIGNMENT)) as made, PmemFile(PmemConfig(sparse)) as found:
+        assert made.allocated
+        assert found.allocated
+        for path in (new, sparse):
+            assert path.stat().st_blocks * 512 >= ALIGNMENT
+        assert sparse.read_bytes() == b"abc".ljust(ALIGNMENT, b"\0")
+    with PmemFile(PmemConfig(read, read_only=True)):
+        assert read.stat().st_blocks * 512 < ALIGNMENT
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """Return a path on a tmpfs with a limit, which refuses more than that at once."""
+    root = Path("/dev/shm")
+    if not root.is_mount() or os.statvfs(root).f_blocks == 0:
+        pytest.skip("/dev/shm is no tmpfs with a limit")
+    path = root / f"pyvmm-pmem-{os.getpid()}"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def test_a_full_file_system_is_one_clear_error(in_memory: Path) -> None:
+    about = os.statvfs(in_memory.parent)
+    size = (about.f_blocks * about.f_frsize // ALIGNMENT + 1) * ALIGNMENT
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(HostError, match=f"--pmem {in_memory}: cannot allocate .*No space left"):
+        PmemFile(PmemConfig(in_memory, size=size))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert (in_memory.stat().st_size, in_memory.stat().st_blocks) == (0, 0)
+
+
+def test_a_file_system_that_cannot_allocate_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing = SimpleNamespace(pyvmm_allocate=lambda _fd, _size: -errno.EOPNOTSUPP)
+    monkeypatch.setattr(pmem_file, "lib", refusing)
+    sparse, full = tmp_path / "sparse", tmp_path / "full"
+    full.write_bytes(b"a" * ALIGNMENT)
+    with PmemFile(PmemConfig(sparse, size=ALIGNMENT)) as file:
+        assert not file.allocated
+    with PmemFile(PmemConfig(full)) as file:
+        assert file.allocated, "it has no holes"
+
+
+def test_a_file_that_is_cut_is_an_error_and_not_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "pmem"
+    for read_only in (False, True):
+        path.write_bytes(b"a" * ALIGNMENT)
+        with PmemFile(PmemConfig(path, read_only=read_only)) as file:
+            assert file.loss() is None
+            os.truncate(path, 4096)
+            found = file.loss()
+            assert found is not None
+            assert found.offset == 4096
+            assert file.region().view[ALIGNMENT - 1] == 0
+            with pytest.raises(LostError, match=f"--pmem {path}: "):
+                sigbus.check()
+        sigbus.check()
 
 
 def test_what_is_read_only_stays_as_it_is(tmp_path: Path) -> None:

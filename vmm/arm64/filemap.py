@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
+from vmm._native import ffi
 from vmm.errors import UserError
+from vmm.sigbus import Watched
 
 EAGER = 256 << 20
 """Bytes up to which a file is populated at once. Larger files are rarely needed as a whole."""
@@ -19,7 +22,8 @@ def map_file(path: Path | str, eager: int = EAGER) -> memoryview:
     """Map the file at *path*; return a view that keeps the mapping alive.
 
     A file of up to *eager* bytes is populated at once: faulting its pages one by one takes ten
-    times as long. Raises UserError for a file that cannot be read, is not regular, or is empty.
+    times as long. What it loses meanwhile is for `vmm.sigbus.check` to tell. Raises UserError for a
+    file that cannot be read, is not regular, or is empty.
     """
     path = Path(path)
     try:
@@ -36,6 +40,10 @@ def map_file(path: Path | str, eager: int = EAGER) -> memoryview:
                 return memoryview(file.readall())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}", "check the path and its permissions") from None
+    with ffi.from_buffer("uint8_t[]", content) as pointer:
+        address = int(ffi.cast("uintptr_t", pointer))
+    watched = Watched(str(path), address, len(content))
+    weakref.finalize(content, watched.close)
     if len(content) <= eager:
         with suppress(OSError):  # before Linux 5.14 pages are faulted in one by one
             content.madvise(_MADV_POPULATE_READ)

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from vmm import sigbus
 from vmm.arm64 import boot, image
 from vmm.closeable import Closeable
 from vmm.errors import UserError
@@ -46,7 +47,8 @@ def load(
 ) -> Payload:
     """Read the files that *config* names. Raises `UserError`, which names the file and its fault.
 
-    *kernel_at* and *initrd_at* are other paths to the same files.
+    *kernel_at* and *initrd_at* are other paths to the same files. Raises `LostError` if a file is
+    made shorter meanwhile.
     """
     if config.image is None:
         return Payload(None, None, "", config.cmdline)
@@ -67,6 +69,7 @@ def load(
         from vmm.arm64 import guest_command
 
         initrd = guest_command.append(initrd, config.command, name)
+    sigbus.check()
     return Payload(kernel, initrd, name, cmdline)
 
 

@@ -357,6 +357,8 @@ class AddressSpace(Closeable):
         from vmm.coherence.explain import run_causes
 
         regions = (*self._devices, *self._bars)
+        if loss := next(filter(None, (file.loss() for file in self.pmems)), None):
+            return loss
         found = run_causes(suspect for region in regions for suspect in region.suspects())
         if not found:
             return error

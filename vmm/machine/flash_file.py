@@ -14,6 +14,7 @@ import stat
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from vmm import sigbus
 from vmm._native import ffi, lib
 from vmm.closeable import Closeable
 from vmm.coherence import vma
@@ -84,6 +85,8 @@ class FlashFile(Closeable):
             if whole and self._fd is not None and not on_dax:
                 _place(self.host_address, self._fd, whole)
                 vma.check_file(self._option, self.host_address)
+                watched = sigbus.Watched(self._option, self.host_address, whole)
+                self._owned.callback(watched.close)
             self._map_erased(whole)
             self._view = memoryview(mapping)
             self._owned.callback(self._view.release)

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from vmm import sigbus
 from vmm.arm64 import layout
 from vmm.arm64.payload import Files
 from vmm.bus import MmioBus
@@ -96,6 +97,7 @@ class Machine(Closeable):
             self.space = self._owned.enter_context(
                 AddressSpace(config, self._system, shared=config.shares_memory)
             )
+            self._owned.enter_context(sigbus.Teller(loop, self._on_loss))
             self._dump = self._add_dump()
             self._bus = MmioBus()
             self._lines: dict[int, SwitchableLine] = {}
@@ -310,6 +312,7 @@ class Machine(Closeable):
         if self._flash is not None:
             nodes.append(self._flash.node())
         cycle.load(payload, nodes)
+        sigbus.check()
         if self._cycle == 0 and self.terminal is not None and config.command is None:
             self._check_keyboard(payload.cmdline or "")
         self._events.emit(
@@ -365,6 +368,11 @@ class Machine(Closeable):
             reason = self.space.explain_fault(reason)
         self._events.emit("vcpu-failed", vcpu=vcpu, error=str(reason))
         self._end(cycle, reason)
+
+    def _on_loss(self, error: sigbus.LostError) -> None:
+        """End the machine: a page of a file that is the guest's memory is gone."""
+        self._events.emit("mapping-lost", file=error.name, offset=error.offset)
+        self.end(error)
 
     def _on_removal(self, bdf: str) -> None:
         self._events.emit("device-removed", device=bdf)

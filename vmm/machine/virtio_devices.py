@@ -7,7 +7,7 @@ ioeventfds and irqfds.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmm._native import lib
 from vmm.arm64 import board, layout
@@ -40,6 +40,11 @@ if TYPE_CHECKING:
     from vmm.virtio.pmem import Pmem
     from vmm.virtio.pmem_file import PmemFile
     from vmm.virtio.vsock import Vsock
+
+
+NOT_ALLOCATED: Final = (
+    "its file system cannot allocate it first: the machine ends if there is no room for a page"
+)
 
 
 def _disk(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
@@ -114,6 +119,8 @@ class VirtioDevices(Closeable):
             for number, disk in enumerate(config.disks):
                 self._plug(_disk(f"disk{number}", disk, known, events))
             for number, file in enumerate(pmems):
+                if not file.allocated:
+                    self.notices.append(f"{file.option}: {NOT_ALLOCATED}")
                 self._plug(_pmem(f"pmem{number}", file, known, events))
             if config.consoles:
                 self._plug(self._console(config.consoles, known, events))
