@@ -26,7 +26,7 @@ from tests.arm64.kernel_files import (
     uki,
     zboot,
 )
-from vmm.arm64 import a64, image
+from vmm.arm64 import a64, compression, image
 from vmm.errors import UserError
 
 if TYPE_CHECKING:
@@ -247,6 +247,64 @@ def test_a_decompression_bomb_stops_at_the_guests_ram(kind: str) -> None:
     assert refusal(packed, limit=4 * MIB).startswith(
         f"the {kind} data unpacks to more than the guest's 4 MiB of RAM; use more --memory"
     )
+
+
+@pytest.mark.parametrize("kind", COMPRESSIONS)
+def test_a_kernel_in_many_streams_is_found(kind: str) -> None:
+    """Parallel compressors write a stream for each part."""
+    data = arm64_image(body=os.urandom(1 << 20))
+    pack, step = COMPRESSIONS[kind], len(data) // 40
+    packed = b"".join(pack(data[at : at + step]) for at in range(0, len(data), step))
+    found = identify(packed)
+    assert found.layers == (kind, "Image")
+    assert found.payload == data
+
+
+@pytest.mark.parametrize("kind", COMPRESSIONS)
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_streams_without_end_are_refused(kind: str, beyond: int) -> None:
+    """Each empty stream has some ten bytes, and each costs a look."""
+    many = compression.STREAMS - 1 + beyond
+    packed = COMPRESSIONS[kind](b"") * many + COMPRESSIONS[kind](arm64_image())
+    if beyond:
+        assert refusal(packed).startswith(
+            f"more than {compression.STREAMS} {kind} streams; unpack it first"
+        )
+    else:
+        assert identify(packed).layers == (kind, "Image")
+
+
+@pytest.mark.parametrize("kind", COMPRESSIONS)
+def test_a_kernel_has_a_largest_size_however_much_ram_there_is(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compression, "MOST", 4 * MIB)
+    packed = COMPRESSIONS[kind](bytes(32 * MIB))
+    assert refusal(packed, limit=1 << 40).startswith(
+        f"the {kind} data unpacks to more than 4 MiB; unpack it first"
+    )
+
+
+@pytest.mark.parametrize("kind", COMPRESSIONS)
+def test_what_follows_a_stream_is_padding(kind: str) -> None:
+    packed = COMPRESSIONS[kind](arm64_image()) + bytes(1 << 20)
+    assert identify(packed).payload == arm64_image()
+
+
+def test_overlapping_segments_are_no_kernel() -> None:
+    """65,535 segments, each of the whole file, would be copied one over the other."""
+    data = arm64_image()
+    overlapping = elf([(0, data), (len(data) - 1, b"x")])
+    assert refusal(overlapping).startswith("an arm64 ELF file whose segments overlap; ")
+    again = elf([(0, data), (0, data), (len(data), b"x")])
+    assert refusal(again).startswith("an arm64 ELF file whose segments overlap; ")
+    adjacent = identify(elf([(len(data), b"xyz"), (0, data)]))
+    assert adjacent.payload == data + b"xyz"
+
+
+def test_an_elf_file_has_a_largest_extent_however_much_ram_there_is() -> None:
+    spread = elf([(0, arm64_image()), (compression.MOST, b"data")])
+    assert refusal(spread, limit=1 << 40).startswith("an arm64 ELF file, but not a Linux kernel")
 
 
 def test_a_stack_of_compressions_comes_to_an_end() -> None:

@@ -1,9 +1,9 @@
-"""Unpack gzip, xz and zstd, into at most as many bytes as the guest has RAM."""
+"""Unpack gzip, xz and zstd, into at most as many bytes as the guest has RAM, and `MOST`."""
 
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vmm._native import ffi
 from vmm.errors import UserError
@@ -17,6 +17,16 @@ _XZ_MEMORY = 1 << 30
 """Bytes of dictionary a decoder may allocate; xz -9 takes 65 MiB, kernels 32 to 128 MiB."""
 
 
+MOST: Final = 1 << 30
+"""Bytes that a kernel may have; with debug information it has some hundred million."""
+
+STREAMS: Final = 4096
+"""Streams one after the other in a file; parallel compressors make one a mebibyte or so."""
+
+_PIECE = 1 << 16
+"""Bytes that a decoder gets at once, and so may give back."""
+
+
 def sniff(data: memoryview | bytes) -> str | None:
     """Return the compression of *data*, for `decompress`; None if there is none."""
     for kind, magic in _MAGIC.items():
@@ -26,33 +36,35 @@ def sniff(data: memoryview | bytes) -> str | None:
 
 
 def decompress(kind: str, data: memoryview, limit: int, name: str) -> memoryview:
-    """Return the unpacked *data* of file *name*.
+    """Return the unpacked *data* of file *name*, in time and memory that both have a bound.
 
-    Raises UserError if it is damaged, ends early, needs a decoder that is not installed, or
-    unpacks to more than *limit* bytes; memory is bounded by that.
+    Raises UserError if it is damaged, ends early, needs a decoder that is not installed, has more
+    than `STREAMS` streams, or unpacks to more than *limit* or `MOST` bytes.
     """
+    limit = min(limit, MOST)
     decoder = _decoder(kind)
     if decoder is None:
         return _libzstd(data, limit, name)
     new, failure = decoder
-    parts: list[bytes] = []
-    room = limit
-    rest: memoryview | bytes = data
-    while (
-        sniff(rest) == kind
-    ):  # streams may follow one another; other data after a stream is padding
+    content = bytearray()
+    at = streams = 0
+    while sniff(data[at:]) == kind:  # other data after a stream is padding
+        streams += 1
+        if streams > STREAMS:
+            raise _too_many(kind, name)
         stream = new()
-        try:
-            parts.append(stream.decompress(rest, room + 1))
-        except failure as error:
-            raise _damaged(kind, name, error) from None
-        room -= len(parts[-1])
-        if room < 0:
-            raise _too_big(kind, limit, name)
-        if not stream.eof:
-            raise _truncated(kind, name)
-        rest = stream.unused_data
-    return memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
+        while not stream.eof:
+            piece = data[at : at + _PIECE]
+            if not piece:
+                raise _truncated(kind, name)
+            try:
+                content += stream.decompress(piece, limit - len(content) + 1)
+            except failure as error:
+                raise _damaged(kind, name, error) from None
+            if len(content) > limit:
+                raise _too_big(kind, limit, name)
+            at += len(piece) - len(stream.unused_data)
+    return memoryview(content).toreadonly()
 
 
 def _decoder(kind: str) -> tuple[Callable[[], Any], type[Exception]] | None:
@@ -106,8 +118,11 @@ def _libzstd(data: memoryview, limit: int, name: str) -> memoryview:
 
     source = ffi.from_buffer("char[]", data)
     start = int(ffi.cast("uintptr_t", source))
-    end = 0
+    end = streams = 0
     while sniff(data[end:]) == "zstd":
+        streams += 1
+        if streams > STREAMS:
+            raise _too_many("zstd", name)
         end += check(frame_size(start + end, len(data) - end))
     # Address space for all there may be: only pages that are written become resident.
     target = mmap.mmap(-1, limit)
@@ -123,7 +138,15 @@ def _truncated(kind: str, name: str) -> UserError:
     return UserError(f"{name}: truncated: the {kind} data ends early", "copy or download it again")
 
 
+def _too_many(kind: str, name: str) -> UserError:
+    return UserError(f"{name}: more than {STREAMS} {kind} streams", "unpack it first")
+
+
 def _too_big(kind: str, limit: int, name: str) -> UserError:
+    if limit == MOST:
+        return UserError(
+            f"{name}: the {kind} data unpacks to more than {MOST >> 20} MiB", "unpack it first"
+        )
     return UserError(
         f"{name}: the {kind} data unpacks to more than the guest's {limit >> 20} MiB of RAM",
         "use more --memory if it really is a kernel",

@@ -202,16 +202,20 @@ def _vmlinux(data: memoryview, name: str, limit: int, layers: tuple[str, ...]) -
     if segments_at + segment_count * _ELF_SEGMENT.size > len(data):
         raise pe.Truncated
     table = data[segments_at : segments_at + segment_count * _ELF_SEGMENT.size]
-    loads = [
+    loads = sorted(
         (physical, offset, size)
         for kind, _, offset, _, physical, size, _, _ in _ELF_SEGMENT.iter_unpack(table)
         if kind == _PT_LOAD and size
-    ]
-    base = min((physical for physical, _, _ in loads), default=0)
+    )
+    base = loads[0][0] if loads else 0
     extent = max((physical + size for physical, _, size in loads), default=0) - base
     if any(offset + size > len(data) for _, offset, size in loads):
         raise pe.Truncated
-    flat = bytearray(extent if extent <= limit else 0)
+    # Then what is copied is no more than the extent.
+    ends = [physical + size for physical, _, size in loads]
+    if any(end > start for end, (start, _, _) in zip(ends, loads[1:], strict=False)):
+        raise _refusal(name, layers, "an arm64 ELF file whose segments overlap", _RETRY)
+    flat = bytearray(extent if extent <= min(limit, compression.MOST) else 0)
     for physical, offset, size in loads if flat else ():
         flat[physical - base : physical - base + size] = data[offset : offset + size]
     content = memoryview(flat).toreadonly()

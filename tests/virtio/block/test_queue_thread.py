@@ -335,6 +335,7 @@ def test_zeroes_that_take_long_are_no_wait_for_a_reset(
         stopped_early = os.fstat(fd).st_blocks < size // 512
         os.close(fd)
         if stopped_early:
+            assert disk.status() == IOERR
             break
     assert stopped_early
     assert events.names() == [], "the host did not fail"
