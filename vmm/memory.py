@@ -13,7 +13,7 @@ from bisect import bisect_right
 from contextlib import suppress
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.closeable import Closeable
@@ -149,10 +149,14 @@ class AnonymousMapping(Mapping):
         self._mapping.close()
 
 
+SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
 class MemfdMapping(Mapping):
     """Memory of an unnamed file (memfd_create(2)) that other processes can map by its `fd`.
 
-    Its size is sealed: an access beyond a file's end would kill this process by SIGBUS.
+    Its size is sealed: an access beyond a file's end would be a SIGBUS. So are its seals: a daemon
+    that has it could forbid writes to whoever maps it next.
     """
 
     def __init__(self, size: int) -> None:
@@ -162,7 +166,7 @@ class MemfdMapping(Mapping):
         try:
             self.fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(self.fd, size)
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
             _check(lib.pyvmm_map_aligned(self.fd, 0, size, 1, alignment, 0, address))
         except (OSError, OverflowError) as error:
             self._close_file()

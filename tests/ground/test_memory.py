@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from vmm.errors import GuestAddressError, HostError
 from vmm.memory import BULK, HUGE_PAGE, Backing, GuestMemory, Mapping, Region
 
 BASE = 0x4000_0000
+F_SEAL_FUTURE_WRITE = 0x10  # <linux/fcntl.h>; Python has no name for it before 3.14
+
 Maker = Callable[[int], Mapping]
 MAKERS: list[Maker] = [Mapping.anonymous, Mapping.memfd]
 
@@ -122,6 +125,14 @@ def test_a_memfd_uses_what_was_touched_and_no_more() -> None:
         assert 0 < os.fstat(mapping.fd).st_blocks * 512 <= HUGE_PAGE
         mapping.discard()
         assert os.fstat(mapping.fd).st_blocks == 0
+
+
+def test_nobody_can_seal_a_memfd_any_further() -> None:
+    """A daemon could forbid writes to those that map it after that."""
+    with Mapping.memfd(mmap.PAGESIZE) as mapping:
+        for seal in (fcntl.F_SEAL_WRITE, F_SEAL_FUTURE_WRITE, fcntl.F_SEAL_SHRINK):
+            with pytest.raises(PermissionError):
+                fcntl.fcntl(mapping.fd, fcntl.F_ADD_SEALS, seal)
 
 
 def test_nobody_can_change_the_size_of_a_memfd() -> None:
