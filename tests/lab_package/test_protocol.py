@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -47,6 +48,18 @@ def ends() -> Iterator[tuple[protocol.Connection, protocol.Connection]]:
     yield ours, theirs
     ours.close()
     theirs.close()
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_frame_has_a_largest_size(beyond: int) -> None:
+    header = b"I" + struct.pack(">I", protocol.MOST + beyond)
+    receiver = protocol.Frames()
+    if beyond:
+        with pytest.raises(EOFError):
+            receiver.feed(header)
+    else:
+        assert receiver.feed(header) == []
+        assert receiver.feed(bytes(protocol.MOST)) == [(b"I", bytes(protocol.MOST))]
 
 
 def test_a_connection_returns_frames_one_at_a_time(

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from threading import Thread
@@ -175,6 +176,20 @@ def test_a_terminal_can_be_opened_again(tmp_path: Path, inside: socket.socket) -
                 assert os.read(user, 100) == b"shown\n"
                 os.close(user)
                 assert all_of(stream) == b""
+
+
+@pytest.mark.parametrize("right", [0, 1, 20, len(TOKEN) - 1])
+def test_a_wrong_token_is_refused_when_it_is_whole(right: int) -> None:
+    """How much of it is right cannot be told from when the answer comes."""
+    wrong = protocol.frame(protocol.HELLO, TOKEN[:right] + b"?" * (len(TOKEN) - right))
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor() as pool:
+        ours.sendall(wrong[:-1])
+        answer = pool.submit(agent._admit, theirs, TOKEN)
+        with pytest.raises(TimeoutError):
+            answer.result(0.05)
+        ours.sendall(wrong[-1:])
+        assert answer.result(10) is False
 
 
 @pytest.mark.parametrize(

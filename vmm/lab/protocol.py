@@ -56,6 +56,8 @@ FAILED = b"F"
 
 CHUNK = 64 * 1024
 """The most payload bytes that either side puts into one frame."""
+MOST = 16 << 20
+"""The most payload bytes of any frame: a RUN has a command's arguments and environment."""
 WINDOW = 2 * CHUNK
 """Bytes of input under way. Twice this fits into the client's socket: sending never blocks."""
 PORT = 1
@@ -88,12 +90,17 @@ class Frames:
         return bytes(self._buffer)
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Take bytes that arrived; return the frames that they complete."""
+        """Take bytes that arrived; return the frames that they complete.
+
+        Raises EOFError for a frame longer than `MOST`: nothing sound follows it.
+        """
         self._buffer += data
         frames = []
         start = 0
         while len(self._buffer) - start >= _HEADER.size:
             kind, length = _HEADER.unpack_from(self._buffer, start)
+            if length > MOST:
+                raise EOFError
             end = start + _HEADER.size + length
             if len(self._buffer) < end:
                 break
@@ -130,7 +137,8 @@ class Connection:
     def receive(self) -> list[Frame]:
         """Wait for bytes and return the frames that they complete, perhaps none.
 
-        Raises EOFError if the other end is gone, TimeoutError if the socket has a timeout.
+        Raises EOFError if the other end is gone or makes no sense, TimeoutError if the socket has a
+        timeout.
         """
         try:
             data = self.socket.recv(CHUNK)

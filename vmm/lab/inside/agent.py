@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import socket
+from _operator import _compare_digest  # of hmac, without what that imports
 
 from vmm.lab import protocol
 
@@ -53,9 +54,9 @@ def _admit(stream: socket.socket, token: bytes) -> bool:
     while len(received) < len(expected):
         data = stream.recv(len(expected) - len(received))
         received += data
-        if not data or not expected.startswith(received):
+        if not data:
             return False
-    return True
+    return _compare_digest(received, expected)  # an early answer would tell how much is right
 
 
 def _relay(connection: protocol.Connection, path: str) -> None:
