@@ -116,3 +116,36 @@ def test_json_is_replaced_whole_and_private(root: Path) -> None:
 def test_digests_tell_contents_apart() -> None:
     assert cache.digest(["a", "b"]) == cache.digest(("a", "b"))
     assert cache.digest("a", "b") != cache.digest("ab")
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777, 0o1777])
+def test_a_cache_that_others_can_write_is_refused(root: Path, mode: int) -> None:
+    root.mkdir()
+    root.chmod(mode)
+    with pytest.raises(HostError, match=f"^{root}: others can write it.*chmod go-w {root}"):
+        cache.root()
+    root.chmod(mode & ~0o022)
+    assert cache.root() == root
+
+
+def test_a_cache_of_another_user_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root.mkdir(mode=0o755)
+    owner = root.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    if owner:
+        with pytest.raises(HostError, match=f"^{root}: it belongs to another user"):
+            cache.root()
+    else:
+        assert cache.root() == root, "root can write everything"
+        os.chown(root, 1234, -1)
+        with pytest.raises(HostError, match=f"^{root}: it belongs to another user"):
+            cache.root()
+
+
+def test_a_cache_is_made_for_its_owner_alone(root: Path) -> None:
+    before = os.umask(0)
+    try:
+        with cache.lock("first"):
+            assert root.stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)

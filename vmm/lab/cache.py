@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,27 @@ _YOUNG = 3600.0
 
 
 def root() -> Path:
-    """Return the cache directory, which may not exist yet."""
+    """Return the cache directory, which may not exist yet.
+
+    What is in it is run: programs, kernels, the images of hosts. Raises `HostError` if it belongs
+    to somebody else, or if others may write it.
+    """
+    path = _place()
+    try:
+        about = path.stat()
+    except OSError:
+        return path
+    if about.st_uid not in (os.geteuid(), 0):
+        raise HostError(f"{path}: it belongs to another user", "set XDG_CACHE_HOME to your own")
+    if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise HostError(
+            f"{path}: others can write it, and pyvmm runs what is there",
+            f"if they have not: chmod go-w {path}; or set XDG_CACHE_HOME to another place",
+        )
+    return path
+
+
+def _place() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG base directory specification: a relative path must be ignored.
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "pyvmm"
@@ -68,7 +89,8 @@ def lock(name: str) -> Iterator[None]:
     """Hold the cache's lock *name*, with flock: released even by SIGKILL."""
     with writing("a lock"):
         directory = root() / "locks"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each in (directory.parent, directory):  # each with the mode
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
