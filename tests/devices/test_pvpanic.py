@@ -59,6 +59,15 @@ def test_a_guest_cannot_report_without_end(panic: PvPanic, events: Recorded) -> 
     assert events.seen[-2:] == ["PANICKED", "ended"], "which ends the guest"
 
 
+def test_a_guest_that_goes_on_after_its_panics_has_a_bound(
+    panic: PvPanic, events: Recorded
+) -> None:
+    for _ in range(2 * COMPLAINTS):
+        panic.write(0, 1, PanicEvent.PANICKED)
+    assert events.seen.count("PANICKED") == COMPLAINTS
+    assert events.seen.count("ended") == 2 * COMPLAINTS
+
+
 def test_unknown_events_are_ignored(panic: PvPanic, events: Recorded) -> None:
     panic.write(0, 1, 0xFC)
     assert not events.seen

@@ -41,8 +41,7 @@ class PvPanic:
 
     def __init__(self, on_panic: Callable[[], None], events: Events) -> None:
         self._on_panic = on_panic
-        self._events = events
-        self._bounded = Bounded(events)
+        self._panicked, self._loaded = Bounded(events), Bounded(events)
 
     def read(self, offset: int, size: int) -> int:  # noqa: ARG002  (one byte, zero-extended)
         """Return the supported events."""
@@ -52,8 +51,9 @@ class PvPanic:
         """Report events. Unknown ones are ignored."""
         if offset or not (report := PanicEvent(value & SUPPORTED)):
             return
+        # A guest can go on after any of them, and report without end: each kind has a bound.
         if PanicEvent.PANICKED in report:
-            self._events.emit("panic", report=report.name)
+            self._panicked.emit("panic", report=report.name)
             self._on_panic()
-        else:  # the guest goes on after it, so it may report without end
-            self._bounded.emit("panic", report=report.name)
+        else:
+            self._loaded.emit("panic", report=report.name)
