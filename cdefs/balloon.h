@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include "ring.h"
 
-#define PYVMM_BALLOON_MOST_PFNS 65536
+#define PYVMM_BALLOON_MOST_PFNS 16384
 
 /* RAM that may go back: `given` has a bit for each page of 4 KiB that the guest gave. */
 struct pyvmm_balloon_range {

@@ -206,7 +206,7 @@ def test_a_guest_cannot_fill_the_log_by_starting_over(
 
 
 def test_other_devices_get_their_turn(make: Callable[..., Driver]) -> None:
-    """A chain can name 256 MiB page by page: that takes a while."""
+    """A chain can name 64 MiB page by page: that takes a while."""
     driver = make()
     driver.start(0)
     driver.memory.pack(BUFFERS, "I", DATA // PAGE)

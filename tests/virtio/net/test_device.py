@@ -232,6 +232,18 @@ def test_offloads_change_while_it_runs(card: Card) -> None:
         assert card.tap.told[-1] == ("offload", flags)
 
 
+def test_a_command_at_a_time_gets_its_turn(card: Card) -> None:
+    """Each may attach or detach all queues, and the kernel waits for its own readers then."""
+    card.start()
+    queue = card.device.slots[card.control].queue
+    assert queue is not None
+    card.memory.guest.write(BUFFERS, bytes([4, 0]) + struct.pack("<H", 2))
+    for _ in range(3):
+        card.ring.add(Buffer(BUFFERS, 4), Buffer(BUFFERS + 0x100, 1, writable=True))
+    card.device.serve(card.control, queue)
+    assert len(card.ring.used()) == 1
+
+
 @pytest.mark.parametrize("chain", [[Buffer(BUFFERS, 1)], [Buffer(BUFFERS, 2)]])
 def test_what_is_no_command_breaks_the_device(
     card: Card, events: Recorded, chain: list[Buffer]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vmm.virtio.vhost.backend import VhostBackend
 
 CONTROL_SIZE: Final = 64
-COMMANDS: Final = 16
+COMMANDS: Final = 1
 """Commands of the control queue in one call of `Net.serve`, so that other devices get a turn."""
 
 TUN_FLAGS: Final = {
