@@ -77,6 +77,7 @@ class Passt(Service):
     def connect(self) -> socket.socket:
         """End the former process, start another, and return the connection to it."""
         self.close()
+        self.count()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import tempfile
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm.events import Events
+
+STARTS: Final = 100
+WITHIN: Final = 60.0
+"""Processes that a device may start within so many seconds: its drivers can ask for them without
+end, each reset for another."""
 
 LAST_WORDS: Final = 2.0
 """Seconds that a daemon that hung up gets to print the reason and end."""
@@ -43,6 +49,18 @@ class Service(Closeable):
         self._events = Bounded(events)  # a guest's drivers can start processes without end
         self._fds = fds
         self._daemon: Daemon | None = None
+        self._starts: list[float] = []
+
+    def count(self) -> None:
+        """Count a start. Raises `HostError` if there were too many of late."""
+        now = time.monotonic()
+        self._starts = [then for then in self._starts if now - then < WITHIN]
+        if len(self._starts) >= STARTS:
+            raise HostError(
+                f"{self.what}: {STARTS} processes were started within {WITHIN:.0f} s",
+                "its driver may be reset again later",
+            )
+        self._starts.append(now)
 
     def connect(self) -> socket.socket:
         """Start a process, and return a connection to it. Ends the process before.
@@ -50,6 +68,7 @@ class Service(Closeable):
         Raises `HostError`.
         """
         self.close()
+        self.count()
         # These daemons listen; they do not connect. So that nobody else can connect, bind and
         # connect before the daemon runs, in a directory of our own, and remove the directory.
         with ExitStack() as undo, ExitStack() as owned:
