@@ -65,10 +65,16 @@ def _net(
     return open_net(name, config, memory, events, say)
 
 
-def _share(name: str, config: ShareConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
+def _share(
+    name: str,
+    config: ShareConfig,
+    memory: MemoryMap,
+    events: Events,
+    say: Callable[[str], object],
+) -> VirtioDevice:
     from vmm.virtio.fs.open import open_share
 
-    return open_share(name, config, memory, events)
+    return open_share(name, config, memory, events, say)
 
 
 def _vsock(cid: int, memory: MemoryMap, events: Events) -> Vsock:
@@ -131,7 +137,7 @@ class VirtioDevices(Closeable):
             for number, net in enumerate(config.nets):
                 self._plug(_net(f"net{number}", net, known, events, self.notices.append))
             for number, share in enumerate(config.shares):
-                self._plug(_share(f"share{number}", share, known, events))
+                self._plug(_share(f"share{number}", share, known, events, self.notices.append))
             if config.vsock is not None:
                 self._plug(_vsock(config.vsock, known, events))
             undo.pop_all()

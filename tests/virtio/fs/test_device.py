@@ -65,7 +65,7 @@ def make(memory: Memory, events: Recorded) -> Iterator[Callable[[ShareConfig], C
     made: list[MmioTransport] = []
 
     def make(config: ShareConfig) -> Client:
-        device = open_share("share0", config, MemoryMap(memory.guest), events)
+        device = open_share("share0", config, MemoryMap(memory.guest), events, print)
         made.append(MmioTransport(device))
         return Client(made[-1], memory)
 
@@ -297,3 +297,6 @@ def test_the_sandbox_is_the_best_that_can_be_had(
     monkeypatch.setattr(virtiofsd, "NO_USER_NAMESPACES", limits)
     monkeypatch.setattr(os, "geteuid", lambda: user)
     assert virtiofsd.sandbox() == sandbox
+    told = virtiofsd.notice(ShareConfig(tmp_path))
+    assert (told or "").startswith(f"--share {tmp_path}: " * (sandbox == "none"))
+    assert bool(told) == (sandbox == "none")

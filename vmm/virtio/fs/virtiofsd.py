@@ -55,6 +55,16 @@ def command(program: str, config: ShareConfig, fd: int) -> list[str]:
     return [*argv, "--readonly"] if config.read_only else argv
 
 
+def notice(config: ShareConfig) -> str | None:
+    """Return what to tell the user: virtiofsd has no sandbox on this host."""
+    if sandbox() != "none":
+        return None
+    return (
+        f"--share {config.path}: virtiofsd runs without a sandbox, as this host has no user "
+        "namespaces for you: a guest that breaks it reaches all of your files"
+    )
+
+
 def sandbox() -> str:
     """Return virtiofsd's strongest sandbox on this host: "namespace", "chroot" or "none".
 
