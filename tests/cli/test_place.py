@@ -126,6 +126,7 @@ def test_a_machine_is_sent_as_data(run: Callable[..., Any]) -> None:
         "config": MachineConfig(image=Path("/host/usr/guest.img"), cpus=2),
         "events": None,
         "escape": None,
+        "filtered": False,
         "milliseconds": None,
     }
 

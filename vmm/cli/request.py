@@ -40,6 +40,7 @@ def read(options: dict[str, Any]) -> dict[str, Any]:
         "events": options["events"],
         "escape": escape,
         "milliseconds": milliseconds,
+        "filtered": options["console_filter"],
     }
 
 

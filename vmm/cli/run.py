@@ -190,6 +190,11 @@ class Run(click.Command):
     metavar="C-<key>|none",
     help="Prefix of pyvmm's own console keys; C-a h lists them.",
 )
+@click.option(
+    "--console-filter",
+    is_flag=True,
+    help="Show the guest's control characters instead of sending them to the terminal.",
+)
 @click.option("--request", hidden=True, help="All of the above, as vmm.config.codec writes it.")
 @host_option
 def run(**options: Any) -> None:

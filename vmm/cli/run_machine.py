@@ -22,16 +22,17 @@ from vmm.loop import Loop
 from vmm.machine.machine import Ending, Machine
 from vmm.machine.seal import seal
 from vmm.terminal.console import StdioConsole, standard_input, standard_output, terminal_size
+from vmm.terminal.output_filter import OutputFilter
 from vmm.terminal.waiting import WaitingLine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import TextIO
 
     from vmm.config import MachineConfig
     from vmm.config.command import CommandConfig
     from vmm.machine.guest_command import GuestCommand
-    from vmm.terminal.console import InputSink
+    from vmm.terminal.console import InputSink, OutputSource
 
 SWITCH_INTERVAL: Final = 1e-4
 """Seconds for which a Python thread may hold the GIL while others, such as a vCPU's, wait."""
@@ -60,12 +61,15 @@ def run_machine(
     escape: int | None,
     events: TextIO | None,
     milliseconds: int | None = None,
+    *,
+    filtered: bool = False,
 ) -> int:
     """Run a machine with this process's stdin and stdout as its console; return the status.
 
     escape        prefix of pyvmm's own keys on a terminal; None: there are no such keys
     events        where to write events; None: nowhere
     milliseconds  end the run after so long; None: never
+    filtered      show the guest's control characters instead of sending them to the terminal
     """
     if config.sandbox == "on":
         seal()
@@ -79,7 +83,7 @@ def run_machine(
     ):
         command = _join_command(loop, machine, config.command, escape, owned)
         if command is None:
-            console, *others = _join_consoles(loop, machine, escape, owned)
+            console, *others = _join_consoles(loop, machine, escape, owned, filtered=filtered)
         else:
             console, *others = command.consoles
         _tell_silence(machine, [console, *others], owned)
@@ -130,7 +134,7 @@ def _raise_descriptor_limit() -> None:
 
 
 def _join_consoles(
-    loop: Loop, machine: Machine, escape: int | None, owned: ExitStack
+    loop: Loop, machine: Machine, escape: int | None, owned: ExitStack, *, filtered: bool
 ) -> list[StdioConsole]:
     """Join the guest's consoles to this process's stdin and stdout; return the user's own first.
 
@@ -139,15 +143,18 @@ def _join_consoles(
     """
     stdin, stdout = standard_input(), standard_output()
     terminal, uart = machine.terminal, machine.uart
+    shown: Callable[[OutputSource], OutputSource] = OutputFilter if filtered else lambda each: each
     if terminal is None:
         console = StdioConsole(
-            loop, machine.output, uart, stdin=stdin, stdout=stdout, escape=escape
+            loop, shown(machine.output), uart, stdin=stdin, stdout=stdout, escape=escape
         )
         uart.on_space = console.input_ready
         console.on_switch = lambda: console.say("there is one console: that takes --console stdio")
         return [owned.enter_context(console)]
-    serial = StdioConsole(loop, machine.output, uart, stdin=None, stdout=stdout)
-    console = StdioConsole(loop, terminal, terminal, stdin=stdin, stdout=stdout, escape=escape)
+    serial = StdioConsole(loop, shown(machine.output), uart, stdin=None, stdout=stdout)
+    console = StdioConsole(
+        loop, shown(terminal), terminal, stdin=stdin, stdout=stdout, escape=escape
+    )
     terminal.on_space = uart.on_space = console.input_ready
     ends: Iterator[tuple[str, InputSink]] = cycle([("the serial port", uart), ("hvc0", terminal)])
 
