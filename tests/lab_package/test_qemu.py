@@ -79,6 +79,12 @@ def test_the_agent_is_reachable_from_this_machine_only() -> None:
     assert "restrict=on" in network
 
 
+def test_the_emulator_confines_itself() -> None:
+    (sandbox,) = arguments(FWB)["-sandbox"]
+    assert sandbox.split(",")[0] == "on"
+    assert {"spawn=deny", "elevateprivileges=deny"} <= set(sandbox.split(","))
+
+
 def test_the_token_is_not_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret")
     assert "secret" not in str(arguments(FWB, directory=tmp_path))

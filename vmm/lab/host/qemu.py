@@ -6,7 +6,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from functools import cache as once
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmm.errors import HostError
 from vmm.lab import command, protocol
@@ -36,6 +36,9 @@ TRANSLATED_MIB = 96
 With its default, 1 GiB, code of guests that have ended is still there when their pages are written
 again. QEMU invalidates it block by block then: two seconds for a guest's RAM. With 32 MiB it
 translates the same code again too often."""
+
+SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+"""QEMU's own filter of system calls: a host that breaks QEMU starts no program with it."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ def arguments(  # noqa: PLR0913  (each is one file of the host)
         "-m", f"{profile.memory >> 20}M",
         "-accel", f"tcg,thread=multi,tb-size={TRANSLATED_MIB}",
         "-nodefaults",
+        "-sandbox", SANDBOX,
         "-display", "none",
         "-no-reboot",
         "-serial", f"file:{directory / 'console.log'}",
