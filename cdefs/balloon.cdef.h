@@ -33,6 +33,8 @@ struct pyvmm_balloon_range {
     uint64_t *given;
 };
 
+#define PYVMM_BALLOON_MOST_PFNS ...
+
 struct pyvmm_balloon {
     uint32_t count;
     struct pyvmm_balloon_range *ranges;

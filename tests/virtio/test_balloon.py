@@ -22,6 +22,7 @@ from tests.virtio.ring_driver import (
     Memory,
     SplitDriver,
 )
+from vmm._native import lib
 from vmm.config.balloon import check_balloon, parse_balloon
 from vmm.errors import UserError
 from vmm.events import COMPLAINTS
@@ -203,6 +204,12 @@ def test_a_guest_cannot_fill_the_log_by_starting_over(
     driver.balloon.resize(2 << 20)
     driver.mmio.transport.write(ACTUAL, 4, 512)
     assert len(events.seen) == COMPLAINTS + 1, "what the host wants it hears of"
+
+
+def test_a_turn_has_a_bound() -> None:
+    """Each page may cost a call of madvise(2), and the loop has other devices."""
+    assert TURN * lib.PYVMM_BALLOON_MOST_PFNS <= 1 << 14
+    assert lib.PYVMM_BALLOON_MOST_PFNS >= 1024, "what drivers name at once"
 
 
 def test_other_devices_get_their_turn(make: Callable[..., Driver]) -> None:

@@ -300,3 +300,14 @@ def test_the_sandbox_is_the_best_that_can_be_had(
     told = virtiofsd.notice(ShareConfig(tmp_path))
     assert (told or "").startswith(f"--share {tmp_path}: " * (sandbox == "none"))
     assert bool(told) == (sandbox == "none")
+
+
+def test_a_daemon_without_a_sandbox_is_said(
+    memory: Memory, events: Recorded, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    config = ShareConfig(directory)
+    for sandbox, lines in (("namespace", 0), ("none", 1)):
+        monkeypatch.setattr(virtiofsd, "sandbox", lambda sandbox=sandbox: sandbox)
+        with open_share("share0", config, MemoryMap(memory.guest), events, said.append):
+            assert len(said) == lines

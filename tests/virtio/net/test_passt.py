@@ -28,6 +28,7 @@ from vmm.virtio.net.passt import Passt, StreamBackend, _resolver
 from vmm.virtio.net.threads import ThreadBackend
 from vmm.virtio.queue import MemoryMap
 from vmm.virtio.transport.mmio import MmioTransport
+from vmm.virtio.vhost import service
 from vmm.virtio.vhost.user import VhostUser
 
 OLD = """\
@@ -180,6 +181,18 @@ def test_ports_that_are_taken_are_an_error_at_once(
         f"--net {text}: tcp port {port}: Address already in use; forward another port of the host"
     )
     assert str(raised.value) == said
+    assert children() == []
+
+
+def test_a_guest_cannot_start_passts_without_end(
+    passt: str, events: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "STARTS", 2)
+    with Passt(parse_net("user"), events) as started:
+        for _ in range(2):
+            started.connect().close()
+        with pytest.raises(HostError, match="--net user: 2 processes were started"):
+            started.connect()
     assert children() == []
 
 
