@@ -29,8 +29,8 @@ static struct {
 	size_t size;
 	struct access *log;
 	size_t room, count;
-	size_t descriptors;  /* before this offset 16 bytes are spoiled at a time, behind it two */
-	size_t spared;       /* from this offset on nothing is spoiled */
+	size_t first, end;   /* offsets of what is spoiled */
+	size_t descriptors;  /* before this offset 16 bytes at a time, behind it two */
 	uint8_t *stepping;
 	int was_write;
 	struct sigaction old_fault, old_trap;
@@ -57,7 +57,7 @@ static void fault(int number, siginfo_t *info, void *context)
 
 static void spoil(size_t offset)
 {
-	if (offset >= watch.spared)
+	if (offset < watch.first || offset >= watch.end)
 		return;
 	if (offset >= watch.descriptors)
 		memset(watch.start + (offset & ~(size_t)1), 0xff, 2);
@@ -79,8 +79,8 @@ static void trap(int number, siginfo_t *info, void *context)
 }
 
 /* Start. `start` and `size` are whole pages; `log` has room for `room` accesses. */
-void watch_pages(void *start, size_t size, struct access *log, size_t room, size_t descriptors,
-		 size_t spared)
+void watch_pages(void *start, size_t size, struct access *log, size_t room, size_t first,
+		 size_t descriptors, size_t end)
 {
 	struct sigaction action = { .sa_flags = SA_SIGINFO | SA_ONSTACK };
 
@@ -90,7 +90,8 @@ void watch_pages(void *start, size_t size, struct access *log, size_t room, size
 	watch.room = room;
 	watch.count = 0;
 	watch.descriptors = descriptors;
-	watch.spared = spared;
+	watch.first = first;
+	watch.end = end;
 	watch.stepping = NULL;
 	action.sa_sigaction = fault;
 	sigaction(SIGSEGV, &action, &watch.old_fault);

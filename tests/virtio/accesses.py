@@ -18,8 +18,6 @@ SUPPORTED: Final = platform.machine() == "x86_64"
 ROOM: Final = 1 << 16
 """Accesses that one log has room for."""
 
-NEVER: Final = 0
-
 
 class Access(NamedTuple):
     """One access, at *offset* in the memory that is watched."""
@@ -46,15 +44,15 @@ class Watcher:
 
     @contextmanager
     def watching(
-        self, mapping: Guarded, *, descriptors: int = NEVER, spoiled: int = NEVER
+        self, mapping: Guarded, *, first: int = 0, descriptors: int = 0, end: int = 0
     ) -> Iterator[list[Access]]:
         """Fill the list with all accesses in the meantime, which may come from C only.
 
-        After a read of the first *descriptors* bytes of *mapping* the 16 bytes are all ones, and
-        behind them, up to *spoiled*, two bytes.
+        What was read at offsets of *mapping* from *first* on is all ones afterwards: 16 bytes
+        before *descriptors*, and two from there to *end*.
         """
         found: list[Access] = []
-        numbers = (len(mapping.view), ctypes.byref(self._log), ROOM, descriptors, spoiled)
+        numbers = (len(mapping.view), ctypes.byref(self._log), ROOM, first, descriptors, end)
         size, log, *rest = numbers
         self._c.watch_pages(
             ctypes.c_void_p(mapping.address),

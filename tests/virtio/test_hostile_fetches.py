@@ -9,6 +9,7 @@ import select
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -17,13 +18,14 @@ from hypothesis import strategies as st
 
 from tests.recorded import Recorded
 from tests.virtio.accesses import SUPPORTED, Watcher
-from tests.virtio.block.blk_driver import HEADER, OUT, STATUS, Disk
+from tests.virtio.block.blk_driver import DATA, HEADER, OUT, STATUS, Disk
 from tests.virtio.guarded import Guarded
 from tests.virtio.net.net_driver import Wired, wait
 from tests.virtio.ring_driver import BASE, KINDS, Buffer, Memory, PackedDriver, SplitDriver
 from tests.virtio.ring_model import Image, Model, Popped
 from vmm._native import ffi, lib
 from vmm.memory import GuestMemory
+from vmm.virtio.block.image_format import MAGIC
 from vmm.virtio.queue import Chain, Format, MemoryMap, Queue
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="no single steps within a program here")
@@ -92,7 +94,7 @@ def test_what_a_pop_has_read_it_does_not_read_again(watcher: Watcher, kind: str,
         image.write(BASE, before)
         must = model.pop()
         assert must is not None
-        with watcher.watching(memory.only, descriptors=RINGS, spoiled=0x8000) as found:
+        with watcher.watching(memory.only, descriptors=RINGS, end=0x8000) as found:
             result = lib.pyvmm_queue_pop(queue.c, popped.c)
         assert not any(access.writes for access in found)
         fetches = [access.offset for access in found][kind == "packed" :]  # flags say there is one
@@ -165,6 +167,27 @@ def test_a_disks_status_comes_before_it_is_used_and_its_header_is_read_once(
     writes = [access.offset for access in found if access.writes]
     status, index = STATUS - BASE, disk.ring.areas.device - BASE + 2
     assert writes.index(status) < writes.index(index)
+
+
+@pytest.mark.parametrize("way", ["one by one"], indirect=True)
+def test_what_a_disk_begins_with_is_looked_at_in_a_copy(
+    watcher: Watcher, make: Callable[..., Disk], memory: Memory, path: Path
+) -> None:
+    """A guest that changes the first sector at once gets none in that was refused."""
+    disk = make(guessed=True)
+    disk.start("split")
+    region = memory.mappings[0]
+    assert isinstance(region, Guarded)
+    for magic in MAGIC:
+        memory.guest.write(DATA, magic.ljust(512, b"x"))
+        disk.add(OUT, 0, Buffer(DATA, 512))
+        place = DATA - BASE
+        with watcher.watching(region, first=place, descriptors=place + 512, end=place + 512):
+            disk.notify()
+            wait_for_interrupt(disk)
+        assert disk.used(1)
+        disk.driver.interrupts()
+        assert not path.read_bytes().startswith(magic)
 
 
 def wait_for_interrupt(disk: Disk) -> None:

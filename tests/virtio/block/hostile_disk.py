@@ -274,6 +274,8 @@ class Hostile:
         self.requests += 1
         self.errors += result == IOERR
         self.check()
+        self.device.tell_failures()
+        assert "disk-error" not in self.events.names(), "the driver failed"
 
     def check(self) -> None:
         """Compare the file, and all memory but the used ring."""
