@@ -31,6 +31,9 @@ static struct {
 	size_t room, count;
 	size_t first, end;   /* offsets of what is spoiled */
 	size_t descriptors;  /* before this offset 16 bytes at a time, behind it two */
+	size_t cue, cues;    /* at the cues-th write there, `news` goes to `place` first: 0 is never */
+	size_t place;
+	uint16_t news;
 	uint8_t *stepping;
 	int was_write;
 	struct sigaction old_fault, old_trap;
@@ -52,6 +55,8 @@ static void fault(int number, siginfo_t *info, void *context)
 	watch.count++;
 	watch.stepping = at;
 	mprotect(watch.start, watch.size, PROT_READ | PROT_WRITE);
+	if (watch.was_write && watch.cues && at == watch.start + watch.cue && !--watch.cues)
+		memcpy(watch.start + watch.place, &watch.news, sizeof(watch.news));
 	registers[REG_EFL] |= TRAP_FLAG;
 }
 
@@ -92,12 +97,22 @@ void watch_pages(void *start, size_t size, struct access *log, size_t room, size
 	watch.descriptors = descriptors;
 	watch.first = first;
 	watch.end = end;
+	watch.cues = 0;
 	watch.stepping = NULL;
 	action.sa_sigaction = fault;
 	sigaction(SIGSEGV, &action, &watch.old_fault);
 	action.sa_sigaction = trap;
 	sigaction(SIGTRAP, &action, &watch.old_trap);
 	mprotect(start, size, PROT_NONE);
+}
+
+/* Let the other side write 16 bits right before the `cues`-th write to `cue`. After watch_pages. */
+void write_before(size_t cue, size_t cues, size_t place, uint16_t news)
+{
+	watch.cue = cue;
+	watch.place = place;
+	watch.news = news;
+	watch.cues = cues;
 }
 
 /* End. Returns how many accesses there were. */

@@ -66,3 +66,10 @@ class Watcher:
             count = self._c.unwatch_pages()
             assert count <= ROOM, "the log is full"
             found += [Access(each.offset, bool(each.writes)) for each in self._log[:count]]
+
+    def write_before(self, cue: int, cues: int, place: int, news: int) -> None:
+        """Right before the *cues*-th write to offset *cue*, write the 16 bits *news* to *place*.
+
+        While `watching`: so a driver can act at the worst moment.
+        """
+        self._c.write_before(*map(ctypes.c_size_t, (cue, cues, place)), ctypes.c_uint16(news))

@@ -18,13 +18,15 @@ from hypothesis import strategies as st
 
 from tests.recorded import Recorded
 from tests.virtio.accesses import SUPPORTED, Watcher
-from tests.virtio.block.blk_driver import DATA, HEADER, OUT, STATUS, Disk
+from tests.virtio.block.blk_driver import DATA, GET_ID, HEADER, OUT, STATUS, Disk
 from tests.virtio.guarded import Guarded
-from tests.virtio.net.net_driver import Wired, wait
+from tests.virtio.net.net_driver import DATA as PACKET
+from tests.virtio.net.net_driver import TRANSMIT, Wired, wait
 from tests.virtio.ring_driver import BASE, KINDS, Buffer, Memory, PackedDriver, SplitDriver
 from tests.virtio.ring_model import Image, Model, Popped
 from vmm._native import ffi, lib
 from vmm.memory import GuestMemory
+from vmm.virtio.block.device import Blk
 from vmm.virtio.block.image_format import MAGIC
 from vmm.virtio.queue import Chain, Format, MemoryMap, Queue
 
@@ -135,6 +137,12 @@ def test_the_driver_sees_a_used_chain_last(watcher: Watcher, kind: str) -> None:
     memory.close()
 
 
+def device(disk: Disk) -> Blk:
+    found = disk.transport.device
+    assert isinstance(found, Blk)
+    return found
+
+
 @pytest.fixture
 def one_by_one(make: Callable[..., Disk], memory: Memory) -> Disk:
     disk = make()
@@ -193,6 +201,44 @@ def test_what_a_disk_begins_with_is_looked_at_in_a_copy(
 def wait_for_interrupt(disk: Disk) -> None:
     """Wait for an interrupt without a look at guest memory; the thread then sleeps."""
     assert select.select([disk.transport.interrupt.fileno()], [], [], 10)[0]
+
+
+@pytest.mark.parametrize("way", ["one by one"], indirect=True)
+def test_a_request_that_comes_as_notifications_are_enabled_is_done(
+    watcher: Watcher, one_by_one: Disk, memory: Memory
+) -> None:
+    """The driver sees that none is wanted, so it sends none; the disk has to look once more."""
+    disk = one_by_one
+    (worker,) = device(disk)._workers.values()
+    region = memory.mappings[0]
+    assert isinstance(region, Guarded)
+    disk.add(GET_ID, 0, slot=0)
+    disk.add(GET_ID, 0, slot=1)
+    avail, flags = disk.ring.areas.driver + 2, disk.ring.areas.device
+    memory.pack(avail, "H", 1)
+    with watcher.watching(region):
+        watcher.write_before(flags - BASE, 2, avail - BASE, 2)  # the first write disables
+        disk.notify()
+        assert wait(lambda: worker.c.requests == 2, 2)
+    assert len(disk.used(2)) == 2
+
+
+def test_a_packet_that_comes_as_notifications_are_enabled_is_sent(
+    watcher: Watcher, memory: Memory, events: Recorded
+) -> None:
+    wired = Wired(memory, events, stream=True)
+    wired.start("split")
+    wired.tx.add(Buffer(PACKET, 20))
+    wired.tx.add(Buffer(PACKET, 30))
+    region = memory.mappings[0]
+    assert isinstance(region, Guarded)
+    avail, flags = wired.tx.areas.driver + 2, wired.tx.areas.device
+    memory.pack(avail, "H", 1)
+    with watcher.watching(region):
+        watcher.write_before(flags - BASE, 2, avail - BASE, 2)
+        wired.driver.store("QueueNotify", TRANSMIT)
+        assert wait(lambda: wired.backend._threads[TRANSMIT].c.packets == 2, 2)
+    wired.close()
 
 
 def test_a_packet_in_many_buffers_shows_at_once(

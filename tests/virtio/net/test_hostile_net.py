@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from random import Random
 
 import pytest
@@ -35,6 +35,9 @@ class Net:
         self.random, self.stream, self.kind = random, wire == "stream", kind
         self.memory, self.events = Memory(), Recorded()
         self.wired = Wired(self.memory, self.events, stream=self.stream)
+        if self.stream:  # neither side takes a large frame at once
+            for end in (self.wired.wire, self.wired.theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         self.mergeable = random.random() < 0.8
         self.start()
 
@@ -270,6 +273,42 @@ def test_more_pieces_than_a_system_call_takes_do_no_harm(wire: str, count: int) 
         assert not made.wired.driver.load("Status") & status.NEEDS_RESET
         now = bytes(made.memory.mappings[0].view[ROOM - BASE :])[16 : 17 * count : 17]
         assert now == beside
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_without_merging_a_packet_has_one_buffer_or_none(wire: str) -> None:
+    with net(8, wire, "split") as made:
+        made.mergeable = False
+        made.start()
+        first, second = made.offer([100]), made.offer([2000])
+        made.note()
+        made.wired.put(bytes(500))
+        assert wait(lambda: made.counters(RECEIVE) == (0, 0, 1)), "it is dropped"
+        assert made.wired.rx.used() == []
+        made.wired.put(b"x" * 50)
+        used: list[tuple[int, int]] = []
+        assert wait(lambda: bool(gather(made.wired.rx, used)))
+        assert used == [(first[0][0], HEADER + 50)]
+        assert second
+
+
+def test_what_a_tap_does_not_take_counts_as_dropped() -> None:
+    with net(9, "tap", "split") as made:
+        count = 60
+        for _ in range(count):
+            made.wired.tx.add(Buffer(ROOM, 60_000))
+            made.wired.driver.store("QueueNotify", TRANSMIT)
+            used: list[tuple[int, int]] = []
+            assert wait(lambda used=used: bool(gather(made.wired.tx, used)))  # type: ignore[misc]
+        sent, octets, dropped = made.counters(TRANSMIT)
+        assert sent + dropped == count
+        made.wired.wire.settimeout(0)
+        found = 0
+        with suppress(BlockingIOError):
+            while made.wired.wire.recv(1 << 17):
+                found += 1
+        assert 0 < found == sent < count
+        assert octets == found * (60_000 - HEADER)
 
 
 @pytest.mark.parametrize("length", [0, MOST - HEADER + 1, MOST - HEADER + 2, 0xFFFF_FFFF])
