@@ -34,7 +34,8 @@ static struct {
 	size_t cue, cues;    /* at the cues-th write there, `news` goes to `place` first: 0 is never */
 	size_t place;
 	uint16_t news;
-	uint8_t *stepping;
+	uint8_t *volatile stepping;
+	volatile int active;
 	int was_write;
 	struct sigaction old_fault, old_trap;
 } watch;
@@ -44,6 +45,8 @@ static void fault(int number, siginfo_t *info, void *context)
 	greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
 	uint8_t *at = info->si_addr;
 
+	if (!watch.active && at >= watch.start && at < watch.start + watch.size)
+		return; /* the pages were opened meanwhile: access them again */
 	if (at < watch.start || at >= watch.start + watch.size || watch.stepping) {
 		sigaction(number, &watch.old_fault, NULL); /* not ours: comes again at once */
 		return;
@@ -79,8 +82,9 @@ static void trap(int number, siginfo_t *info, void *context)
 		return;
 	if (!watch.was_write)
 		spoil((size_t)(watch.stepping - watch.start));
+	if (watch.active)
+		mprotect(watch.start, watch.size, PROT_NONE);
 	watch.stepping = NULL;
-	mprotect(watch.start, watch.size, PROT_NONE);
 }
 
 /* Start. `start` and `size` are whole pages; `log` has room for `room` accesses. */
@@ -103,6 +107,7 @@ void watch_pages(void *start, size_t size, struct access *log, size_t room, size
 	sigaction(SIGSEGV, &action, &watch.old_fault);
 	action.sa_sigaction = trap;
 	sigaction(SIGTRAP, &action, &watch.old_trap);
+	watch.active = 1;
 	mprotect(start, size, PROT_NONE);
 }
 
@@ -118,6 +123,9 @@ void write_before(size_t cue, size_t cues, size_t place, uint16_t news)
 /* End. Returns how many accesses there were. */
 size_t unwatch_pages(void)
 {
+	watch.active = 0;
+	while (watch.stepping)
+		; /* another thread is about to have its SIGTRAP */
 	mprotect(watch.start, watch.size, PROT_READ | PROT_WRITE);
 	sigaction(SIGSEGV, &watch.old_fault, NULL);
 	sigaction(SIGTRAP, &watch.old_trap, NULL);
