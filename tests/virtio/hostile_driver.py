@@ -183,12 +183,13 @@ class HostileDriver:
         if room < 1 and random.random() < 0.99:
             return
         most = max(1, room) if random.random() < 0.98 else size
-        chain = self.outer(most)
+        loops = random.random() < 0.02
+        chain = [(DATA, 1, 0)] * size if loops else self.outer(most)
         identity = random.choice((0, 1, 5, size, 0xFFFF, random.getrandbits(16)))
         if random.random() < 0.98 and (identity in self.model.taken or identity in self.offered):
             return
         written = []
-        for index, (address, length, flags) in enumerate(self.linked(chain)):
+        for index, (address, length, flags) in enumerate(self.linked(chain, loops=loops)):
             mark = AVAIL if self.wrap else USED
             if random.random() < 0.02:
                 mark ^= random.choice((AVAIL, USED, AVAIL | USED))

@@ -62,8 +62,11 @@ class World(HostileDriver):
             self.found[WRONG[self.model.broken]] += 1
             return None
         queue = Queue(self.known, self.size, self.areas, self.form)
+        queue._chain = self.chains[0]
         if not self.form.packed:  # behind the last id is a guard page
-            queue.c.taken = self._array("uint16_t", self.size)
+            taken = queue.c.taken = self._array("uint16_t", self.size)
+            queue._keep = queue._keep[0], taken
+            self.begin(queue, self.random.choice((0, 0, 0xFFFC)))
         return queue
 
     def pop(self, queue: Queue) -> None:
@@ -90,6 +93,50 @@ class World(HostileDriver):
         assert queue.c.in_flight == self.model.in_flight
         self.held.append(must.id)
         self.move(chain, must)
+
+    def begin(self, queue: Queue, index: int) -> None:
+        """Let a split ring begin where another device stopped."""
+        queue.resume(index)
+        self.avail = self.model.next_avail = self.model.next_used = index
+        self.write(self.areas.driver + 2, index.to_bytes(2, "little"))
+
+    def batch(self, queue: Queue) -> None:
+        """Pop up to some chains with notifications off."""
+        most = self.random.randrange(3)
+        self.model.disable_notify()
+        popped = queue.batch(most)
+        for _ in range(most):
+            try:
+                must = self.model.pop()
+            except Wrong as wrong:
+                must_raise(wrong.code, lambda: next(popped))
+                return
+            chain = next(popped, None)
+            if must is None or chain is None:
+                assert must is None
+                assert chain is None
+                return
+            assert chain.id == must.id
+            self.held.append(must.id)
+        assert next(popped, None) is None
+
+    def put_back(self, queue: Queue) -> None:
+        """Pop a chain, and undo that."""
+        if self.form.packed or not self.model.has_available() or self.model.broken:
+            return
+        try:
+            must = self.model.pop()
+        except Wrong as wrong:
+            must_raise(wrong.code, queue.pop)
+            return
+        chain = queue.pop()
+        assert must is not None
+        assert chain is not None
+        queue.put_back(chain)
+        del self.model.taken[must.id]
+        self.model.next_avail = self.model.next_avail - 1 & 0xFFFF
+        assert queue.c.in_flight == self.model.in_flight
+        assert queue.next_available == self.model.next_avail
 
     def move(self, chain: Chain, must: Popped) -> None:
         """Read and write some of the chain's bytes."""
@@ -144,7 +191,13 @@ class World(HostileDriver):
             self.check()
             return
         left = STEPS
-        device = (self.pop, self.pop, self.push, self.push, self.interrupt, self.notify)
+        device = (
+            *[self.pop, self.push] * 3,
+            self.interrupt,
+            self.notify,
+            self.batch,
+            self.put_back,
+        )
         for _ in range(STEPS):
             for _ in range(self.random.choice((0, 1, 1, 2))):
                 self.drive()

@@ -123,10 +123,11 @@ class Net:
 
     # In
 
-    def offer(self, lengths: list[int], most: int = 6) -> list[tuple[int, list[Buffer]]]:
+    def offer(
+        self, lengths: list[int], most: int = 6, at: int = ROOM
+    ) -> list[tuple[int, list[Buffer]]]:
         """Make buffers of these lengths available; return their chains."""
         chains = []
-        at = ROOM
         for length in lengths:
             buffers = [each._replace(writable=True) for each in self.cut(at, length, most=most)]
             at = buffers[-1].address + buffers[-1].length + self.random.choice((0, 1, 8))
@@ -154,12 +155,17 @@ class Net:
         self.note()
         self.deliver(chains, frame)
 
-    def deliver(self, chains: list[tuple[int, list[Buffer]]], frame: bytes) -> None:
-        """Send the frame, and check that these chains have it."""
+    def deliver(
+        self, chains: list[tuple[int, list[Buffer]]], frame: bytes, later: list[int] | None = None
+    ) -> None:
+        """Send the frame, and check that these chains have it, with buffers that come *later*."""
         wired, size = self.wired, HEADER + len(frame)
         before = self.counters(RECEIVE)
         header = bytes(HEADER) if self.stream else self.random.randbytes(HEADER)
         wired.put(frame, header)
+        if later is not None:
+            assert not wait(lambda: bool(wired.rx.used()), 0.1), "there is no room"
+            chains = chains + self.offer(later, at=ROOM + 0x8000)
         lengths = [sum(each.length for each in buffers) for _, buffers in chains]
         count = next(n for n in range(1, len(lengths) + 1) if sum(lengths[:n]) >= size)
         data = header[: HEADER - 2] + struct.pack("<H", count) + frame
@@ -268,6 +274,19 @@ def test_more_pieces_than_a_system_call_takes_do_no_harm(wire: str, count: int) 
         assert not made.wired.driver.load("Status") & status.NEEDS_RESET
         now = bytes(made.memory.mappings[0].view[ROOM - BASE :])[16 : 17 * count : 17]
         assert now == beside
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_packet_waits_for_the_buffers_that_it_lacks(wire: str, kind: str) -> None:
+    """Room of buffers that were used is none, however many there were."""
+    with net(10, wire, kind) as made:
+        made.mergeable = True
+        made.start()
+        for number in range(40):
+            made.deliver(made.offer([HEADER + 8, 40]), bytes([number]) * (9 + number % 30))
+            if number % 10 == 9:
+                made.deliver(made.offer([100]), made.random.randbytes(500), later=[60, 600])
 
 
 @pytest.mark.parametrize("wire", WIRES)
