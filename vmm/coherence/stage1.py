@@ -259,20 +259,22 @@ def measure(
 ) -> Attribute:
     """Return the attribute of *areas*, the mappings of one region; *prior* is the driver's source.
 
-    KVM is asked unless a load has shown Device; by a guest, which reads, only about memory that a
-    load has shown to be Normal. Where KVM supports cacheable memory, nothing is cacheable but what
-    its answer shows to be. Raises `HostError`.
+    Where KVM supports cacheable memory it is asked, unless a load has shown Device, and nothing is
+    cacheable but what its answer shows to be. A guest, which reads, touches only what a load has
+    shown to be Normal. Elsewhere KVM is asked about what is unknown. Raises `HostError`.
     """
     if not areas:
         return prior
     evidence = look(areas)
     said = {one.says for one in evidence}
-    if Says.DEVICE not in said:
-        evidence = [*evidence, *ask(system, areas, capability, by_guest=Says.NORMAL in said)]
-        said = {one.says for one in evidence}
     found = judge(prior, evidence)
     supported = capability.support is Support.SUPPORTED
-    if found.stage1 is Stage1.CACHEABLE and supported and Says.CACHEABLE not in said:
+    if Says.DEVICE in said or (found.stage1 is not Stage1.UNKNOWN and not supported):
+        return found
+    answers = ask(system, areas, capability, by_guest=Says.NORMAL in said)
+    found = judge(prior, [*evidence, *answers])
+    shown = any(one.says is Says.CACHEABLE for one in answers)
+    if found.stage1 is Stage1.CACHEABLE and supported and not shown:
         because = f"{found.because}; but KVM's answers do not show that it is cacheable"
         return Attribute(Stage1.UNKNOWN, because)
     return found
