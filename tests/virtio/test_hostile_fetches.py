@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.recorded import Recorded
-from tests.virtio.accesses import SUPPORTED, Watcher
+from tests.virtio.accesses import SUPPORTED, Access, Watcher
 from tests.virtio.block.blk_driver import DATA, GET_ID, HEADER, OUT, STATUS, Disk
 from tests.virtio.guarded import Guarded
 from tests.virtio.net.net_driver import DATA as PACKET
@@ -150,6 +150,18 @@ def one_by_one(make: Callable[..., Disk], memory: Memory) -> Disk:
     return disk
 
 
+def header_reads(watcher: Watcher) -> list[Access]:
+    """Return the accesses of one read of a header, from memory that no thread serves."""
+    mapping, one = Guarded(0x1_0000), Chain(2)
+    one.c.readable, one._segments[0].iov_len = 1, 16
+    one._segments[0].iov_base = ffi.cast("void *", mapping.address)
+    into = ffi.new("uint8_t[]", 16)
+    with watcher.watching(mapping) as found:
+        lib.pyvmm_chain_read(one.c, 0, into, 16)
+    mapping.close()
+    return found
+
+
 @pytest.mark.parametrize("way", ["one by one"], indirect=True)
 def test_a_disks_status_comes_before_it_is_used_and_its_header_is_read_once(
     watcher: Watcher, one_by_one: Disk, memory: Memory
@@ -157,12 +169,7 @@ def test_a_disks_status_comes_before_it_is_used_and_its_header_is_read_once(
     disk = one_by_one
     region = memory.mappings[0]
     assert isinstance(region, Guarded)
-    one = Chain(2)
-    one.c.readable, one._segments[0].iov_len = 1, 16
-    one._segments[0].iov_base = ffi.cast("void *", region.address + HEADER - BASE)
-    into = ffi.new("uint8_t[]", 16)
-    with watcher.watching(region) as once:
-        lib.pyvmm_chain_read(one.c, 0, into, 16)
+    once = len(header_reads(watcher))
     disk.add(OUT, 1)  # of no data
     done = disk.transport.device.interrupts
     assert done is not None
@@ -171,7 +178,7 @@ def test_a_disks_status_comes_before_it_is_used_and_its_header_is_read_once(
         wait_for_interrupt(disk)
     assert disk.used(1)
     header = [access for access in found if 0 <= access.offset - (HEADER - BASE) < 16]
-    assert len(header) == len(once) > 0
+    assert len(header) == once > 0
     writes = [access.offset for access in found if access.writes]
     status, index = STATUS - BASE, disk.ring.areas.device - BASE + 2
     assert writes.index(status) < writes.index(index)
