@@ -58,11 +58,17 @@ static void replace(int number, siginfo_t *info, void *context)
 	errno = kept;
 }
 
+/* Install the handler, unless it is there: somebody may have put another in its place meanwhile. */
 static int install(void)
 {
 	struct sigaction action = { .sa_sigaction = replace, .sa_flags = SA_SIGINFO | SA_ONSTACK };
+	struct sigaction now;
 
 	page = (uintptr_t)sysconf(_SC_PAGESIZE);
+	if (sigaction(SIGBUS, NULL, &now))
+		return -errno;
+	if (now.sa_flags & SA_SIGINFO && now.sa_sigaction == replace)
+		return 0;
 	return sigaction(SIGBUS, &action, &before) ? -errno : 0;
 }
 
@@ -72,7 +78,7 @@ static int install(void)
  */
 int pyvmm_sigbus_watch(uintptr_t address, uint64_t size)
 {
-	int error = page ? 0 : install();
+	int error = install();
 
 	if (error)
 		return error;

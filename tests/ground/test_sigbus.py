@@ -59,6 +59,17 @@ def test_a_page_that_is_gone_reads_as_zeroes_and_is_an_error(file: File) -> None
         assert caught.value.offset == PAGE
 
 
+def test_a_handler_that_somebody_has_put_in_its_place_does_not_stay(tmp_path: Path) -> None:
+    """Python's signal.signal, for instance, puts back no handler that it does not know."""
+    Watched("first", 0, PAGE).close()
+    signal.signal(signal.SIGBUS, signal.SIG_DFL)
+    file = File(tmp_path / "file", mmap.MAP_SHARED)
+    file.cut()
+    assert file.mapping[PAGE] == 0
+    file.watched.close()
+    os.close(file.fd)
+
+
 def test_a_copy_in_c_goes_on(file: File) -> None:
     file.cut()
     target = ffi.new("uint8_t[]", 3 * PAGE)
