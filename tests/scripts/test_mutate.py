@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from collections import Counter
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -60,6 +61,24 @@ def test_a_mutant_that_does_not_apply_is_said(mutate: ModuleType) -> None:
     assert not mutate.report(mutant, mutate.Outcome("survived"))
     assert mutate.report(mutant._replace(survives="reason"), mutate.Outcome("survived"))
     assert not mutate.report(mutant._replace(survives="reason"), mutate.Outcome("killed", "test"))
+
+
+def test_who_is_interrupted_leaves_no_suite_running(
+    mutate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids: list[int] = []
+
+    def interrupted(self: subprocess.Popen[bytes], **_: object) -> None:
+        pids.append(self.pid)
+        raise KeyboardInterrupt
+
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    tree = SimpleNamespace(place=tmp_path, pytest=lambda *_: sleep)
+    monkeypatch.setattr(mutate.subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mutate.attack(tree, ())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
 
 
 def test_the_hostile_suites_kill_one_mutant_of_each_kind() -> None:
