@@ -4,5 +4,6 @@
 #define PYVMM_SEAL_H
 
 int pyvmm_seal(void);
+int pyvmm_seal_child(void);
 
 #endif

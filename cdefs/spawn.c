@@ -44,7 +44,7 @@ static void become(const struct pyvmm_program *program, pid_t parent, volatile i
 #ifdef SYS_close_range
 	syscall(SYS_close_range, program->fd_count, ~0u, 0);
 #endif
-	if (pyvmm_seal())
+	if (pyvmm_seal_child())
 		goto failed;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.recorded import Recorded
+from vmm._native import ffi, lib
 from vmm.coherence import vma
 from vmm.memory import Mapping, Region
 from vmm.virtio.vhost.daemon import ENVIRONMENT, Daemon
@@ -83,6 +85,16 @@ def test_a_daemon_is_sealed_and_gets_no_secrets(monkeypatch: pytest.MonkeyPatch)
     shells = {"PWD", "SHLVL", "_", "OLDPWD"}
     assert "TMPDIR" in names
     assert set(names) - shells <= {name.decode() for name in ENVIRONMENT}
+
+
+def test_what_starts_a_daemon_is_not_sealed_by_it() -> None:
+    """Until it has become its program, a daemon shares the memory of the process that starts it."""
+    with Daemon(["/bin/true"], Recorded()) as program:
+        assert program.wait(PATIENCE)
+    with mmap.mmap(-1, mmap.PAGESIZE) as memory:
+        address = int(ffi.cast("uintptr_t", ffi.from_buffer("uint8_t[]", memory)))
+        both = mmap.PROT_READ | mmap.PROT_EXEC
+        assert lib.pyvmm_protect(address, mmap.PAGESIZE, both) == 0
 
 
 @pytest.mark.parametrize("make", [Mapping.anonymous, Mapping.memfd])
