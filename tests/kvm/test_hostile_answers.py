@@ -1,6 +1,7 @@
 """What the run loop answers in C, against a model: any access to any address, and full sinks.
 
-These need no KVM: an exit is a ``kvm_run`` that a test fills in.
+These need no KVM: an exit is a ``kvm_run`` that a test fills in. Nor Hypothesis, which lab hosts
+lack: worlds come of seeds.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ from contextlib import contextmanager
 from random import Random
 from typing import Any
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from tests.virtio.guarded import GuardedArray
 from vmm._native import ffi, lib
 
+WORLDS = 300
 SIZE, FULL_AT = 4, 3
 ADDRESSES = (0, 0x1000, 0x1004, 0x1008, 0x2000, 0x2001, (1 << 64) - 8)
 KINDS = (
@@ -190,13 +189,12 @@ def world(seed: int) -> Iterator[World]:
         made.close()
 
 
-@settings(max_examples=300)
-@given(st.integers(0, (1 << 64) - 1))
-def test_each_access_is_answered_as_python_would(seed: int) -> None:
-    with world(seed) as made:
-        for _ in range(60):
-            (made.access if made.random.random() < 0.7 else made.other)()
-            made.check()
+def test_each_access_is_answered_as_python_would() -> None:
+    for seed in range(WORLDS):
+        with world(seed) as made:
+            for _ in range(60):
+                (made.access if made.random.random() < 0.7 else made.other)()
+                made.check()
 
 
 def test_vcpus_that_put_at_once_lose_no_byte() -> None:
