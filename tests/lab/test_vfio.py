@@ -8,6 +8,7 @@ vfio_gpu.py.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -280,7 +281,7 @@ def test_the_list_has_regions_from_vfio(which: str) -> None:
 def test_a_group_with_a_driver_of_the_hosts_is_not_viable() -> None:
     assert pyvmm("stock", "bind", SHARED) == f"0 {SHARED} has driver vfio-pci"
     listed = pyvmm("stock", "list")
-    assert f"IOMMU group 7 of {SHARED} is not viable" in listed
+    assert re.search(rf"IOMMU group \d+ of {SHARED} is not viable", listed)
     assert f"belong to host drivers: {NEIGHBOUR} (nvme)" in listed
     assert pyvmm("stock", "bind", NEIGHBOUR) == f"0 {NEIGHBOUR} has driver vfio-pci"
     assert "is not viable" not in pyvmm("stock", "list")
