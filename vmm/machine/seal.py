@@ -13,10 +13,10 @@ from vmm.errors import HostError
 
 
 def seal() -> None:
-    """Seal this process, all its threads, and what it starts. Raises `HostError`.
+    """Seal this process, and what it starts. Raises `HostError`.
 
-    PR_SET_NO_NEW_PRIVS is the calling thread's and that of those it starts, so there may be no
-    thread yet that a guest reaches: call this before the first vCPU's.
+    PR_SET_NO_NEW_PRIVS is the calling thread's and that of those it starts: call this before there
+    is another one.
     """
     error = lib.pyvmm_seal()
     if error:

@@ -281,15 +281,21 @@ class Regions:
     def changed(self, index: int, change: Callable[[int], None]) -> Iterator[Memory]:
         """Yield a part of the region; *change* gets its address once it is a slot."""
         with self._part(index) as address:
-            then = lambda _: change(address)  # noqa: E731
-            yield Memory(address, SIZE, flags=MemFlag.READONLY, then=then, offset=0)
+            yield Memory(
+                address, SIZE, flags=MemFlag.READONLY, then=lambda _: change(address), offset=0
+            )
 
     @contextmanager
     def replaced(self, first: int | None, second: int | None) -> Iterator[Memory]:
         """Yield a part of a region, which another's replaces under the slot; None: anonymous."""
         with self._part(first) as address, self._part(second) as other:
-            then = lambda _: _move(other, address)  # noqa: E731
-            yield Memory(address, SIZE, flags=MemFlag.READONLY, then=then, offset=0)
+            yield Memory(
+                address,
+                SIZE,
+                flags=MemFlag.READONLY,
+                then=lambda _: _move(other, address),
+                offset=0,
+            )
 
     @contextmanager
     def _part(self, index: int | None) -> Iterator[int]:
