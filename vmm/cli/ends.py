@@ -3,6 +3,7 @@
     --console unix=PATH, pty   made here; what connects reaches the console's socket in the host
     --net user                 passt runs here; the machine in the host gets the passt's stream
     --pmem                     opened and locked here; mapped in the host, which has it by 9p
+    --disk, --flash            locked here; opened in the host, which has them by 9p
 
 `vmm.lab.host.relay` passes the bytes of streams on. A TAP interface and vsock are the lab host's
 kernel's.
@@ -26,6 +27,7 @@ from vmm.cli import place
 from vmm.config.net import NetKind
 from vmm.errors import UserError
 from vmm.events import Events
+from vmm.image_lock import lock_image
 from vmm.lab.debian.prefix import prefix
 from vmm.lab.host.relay import Joint
 from vmm.lab.host.session import mapped
@@ -149,6 +151,7 @@ class Ends:
         self.joints: list[Joint] = []
         owned.enter_context(_ended_by_signals())
         ports = iter(range(len(config.consoles)))
+        lock(config, owned)
         pmems = lend(config.pmems, owned)
         self._mapped = {each.mapped for each in pmems}
         self.config = dataclasses.replace(
@@ -203,6 +206,22 @@ def lend(configs: Sequence[PmemConfig], owned: ExitStack) -> tuple[PmemConfig, .
                 )
         owned.enter_context(PmemFile(each))
     return tuple(each._replace(mapped=Path(mapped(each.path))) for each in configs)
+
+
+def lock(config: MachineConfig, owned: ExitStack) -> None:
+    """Lock the files of disks and flash here, as native machines do, until *owned* is closed.
+
+    flock(2) in a lab host does not reach this machine: without, two hosts, or a host and a native
+    machine, would write one file. Raises `UserError` if another machine has a file.
+    """
+    files = [(disk.path, f"--disk {disk.path}", disk.read_only) for disk in config.disks]
+    if config.flash is not None:
+        files.append((config.flash.path, f"--flash {config.flash.path}", config.flash.read_only))
+    for path, option, read_only in files:
+        with suppress(OSError):  # the lab host tells what is wrong with it, or makes it
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            owned.callback(os.close, fd)
+            lock_image(fd, option, read_only=read_only)
 
 
 def say(line: str) -> None:
