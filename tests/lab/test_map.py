@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vmm.lab.host.emulated_host import Host
+from vmm.lab.host.gh200 import BDF
 from vmm.lab.host.session import inside
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
@@ -32,3 +33,24 @@ def test_files_and_flash_are_ranges_as_ram_is(
     found = json.loads(host.run([*command, "--json"], timeout=120).stdout)
     assert {"RAM", "pmem", "flash: code"} <= {entry["name"] for entry in found}
     assert {entry["stage2"] for entry in found} == {"forced Write-Back"}
+
+
+@pytest.mark.kernels
+@pytest.mark.profile("gh200")
+def test_a_passed_through_device_is_where_a_guest_would_have_it(
+    lab_host: Callable[[str], Host],
+) -> None:
+    """And it is as it was once the map is printed."""
+    host = lab_host("gh200")
+    command = ["pyvmm", "map", "--host", "native", "--vfio", BDF, "--json"]
+    for _ in range(2):
+        shown = host.run(command, timeout=300)
+        assert shown.status == 0, shown.stderr
+        found = {entry["name"]: entry for entry in json.loads(shown.stdout)}
+        memory, resmem = found[f"{BDF} region 4"], found[f"{BDF} region 2"]
+        assert memory["stage1"] == "cacheable"
+        assert memory["stage2"] == "forced Write-Back"
+        assert resmem["stage2"] == "not cacheable"
+        for each in (memory, resmem):
+            assert each["base"] % each["size"] == 0
+            assert each["base"] >= 1 << 32

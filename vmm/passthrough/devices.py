@@ -190,6 +190,13 @@ class Passthrough(Closeable):
                     function.connect(vm, pcie.spi(function.slot or 0))
             self._cycle = cycle.pop_all()
 
+    def plug(self, slots: MemorySlots) -> None:
+        """Give BARs *slots* while they are decoded, in a VM that never runs: no DMA, interrupts."""
+        self._slots = slots
+        self._cycle.callback(self._forget)
+        for function in self.functions:
+            self._cycle.callback(function.reset)
+
     def disconnect(self) -> None:
         """Quiesce and reset the devices, then unmap DMA. The vCPUs have stopped. Idempotent."""
         for memory in self.memories:
