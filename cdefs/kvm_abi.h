@@ -150,8 +150,18 @@ struct pyvmm_exit_arm_sea {
 #define KVM_ARM_IRQ_TYPE_CPU		0
 #define KVM_ARM_IRQ_TYPE_SPI		1
 
+#define KVM_MP_STATE_SUSPENDED         10
+
+#define KVM_DEV_ARM_VGIC_CPUID_SHIFT	32
+#define KVM_DEV_ARM_VGIC_V3_MPIDR_SHIFT 32
+
+#define KVM_REG_ARM_COPROC_MASK		0x000000000FFF0000
 #define KVM_REG_ARM_COPROC_SHIFT	16
 #define KVM_REG_ARM_CORE		(0x0010 << KVM_REG_ARM_COPROC_SHIFT)
+#define KVM_REG_ARM_DEMUX		(0x0011 << KVM_REG_ARM_COPROC_SHIFT)
+#define KVM_REG_ARM_FW			(0x0014 << KVM_REG_ARM_COPROC_SHIFT)
+#define KVM_REG_ARM64_SVE		(0x15 << KVM_REG_ARM_COPROC_SHIFT)
+#define KVM_REG_ARM_FW_FEAT_BMAP		(0x0016 << KVM_REG_ARM_COPROC_SHIFT)
 #define KVM_REG_ARM64_SYSREG		(0x0013 << KVM_REG_ARM_COPROC_SHIFT)
 #define KVM_REG_ARM64_SYSREG_OP0_SHIFT	14
 #define KVM_REG_ARM64_SYSREG_OP1_SHIFT	11
@@ -168,6 +178,12 @@ struct kvm_vcpu_init {
 
 /* arm64's struct kvm_regs, under a name of our own: x86 has another. A core register's id is its
  * offset in here, in units of 32 bits. */
+struct pyvmm_arm64_fpsimd {
+	uint64_t v[32][2] __attribute__((aligned(16)));
+	uint32_t fpsr;
+	uint32_t fpcr;
+};
+
 struct pyvmm_arm64_regs {
 	uint64_t x[31];
 	uint64_t sp;
@@ -176,11 +192,7 @@ struct pyvmm_arm64_regs {
 	uint64_t sp_el1;
 	uint64_t elr_el1;
 	uint64_t spsr[5];
-	struct {
-		uint64_t v[32][2] __attribute__((aligned(16)));
-		uint32_t fpsr;
-		uint32_t fpcr;
-	} fp;
+	struct pyvmm_arm64_fpsimd fp;
 };
 
 /* arm64's struct kvm_vcpu_events: exceptions that are pending for a vCPU. */

@@ -47,7 +47,8 @@ class Gic(Closeable):
         self._vm = vm
         self._vcpus = vcpus
         self._devices: list[Device] = []
-        self.has_its = False
+        self.its: Device | None = None
+        """The ITS, if there is one."""
         if vm.can_create_device(lib.KVM_DEV_TYPE_ARM_VGIC_V3):
             self.version = 3
         elif vm.can_create_device(lib.KVM_DEV_TYPE_ARM_VGIC_V2):
@@ -78,9 +79,18 @@ class Gic(Closeable):
         _place(gic, lib.KVM_VGIC_V3_ADDR_TYPE_DIST, layout.GIC_DISTRIBUTOR)
         _place(gic, lib.KVM_VGIC_V3_ADDR_TYPE_REDIST, layout.GICV3_REDISTRIBUTORS)
         if self._vm.can_create_device(lib.KVM_DEV_TYPE_ARM_VGIC_ITS):
-            its = self._device(lib.KVM_DEV_TYPE_ARM_VGIC_ITS)
-            _place(its, lib.KVM_VGIC_ITS_ADDR_TYPE, layout.GICV3_ITS)
-            self.has_its = True
+            self.its = self._device(lib.KVM_DEV_TYPE_ARM_VGIC_ITS)
+            _place(self.its, lib.KVM_VGIC_ITS_ADDR_TYPE, layout.GICV3_ITS)
+
+    @property
+    def has_its(self) -> bool:
+        """Whether there is an ITS."""
+        return self.its is not None
+
+    @property
+    def controller(self) -> Device:
+        """The distributor with its redistributors or CPU interfaces."""
+        return self._devices[0]
 
     def _device(self, kind: int) -> Device:
         device = self._vm.create_device(kind)

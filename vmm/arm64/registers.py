@@ -1,34 +1,13 @@
-"""Register ids for KVM_GET_ONE_REG and KVM_SET_ONE_REG.
+"""Register ids for KVM_GET_ONE_REG and KVM_SET_ONE_REG that pyvmm itself uses.
 
-Source: Documentation/virt/kvm/api.rst, section 4.68; Arm ARM D19 for the encodings.
+`vmm.arm64.register_names` has all others, by name.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from vmm._native import ffi, lib
-
-_CORE: Final[int] = lib.KVM_REG_ARM64 | lib.KVM_REG_SIZE_U64 | lib.KVM_REG_ARM_CORE
-_SYSTEM: Final[int] = lib.KVM_REG_ARM64 | lib.KVM_REG_SIZE_U64 | lib.KVM_REG_ARM64_SYSREG
-
-
-def core(*field: str | int) -> int:
-    """Return the id of a core register: a member of ``struct kvm_regs``, in 32-bit units."""
-    return _CORE | ffi.offsetof("struct pyvmm_arm64_regs", *field) // 4
-
-
-def system(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
-    """Return the id of the system register S<op0>_<op1>_C<crn>_C<crm>_<op2>."""
-    register: int = (
-        _SYSTEM
-        | op0 << lib.KVM_REG_ARM64_SYSREG_OP0_SHIFT
-        | op1 << lib.KVM_REG_ARM64_SYSREG_OP1_SHIFT
-        | crn << lib.KVM_REG_ARM64_SYSREG_CRN_SHIFT
-        | crm << lib.KVM_REG_ARM64_SYSREG_CRM_SHIFT
-        | op2 << lib.KVM_REG_ARM64_SYSREG_OP2_SHIFT
-    )
-    return register
+from vmm.arm64.register_names import core, system
 
 
 def x(number: int) -> int:

@@ -74,7 +74,9 @@ CAUSES: Final[dict[tuple[IntEnum, int], str]] = {
     (Ioctl.KVM_SET_DEVICE_ATTR, e.EEXIST): "the attribute was set already, or ranges overlap",
     (Ioctl.KVM_SET_DEVICE_ATTR, e.E2BIG): "the address lies beyond the VM's IPA size",
     (Ioctl.KVM_SET_DEVICE_ATTR, e.ENODEV): "no such device, or the host's GIC cannot do it",
-    (Ioctl.KVM_SET_DEVICE_ATTR, e.EBUSY): "a vCPU has run already",
+    (Ioctl.KVM_SET_DEVICE_ATTR, e.EBUSY): "a vCPU has run already, or runs now",
+    (Ioctl.KVM_GET_DEVICE_ATTR, e.ENXIO): "this kernel does not know the attribute",
+    (Ioctl.KVM_GET_DEVICE_ATTR, e.EBUSY): "a vCPU runs",
 }
 for _errno in (e.EINVAL, e.EEXIST, e.EFAULT, e.ENOMEM):
     CAUSES[Ioctl.KVM_SET_USER_MEMORY_REGION2, _errno] = CAUSES[

@@ -44,6 +44,12 @@ class AttributeFd(KvmFd):
         """
         self._attr(Ioctl.KVM_SET_DEVICE_ATTR, group, attr, value)
 
+    def get_attr(self, group: int, attr: int, kind: str) -> int:
+        """Return attribute *attr* of *group*, an integer of C type *kind*. Raises `KvmError`."""
+        value = ffi.new(f"{kind} *")
+        self._attr(Ioctl.KVM_GET_DEVICE_ATTR, group, attr, value)
+        return int(value[0])
+
     def _attr(self, request: Ioctl, group: int, attr: int, value: Any) -> None:
         addr = 0 if value is None else int(ffi.cast("uintptr_t", value))
         self.ioctl_struct(request, "kvm_device_attr", group=group, attr=attr, addr=addr)

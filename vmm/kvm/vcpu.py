@@ -13,12 +13,17 @@ from vmm.kvm.ioctls import Ioctl
 from vmm.kvm.run_page import RunPage
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vmm.kvm.mmio_fastpath import MmioFastpath
 
 INTERRUPTED: Final = Interrupted()
 EINTR: Final = -errno.EINTR
 STORE: Final = lib.PYVMM_RUN_STORE
 LOAD: Final = lib.PYVMM_RUN_LOAD
+
+EVENTS: Final = ("serror_pending", "serror_has_esr", "serror_esr", "ext_dabt_pending")
+"""Members of arm64's ``struct kvm_vcpu_events``."""
 
 
 class Vcpu(AttributeFd):
@@ -111,6 +116,48 @@ class Vcpu(AttributeFd):
         data = bytearray(value.to_bytes(self._reg_size(register), "little"))
         self._one_reg(Ioctl.KVM_SET_ONE_REG, register, data)
 
+    def get_reg_list(self) -> list[int]:
+        """Return the ids of all registers that this vCPU has, in KVM's order. Raises `KvmError`.
+
+        Initialise and finalise the vCPU first. Source: api.rst, KVM_GET_REG_LIST.
+        """
+        count = 0
+        while True:
+            found = ffi.new("struct kvm_reg_list *", {"n": count, "reg": count})
+            result = self.try_ioctl(Ioctl.KVM_GET_REG_LIST, found)
+            if result != -errno.E2BIG or found.n <= count:
+                break
+            count = found.n
+        self.checked(result, Ioctl.KVM_GET_REG_LIST, {"vcpu": self.id, "n": count})
+        return [int(found.reg[index]) for index in range(found.n)]
+
+    def get_mp_state(self) -> int:
+        """Return whether the vCPU runs or waits for PSCI: KVM_MP_STATE_*. Raises `KvmError`."""
+        return int(self.ioctl_struct(Ioctl.KVM_GET_MP_STATE, "kvm_mp_state").mp_state)
+
+    def set_mp_state(self, mp_state: int) -> None:
+        """Set KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_STOPPED or another. Raises `KvmError`."""
+        self.ioctl_struct(Ioctl.KVM_SET_MP_STATE, "kvm_mp_state", mp_state=mp_state)
+
+    def get_events(self) -> dict[str, int]:
+        """Return the exceptions that are pending, by their names in ``struct kvm_vcpu_events``.
+
+        arm64 only: serror_pending, serror_has_esr, serror_esr, ext_dabt_pending. Raises `KvmError`.
+        """
+        events = ffi.new("struct pyvmm_arm64_vcpu_events *")
+        self.ioctl(Ioctl.KVM_GET_VCPU_EVENTS, events, vcpu=self.id)
+        return {name: int(getattr(events, name)) for name in EVENTS}
+
+    def set_events(self, events: Mapping[str, int]) -> None:
+        """Set the exceptions that are pending, as `get_events` returns them. Raises `KvmError`."""
+        self.ioctl_value(
+            Ioctl.KVM_SET_VCPU_EVENTS,
+            "struct pyvmm_arm64_vcpu_events",
+            dict(events),
+            vcpu=self.id,
+            **events,
+        )
+
     def _one_reg(self, request: Ioctl, register: int, data: bytearray) -> None:
         with ffi.from_buffer("uint8_t[]", data, require_writable=True) as pointer:
             arg = ffi.new(
@@ -144,11 +191,4 @@ class Vcpu(AttributeFd):
         Use it after `run` returned an access that nobody can answer (KVM_CAP_ARM_INJECT_EXT_DABT).
         Raises `KvmError`.
         """
-        events = {"ext_dabt_pending": 1}
-        self.ioctl_value(
-            Ioctl.KVM_SET_VCPU_EVENTS,
-            "struct pyvmm_arm64_vcpu_events",
-            events,
-            vcpu=self.id,
-            **events,
-        )
+        self.set_events({"ext_dabt_pending": 1})
