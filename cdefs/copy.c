@@ -125,6 +125,15 @@ uint64_t pyvmm_ctr_el0(void)
 	return ctr;
 }
 
+/* Hz of the counter that guests read as well; Linux lets EL0 read it. */
+uint64_t pyvmm_cntfrq_el0(void)
+{
+	uint64_t frequency;
+
+	__asm__ volatile("mrs %0, cntfrq_el0" : "=r"(frequency));
+	return frequency;
+}
+
 /* The smallest data cache line of any core, in bytes: CTR_EL0.DminLine is log2 of its words. */
 static uintptr_t line_size(void)
 {
@@ -145,8 +154,13 @@ static uintptr_t line_size(void)
 
 #else
 
-/* Other architectures have no such register, and memory is coherent for all observers. */
+/* Other architectures have no such registers, and memory is coherent for all observers. */
 uint64_t pyvmm_ctr_el0(void)
+{
+	return 0;
+}
+
+uint64_t pyvmm_cntfrq_el0(void)
 {
 	return 0;
 }

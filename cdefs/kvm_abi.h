@@ -163,11 +163,27 @@ struct pyvmm_exit_arm_sea {
 #define KVM_REG_ARM64_SVE		(0x15 << KVM_REG_ARM_COPROC_SHIFT)
 #define KVM_REG_ARM_FW_FEAT_BMAP		(0x0016 << KVM_REG_ARM_COPROC_SHIFT)
 #define KVM_REG_ARM64_SYSREG		(0x0013 << KVM_REG_ARM_COPROC_SHIFT)
+#define KVM_REG_ARM_FW			(0x0014 << KVM_REG_ARM_COPROC_SHIFT)
+#define KVM_REG_ARM64_SVE		(0x15 << KVM_REG_ARM_COPROC_SHIFT)
+#define KVM_REG_ARM_FW_FEAT_BMAP		(0x0016 << KVM_REG_ARM_COPROC_SHIFT)
 #define KVM_REG_ARM64_SYSREG_OP0_SHIFT	14
 #define KVM_REG_ARM64_SYSREG_OP1_SHIFT	11
 #define KVM_REG_ARM64_SYSREG_CRN_SHIFT	7
 #define KVM_REG_ARM64_SYSREG_CRM_SHIFT	3
 #define KVM_REG_ARM64_SYSREG_OP2_SHIFT	0
+
+/* Which bits of ID registers KVM lets userspace write (Linux 6.7). The ioctl is every
+ * architecture's, the struct is arm64's. */
+#if !defined(__aarch64__) || !defined(KVM_ARM_FEATURE_ID_RANGE)
+struct reg_mask_range {
+	__u64 addr;
+	__u32 range;
+	__u32 reserved[13];
+};
+#endif
+#define KVM_ARM_FEATURE_ID_RANGE	0
+#define KVM_ARM_FEATURE_ID_RANGE_SIZE	(3 * 8 * 8)
+#define KVM_ARM_GET_REG_WRITABLE_MASKS _IOR(KVMIO,  0xb6, struct reg_mask_range)
 
 #ifndef __aarch64__
 struct kvm_vcpu_init {
@@ -213,6 +229,7 @@ struct pyvmm_arm64_vcpu_events {
 _Static_assert(sizeof(struct kvm_userspace_memory_region2) == 160, "REGION2 is 160 bytes");
 _Static_assert(offsetof(struct kvm_userspace_memory_region2, guest_memfd) == 40, "guest_memfd");
 _Static_assert(sizeof(struct kvm_create_guest_memfd) == 64, "CREATE_GUEST_MEMFD is 64 bytes");
+_Static_assert(sizeof(struct reg_mask_range) == 64, "reg_mask_range is 64 bytes");
 
 #ifdef KVM_SYSTEM_EVENT_TDX_FATAL /* a header new enough to have both members */
 PYVMM_SAME_SIZE(((struct kvm_run *)0)->memory_fault, struct pyvmm_exit_memory_fault);

@@ -67,6 +67,9 @@ struct vfio_device_feature_dma_buf {
 #endif
 #define VFIO_DEVICE_FEATURE_DMA_BUF 11
 
+/* --- Migration: before-copying of a running device (Linux 6.2) ------------------------------- */
+#define VFIO_MIGRATION_PRE_COPY	(1 << 2)
+
 /* --- iommufd (Linux 6.2) --------------------------------------------------------------------- */
 #define IOMMUFD_TYPE (';')
 

@@ -54,6 +54,9 @@ class _Lib:
     IOMMU_IOAS_MAP_WRITEABLE: int
     IOMMU_IOAS_UNMAP: int
     KVM_API_VERSION: int
+    KVM_ARM_FEATURE_ID_RANGE: int
+    KVM_ARM_FEATURE_ID_RANGE_SIZE: int
+    KVM_ARM_GET_REG_WRITABLE_MASKS: int
     KVM_ARM_IRQ_TYPE_SHIFT: int
     KVM_ARM_IRQ_TYPE_SPI: int
     KVM_ARM_PREFERRED_TARGET: int
@@ -389,6 +392,7 @@ class _Lib:
     KVM_REG_ARM_FW_FEAT_BMAP: int
     KVM_REG_SIZE_MASK: int
     KVM_REG_SIZE_SHIFT: int
+    KVM_REG_SIZE_U512: int
     KVM_REG_SIZE_U64: int
     KVM_RUN: int
     KVM_SET_DEVICE_ATTR: int
@@ -579,6 +583,7 @@ class _Lib:
     VFIO_DEVICE_FEATURE: int
     VFIO_DEVICE_FEATURE_DMA_BUF: int
     VFIO_DEVICE_FEATURE_GET: int
+    VFIO_DEVICE_FEATURE_MIGRATION: int
     VFIO_DEVICE_FLAGS_PCI: int
     VFIO_DEVICE_FLAGS_RESET: int
     VFIO_DEVICE_GET_INFO: int
@@ -607,6 +612,9 @@ class _Lib:
     VFIO_IRQ_SET_ACTION_UNMASK: int
     VFIO_IRQ_SET_DATA_EVENTFD: int
     VFIO_IRQ_SET_DATA_NONE: int
+    VFIO_MIGRATION_P2P: int
+    VFIO_MIGRATION_PRE_COPY: int
+    VFIO_MIGRATION_STOP_COPY: int
     VFIO_PCI_BAR0_REGION_INDEX: int
     VFIO_PCI_BAR5_REGION_INDEX: int
     VFIO_PCI_CONFIG_REGION_INDEX: int
@@ -812,6 +820,7 @@ class _Lib:
     pyvmm_chain_to_file: Callable[[Any, int, int, int], int]
     pyvmm_chain_write: Callable[[Any, int, Any, int], int]
     pyvmm_clear_immediate_exit: Callable[[Any], None]
+    pyvmm_cntfrq_el0: Callable[[], int]
     pyvmm_copy: Callable[[Any, Any, int], None]
     pyvmm_ctr_el0: Callable[[], int]
     pyvmm_dc_civac: Callable[[Any, int], None]

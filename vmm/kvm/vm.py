@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.fd import Fd
+from vmm.kvm.capability import Cap
 from vmm.kvm.device import Device
 from vmm.kvm.fd import KvmFd
 from vmm.kvm.ioctls import Ioctl
@@ -14,6 +15,10 @@ from vmm.kvm.vcpu import Vcpu
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+ID_REGISTERS = 1 << lib.KVM_ARM_FEATURE_ID_RANGE
+"""The range of registers in the answer of KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES."""
 
 
 class MemFlag(IntFlag):
@@ -210,6 +215,23 @@ class Vm(KvmFd):
         """Create the vCPU *vcpu_id*. Raises `KvmError`."""
         fd = self.ioctl(Ioctl.KVM_CREATE_VCPU, vcpu_id, vcpu_id=vcpu_id)
         return Vcpu(fd, vcpu_id, self._vcpu_mmap_size)
+
+    def id_register_masks(self) -> list[int] | None:
+        """Return which bits of ID registers KVM lets userspace write (arm64); None: it cannot tell.
+
+        There is a mask for each encoding of op1 0, 1 and 3, CRm and op2, in that order. Linux tells
+        since 6.7 (KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES). Raises `KvmError`.
+        """
+        if not self.check_extension(Cap.ARM_SUPPORTED_REG_MASK_RANGES) & ID_REGISTERS:
+            return None
+        masks = ffi.new("uint64_t[]", lib.KVM_ARM_FEATURE_ID_RANGE_SIZE)
+        self.ioctl_struct(
+            Ioctl.KVM_ARM_GET_REG_WRITABLE_MASKS,
+            "reg_mask_range",
+            addr=int(ffi.cast("uintptr_t", masks)),
+            range=lib.KVM_ARM_FEATURE_ID_RANGE,
+        )
+        return list(masks)
 
     def preferred_target(self) -> Any:
         """Return a ``struct kvm_vcpu_init`` for the host's CPU, without features (arm64)."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmm._native import ffi, lib
 from vmm.closeable import Closeable
@@ -35,6 +35,14 @@ if TYPE_CHECKING:
     from vmm.vfio.function import HostFunction
     from vmm.vfio.iommu import Iommu
     from vmm.vfio.kvm_files import KvmFiles
+
+
+MIGRATION: Final = {
+    "STOP_COPY": lib.VFIO_MIGRATION_STOP_COPY,
+    "P2P": lib.VFIO_MIGRATION_P2P,
+    "PRE_COPY": lib.VFIO_MIGRATION_PRE_COPY,
+}
+"""VFIO_MIGRATION_*, of VFIO_DEVICE_FEATURE_MIGRATION (include/uapi/linux/vfio.h)."""
 
 
 def open_device(  # noqa: PLR0913  (one argument each is what most callers give)
@@ -160,6 +168,26 @@ class VfioDevice(Closeable):
             offset=offset,
             size=size,
         )
+
+    # --- migration ----------------------------------------------------------------------------
+
+    def migration(self) -> frozenset[str]:
+        """Return what its driver can do to migrate it, VFIO_MIGRATION_*; nothing: it cannot.
+
+        Raises `VfioError`.
+        """
+        whole = ffi.new("uint64_t[]", 2)
+        feature = ffi.cast("struct vfio_device_feature *", whole)
+        feature.argsz = ffi.sizeof(whole)
+        feature.flags = lib.VFIO_DEVICE_FEATURE_GET | lib.VFIO_DEVICE_FEATURE_MIGRATION
+        try:
+            self._open_fd.ioctl(DeviceIoctl.VFIO_DEVICE_FEATURE, whole, feature="MIGRATION")
+        except VfioError as error:
+            if error.errno == errno.ENOTTY:
+                return frozenset()
+            raise
+        flags = ffi.cast("struct vfio_device_feature_migration *", feature.data).flags
+        return frozenset(name for name, bit in MIGRATION.items() if flags & bit)
 
     # --- the whole of it ----------------------------------------------------------------------
 
