@@ -392,7 +392,6 @@ class _Lib:
     KVM_REG_ARM_FW_FEAT_BMAP: int
     KVM_REG_SIZE_MASK: int
     KVM_REG_SIZE_SHIFT: int
-    KVM_REG_SIZE_U512: int
     KVM_REG_SIZE_U64: int
     KVM_RUN: int
     KVM_SET_DEVICE_ATTR: int
