@@ -73,7 +73,13 @@ LAYERS: Final = (  # lowest first
             "lab.host": "emulated hosts from outside",
         },
     ),
-    Layer("assignment", {"passthrough": "the guest's side of a VFIO device"}),
+    Layer(
+        "assignment and state",
+        {
+            "passthrough": "the guest's side of a VFIO device",
+            "state": "what leaves a machine, and where it may go",
+        },
+    ),
     Layer("machine", {"machine": "one machine and its life"}),
     Layer("command line", {"cli": "options to a machine; errors to one line and a status"}),
 )

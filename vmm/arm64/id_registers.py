@@ -158,12 +158,7 @@ def id_registers() -> Mapping[str, IdRegister]:
     fields = {
         line[1]: tuple(map(_field, _FIELD.finditer(line[2]))) for line in _LINE.finditer(TABLE)
     }
-    every = (
-        system(3, op1, 0, crm, op2)
-        for op1 in OP1
-        for crm in range(8)
-        for op2 in range(8)
-    )
+    every = (system(3, op1, 0, crm, op2) for op1 in OP1 for crm in range(8) for op2 in range(8))
     return {
         (name := name_of(one)): IdRegister(name, one, fields.get(name, ()))
         for one in every
