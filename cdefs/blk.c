@@ -78,7 +78,7 @@ static int outside(const struct pyvmm_disk *disk, uint64_t sector, uint64_t sect
 
 static int stops(const uint32_t *stopping)
 {
-	return (int)__atomic_load_n(stopping, __ATOMIC_RELAXED);
+	return __atomic_load_n(stopping, __ATOMIC_RELAXED) == PYVMM_BLK_STOP;
 }
 
 /* Write zeroes as data, for file systems without fallocate(2). */

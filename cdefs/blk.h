@@ -82,6 +82,9 @@ struct pyvmm_blk_failure {
 	int64_t offset;          /* in the file */
 };
 
+/* How a queue's thread ends: with its requests done, or with long ones cut short. */
+enum pyvmm_blk_end { PYVMM_BLK_GOES_ON, PYVMM_BLK_PAUSE, PYVMM_BLK_STOP };
+
 /* One queue and the thread that serves it. */
 struct pyvmm_blk_queue {
 	struct pyvmm_disk *disk;
@@ -92,7 +95,7 @@ struct pyvmm_blk_queue {
 	int doorbell;            /* eventfds */
 	int stop;
 	int trouble;             /* signals a failure */
-	uint32_t stopping;
+	uint32_t stopping;       /* enum pyvmm_blk_end */
 	uint64_t requests;       /* done */
 	uint64_t errors;         /* done with VIRTIO_BLK_S_IOERR */
 	uint8_t uses_uring;      /* the host has io_uring and allows it */
@@ -100,7 +103,7 @@ struct pyvmm_blk_queue {
 };
 
 int pyvmm_blk_run(struct pyvmm_blk_queue *blk);
-void pyvmm_blk_stop(struct pyvmm_blk_queue *blk);
+void pyvmm_blk_stop(struct pyvmm_blk_queue *blk, uint32_t how);
 int pyvmm_blk_take_failure(struct pyvmm_blk_queue *blk, struct pyvmm_blk_failure *failure);
 
 #endif

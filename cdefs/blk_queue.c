@@ -286,9 +286,9 @@ int pyvmm_blk_run(struct pyvmm_blk_queue *blk)
 	return wrong;
 }
 
-/* Make pyvmm_blk_run return after the requests in flight. From any thread. */
-void pyvmm_blk_stop(struct pyvmm_blk_queue *blk)
+/* Make pyvmm_blk_run return after the requests in flight (enum pyvmm_blk_end). From any thread. */
+void pyvmm_blk_stop(struct pyvmm_blk_queue *blk, uint32_t how)
 {
-	__atomic_store_n(&blk->stopping, 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&blk->stopping, how, __ATOMIC_RELAXED);
 	eventfd_write(blk->stop, 1);
 }

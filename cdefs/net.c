@@ -389,8 +389,6 @@ int pyvmm_net_receive(struct pyvmm_net_ring *ring)
 {
 	int result = GONE_ON, done = 0;
 
-	ring->first = ring->count = 0;
-	ring->room = 0;
 	pyvmm_queue_disable_notify(ring->queue);
 	while (result == GONE_ON && !stopping(ring)) {
 		result = fill(ring);

@@ -73,6 +73,7 @@ struct pyvmm_net_ring {
     int call;
     int doorbell;
     int stop;
+    uint32_t stopping;
     uint64_t packets;
     uint64_t bytes;
     uint64_t dropped;

@@ -538,7 +538,9 @@ class _Lib:
     PYVMM_BLK_DISCARD_RANGES: int
     PYVMM_BLK_DISCARD_SECTORS: int
     PYVMM_BLK_MAGIC_BYTES: int
+    PYVMM_BLK_PAUSE: int
     PYVMM_BLK_SERIAL_BYTES: int
+    PYVMM_BLK_STOP: int
     PYVMM_BLK_ZEROES_RANGES: int
     PYVMM_BLK_ZEROES_SECTORS: int
     PYVMM_MEM_WRITE_BACK: int
@@ -811,7 +813,7 @@ class _Lib:
     pyvmm_bitmap_runs: Callable[[Any, int, Any, Any, int], int]
     pyvmm_blk_alignment: Callable[[int, Any, Any], int]
     pyvmm_blk_run: Callable[[Any], int]
-    pyvmm_blk_stop: Callable[[Any], None]
+    pyvmm_blk_stop: Callable[[Any, int], None]
     pyvmm_blk_take_failure: Callable[[Any, Any], int]
     pyvmm_chain_fill_random: Callable[[Any, int], int]
     pyvmm_chain_from_file: Callable[[Any, int, int], int]

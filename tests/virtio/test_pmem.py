@@ -415,3 +415,27 @@ def test_whether_a_file_is_on_dax_may_be_unknown(
         assert file.is_dax is False
         monkeypatch.setattr(pmem_file, "lib", SimpleNamespace(pyvmm_is_dax=lambda _fd: told))
         assert file.is_dax is is_dax
+
+
+def test_a_pause_waits_for_the_flush_under_way_and_begins_no_other(
+    driver: MmioDriver, ring: SplitDriver | PackedDriver, disk: Disk
+) -> None:
+    start(driver, ring)
+    disk.go.clear()
+    flush(driver, ring)
+    device = driver.transport.device
+    pausing = threading.Thread(target=device.pause)
+    pausing.start()
+    pausing.join(0.2)
+    assert pausing.is_alive(), "the flush is under way"
+    disk.go.set()
+    pausing.join(PATIENCE)
+    assert not pausing.is_alive()
+    assert len(used(ring, 1)) == 1
+    flush(driver, ring, 1)
+    time.sleep(0.1)
+    assert disk.synced == 1
+    device.resume()
+    device.process(0)  # as the loop does: its doorbell was signalled
+    assert len(used(ring, 1)) == 1
+    assert disk.synced == 2

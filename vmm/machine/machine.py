@@ -28,6 +28,7 @@ from vmm.kvm.mmio_fastpath import DeviceFastpath, MmioFastpath, Sink
 from vmm.kvm.system import System
 from vmm.machine.address_space import AddressSpace
 from vmm.machine.panic_watch import PanicWatch
+from vmm.machine.pause import Pause
 from vmm.machine.power_cycle import PowerCycle
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Machine(Closeable):
         self._panic_reason = ""  # empty: the kernel gave none, or there was no panic
         self._cycle = 0
         self._ending: Ending | Exception | None = None
+        self._pause = Pause(lambda: self._virtio_devices.devices if self._virtio_devices else ())
         self._owned = ExitStack()
         with ExitStack() as undo:
             undo.callback(self.close)
@@ -136,7 +138,9 @@ class Machine(Closeable):
     def _add_uart(self) -> Pl011:
         """Add the serial port. `output` must be drained."""
         sink = self._owned.enter_context(Sink(headroom=FIFO_DEPTH))
-        self.output = PanicWatch(sink, self._loop.call_later, self._on_last_words)
+        self.output = PanicWatch(
+            sink, self._loop.call_later, self._on_last_words, lambda: self.paused
+        )
         uart = Pl011(self._line(layout.SPI_UART), sink, call_later=self._loop.call_later)
         uart.use(DeviceFastpath(self._fastpath, layout.UART, sink))
         sink.on_space = uart.transmit_space
@@ -265,7 +269,14 @@ class Machine(Closeable):
         with PowerCycle(self._system, self.space, self._config.cpus) as cycle:
             self._load(cycle)
             self._connect(cycle)
-            cycle.start(self._bus, self._fastpath, self._lines, self._on_vcpu_end, self._events)
+            cycle.start(
+                self._bus,
+                self._fastpath,
+                self._lines,
+                self._on_vcpu_end,
+                self._events,
+                pause=self._pause,
+            )
             self._loop.run()
         ending, self._ending = self._ending, None
         self._cycle += 1
@@ -343,6 +354,23 @@ class Machine(Closeable):
             self._flash.reset()
         self.uart.reset()
         self._rtc.reset()
+
+    def pause(self) -> None:
+        """Hold the machine still; see `vmm.machine.pause`. In the loop's thread; calls nest.
+
+        May come before `run`: the vCPUs then wait before their first instruction. Raises
+        `HostError` if a vCPU does not leave the guest.
+        """
+        self._pause.pause()
+
+    def resume(self) -> None:
+        """Undo one `pause`. In the loop's thread. Raises ValueError if there was none."""
+        self._pause.resume()
+
+    @property
+    def paused(self) -> bool:
+        """Whether somebody holds the machine."""
+        return self._pause.held
 
     def end(self, ending: Ending | Exception) -> None:
         """End the power cycle; `run` returns *ending*. Thread-safe; the first call counts."""

@@ -49,6 +49,7 @@ class PanicWatch:
     """Pass on the output of *source*, and look for a panic in it.
 
     *on_panic* is called with the reason, in the thread that drains. *call_later* is the loop's.
+    *is_held* tells whether the machine is paused.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class PanicWatch:
         source: Source,
         call_later: Callable[[float, Callable[[], None]], Cancellable],
         on_panic: Callable[[str], None],
+        is_held: Callable[[], bool] = lambda: False,
     ) -> None:
         self._source = source
         self._call_later = call_later
         self._on_panic = on_panic
+        self._is_held = is_held
         self._backlog = b""
         self._recent = b""
         self._timer: Cancellable | None = None
@@ -105,6 +108,9 @@ class PanicWatch:
             self._timer = self._call_later(SILENCE, self._silent)
 
     def _silent(self) -> None:
+        if self._is_held():  # a guest that is paused says nothing either
+            self._timer = self._call_later(SILENCE, self._silent)
+            return
         self._timer = None
         if (reason := self.reason()) is not None and END.search(self._recent):
             self._on_panic(reason)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vmm.kvm.system import System
     from vmm.kvm.vcpu import Vcpu
     from vmm.machine.address_space import AddressSpace
+    from vmm.machine.pause import Pause
     from vmm.machine.vcpu_thread import Reason
 
 
@@ -114,23 +115,30 @@ class PowerCycle(Closeable):
         """
         self._owned.callback(callback)
 
-    def start(
+    def start(  # noqa: PLR0913  (what vCPUs need of a machine)
         self,
         bus: MmioBus,
         fastpath: MmioFastpath,
         lines: Mapping[int, SwitchableLine],
         on_end: Callable[[int, Reason], None],
         events: Events,
+        *,
+        pause: Pause,
     ) -> None:
-        """Connect each of *lines*, by SPI, to the GIC, and start the vCPUs."""
+        """Connect each of *lines*, by SPI, to the GIC, and start the vCPUs.
+
+        They do not enter the guest while *pause* holds the machine.
+        """
         for spi, line in lines.items():
             line.connect(self.gic.line(spi))
             self._owned.callback(line.connect, None)
         for vcpu in self.vcpus:
             vcpu.set_answers(fastpath)
             self.threads.append(VcpuThread(vcpu, bus, on_end, events))
+        self._owned.callback(pause.end)
         self._owned.callback(self._stop_threads)
         self._space.start()
+        pause.begin(self)
         for thread in self.threads:
             thread.start()
 

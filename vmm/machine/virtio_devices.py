@@ -220,6 +220,11 @@ class VirtioDevices(Closeable):
         """Return the slots' device tree nodes."""
         return board.virtio_mmio(len(self._transports))
 
+    @property
+    def devices(self) -> Sequence[VirtioDevice]:
+        """The devices, in the order of their slots or functions."""
+        return self._devices
+
     def cancel_waits(self) -> None:
         """End vCPUs' waits for daemons, so that they can stop. Does not block."""
         for device in self._devices:

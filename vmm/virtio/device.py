@@ -102,6 +102,7 @@ class VirtioDevice(Closeable):
         self._status = 0
         self._accepted = 0
         self._bounded = Bounded(events)
+        self._paused = False
 
     # For kinds of device to override
 
@@ -143,6 +144,16 @@ class VirtioDevice(Closeable):
 
         Harmless if nothing was started.
         """
+
+    def queue_paused(self, index: int) -> None:
+        """Wait until nothing touches queue *index* or its buffers; keep its place in the ring.
+
+        Called with the device's lock, for a live device. A device without threads has nothing to
+        wait for: `pause` keeps the loop from the queue.
+        """
+
+    def queue_resumed(self, index: int, queue: Queue) -> None:
+        """Go on with *queue* where `queue_paused` left it. Called with the device's lock."""
 
     def readers(self) -> list[tuple[int, Callable[[], object]]]:
         """Return the descriptors that the loop polls, each with its callback; always the same."""
@@ -281,7 +292,7 @@ class VirtioDevice(Closeable):
     def _process(self, index: int) -> None:
         slot = self.slots[index]
         slot.doorbell.drain()
-        if (queue := slot.queue) is None or not self.live:
+        if (queue := slot.queue) is None or not self.live or self._paused:
             return
         try:
             self.serve(index, queue)
@@ -314,6 +325,32 @@ class VirtioDevice(Closeable):
     def _tell(self) -> None:
         if self._status & status.DRIVER_OK and self.interrupts is not None:
             self.interrupts.config_changed()
+
+    # Pause
+
+    def pause(self) -> None:
+        """Serve no queue until `resume`. When this returns, nothing touches guest memory.
+
+        No vCPU may run: the device's registers are not held. Idempotent.
+        """
+        with self._lock:
+            if self._paused:
+                return
+            self._paused = True
+            for index, slot in enumerate(self.slots):
+                if slot.queue is not None and self.live:
+                    self.queue_paused(index)
+
+    def resume(self) -> None:
+        """Serve the queues again. Idempotent. What the host can no longer serve breaks."""
+        with self._lock:
+            if not self._paused:
+                return
+            self._paused = False
+            for index, slot in enumerate(self.slots):
+                if slot.queue is not None and self.live:
+                    self.queue_resumed(index, slot.queue)
+                    slot.doorbell.signal()  # chains may have come that nobody looked at
 
     # Reset and close
 

@@ -61,6 +61,7 @@ class Pmem(VirtioDevice):
         self._queue: Queue | None = None
         self._work = Condition(self._lock)
         self._thread: Thread | None = None
+        self._syncing = False
         self._closing = False
         config = {"start": backing.base, "size": backing.size}
         self._config = bytes(ffi.buffer(ffi.new("struct virtio_pmem_config *", config)))
@@ -83,7 +84,7 @@ class Pmem(VirtioDevice):
             else:
                 queue.push(chain.id, chain.write(FAILED))
         if self._waiting:
-            self._work.notify()
+            self._work.notify_all()
 
     def queue_started(self, index: int, queue: Queue) -> None:
         """Start the thread, if this is the first start."""
@@ -93,6 +94,10 @@ class Pmem(VirtioDevice):
                 self._thread = thread.start(self.name, self._run)
             except HostError as error:
                 self._break(error, index)
+
+    def queue_paused(self, index: int) -> None:  # noqa: ARG002
+        """Wait for the flushes that the driver asked for."""
+        self._work.wait_for(lambda: not self._waiting and not self._syncing)
 
     def queue_stopped(self, index: int) -> None:  # noqa: ARG002
         """Drop the requests: nobody waits for them any more."""
@@ -107,6 +112,7 @@ class Pmem(VirtioDevice):
                     return
                 queue, taken = self._queue, self._waiting[:]
                 self._waiting.clear()
+                self._syncing = True
                 self._lock.release()
                 try:
                     reply = self._sync()
@@ -114,6 +120,8 @@ class Pmem(VirtioDevice):
                     self._lock.acquire()
                 if queue is not None and queue is self._queue:
                     self._finish(queue, taken, reply)
+                self._syncing = False
+                self._work.notify_all()
 
     def _sync(self) -> bytes:
         try:

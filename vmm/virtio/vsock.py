@@ -64,6 +64,14 @@ class VsockBackend(KernelBackend):
         self._set.add(index)
         self._run(on=len(self._set) == RINGS)
 
+    def pause_ring(self, index: int) -> None:  # noqa: ARG002  (both at once)
+        """Stop both rings: the kernel keeps their places."""
+        self._run(on=False)
+
+    def resume_ring(self, index: int) -> None:  # noqa: ARG002
+        """Run both rings again, if both are set up."""
+        self._run(on=len(self._set) == RINGS)
+
     def stop_ring(self, index: int) -> None:
         """Stop both rings."""
         self._set.discard(index)

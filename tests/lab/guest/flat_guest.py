@@ -102,6 +102,34 @@ here:
 .skip 128
 """
 
+COUNT = """
+.set CPUS, {cpus}
+.set COUNTERS, 0x41000000
+    mov x19, #1
+start:
+    mov x1, x19
+    adr x2, count
+    mov x3, x19
+    psci CPU_ON
+    cbnz x0, .
+    add x19, x19, #1
+    cmp x19, #CPUS
+    b.ne start
+    mov x0, #0
+count:
+    ldr x4, =COUNTERS
+    add x4, x4, x0, lsl #6
+    mov x5, #0
+again:
+    add x5, x5, #1
+    isb
+    mrs x6, cntvct_el0
+    stp x5, x6, [x4]
+    b again
+"""
+"""*cpus* vCPUs, at most 16, that count for ever: at 0x41000000 and each 64 bytes from there are a
+vCPU's count of rounds and the virtual counter as it last saw it."""
+
 # UART registers: CR 0x30 (on), IMSC 0x38 (receive interrupts), FR 0x18, DR 0.
 ECHO = """
     ldr x2, =UART

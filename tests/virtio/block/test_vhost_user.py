@@ -14,7 +14,7 @@ from threading import Thread
 import pytest
 
 from tests.recorded import Recorded
-from tests.virtio.block.blk_driver import FLUSH, IN, OK, OUT, Disk, wait
+from tests.virtio.block.blk_driver import DATA, FLUSH, IN, OK, OUT, Disk, wait
 from tests.virtio.ring_driver import BASE, BUFFERS, Buffer, Memory, SplitDriver
 from tests.virtio.vhost import debian_daemons as foreign_programs
 from vmm.config.disk import DiskConfig
@@ -436,3 +436,55 @@ def test_a_driver_may_make_no_sense(disk: Served, events: Recorded) -> None:
     listen(disk, lambda: {"vhost-user-lost", "virtio-needs-reset"} & set(events.names()))
     disk.start()
     assert disk.read(0, 512) == bytes(512)
+
+
+# --- pause ----------------------------------------------------------------------------------------
+
+
+def test_a_paused_disk_serves_nothing_and_goes_on_where_it_was(disk: Served) -> None:
+    """The same daemon, the same place in the ring, however often."""
+    assert disk.write(8, b"a" * 512) == OK
+    pid = disk.pid
+    for number in range(3):
+        disk.device.pause()
+        disk.memory.guest.write(DATA, bytes([number]) * 512)
+        disk.add(OUT, 16, Buffer(DATA, 512))
+        disk.notify()
+        time.sleep(0.2)
+        assert not list(disk.ring.used()), "the daemon served a paused ring"
+        disk.device.resume()
+        disk.used(1)
+        assert disk.status() == OK
+        assert disk.read(16, 512) == bytes([number]) * 512
+    assert disk.read(8, 512) == b"a" * 512
+    assert disk.pid == pid
+
+
+@pytest.mark.parametrize("when", ["before", "paused", "unseen"])
+def test_a_daemon_that_is_lost_around_a_pause_is_replaced_at_the_end_of_it(
+    make: Callable[..., Served], path: Path, events: Recorded, when: str
+) -> None:
+    disk = make(path, cache="writethrough")
+    disk.start()
+    assert disk.write(8, b"a" * 512) == OK
+    pid = disk.pid
+    if when == "before":
+        os.kill(pid, signal.SIGKILL)
+        wait(lambda: disk.device.backend._channel and disk.device.backend._channel.ended)
+    disk.device.pause()
+    if when != "before":
+        os.kill(pid, signal.SIGKILL)
+        wait(lambda: disk.device.backend._channel and disk.device.backend._channel.ended)
+    if when == "paused":
+        disk.device.attend()
+        time.sleep(0.2)
+    assert "vhost-user-restarted" not in events.names()
+    disk.add(IN, 8, Buffer(DATA, 512, writable=True))
+    disk.notify()
+    disk.device.resume()
+    disk.used(1)
+    assert disk.memory.guest.read(DATA, 512) == b"a" * 512
+    assert disk.pid != pid
+    wait(lambda: "vhost-user-restarted" in events.names())
+    time.sleep(0.2)
+    assert events.names().count("vhost-user-restarted") == 1

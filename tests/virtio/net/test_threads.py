@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -341,3 +342,39 @@ def test_interrupts_come_only_when_they_are_wanted(wired: Wired, kind: str) -> N
                 assert wait(lambda: wired.driver.interrupts() > 0), number
         time.sleep(0.02)
         assert wired.driver.interrupts() <= wanted
+
+
+# --- pause ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_paused_device_moves_nothing_and_loses_nothing(wired: Wired, kind: str) -> None:
+    """Buffers that the receiver had popped are used by the same receiver after the pause."""
+    wired.start(kind)
+    wired.offer(*[2048] * 32)
+    for number in range(16):
+        frame = FRAME + bytes([number])
+        wired.put(frame)
+        assert (wired.take() or b"")[HEADER:] == frame
+        wired.device.pause()
+        wired.put(frame)
+        wired.send(frame)
+        time.sleep(0.01)
+        assert not wired.rx.used()
+        assert not wired.tx.used()
+        wired.device.resume()
+        assert (wired.take() or b"")[HEADER:] == frame
+        assert wired.get() == frames(wired, frame)
+        assert wired.sent()
+
+
+def test_a_frame_that_was_cut_by_a_pause_is_finished_after_it(stream: Wired) -> None:
+    """What passt reads and writes is whole frames, whatever a pause leaves of one."""
+    stream.start()
+    stream.offer(*[2048] * 8)
+    stream.wire.sendall(struct.pack(">I", len(FRAME)) + FRAME[:20])
+    time.sleep(0.05)
+    stream.device.pause()
+    stream.wire.sendall(FRAME[20:])
+    stream.device.resume()
+    assert (stream.take() or b"")[HEADER:] == FRAME

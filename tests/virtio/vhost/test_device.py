@@ -60,6 +60,12 @@ class Recorder:
         self.rings.pop(index, None)
         self._tell(f"stop {index}")
 
+    def pause_ring(self, index: int) -> None:
+        self._tell(f"pause {index}")
+
+    def resume_ring(self, index: int) -> None:
+        self._tell(f"resume {index}")
+
     def ring_error(self, index: int) -> str:
         return f"ring {index} is broken"
 
@@ -309,3 +315,43 @@ def test_nothing_stays_open(memory: Memory, events: Recorded) -> None:
     PackedDriver(memory)
     board.driver.transport.close()
     assert open_files() == before
+
+
+def test_a_pause_is_the_back_ends_and_keeps_our_own_queue_from_the_loop(
+    board: Board, memory: Memory
+) -> None:
+    ring = SplitDriver(memory, 8, at=BASE + 0x2000)
+    board.driver.negotiate()
+    for index in (0, 1):
+        board.driver.set_queue(index, 8, areas(index))
+    board.driver.set_queue(OWN, 8, ring.areas)
+    board.driver.add_status(status.DRIVER_OK)
+    board.turn()
+    board.told()
+    board.device.pause()
+    board.device.pause()
+    assert board.told() == ["pause 0", "pause 1"]
+    ring.add(Buffer(BUFFERS, 4, writable=True))
+    board.driver.notify(OWN)
+    board.turn()
+    assert ring.used() == []
+    board.device.resume()
+    board.device.resume()
+    assert board.told() == ["resume 0", "resume 1"]
+    board.turn()
+    assert len(ring.used()) == 1
+
+
+def test_a_back_end_that_cannot_go_on_breaks_the_device(board: Board) -> None:
+    bring_up(board)
+    board.device.pause()
+    board.backend.fails.add("resume 0")
+    board.device.resume()
+    assert board.driver.load("Status") & status.NEEDS_RESET
+
+
+def test_a_back_end_that_fails_to_pause_is_an_event(board: Board) -> None:
+    bring_up(board)
+    board.backend.fails.add("pause 1")
+    board.device.pause()
+    assert board.events.names() == ["vhost-failed"]

@@ -118,10 +118,14 @@ class Worker(Closeable):
             int(failure.type), int(failure.error), int(failure.offset), bool(failure.refused)
         )
 
-    def stop(self) -> None:
-        """Stop the thread. When this returns, no request is in flight."""
+    def stop(self, how: int = lib.PYVMM_BLK_STOP) -> None:
+        """Stop the thread. When this returns, no request is in flight.
+
+        With PYVMM_BLK_PAUSE the requests are done to their ends; otherwise zeroes that take long
+        are cut short, as nobody waits for them.
+        """
         self.stopping = True
-        lib.pyvmm_blk_stop(self.c)
+        lib.pyvmm_blk_stop(self.c, how)
         self._thread.join()
         self.close()
 
@@ -195,10 +199,21 @@ class Blk(VirtioDevice):
         except HostError as error:
             self._break(error, index)
 
+    def queue_paused(self, index: int) -> None:
+        """Stop the queue's thread, after the requests in flight, which are done to their ends."""
+        self._stop_worker(index, lib.PYVMM_BLK_PAUSE)
+
+    def queue_resumed(self, index: int, queue: Queue) -> None:
+        """Start another thread, which goes on where the last one stopped."""
+        self.queue_started(index, queue)
+
     def queue_stopped(self, index: int) -> None:
         """Stop the queue's thread, after the requests in flight."""
+        self._stop_worker(index, lib.PYVMM_BLK_STOP)
+
+    def _stop_worker(self, index: int, how: int) -> None:
         if worker := self._workers.get(index):
-            worker.stop()
+            worker.stop(how)
             self._tell_failure(index, worker)
             del self._workers[index]
 

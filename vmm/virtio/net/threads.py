@@ -56,6 +56,20 @@ class RingThread(Closeable):
         self.c.mergeable = mergeable
         self._thread = thread.start(f"net-{self._index}", self._run)
 
+    def pause(self) -> None:
+        """Stop the thread; `resume` goes on with the same buffers at hand."""
+        if self._thread is not None:
+            lib.pyvmm_net_stop(self.c)
+            self._thread.join()
+            self._thread = None
+
+    def resume(self) -> None:
+        """Start the thread again after `pause`. Raises `HostError` when threads run out."""
+        if self.result == 0:  # the ring was not found broken meanwhile
+            self._stop.drain()
+            self.c.stopping = 0
+            self.start(mergeable=bool(self.c.mergeable))
+
     def _run(self) -> None:
         serve = lib.pyvmm_net_receive if self._receives else lib.pyvmm_net_transmit
         self.result = serve(self.c)
@@ -64,9 +78,7 @@ class RingThread(Closeable):
 
     def close(self) -> None:
         """Stop the thread. When this returns, nothing touches the ring. Idempotent."""
-        if self._thread is not None:
-            lib.pyvmm_net_stop(self.c)
-            self._thread.join()
+        self.pause()
         self._stop.close()
 
 
@@ -122,6 +134,14 @@ class ThreadBackend(Closeable):
         """Stop the ring's thread and forget chains that it has not used: the ring restarts at 0."""
         if (serving := self._threads.pop(index, None)) is not None:
             serving.close()
+
+    def pause_ring(self, index: int) -> None:
+        """Stop the ring's thread; it keeps the buffers that it has."""
+        self._threads[index].pause()
+
+    def resume_ring(self, index: int) -> None:
+        """Start the ring's thread again."""
+        self._threads[index].resume()
 
     def ring_error(self, index: int) -> str:
         """Return why the ring's thread has ended."""

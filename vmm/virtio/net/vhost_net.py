@@ -33,10 +33,17 @@ class KernelNetBackend(KernelBackend):
 
     def start_ring(self, index: int, ring: Ring) -> None:
         """Set the ring up and connect it to its TAP queue."""
-        file, number = self._files[index // 2], index % 2
-        file.set_ring(number, ring)
+        self._files[index // 2].set_ring(index % 2, ring)
+        self.resume_ring(index)
+
+    def pause_ring(self, index: int) -> None:
+        """Disconnect the ring from its TAP queue: the kernel keeps the ring's place."""
+        self.stop_ring(index)
+
+    def resume_ring(self, index: int) -> None:
+        """Connect the ring to its TAP queue again."""
         queue = self._tap.queues[index // 2].fileno()
-        file.set_file(VhostIoctl.VHOST_NET_SET_BACKEND, number, queue)
+        self._files[index // 2].set_file(VhostIoctl.VHOST_NET_SET_BACKEND, index % 2, queue)
 
     def stop_ring(self, index: int) -> None:
         """Disconnect the ring from its TAP queue."""

@@ -66,6 +66,15 @@ class VhostBackend(Protocol):
         ring is served any more: `stop_ring` has to follow for each, and then `stop`.
         """
 
+    def pause_ring(self, index: int) -> None:
+        """Stop everything that touches ring *index*, and keep its place in the ring.
+
+        When it returns or raises, the ring is not touched any more. Raises `HostError`.
+        """
+
+    def resume_ring(self, index: int) -> None:
+        """Go on with ring *index* where `pause_ring` left it. Raises `HostError`."""
+
     def ring_error(self, index: int) -> str:
         """Return what is wrong with ring *index*, whose `err` was signalled, if it is known."""
 

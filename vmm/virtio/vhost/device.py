@@ -131,6 +131,19 @@ class VhostDevice(VirtioDevice):
             self._try(partial(self.backend.stop_ring, index))
             self._errors[index].drain()
 
+    def queue_paused(self, index: int) -> None:
+        """Let the back end finish with the queue. Nothing to wait for in a queue of ours."""
+        if index in self._serving:
+            self._try(partial(self.backend.pause_ring, index))
+
+    def queue_resumed(self, index: int, queue: Queue) -> None:  # noqa: ARG002
+        """Let the back end go on with the queue; the device breaks if it cannot."""
+        if index in self._serving:
+            try:
+                self.backend.resume_ring(index)
+            except HostError as error:
+                self._break(error, index)
+
     def stopped(self) -> None:
         """Stop the back end, which forgets the driver."""
         if self._prepared:

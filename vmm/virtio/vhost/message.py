@@ -59,6 +59,7 @@ class Request(IntEnum):
     SET_VRING_NUM = 8
     SET_VRING_ADDR = 9
     SET_VRING_BASE = 10
+    GET_VRING_BASE = 11
     SET_VRING_KICK = 12
     SET_VRING_CALL = 13
     SET_VRING_ERR = 14

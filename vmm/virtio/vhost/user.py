@@ -210,6 +210,27 @@ class VhostUser(Closeable):
         """End the daemon: nothing else is sure to stop it from touching rings."""
         self.stop()
 
+    def pause_ring(self, index: int) -> None:
+        """Stop the daemon's work on ring *index* (GET_VRING_BASE), and note where the ring is.
+
+        A daemon that does not answer is killed, so that the ring is not touched either way.
+        """
+        if index in self._inflight:
+            self._inflight[index].stop()  # it passes no notification on any more
+        try:
+            with self._talking() as channel:
+                answer = channel.ask(Request.GET_VRING_BASE, STATE.pack(index, 0))
+                if len(answer) != STATE.size or STATE.unpack(answer)[0] != index:
+                    raise ChannelError("answered GET_VRING_BASE for another ring")
+        except HostError:
+            self.kill()
+            raise
+        self._rings[index] = self._rings[index]._replace(base=STATE.unpack(answer)[1])
+
+    def resume_ring(self, index: int) -> None:
+        """Set ring *index* up again where it was."""
+        self.start_ring(index, self._rings[index])
+
     def ring_error(self, index: int) -> str:
         """Return what is wrong with ring *index*."""
         return f"{self._server.what}: the daemon found queue {index} broken"

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from functools import partial
+from threading import Condition
 from typing import TYPE_CHECKING, Final
 
 from vmm import thread
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from vmm.events import Events
     from vmm.memory import GuestMemory
-    from vmm.virtio.queue import MemoryMap
+    from vmm.virtio.queue import MemoryMap, Queue
     from vmm.virtio.vhost.user import VhostUser
 
 RESTARTS: Final = 5
@@ -54,6 +56,9 @@ class VhostUserDevice(VhostDevice):
         self._taking_over = False
         """Whether the lock's holder is starting another daemon."""
         self._deaths: list[float] = []
+        self._recovering = False
+        """Whether a thread replaces the daemon, or will once the machine is resumed."""
+        self._resumed = Condition(self._lock)
 
     def prepare(self, features: int, memory: GuestMemory) -> None:
         """Prepare for a driver, and watch for the daemon's end. Called with the lock."""
@@ -66,7 +71,12 @@ class VhostUserDevice(VhostDevice):
     def _lost(self) -> None:
         """Begin to recover: the daemon is gone, or sent something unasked. Called with the lock."""
         self.unwatch(self.backend.connection)
-        self._begin(self._recover, "revival")
+        self._begin_recovery()
+
+    def _begin_recovery(self) -> None:
+        if not self._recovering:
+            self._recovering = True
+            self._begin(self._recover, "revival")
 
     def _begin(self, what: Callable[[int], None], name: str) -> None:
         """Call *what* in a thread of its own: a daemon is slow, and the loop has other devices."""
@@ -77,8 +87,12 @@ class VhostUserDevice(VhostDevice):
 
     @contextmanager
     def _succession(self, drivers: int) -> Iterator[bool]:
-        """Hold the lock while a daemon takes over; yield whether it is still wanted."""
+        """Hold the lock while a daemon takes over; yield whether it is still wanted.
+
+        While the machine is paused, wait without the lock.
+        """
         with self._lock:
+            self._resumed.wait_for(lambda: not self._paused or drivers != self._drivers)
             self._taking_over = True
             try:
                 yield self._wanted(drivers)
@@ -92,6 +106,8 @@ class VhostUserDevice(VhostDevice):
     def _recover(self, drivers: int) -> None:
         reason = self.backend.explain()  # without the lock, as this waits
         with self._succession(drivers) as wanted:
+            if drivers == self._drivers:
+                self._recovering = False
             if not wanted or not self._serving:
                 return
             self.backend.kill()
@@ -107,6 +123,35 @@ class VhostUserDevice(VhostDevice):
                     self._break(HostError(f"{reason}; {error.message}"), 0)
                 return
 
+    # Pause
+
+    def queue_paused(self, index: int) -> None:
+        """Let the daemon finish with the queue. One that cannot is killed, and replaced later."""
+        if self._is_served(index):
+            self._try_daemon(partial(self.backend.pause_ring, index))
+
+    def queue_resumed(self, index: int, queue: Queue) -> None:  # noqa: ARG002
+        """Let the daemon go on with the queue, or another one if it is gone."""
+        if self._is_served(index):
+            self._try_daemon(partial(self.backend.resume_ring, index))
+
+    def _is_served(self, index: int) -> bool:
+        return index in self._serving and index not in self._own and not self._recovering
+
+    def _try_daemon(self, what: Callable[[], None]) -> None:
+        try:
+            what()
+        except HostError:
+            self._begin_recovery()
+
+    def resume(self) -> None:
+        """Serve the queues again. A takeover that waited for this goes on."""
+        super().resume()
+        with self._lock:
+            self._resumed.notify_all()
+
+    # End
+
     def cancel_waits(self) -> None:
         """Kill the daemon if somebody holds the lock, who then waits for it."""
         if self._lock.acquire(blocking=False):
@@ -120,6 +165,8 @@ class VhostUserDevice(VhostDevice):
         while not self._lock.acquire(timeout=TURN):
             if self._taking_over:
                 self.backend.cancel_waits()
+        self._recovering = False
+        self._resumed.notify_all()
         self._lock.release()
         super().reset()
 
