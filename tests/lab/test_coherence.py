@@ -78,6 +78,22 @@ def test_a_cacheable_region_is_refused_before_any_slot_of_it_exists(
     assert refusal["largest"] <= 65536
 
 
+@pytest.mark.profile("gh200-nofwb")
+def test_a_refused_slot_is_bisected_to_its_first_page(lab_host: Hosts) -> None:
+    found = facts(lab_host("gh200-nofwb"), "bisected")
+    assert found["alone"].startswith(
+        "a new VM takes the slot with ordinary memory in it: the mapping is why (VMA "
+    )
+    assert "the mapping is why from offset 0x5000 on (VMA " in found["mixed"]
+    assert "vfio" in found["mixed"]
+
+
+@pytest.mark.profile("rfc")
+def test_a_slot_that_wants_the_flag_is_bisected_to_it(lab_host: Hosts) -> None:
+    found = facts(lab_host("rfc"), "bisected")
+    assert "takes the slot with the Write-Back flag" in found["alone"]
+
+
 @pytest.mark.profile("legacy-gh200")
 @pytest.mark.parametrize("uapi", ["auto", "mainline", "rfc"])
 def test_verify_makes_no_hazard_to_look_at_it(lab_host: Hosts, uapi: str) -> None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import errno
 import mmap
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from vmm.address_range import AddressRange
 from vmm.closeable import Closeable
 from vmm.coherence import explain, stage1, vma
+from vmm.coherence.bisect import bisect
 from vmm.coherence.capability import Generation
 from vmm.coherence.ledger import Entry
 from vmm.coherence.policy import (
@@ -46,6 +47,7 @@ from vmm.vfio.trap import TrappedRegion
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from vmm.cause import Cause
     from vmm.coherence.capability import HostCapability
     from vmm.config.bar import BarConfig
     from vmm.events import Events
@@ -346,8 +348,24 @@ class RegionMemory(Closeable):
         asked = explain.RequestedSlot(None, flags, base, mapping.size, mapping.host_address)
         where = vma.find(mapping.host_address)
         causes = explain.slot_causes(error.errno, asked, where, self.attribute, self._capability)
+        causes = self._certain(error, asked, causes)
         refusal = explain.refusal(asked, where, error.errno, causes)
         return HostError(f"{self._option}: {refusal.message}", refusal.hint)
+
+    def _certain(
+        self, error: KvmError, asked: explain.RequestedSlot, causes: list[Cause]
+    ) -> list[Cause]:
+        """Return *causes* with what a scratch VM tells first, where none of them is certain.
+
+        Not for a BAR that the guest places: its vCPU's thread makes no VM.
+        """
+        unsure = error.errno == errno.EINVAL and not any(cause.certain for cause in causes)
+        if self._whole_device or not unsure:
+            return causes
+        with suppress(VmmError):
+            found = bisect(self._system, asked)
+            return [*([found] if found is not None else []), *causes]
+        return causes
 
     def _trapped_entry(self, area: AddressRange, because: str) -> Entry:
         return self._entry(area, Promise(Stage2.NO_SLOT, because), None, 0)

@@ -5,7 +5,9 @@ python3 - BDF FACT...
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import os
 import struct
 import sys
@@ -13,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm.coherence.bisect import bisect
+from vmm.coherence.explain import RequestedSlot
 from vmm.coherence.prove import prove
 from vmm.config import MachineConfig
 from vmm.config.bar import BarConfig
@@ -23,6 +27,7 @@ from vmm.kvm.vm import Vm
 from vmm.loop import Loop
 from vmm.machine.address_space import AddressSpace
 from vmm.machine.machine import Machine
+from vmm.memory import Mapping
 from vmm.passthrough.region_memory import RegionContents
 from vmm.vfio.config import COMMAND_MEMORY
 from vmm.vfio.device import open_device
@@ -104,12 +109,34 @@ def slots_of_a_refusal() -> dict[str, object]:
     return {"said": said, "largest": max(sizes)}
 
 
+def bisected() -> dict[str, object]:
+    """Return why slots of region 4 are refused: of it alone, and behind 5 pages of RAM."""
+    page = mmap.PAGESIZE
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    with System.open() as system, open_device(BDF) as device:
+        device.enable_memory()
+        region = device.region(4)
+        with region.map() as mapping, Mapping.anonymous(16 * page) as plain:
+            alone = RequestedSlot(None, 0, BAR_AT, mapping.size, mapping.host_address)
+            base = plain.region(0).host_address
+            shared, fixed = 1, 0x10
+            where, offset = base + 5 * page, region.info.offset
+            fd = device._open_fd.fileno()
+            assert libc.mmap(where, 11 * page, 3, shared | fixed, fd, offset) == where
+            mixed = RequestedSlot(None, 0, BAR_AT, 16 * page, base)
+            causes = {"alone": bisect(system, alone), "mixed": bisect(system, mixed)}
+    return {name: cause and cause.what for name, cause in causes.items()}
+
+
 def main() -> None:
     """Print the facts that the arguments name."""
     facts = {
         "verdicts": verdicts,
         "switched off": switched_off,
         "refusal": slots_of_a_refusal,
+        "bisected": bisected,
     }
     json.dump({name: facts[name]() for name in sys.argv[2:]}, sys.stdout)
 
