@@ -10,8 +10,12 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vmm.cause import sentence
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from vmm.cause import Cause
 
 EXIT_POWERED_OFF = 0
 EXIT_BUG = 1
@@ -69,12 +73,13 @@ class GuestAddressError(GuestError):
 
 
 class KernelError(HostError):
-    """A system call failed: its name, its arguments and the likely cause."""
+    """A system call failed: its name, its arguments and the likely causes."""
 
-    def __init__(self, call: str, errno: int, hint: str = "") -> None:
-        super().__init__(f"{call}: {os.strerror(errno)}", hint)
+    def __init__(self, call: str, errno: int, hint: str = "", causes: Sequence[Cause] = ()) -> None:
+        super().__init__(f"{call}: {os.strerror(errno)}", hint or sentence(causes))
         self.call = call
         self.errno = errno
+        self.causes = tuple(causes)
 
 
 @contextmanager

@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from vmm import cause
 from vmm._native import ffi, lib
+from vmm.cause import FailedCall
 from vmm.closeable import Closeable
 from vmm.errors import HostError, KernelError
 
@@ -20,23 +22,7 @@ if TYPE_CHECKING:
     from enum import IntEnum
     from pathlib import Path
 
-GENERAL: Final[dict[int, str]] = {
-    errno.EBADF: "the descriptor is closed",
-    errno.ENOTTY: "this kernel does not know the ioctl",
-    errno.ENOMEM: "the host is out of memory",
-    errno.EPERM: "not permitted: run as a user who may, or as root",
-    errno.EACCES: "not permitted: run as a user who may, or as root",
-}
-"""Likely causes of an errno, whatever the ioctl."""
-
-
-def call(name: str, arguments: Mapping[str, object]) -> str:
-    """Format a call for an error's text: integers above 9 in hexadecimal."""
-    shown = (
-        f"{key}={value:#x}" if isinstance(value, int) and value > 9 else f"{key}={value}"
-        for key, value in arguments.items()
-    )
-    return f"{name}({', '.join(shown)})"
+    from vmm.cause import Table
 
 
 def open_node(path: str | Path, what: str, hints: Mapping[int, str], flags: int = 0) -> int:
@@ -72,7 +58,8 @@ class Fd(Closeable):
 
     def error(self, request: IntEnum, errno: int, shown: dict[str, object]) -> KernelError:
         """Return the error for *request*, which failed with *errno*."""
-        return KernelError(call(request.name, shown), errno, GENERAL.get(errno, ""))
+        failed = FailedCall(request.name, errno, shown, self._fd)
+        return KernelError(str(failed), errno, causes=cause.find(failed, {}))
 
     def try_ioctl(self, request: IntEnum, arg: Any = 0) -> int:
         """Issue *request* and return its result, or a negative errno. *arg*: see `ioctl`."""
@@ -120,8 +107,8 @@ class DeviceFile(Fd):
     module: ClassVar[str] = ""
     """The kernel module behind the node."""
 
-    causes: ClassVar[Mapping[tuple[str, int], str]] = {}
-    """Likely causes, by the ioctl's name and errno."""
+    causes: ClassVar[Table] = {}
+    """Causes of failed ioctls."""
 
     def __init__(self, path: str, option: str) -> None:
         super().__init__(-1)
@@ -137,8 +124,9 @@ class DeviceFile(Fd):
 
     def error(self, request: IntEnum, errno: int, shown: dict[str, object]) -> KernelError:
         """Return the error, which begins with the option."""
-        cause = self.causes.get((request.name, errno)) or GENERAL.get(errno, "")
-        return KernelError(f"{self.option}: {call(request.name, shown)}", errno, cause)
+        failed = FailedCall(request.name, errno, shown, self._fd)
+        found = cause.find(failed, self.causes)
+        return KernelError(f"{self.option}: {failed}", errno, causes=found)
 
 
 class EventFd(Fd):

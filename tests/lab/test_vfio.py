@@ -297,6 +297,58 @@ def test_a_host_whose_interrupts_are_unsafe_says_how_to_allow_them() -> None:
     assert "allow_unsafe_interrupts=1" in listed
 
 
+# --- faults -----------------------------------------------------------------------------------
+
+FIRST_CAUSES = {
+    "mapped twice": ("EEXIST", "mapped already"),
+    "IOVA not aligned": ("EINVAL", "multiple of the IOMMU's page"),
+    "IOVA of the doorbells": ("EINVAL", "a range it reserves"),
+    "nothing is mapped behind it": ("EFAULT", "is not there"),
+    "nothing to unmap": ("ENOENT", "nothing is mapped there"),
+    "more vectors than there are": ("EINVAL", "more vectors than it has"),
+    "mmap not aligned": ("EINVAL", "multiple of the host's page"),
+    "mmap of configuration space": ("EINVAL", "does not map this part"),
+    "mmap past the region": ("EINVAL", "does not map this part"),
+    "memory of no owner": ("EPERM", "none does"),
+    "second owner": ("EBUSY", "has an owner"),
+    "unknown feature": ("ENOTSUP", "does not know one of these features"),
+    "ring of 3": ("EINVAL", "power of two"),
+    "ring not aligned": ("EINVAL", "not aligned"),
+    "backend before the ring": ("EFAULT", "not set up"),
+    "context ID of the host": ("EINVAL", "from 3 to"),
+    "context ID twice": ("EADDRINUSE", "has this context ID"),
+    "interface is in use": ("EBUSY", "has this interface"),
+    "no TAP": ("EINVAL", "no TAP"),
+}
+"""The errno and words of the first cause of each fault of vfio_faults.py."""
+
+BY_BACKEND = {
+    "group": {"unmap splits": ("EINVAL", "split a mapping")},
+    "iommufd": {
+        "unmap splits": ("ENOENT", "split a mapping"),
+        "a BAR is behind it": ("EFAULT", "device memory"),
+    },
+}
+
+
+@everywhere
+def test_the_first_cause_of_a_fault_is_the_right_one(which: str) -> None:
+    edu = EDU if which == "stock" else SECOND_EDU
+    assert pyvmm(which, "bind", edu).startswith("0 ")
+    try:
+        found = program(which, "vfio_faults.py", edu, backend(which))
+    finally:
+        pyvmm(which, "unbind", edu)
+    wanted = FIRST_CAUSES | BY_BACKEND[backend(which)]
+    wrong = {
+        name: found[name]
+        for name, (number, words) in wanted.items()
+        if found[name][0] != number or words not in found[name][1]
+    }
+    assert wrong == {}
+    assert found.keys() == wanted.keys() | {"a BAR is behind it"}
+
+
 # --- the GPU ----------------------------------------------------------------------------------
 
 

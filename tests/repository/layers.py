@@ -22,6 +22,7 @@ LAYERS: Final = (  # lowest first
         "ground",
         {
             "_native": "the C of cdefs/",
+            "cause": "what an errno may mean",
             "errors": "errors by who must act: user, host, guest",
             "closeable": "what a `with` closes",
             "events": "JSON lines about a machine",
@@ -86,6 +87,8 @@ LAYERS: Final = (  # lowest first
 
 BESIDE: Final = {
     ("thread", "errors"): "a thread that cannot start is a HostError",
+    ("errors", "cause"): "an error of the kernel's says what it may come from",
+    ("fd", "cause"): "a failed ioctl has causes",
     ("fd", "errors"): "a failed ioctl is a KernelError",
     ("fd", "closeable"): "descriptors are owned",
     ("fd", "_native"): "ioctls go through C",

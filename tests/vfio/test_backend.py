@@ -11,10 +11,11 @@ import pytest
 
 from tests.vfio.pci_tree import GPU, Tree
 from vmm.address_range import AddressRange
+from vmm.cause import FailedCall
 from vmm.errors import HostError, KernelError
 from vmm.vfio import backend
 from vmm.vfio.backend import Backend, open_iommu, why_not_iommufd
-from vmm.vfio.causes import CAUSES, likely_cause
+from vmm.vfio.causes import CAUSES, causes
 from vmm.vfio.device import open_device
 from vmm.vfio.fd import VfioError, VfioFd
 from vmm.vfio.function import HostFunction
@@ -158,9 +159,12 @@ def test_each_cause_is_of_an_ioctl_there_is() -> None:
 
 
 def test_ioctls_of_one_number_have_causes_of_their_own() -> None:
-    assert "allow_unsafe_interrupts" in likely_cause(ContainerIoctl.VFIO_SET_IOMMU, errno.EPERM)
-    assert "unsafe" not in likely_cause(GroupIoctl.VFIO_GROUP_SET_CONTAINER, errno.EPERM)
-    assert likely_cause(DeviceIoctl.VFIO_DEVICE_RESET, errno.EBADF) == "the descriptor is closed"
+    (unsafe,) = causes(FailedCall(ContainerIoctl.VFIO_SET_IOMMU.name, errno.EPERM))
+    assert "allow_unsafe_interrupts" in unsafe.remedy
+    (other,) = causes(FailedCall(GroupIoctl.VFIO_GROUP_SET_CONTAINER.name, errno.EPERM))
+    assert "unsafe" not in other.remedy
+    (closed,) = causes(FailedCall(DeviceIoctl.VFIO_DEVICE_RESET.name, errno.EBADF))
+    assert closed.what == "the descriptor is closed"
 
 
 def test_an_error_names_file_ioctl_arguments_and_cause() -> None:
@@ -168,7 +172,7 @@ def test_an_error_names_file_ioctl_arguments_and_cause() -> None:
         fd.ioctl_struct(DeviceIoctl.VFIO_DEVICE_GET_REGION_INFO, "vfio_region_info", index=12)
     assert str(error.value) == (
         f"{GPU}: VFIO_DEVICE_GET_REGION_INFO(index=0xc): Bad file descriptor; "
-        "the descriptor is closed"
+        "the descriptor is closed: keep it open"
     )
 
 

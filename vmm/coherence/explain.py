@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from vmm.address_range import AddressRange
+from vmm.cause import Cause, FailedCall
 from vmm.coherence.capability import FlagAnswer, Generation, Support
 from vmm.coherence.policy import Stage1, Stage2
 from vmm.errors import HostError
+from vmm.kvm.causes import causes as kvm_causes
 from vmm.kvm.vm import MemFlag
 
 if TYPE_CHECKING:
@@ -27,13 +29,11 @@ if TYPE_CHECKING:
     from vmm.coherence.vma import Vma
 
 
-@dataclass(frozen=True)
-class Cause:
-    """One possible cause of an errno. *certain*: it was checked, not inferred."""
-
-    what: str
-    remedy: str
-    certain: bool = False
+_PREPARE: Final = "kvm_arch_prepare_memory_region (arch/arm64/kvm/mmu.c)"
+_FLAGS: Final = "check_memory_region_flags (virt/kvm/kvm_main.c)"
+_ABORT: Final = "user_mem_abort (arch/arm64/kvm/mmu.c)"
+_GUEST_ABORT: Final = "kvm_handle_guest_abort (arch/arm64/kvm/mmu.c)"
+_SET: Final = "kvm_set_memory_region (virt/kvm/kvm_main.c)"
 
 
 @dataclass(frozen=True)
@@ -46,40 +46,22 @@ class RequestedSlot:
     size: int
     host_address: int
 
+    def failed(self, error: int) -> FailedCall:
+        """Return the call that KVM answered with errno *error*."""
+        fields: dict[str, object] = {
+            "flags": self.flags,
+            "guest_phys_addr": self.base,
+            "memory_size": self.size,
+            "userspace_addr": self.host_address,
+        }
+        if self.number is not None:
+            fields["slot"] = self.number
+        return FailedCall("KVM_SET_USER_MEMORY_REGION", error, fields)
+
     def __str__(self) -> str:
         flags = str(MemFlag(self.flags).name) if self.flags else "no flags"
         which = "new slot" if self.number is None else f"slot {self.number}"
         return f"IPA {AddressRange(self.base, self.size)} -> {which} ({flags})"
-
-
-MOST_PAGES: Final = (1 << 31) - 1
-"""KVM_MEM_MAX_NR_PAGES."""
-
-SINGLE_CAUSES: Final = {
-    errno.EEXIST: Cause("another slot holds part of the range", "place it elsewhere", certain=True),
-    errno.EFAULT: Cause(
-        "the range ends beyond the VM's guest physical space",
-        "place it lower, or create the VM with more bits",
-        certain=True,
-    ),
-    errno.ENOMEM: Cause("the host is out of memory", "free some", certain=True),
-    errno.ENOSPC: Cause("every slot that KVM has for a VM is taken", "use fewer", certain=True),
-    errno.EIO: Cause(
-        "the VM belongs to another process, or KVM has given it up after a bug",
-        "the host's kernel log says which",
-    ),
-    errno.EPERM: Cause(
-        "the VM is protected (pKVM), and its slots take no flags nor change once it has run",
-        "use a VM that is not",
-    ),
-    errno.EBADF: Cause("the VM's descriptor is closed", "keep it open", certain=True),
-    errno.ENOTTY: Cause(
-        "this kernel does not know KVM_SET_USER_MEMORY_REGION2 (Linux 6.8)",
-        "use KVM_SET_USER_MEMORY_REGION",
-        certain=True,
-    ),
-}
-"""Errnos with one cause: all but EINVAL."""
 
 
 def slot_causes(
@@ -89,22 +71,14 @@ def slot_causes(
     attribute: Attribute,
     capability: HostCapability,
 ) -> list[Cause]:
-    """Return the causes of errno *error* for *slot*, the likeliest first. Pure.
+    """Return the causes of errno *error* for *slot*, the likeliest first. Changes nothing.
 
     *attribute* is the host's mapping's at stage 1; how it is known is quoted.
     """
-    if error in SINGLE_CAUSES:
-        return [SINGLE_CAUSES[error]]
+    general = kvm_causes(slot.failed(error))
     if error != errno.EINVAL:
-        return []
-    page = capability.page_size
-    causes = []
-    if any(value % page for value in (slot.base, slot.size, slot.host_address)):
-        what = f"address or size is not a multiple of the host's page of {page >> 10} KiB"
-        causes.append(Cause(what, "align them", certain=True))
-    if slot.size // page > MOST_PAGES:
-        what = f"a slot has {MOST_PAGES * page:#x} bytes at most"
-        causes.append(Cause(what, "make several of it", certain=True))
+        return general
+    causes = [cause for cause in general if cause.certain]
     causes += _flag_causes(slot, capability)
     if vma is not None and vma.is_pfnmap:
         causes += _pfnmap_causes(slot, attribute, capability)
@@ -112,9 +86,10 @@ def slot_causes(
         causes += _mixedmap_causes(slot, capability)
     if slot.number is not None:
         what = "a live slot's size, address or a flag that cannot change was changed"
-        causes.append(Cause(what, "remove the slot first"))
+        causes.append(Cause(what, "remove the slot first", _SET))
     if slot.flags:
-        causes.append(Cause("this kernel does not know one of the flags", "leave them out"))
+        what = "this kernel does not know one of the flags"
+        causes.append(Cause(what, "leave them out", _FLAGS))
     return sorted(causes, key=lambda cause: not cause.certain)
 
 
@@ -124,13 +99,13 @@ def _flag_causes(slot: RequestedSlot, capability: HostCapability) -> list[Cause]
     if capability.support is Support.UNSUPPORTED:
         what = f"the host lacks {capability.cpu.lacking}"
         if capability.generation is Generation.RFC:
-            return [Cause(what, "use a host with FWB", certain=True)]
+            return [Cause(what, "use a host with FWB", _FLAGS, certain=True)]
     if (
         capability.generation is not Generation.RFC
         or capability.flag_answer is FlagAnswer.UNSUPPORTED
     ):
         what = f"this kernel ({capability.generation.value}) does not know the Write-Back flag"
-        return [Cause(what, "leave the flag out (--uapi mainline)", certain=True)]
+        return [Cause(what, "leave the flag out (--uapi mainline)", _FLAGS, certain=True)]
     return []
 
 
@@ -141,7 +116,8 @@ def _pfnmap_causes(
     stage1 = attribute.stage1
     if slot.flags & MemFlag.LOG_DIRTY_PAGES:
         what = "dirty logging does not work on device memory"
-        causes.append(Cause(what, "leave the flag out: it can't be pre-copied", certain=True))
+        remedy = "leave the flag out: it can't be pre-copied"
+        causes.append(Cause(what, remedy, _PREPARE, certain=True))
     asked = bool(slot.flags & MemFlag.WRITE_BACK)
     sure = stage1 is Stage1.CACHEABLE
     believed = {
@@ -160,25 +136,26 @@ def _pfnmap_causes(
                 f"{believed}, and no capability 243 says that this host can map it so at stage 2: "
                 f"{why}",
                 "use a host with FWB, or cache=forbid to trap each access",
+                _PREPARE,
                 certain=sure and known,
             )
         )
     elif capability.generation is Generation.PER_VM:
         what = f"{believed}, and this kernel wants the VM to enable capability 243 for that"
-        causes.append(Cause(what, "KVM_ENABLE_CAP, before the slot"))
+        causes.append(Cause(what, "KVM_ENABLE_CAP, before the slot", _PREPARE))
     elif not asked and capability.generation is Generation.RFC:
         what = f"{believed}, and this kernel wants the Write-Back flag for that"
-        causes.append(Cause(what, "set it (--uapi rfc, cache=auto)", certain=sure))
+        causes.append(Cause(what, "set it (--uapi rfc, cache=auto)", _PREPARE, certain=sure))
     elif not asked and capability.flag_answer in (FlagAnswer.ACCEPTED, FlagAnswer.AMBIGUOUS):
         what = f"{believed}, and this kernel, which accepts flag bit 3, may want it for that"
-        causes.append(Cause(what, "--uapi auto, or rfc if you know that it does"))
+        causes.append(Cause(what, "--uapi auto, or rfc if you know that it does", _PREPARE))
     if asked and stage1 is not Stage1.CACHEABLE:
         what = (
             "the Write-Back flag was asked for, but the mapping is not cacheable "
             f"({attribute.because})"
         )
         certain = stage1 is Stage1.UNCACHED
-        causes.append(Cause(what, "leave it out (cache=auto)", certain=certain))
+        causes.append(Cause(what, "leave it out (cache=auto)", _PREPARE, certain=certain))
     return causes
 
 
@@ -186,7 +163,7 @@ def _mixedmap_causes(slot: RequestedSlot, capability: HostCapability) -> list[Ca
     if capability.generation is not Generation.RFC or slot.flags & MemFlag.WRITE_BACK:
         return []
     what = "MIXEDMAP may hold device memory, and this kernel wants the Write-Back flag for that"
-    return [Cause(what, "set it")]
+    return [Cause(what, "set it", _PREPARE)]
 
 
 @dataclass(frozen=True)
@@ -224,12 +201,13 @@ def _broken(suspect: Suspect) -> Cause | None:
     """Return what keeps KVM from faulting the range in."""
     if suspect.vma is None:
         what = "nothing is mapped behind it any more"
-        return Cause(what, "was its device unplugged?", certain=True)
+        return Cause(what, "was its device unplugged?", _ABORT, certain=True)
     if suspect.memory_enabled is None:
-        return Cause("its device does not answer", "was it unplugged?", certain=True)
+        return Cause("its device does not answer", "was it unplugged?", _ABORT, certain=True)
     if suspect.vma.is_pfnmap and not suspect.memory_enabled:
         what = "its device's memory is switched off (command register, bit 1)"
-        return Cause(what, "switch it on, through VFIO's configuration space", certain=True)
+        remedy = "switch it on, through VFIO's configuration space"
+        return Cause(what, remedy, _ABORT, certain=True)
     return None
 
 
@@ -238,11 +216,11 @@ def _misused(entry: Entry) -> Cause | None:
     if entry.promise.stage2 is Stage2.FORCED_WRITE_BACK:
         return None
     if entry.attribute.stage1 is Stage1.CACHEABLE:
-        return Cause("it is cacheable, and stage 2 was not promised to be", VERIFY)
+        return Cause("it is cacheable, and stage 2 was not promised to be", VERIFY, _ABORT)
     if entry.promise.stage2 is Stage2.UNPROMISED:
-        return Cause("an unaligned access met Device memory at stage 2", VERIFY)
+        return Cause("an unaligned access met Device memory at stage 2", VERIFY, _GUEST_ABORT)
     what = "an unaligned access or DC ZVA met Device memory (which it is before Linux 6.9)"
-    return Cause(what, "the guest may use it as registers only")
+    return Cause(what, "the guest may use it as registers only", _GUEST_ABORT)
 
 
 VERIFY: Final = "`pyvmm verify` tells its type"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi
+from vmm.cause import FailedCall
 from vmm.errors import KernelError
-from vmm.fd import Fd, call
-from vmm.kvm.causes import likely_cause
+from vmm.fd import Fd
+from vmm.kvm.causes import causes
 from vmm.kvm.ioctls import Ioctl
 
 if TYPE_CHECKING:
@@ -15,10 +16,14 @@ if TYPE_CHECKING:
 
 
 class KvmError(KernelError):
-    """KVM refused an ioctl: which, with what arguments, and the likely cause."""
+    """KVM refused an ioctl: which, with what arguments, and the likely causes."""
 
-    def __init__(self, request: IntEnum, errno: int, shown: dict[str, object]) -> None:
-        super().__init__(call(request.name, shown), errno, likely_cause(request, errno))
+    def __init__(
+        self, request: IntEnum, errno: int, shown: dict[str, object], fd: KvmFd | None = None
+    ) -> None:
+        number, file = (-1, "") if fd is None else (fd.fileno(), type(fd).__name__)
+        failed = FailedCall(request.name, errno, shown, number, file)
+        super().__init__(str(failed), errno, causes=causes(failed))
         self.request = request
         self.arguments = shown
 
@@ -28,7 +33,7 @@ class KvmFd(Fd):
 
     def error(self, request: IntEnum, errno: int, shown: dict[str, object]) -> KvmError:
         """Return the error for *request*."""
-        return KvmError(request, errno, shown)
+        return KvmError(request, errno, shown, self)
 
 
 class AttributeFd(KvmFd):

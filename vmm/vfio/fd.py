@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vmm import fd
 from vmm._native import ffi
+from vmm.cause import FailedCall
 from vmm.errors import KernelError
-from vmm.fd import Fd, call
-from vmm.vfio.causes import likely_cause
+from vmm.fd import Fd
+from vmm.vfio.causes import causes
 
 if TYPE_CHECKING:
     from enum import IntEnum
@@ -25,14 +26,22 @@ NODE_HINTS: Final = {
 
 
 class VfioError(KernelError):
-    """VFIO refused a call: on which file, with what arguments, and the likely cause."""
+    """VFIO refused a call: on which file, with what arguments, and the likely causes.
+
+    *fd* is the descriptor; -1: it is not known, or closed.
+    """
 
     def __init__(
-        self, name: str, request: IntEnum | str, errno: int, shown: dict[str, object]
+        self,
+        name: str,
+        request: IntEnum | str,
+        errno: int,
+        shown: dict[str, object],
+        fd: int = -1,
     ) -> None:
         self.request = request if isinstance(request, str) else request.name
-        what = f"{name}: {call(self.request, shown)}"
-        super().__init__(what, errno, likely_cause(request, errno))
+        failed = FailedCall(self.request, errno, shown, fd)
+        super().__init__(f"{name}: {failed}", errno, causes=causes(failed))
 
 
 class VfioFd(Fd):
@@ -44,7 +53,7 @@ class VfioFd(Fd):
 
     def error(self, request: IntEnum, errno: int, shown: dict[str, object]) -> VfioError:
         """Return the error for *request*."""
-        return VfioError(self.name, request, errno, shown)
+        return VfioError(self.name, request, errno, shown, self._fd)
 
     def ioctl_struct(self, request: IntEnum, struct: str, /, **fields: Any) -> Any:
         """Issue *request* with ``struct`` *struct* made of *fields*; return the struct.

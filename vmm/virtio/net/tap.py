@@ -12,6 +12,7 @@ from enum import IntEnum, unique
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from vmm._native import ffi, lib
+from vmm.cause import Cause
 from vmm.closeable import Closeable
 from vmm.errors import HostError, KernelError, UserError
 from vmm.fd import DeviceFile
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from ipaddress import IPv4Interface, IPv6Interface
 
+    from vmm.cause import Table
+
 PATH: Final = "/dev/net/tun"
 NAME_BYTES: Final[int] = lib.IFNAMSIZ - 1
+_SETIFF: Final = "tun_set_iff (drivers/net/tun.c)"
+
 TEMPLATE: Final = "tap%d"
 """The kernel replaces %d by the first free number."""
 
@@ -41,17 +46,35 @@ class TapQueue(DeviceFile):
     """One queue of a TAP interface; a virtio header precedes each packet."""
 
     module = "tun"
-    causes: ClassVar = {
+    causes: ClassVar[Table] = {
         ("TUNSETIFF", errno.EPERM): (
-            "only root makes interfaces; make one that is yours (ip tuntap add NAME mode tap user "
-            "$USER, then ip link set NAME up) and name it, or use --net user"
+            Cause(
+                "only root makes interfaces",
+                "make one that is yours (ip tuntap add NAME mode tap user $USER, then ip link set "
+                "NAME up) and name it, or use --net user",
+                _SETIFF,
+            ),
         ),
-        ("TUNSETIFF", errno.EBUSY): "another program has this interface; name another",
+        ("TUNSETIFF", errno.EBUSY): (
+            Cause("another program has this interface", "name another", _SETIFF),
+        ),
         ("TUNSETIFF", errno.EINVAL): (
-            "there is such an interface, but it is no TAP, or not one for several queues"
+            Cause(
+                "there is such an interface, but it is no TAP, or not one for several queues",
+                "name another",
+                _SETIFF,
+            ),
         ),
-        ("TUNSETIFF", errno.E2BIG): "the interface has no more queues than that",
-        ("TUNSETOFFLOAD", errno.EINVAL): "the kernel's TAP does not know one of these offloads",
+        ("TUNSETIFF", errno.E2BIG): (
+            Cause("the interface has no more queues than that", "ask for fewer", _SETIFF),
+        ),
+        ("TUNSETOFFLOAD", errno.EINVAL): (
+            Cause(
+                "the kernel's TAP does not know one of these offloads",
+                "",
+                "set_offload (drivers/net/tun.c)",
+            ),
+        ),
     }
 
     def interface(self, request: TunIoctl, name: str, flags: int) -> str:

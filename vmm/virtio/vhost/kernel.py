@@ -12,12 +12,16 @@ from enum import IntEnum, unique
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from vmm._native import lib
+from vmm.cause import Cause
 from vmm.closeable import Closeable
 from vmm.fd import DeviceFile
 
 if TYPE_CHECKING:
+    from vmm.cause import Table
     from vmm.memory import GuestMemory
     from vmm.virtio.vhost.backend import Ring
+
+_C: Final = "drivers/vhost/vhost.c"
 
 BROKEN: Final = "vhost found a ring that no driver may make"
 
@@ -46,21 +50,96 @@ class VhostIoctl(IntEnum):
 class VhostFile(DeviceFile):
     """One open file of a vhost driver."""
 
-    causes: ClassVar = {
-        ("VHOST_SET_OWNER", errno.ENOMEM): "the host has no memory for another thread",
-        ("VHOST_SET_OWNER", errno.EAGAIN): "too many threads: raise the limit (ulimit -u)",
-        ("VHOST_SET_FEATURES", errno.EOPNOTSUPP): "the driver does not know one of these features",
+    causes: ClassVar[Table] = {
+        ("VHOST_SET_OWNER", errno.EBUSY): (
+            Cause("the file has an owner already", "open it anew", f"vhost_dev_set_owner ({_C})"),
+        ),
+        ("VHOST_SET_OWNER", errno.ENOMEM): (
+            Cause("the host has no memory for another thread", "", f"vhost_worker_create ({_C})"),
+        ),
+        ("VHOST_SET_OWNER", errno.EAGAIN): (
+            Cause("too many threads", "raise the limit (ulimit -u)", f"vhost_worker_create ({_C})"),
+        ),
+        ("VHOST_SET_FEATURES", errno.EOPNOTSUPP): (
+            Cause(
+                "the driver does not know one of these features",
+                "ask for those of VHOST_GET_FEATURES",
+                "vhost_net_ioctl (drivers/vhost/net.c)",
+            ),
+        ),
         ("VHOST_SET_MEM_TABLE", errno.E2BIG): (
-            "guest memory has more regions than max_mem_regions of module vhost"
+            Cause(
+                "guest memory has more regions than max_mem_regions of module vhost",
+                "raise it",
+                f"vhost_set_memory ({_C})",
+                certain=True,
+            ),
         ),
-        ("VHOST_SET_VRING_NUM", errno.EBUSY): "the ring is in use",
-        ("VHOST_SET_VRING_ADDR", errno.EINVAL): "the ring is not guest memory, or not aligned",
-        ("VHOST_NET_SET_BACKEND", errno.EFAULT): "the ring is not set up, or not guest memory",
-        ("VHOST_VSOCK_SET_RUNNING", errno.EFAULT): "a ring is not set up, or not guest memory",
+        ("VHOST_SET_VRING_NUM", errno.EBUSY): (
+            Cause("the ring is in use", "stop it first", f"vhost_vring_set_num ({_C})"),
+        ),
+        ("VHOST_SET_VRING_NUM", errno.EINVAL): (
+            Cause(
+                "a ring's size is a power of two, up to 32768", "", f"vhost_vring_set_num ({_C})"
+            ),
+        ),
+        ("VHOST_SET_VRING_ADDR", errno.EINVAL): (
+            Cause(
+                "the ring is not aligned, or not guest memory",
+                "16 bytes for descriptors, 2 for the available ring, 4 for the used one",
+                f"vhost_vring_set_addr ({_C})",
+            ),
+        ),
+        ("VHOST_SET_VRING_BASE", errno.EBUSY): (
+            Cause("the ring is in use", "stop it first", f"vhost_vring_ioctl ({_C})"),
+        ),
+        ("VHOST_NET_SET_BACKEND", errno.ENOTSOCK): (
+            Cause(
+                "the descriptor is not a TAP's queue, nor a packet socket",
+                "",
+                "get_socket (drivers/vhost/net.c)",
+            ),
+        ),
+        ("VHOST_NET_SET_BACKEND", errno.EFAULT): (
+            Cause(
+                "the ring is not set up, or not guest memory",
+                "VHOST_SET_MEM_TABLE and VHOST_SET_VRING_ADDR come first",
+                "vhost_net_set_backend (drivers/vhost/net.c)",
+            ),
+        ),
+        ("VHOST_VSOCK_SET_RUNNING", errno.EFAULT): (
+            Cause(
+                "a ring is not set up, or not guest memory",
+                "VHOST_SET_MEM_TABLE and VHOST_SET_VRING_ADDR come first",
+                "vhost_vsock_start (drivers/vhost/vsock.c)",
+            ),
+        ),
         ("VHOST_VSOCK_SET_GUEST_CID", errno.EADDRINUSE): (
-            "another machine has this context ID; use another"
+            Cause(
+                "another machine has this context ID",
+                "use another",
+                "vhost_vsock_set_cid (drivers/vhost/vsock.c)",
+                certain=True,
+            ),
         ),
-        ("VHOST_VSOCK_SET_GUEST_CID", errno.EINVAL): "context IDs of guests are from 3 to 2^32 - 2",
+        ("VHOST_VSOCK_SET_GUEST_CID", errno.EINVAL): (
+            Cause(
+                "context IDs of guests are from 3 to 2^32 - 2",
+                "",
+                "vhost_vsock_set_cid (drivers/vhost/vsock.c)",
+                certain=True,
+            ),
+        ),
+        **{
+            (call, errno.EPERM): (
+                Cause(
+                    "another process owns the file, or none does (VHOST_SET_OWNER)",
+                    "",
+                    f"vhost_dev_check_owner ({_C})",
+                ),
+            )
+            for call in ("VHOST_SET_MEM_TABLE", "VHOST_SET_VRING_ADDR", "VHOST_NET_SET_BACKEND")
+        },
     }
 
     def set_owner(self) -> None:
