@@ -24,6 +24,7 @@ LINK = ["-l:libfdt.a"]  # static: a wheel needs nothing from the machine
 CDEFS = [
     "kvm_capability.cdef.h",
     "kvm.cdef.h",
+    "observe.cdef.h",
     "run.cdef.h",
     "copy.cdef.h",
     "sanitizer.cdef.h",
@@ -80,6 +81,7 @@ PREAMBLE = """
 #include "blk.h"
 #include "inflight.h"
 #include "net.h"
+#include "observe.h"
 #include "ring.h"
 #include "run.h"
 #include "sanitizer.h"

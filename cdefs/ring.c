@@ -369,6 +369,8 @@ int pyvmm_queue_pop(struct pyvmm_queue *queue, struct pyvmm_chain *chain)
 	result = queue->packed ? pop_packed(queue, chain) : pop_split(queue, chain);
 	if (result < 0)
 		queue->broken = result;
+	if (result > 0 && queue->observer)
+		pyvmm_observe_pop(queue->observer, chain->id, chain->readable_bytes);
 	return result;
 }
 
@@ -384,6 +386,8 @@ int pyvmm_queue_stage(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
 	if (queue->broken || id >= queue->taken_count || !queue->taken[id])
 		return -EINVAL;
 	slots = queue->taken[id];
+	if (queue->observer)
+		pyvmm_observe_use(queue->observer, id, length);
 	if (queue->packed)
 		stage_packed(queue, id, length);
 	else

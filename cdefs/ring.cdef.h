@@ -57,6 +57,7 @@ struct pyvmm_queue {
     uint16_t next_avail;
     uint16_t next_used;
     uint32_t in_flight;
+    struct pyvmm_queue_observer *observer;
     ...;
 };
 
@@ -64,6 +65,8 @@ struct pyvmm_interrupt {
     uint32_t status;
     uint32_t standing;
     int eventfd;
+    uint64_t raised;
+    struct pyvmm_trace_ring *ring;
 };
 
 int pyvmm_queue_configure(struct pyvmm_queue *queue, uint64_t descriptors, uint64_t driver,

@@ -12,6 +12,8 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "observe.h"
+
 /* Guest physical addresses [base, base + size) and their host address. */
 struct pyvmm_range {
 	uint64_t base;
@@ -83,6 +85,7 @@ struct pyvmm_queue {
 	uint16_t staged_slot;    /* packed: the slot of the first of them, and its flags to be */
 	uint16_t staged_flags;
 	int broken;              /* the first error; only configure clears it */
+	struct pyvmm_queue_observer *observer; /* or NULL; set before the first pop */
 };
 
 /*
@@ -94,6 +97,8 @@ struct pyvmm_interrupt {
 	uint32_t status;
 	uint32_t standing;
 	int eventfd;
+	uint64_t raised;         /* how often */
+	struct pyvmm_trace_ring *ring; /* or NULL */
 };
 
 int pyvmm_queue_configure(struct pyvmm_queue *queue, uint64_t descriptors, uint64_t driver,

@@ -299,12 +299,18 @@ static void count(_Atomic uint64_t *counter)
  */
 int pyvmm_run(struct pyvmm_vcpu *vcpu)
 {
+	struct pyvmm_exit_observer *observer;
 	int result;
 
 	atomic_store(&vcpu->tid, (int)syscall(SYS_gettid));
 	for (;;) {
+		observer = atomic_load_explicit(&vcpu->observer, memory_order_acquire);
+		if (observer)
+			pyvmm_observe_entry(observer, vcpu->run);
 		result = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? -errno : 0;
 		count(&vcpu->exits);
+		if (observer)
+			pyvmm_observe_exit(observer, vcpu->run, result);
 		if (result || vcpu->run->exit_reason != KVM_EXIT_MMIO)
 			break;
 		if (!pyvmm_answer(vcpu)) {
@@ -312,9 +318,26 @@ int pyvmm_run(struct pyvmm_vcpu *vcpu)
 			break;
 		}
 		count(&vcpu->answered);
+		if (observer)
+			pyvmm_observe_answer(observer, vcpu->run);
 	}
 	atomic_store(&vcpu->tid, 0);
 	return result;
+}
+
+/* Count exits from the next entry to the guest on; NULL: do not. */
+void pyvmm_observe(struct pyvmm_vcpu *vcpu, struct pyvmm_exit_observer *observer)
+{
+	atomic_store_explicit(&vcpu->observer, observer, memory_order_release);
+}
+
+/* Record the last exit, which no entry to the guest will end. No thread may be in pyvmm_run. */
+void pyvmm_observe_end(struct pyvmm_vcpu *vcpu)
+{
+	struct pyvmm_exit_observer *observer = atomic_load(&vcpu->observer);
+
+	if (observer)
+		pyvmm_observe_entry(observer, vcpu->run);
 }
 
 uint64_t pyvmm_exits(struct pyvmm_vcpu *vcpu)

@@ -50,6 +50,8 @@ void pyvmm_set_value(struct pyvmm_answered *entry, uint64_t value);
 void pyvmm_clear_immediate_exit(struct pyvmm_vcpu *vcpu);
 uint64_t pyvmm_exits(struct pyvmm_vcpu *vcpu);
 uint64_t pyvmm_answered_count(struct pyvmm_vcpu *vcpu);
+void pyvmm_observe(struct pyvmm_vcpu *vcpu, struct pyvmm_exit_observer *observer);
+void pyvmm_observe_end(struct pyvmm_vcpu *vcpu);
 
 int pyvmm_sink_put(struct pyvmm_sink *sink, uint8_t byte);
 uint32_t pyvmm_sink_drain(struct pyvmm_sink *sink, uint8_t *out, uint32_t max, int *was_full);

@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include "kvm_abi.h"
+#include "observe.h"
 
 /*
  * A sink takes the bytes that a guest stores to a data register, so that a store costs no Python.
@@ -70,6 +71,7 @@ struct pyvmm_vcpu {
 	_Atomic int tid;       /* the thread in pyvmm_run, or 0 */
 	_Atomic uint64_t exits;    /* returns from KVM_RUN, answered in C or not */
 	_Atomic uint64_t answered; /* those answered in C */
+	_Atomic(struct pyvmm_exit_observer *) observer; /* or NULL */
 };
 
 int pyvmm_ioctl(int fd, unsigned long request, uintptr_t arg);
@@ -83,6 +85,8 @@ void pyvmm_set_value(struct pyvmm_answered *entry, uint64_t value);
 void pyvmm_clear_immediate_exit(struct pyvmm_vcpu *vcpu);
 uint64_t pyvmm_exits(struct pyvmm_vcpu *vcpu);
 uint64_t pyvmm_answered_count(struct pyvmm_vcpu *vcpu);
+void pyvmm_observe(struct pyvmm_vcpu *vcpu, struct pyvmm_exit_observer *observer);
+void pyvmm_observe_end(struct pyvmm_vcpu *vcpu);
 
 int pyvmm_sink_put(struct pyvmm_sink *sink, uint8_t byte);
 uint32_t pyvmm_sink_drain(struct pyvmm_sink *sink, uint8_t *out, uint32_t max, int *was_full);

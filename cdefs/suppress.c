@@ -113,6 +113,9 @@ int pyvmm_queue_should_interrupt(struct pyvmm_queue *queue)
 void pyvmm_interrupt_raise(struct pyvmm_interrupt *interrupt, uint32_t bits)
 {
 	__atomic_fetch_or(&interrupt->status, bits, __ATOMIC_SEQ_CST);
+	__atomic_fetch_add(&interrupt->raised, 1, __ATOMIC_RELAXED);
+	if (interrupt->ring)
+		pyvmm_observe_interrupt(interrupt->ring, bits);
 	/* Fails only at the count's limit (here as everywhere): then it is signalled already. */
 	eventfd_write(interrupt->eventfd, 1);
 }

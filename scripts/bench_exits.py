@@ -32,6 +32,7 @@ from bench_report import Figure, Report, percentile, quartiles, undisturbed
 from vmm._native import ffi as native
 from vmm.bus import MmioBus
 from vmm.events import Events
+from vmm.kvm.exit_observer import ExitObserver
 from vmm.kvm.exits import Interrupted
 from vmm.kvm.mmio_fastpath import MmioFastpath, Shadow, Sink, ToEventfd, ToSink
 from vmm.kvm.system import System
@@ -82,6 +83,8 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         for kind, opcode, tables in (("store", STORE, stores), ("load", LOAD, loads)):
             guest.program(_bursts(opcode))
             report.add(*_compare(kind, bare, runner, tables, rounds))
+        guest.program(_bursts(STORE))
+        report.add(*_observed(runner, stores["C, into a sink"], rounds))
         guest.program(SPIN)
         report.add(*_kicks(guest.vcpu, 20 * rounds))
 
@@ -191,9 +194,10 @@ class _Runner:
         for base in range(0x4000, 0x8000, 0x1000):  # neighbours, as on a board
             self._bus.attach(base, 0x100, _Register())
 
-    def lap(self, answers: MmioFastpath | None) -> float:
+    def lap(self, answers: MmioFastpath | None, observer: ExitObserver | None = None) -> float:
         """Run one burst; return its seconds."""
         self._vcpu.set_answers(answers)
+        self._vcpu.observe(observer)
         self._marks.times.clear()
         ends: list[object] = []
         thread = VcpuThread(self._vcpu, self._bus, lambda _, reason: ends.append(reason), Events())
@@ -234,6 +238,33 @@ def _compare(
                 unit="us",
                 at_most=PYTHON_TARGET if name.startswith("Python") else C_TARGET,
                 note=f"beyond {alone:.1f} us",
+            )
+        )
+    return figures
+
+
+def _observed(runner: _Runner, answers: MmioFastpath | None, rounds: int) -> list[Figure]:
+    """Run bursts with and without counters, in turns; return what an exit costs more with them."""
+    observers = {"counted": ExitObserver()}
+    laps: dict[str, list[float]] = {name: [] for name in ("not observed", *observers)}
+    for _ in range(rounds):
+        for name, column in laps.items():
+            column.append(runner.lap(answers, observers.get(name)) / BURST * 1e6)
+    plain = laps.pop("not observed")
+    figures = []
+    for name, column in laps.items():
+        low, _, high = quartiles([one - other for one, other in zip(column, plain, strict=True)])
+        figures.append(
+            Figure(
+                group=GROUP,
+                name=f"store: C, {name}, beyond one that is not",
+                value=undisturbed(column) - undisturbed(plain),
+                low=low,
+                high=high,
+                samples=rounds,
+                unit="us",
+                at_most=C_TARGET,
+                note=f"beyond {undisturbed(plain):.1f} us",
             )
         )
     return figures

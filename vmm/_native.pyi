@@ -348,17 +348,27 @@ class _Lib:
     KVM_ENABLE_CAP: int
     KVM_EXIT_ARM_NISV: int
     KVM_EXIT_ARM_SEA: int
+    KVM_EXIT_DEBUG: int
+    KVM_EXIT_DIRTY_RING_FULL: int
+    KVM_EXIT_EXCEPTION: int
     KVM_EXIT_FAIL_ENTRY: int
+    KVM_EXIT_HLT: int
+    KVM_EXIT_HYPERCALL: int
     KVM_EXIT_INTERNAL_ERROR: int
+    KVM_EXIT_INTR: int
+    KVM_EXIT_IO: int
     KVM_EXIT_MEMORY_FAULT: int
     KVM_EXIT_MMIO: int
+    KVM_EXIT_SHUTDOWN: int
     KVM_EXIT_SYSTEM_EVENT: int
+    KVM_EXIT_UNKNOWN: int
     KVM_GET_API_VERSION: int
     KVM_GET_DEVICE_ATTR: int
     KVM_GET_DIRTY_LOG: int
     KVM_GET_MP_STATE: int
     KVM_GET_ONE_REG: int
     KVM_GET_REG_LIST: int
+    KVM_GET_STATS_FD: int
     KVM_GET_VCPU_EVENTS: int
     KVM_GET_VCPU_MMAP_SIZE: int
     KVM_IOEVENTFD: int
@@ -401,6 +411,10 @@ class _Lib:
     KVM_SET_USER_MEMORY_REGION: int
     KVM_SET_USER_MEMORY_REGION2: int
     KVM_SET_VCPU_EVENTS: int
+    KVM_STATS_TYPE_CUMULATIVE: int
+    KVM_STATS_TYPE_INSTANT: int
+    KVM_STATS_TYPE_MASK: int
+    KVM_STATS_TYPE_PEAK: int
     KVM_SYSTEM_EVENT_CRASH: int
     KVM_SYSTEM_EVENT_RESET: int
     KVM_SYSTEM_EVENT_SEV_TERM: int
@@ -543,10 +557,16 @@ class _Lib:
     PYVMM_BLK_STOP: int
     PYVMM_BLK_ZEROES_RANGES: int
     PYVMM_BLK_ZEROES_SECTORS: int
+    PYVMM_BLOCKS: int
+    PYVMM_BLOCK_SHIFT: int
+    PYVMM_EXIT_REASONS: int
     PYVMM_MEM_WRITE_BACK: int
     PYVMM_NET_HEADER: int
     PYVMM_NET_MOST: int
     PYVMM_NET_WINDOW: int
+    PYVMM_RECORD_CHAIN: int
+    PYVMM_RECORD_EXIT: int
+    PYVMM_RECORD_INTERRUPT: int
     PYVMM_RING_ADDRESS: int
     PYVMM_RING_ALIGNMENT: int
     PYVMM_RING_DESCRIPTOR: int
@@ -846,6 +866,9 @@ class _Lib:
     pyvmm_net_stop: Callable[[Any], None]
     pyvmm_net_transmit: Callable[[Any], int]
     pyvmm_nonzero_pages: Callable[[Any, int, int, Any], int]
+    pyvmm_observe: Callable[[Any, Any], None]
+    pyvmm_observe_end: Callable[[Any], None]
+    pyvmm_observe_now: Callable[[], int]
     pyvmm_protect: Callable[[int, int, int], int]
     pyvmm_queue_configure: Callable[[Any, int, int, int], int]
     pyvmm_queue_disable_notify: Callable[[Any], None]
@@ -871,6 +894,9 @@ class _Lib:
     pyvmm_spawn: Callable[[Any], int]
     pyvmm_stage1_load: Callable[[int, Any], int]
     pyvmm_stage1_walk: Callable[[int, Any, Any], int]
+    pyvmm_trace_format: Callable[[Any, Any, int, Any], int]
+    pyvmm_trace_lost: Callable[[Any], int]
+    pyvmm_trace_put: Callable[[Any, Any], int]
     pyvmm_tun_interface: Callable[[int, int, Any, int], int]
     pyvmm_unmap: Callable[[int, int], int]
     pyvmm_unsanitize: Callable[[Any], None]

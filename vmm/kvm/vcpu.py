@@ -15,6 +15,7 @@ from vmm.kvm.run_page import RunPage
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vmm.kvm.exit_observer import ExitObserver
     from vmm.kvm.mmio_fastpath import MmioFastpath
 
 INTERRUPTED: Final = Interrupted()
@@ -44,12 +45,14 @@ class Vcpu(AttributeFd):
         self._page = RunPage(self._mapping)
         self._state: Any = ffi.new("struct pyvmm_vcpu *", {"fd": fd, "run": self._page.run})
         self._answers: MmioFastpath | None = None
+        self._observer: ExitObserver | None = None
         self.complete_read = self._page.complete_read
         self._store, self._load, self._exit = self._page.store, self._page.load, self._page.exit
 
     def close(self) -> None:
         """Close the vCPU. No thread may be in `run`. Idempotent."""
         if self._fd >= 0:
+            lib.pyvmm_observe_end(self._state)
             self._state.fd = -1
             self._page.close()
             self._state.run = ffi.NULL
@@ -92,6 +95,14 @@ class Vcpu(AttributeFd):
         """Set the accesses that the C run loop answers, or None. The vCPU keeps *answers* alive."""
         lib.pyvmm_set_answers(self._state, ffi.NULL if answers is None else answers.c)
         self._answers = answers
+
+    def observe(self, observer: ExitObserver | None) -> None:
+        """Let the C run loop count in *observer* from its next entry to the guest on, or nowhere.
+
+        Only None to an observer may be set while a thread is in `run`; the vCPU keeps it alive.
+        """
+        lib.pyvmm_observe(self._state, ffi.NULL if observer is None else observer.c)
+        self._observer = observer
 
     @property
     def exits(self) -> int:
