@@ -14,8 +14,17 @@ from vmm.errors import HostError
 from vmm.fdt import Node, Value, reg, u32
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from vmm.kvm.device import Device
     from vmm.kvm.vm import Vm
+
+KINDS: Final = {
+    "GICv3": lib.KVM_DEV_TYPE_ARM_VGIC_V3,
+    "GICv2": lib.KVM_DEV_TYPE_ARM_VGIC_V2,
+    "ITS": lib.KVM_DEV_TYPE_ARM_VGIC_ITS,
+}
+"""The devices of KVM's that a GIC is made of."""
 
 GICV2_VCPUS: Final = 8
 """GICv2's distributor addresses eight CPU interfaces (IHI 0048, GICD_ITARGETSR)."""
@@ -40,18 +49,20 @@ class Gic(Closeable):
     """Own the VM's GIC, of `version` 2 or 3; a version 3 has an ITS where KVM emulates one.
 
     Construct it before the vCPUs run; call `initialise` after the last vCPU is created. Raises
-    `HostError` if KVM emulates no GIC here, or none for *vcpus*.
+    `HostError` if KVM emulates no GIC here, or none for *vcpus*. *kinds*: which of `KINDS` to use
+    where KVM has them; None: all.
     """
 
-    def __init__(self, vm: Vm, vcpus: int) -> None:
+    def __init__(self, vm: Vm, vcpus: int, kinds: Collection[str] | None = None) -> None:
         self._vm = vm
+        self._kinds = frozenset(KINDS if kinds is None else kinds)
         self._vcpus = vcpus
         self._devices: list[Device] = []
         self.its: Device | None = None
         """The ITS, if there is one."""
-        if vm.can_create_device(lib.KVM_DEV_TYPE_ARM_VGIC_V3):
+        if self._can_create("GICv3"):
             self.version = 3
-        elif vm.can_create_device(lib.KVM_DEV_TYPE_ARM_VGIC_V2):
+        elif self._can_create("GICv2"):
             self.version = 2
             if vcpus > GICV2_VCPUS:
                 raise HostError(
@@ -69,6 +80,9 @@ class Gic(Closeable):
             self.close()
             raise
 
+    def _can_create(self, kind: str) -> bool:
+        return kind in self._kinds and self._vm.can_create_device(KINDS[kind])
+
     def _create(self) -> None:
         if self.version == 2:
             gic = self._device(lib.KVM_DEV_TYPE_ARM_VGIC_V2)
@@ -78,7 +92,7 @@ class Gic(Closeable):
         gic = self._device(lib.KVM_DEV_TYPE_ARM_VGIC_V3)
         _place(gic, lib.KVM_VGIC_V3_ADDR_TYPE_DIST, layout.GIC_DISTRIBUTOR)
         _place(gic, lib.KVM_VGIC_V3_ADDR_TYPE_REDIST, layout.GICV3_REDISTRIBUTORS)
-        if self._vm.can_create_device(lib.KVM_DEV_TYPE_ARM_VGIC_ITS):
+        if self._can_create("ITS"):
             self.its = self._device(lib.KVM_DEV_TYPE_ARM_VGIC_ITS)
             _place(self.its, lib.KVM_VGIC_ITS_ADDR_TYPE, layout.GICV3_ITS)
 

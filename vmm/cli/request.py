@@ -69,6 +69,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         initrd=initrd,
         cmdline=options["cmdline"],
         cpus=options["cpus"],
+        cpu_baseline=options["cpu_baseline"],
         memory=parse_size(options["memory"], "--memory"),
         reboot=not options["no_reboot"] and command is None,
         panic=options["panic"],

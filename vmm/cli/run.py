@@ -44,6 +44,12 @@ class Run(click.Command):
 @click.argument("image", type=_PATH, required=False)
 @click.option("--cpus", "-c", type=int, default=1, show_default=True, help="Number of vCPUs.")
 @click.option(
+    "--cpu-baseline",
+    type=_PATH,
+    metavar="FILE",
+    help="Show the guest the CPU in FILE, of pyvmm compat baseline, instead of the host's.",
+)
+@click.option(
     "--memory", "-m", default="512M", show_default=True, help="Guest RAM: 512M, 2G; plain: MiB."
 )
 @click.option(
@@ -247,6 +253,10 @@ def _check_files(config: MachineConfig) -> None:
         from vmm.machine.flash import check_files
 
         check_files(config)
+    if config.cpu_baseline is not None:
+        from vmm.state.baseline import Baseline
+
+        Baseline.read(config.cpu_baseline)
     if config.shares:
         from vmm.virtio.fs.virtiofsd import check_directory
 

@@ -36,6 +36,7 @@ class MachineConfig:
     cmdline    kernel command line; None: the image's own, else `default_cmdline`. With firmware
                it is the device tree's bootargs
     cpus       number of vCPUs
+    cpu_baseline  file of the CPU that they show (`vmm.state.baseline`); None: the host's
     memory     size of RAM in bytes
     panic      exit: a guest that panics ends the machine; ignore: it goes on, or resets
     reboot     whether a reset starts another power cycle, instead of ending the machine
@@ -66,6 +67,7 @@ class MachineConfig:
     initrd: Path | None = None
     cmdline: str | None = None
     cpus: int = 1
+    cpu_baseline: Path | None = None
     memory: int = DEFAULT_MEMORY
     reboot: bool = True
     panic: str = "exit"

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from vmm.machine.vcpu_thread import Reason
     from vmm.machine.virtio_devices import VirtioDevices
     from vmm.passthrough.devices import Passthrough
+    from vmm.state.baseline import Baseline
     from vmm.virtio.balloon import Balloon
     from vmm.virtio.console.chardev.pipes import PipeChardev
     from vmm.virtio.console.device import Console
@@ -112,6 +113,7 @@ class Machine(Closeable):
             self._passthrough = self._add_passthrough()
             self._virtio_devices = self._add_virtio()
             self._finish_address_space()
+            self._baseline = self._read_baseline()
             undo.pop_all()
 
     # --- parts --------------------------------------------------------------------------------
@@ -119,6 +121,16 @@ class Machine(Closeable):
     def _line(self, spi: int) -> SwitchableLine:
         """Return the line of *spi*, which each power cycle connects to its GIC."""
         return self._lines.setdefault(spi, SwitchableLine())
+
+    def _read_baseline(self) -> Baseline | None:
+        """Read the CPU that the guest is to see, and check that this host can show it."""
+        if self._config.cpu_baseline is None:
+            return None
+        from vmm.state.baseline import Baseline
+
+        baseline = Baseline.read(self._config.cpu_baseline)
+        baseline.check(self._system, self.space.end)
+        return baseline
 
     def _add_dump(self) -> MemoryDump | None:
         if self._config.memory_dump is None:
@@ -266,7 +278,7 @@ class Machine(Closeable):
 
     def _run_cycle(self) -> Ending:
         self.on_power_on()
-        with PowerCycle(self._system, self.space, self._config.cpus) as cycle:
+        with PowerCycle(self._system, self.space, self._config.cpus, self._baseline) as cycle:
             self._load(cycle)
             self._connect(cycle)
             cycle.start(

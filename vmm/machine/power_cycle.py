@@ -34,15 +34,23 @@ if TYPE_CHECKING:
     from vmm.machine.address_space import AddressSpace
     from vmm.machine.pause import Pause
     from vmm.machine.vcpu_thread import Reason
+    from vmm.state.baseline import Baseline
 
 
 class PowerCycle(Closeable):
     """Own a VM with its memory slots, GIC, vCPUs and their threads. Use as a context manager.
 
-    Raises `UserError` for too many *cpus*, `KvmError` for what KVM refuses.
+    The vCPUs show *baseline*; None: all that the host has. Raises `UserError` for too many *cpus*
+    and for registers of *baseline* that KVM refuses, `KvmError` for what else it refuses.
     """
 
-    def __init__(self, system: System, space: AddressSpace, cpus: int) -> None:
+    def __init__(
+        self,
+        system: System,
+        space: AddressSpace,
+        cpus: int,
+        baseline: Baseline | None = None,
+    ) -> None:
         self._space = space
         self._owned = ExitStack()
         self.threads: list[VcpuThread] = []
@@ -56,11 +64,16 @@ class PowerCycle(Closeable):
             self.slots = MemorySlots(self.vm)
             self._owned.callback(space.unplug)
             space.plug(self.slots)
-            self.gic = self._owned.enter_context(Gic(self.vm, cpus))
-            self.model = processor.ProcessorModel(self.vm)
+            kinds = None if baseline is None else baseline.cpu.gic
+            optional = None if baseline is None else baseline.cpu.features
+            longest = None if baseline is None else baseline.vector_length
+            self.gic = self._owned.enter_context(Gic(self.vm, cpus, kinds))
+            self.model = processor.ProcessorModel(self.vm, optional, longest)
             for index in range(cpus):
                 vcpu = self._owned.enter_context(self.vm.create_vcpu(index))
                 self.model.initialise(vcpu, powered_off=index > 0)
+                if baseline is not None:
+                    baseline.apply(vcpu)
                 self.vcpus.append(vcpu)
             self.gic.initialise()
             for vcpu in self.vcpus:

@@ -1,29 +1,40 @@
 """A CPU that several hosts can show: the most that all have, over what KVM lets be written.
 
-pyvmm compat baseline A.json B.json > FILE
-pyvmm run --cpu-baseline FILE ...       at each of them: guests may then move both ways
+    pyvmm compat baseline A.json B.json > FILE
+    pyvmm run --cpu-baseline FILE ...            at each of them
+
+Guests that start with it at any of the hosts can move to each other one.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import reduce
 from operator import and_
 from typing import TYPE_CHECKING, Final
 
-from vmm.arm64.id_registers import id_registers
+from vmm.arm64 import registers
+from vmm.arm64.id_registers import field_of, id_registers
+from vmm.errors import UserError
+from vmm.kvm.fd import KvmError
 from vmm.state.comparison import refused
-from vmm.state.typed_json import Hex, encode
-from vmm.state.visible_cpu import VisibleCpu, without
+from vmm.state.host_description import look
+from vmm.state.typed_json import Hex, decode, encode, load
+from vmm.state.visible_cpu import FOLLOWS, VisibleCpu, without
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
+    from vmm.kvm.system import System
+    from vmm.kvm.vcpu import Vcpu
     from vmm.state.comparison import Reason
     from vmm.state.host_description import HostDescription
 
 FORMAT: Final = "pyvmm cpu baseline"
 VERSION: Final = 1
+HINT: Final = "pyvmm compat baseline makes one for this host and others"
 
 
 def common(hosts: Sequence[HostDescription]) -> VisibleCpu:
@@ -90,3 +101,86 @@ def text(cpu: VisibleCpu) -> str:
     """Return *cpu* as the JSON text of a baseline file."""
     value = {"format": FORMAT, "version": VERSION, "hash": cpu.hash, "cpu": encode(cpu)}
     return json.dumps(value, indent=1) + "\n"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The CPU that a machine shows, from the file *path*."""
+
+    path: Path
+    cpu: VisibleCpu
+
+    @classmethod
+    def read(cls, path: Path) -> Baseline:
+        """Read a file of `text`. Raises `UserError`, which names the member at fault."""
+        value = load(path, FORMAT, VERSION)
+        cpu = decode(VisibleCpu, value.get("cpu"), f"{path}: cpu")
+        for name in cpu.registers:
+            if name not in id_registers():
+                raise UserError(f"{path}: cpu.registers: {name} is no ID register")
+        for name in cpu.firmware:
+            if name not in registers.FIRMWARE:
+                raise UserError(f"{path}: cpu.firmware: {name} is no firmware register")
+        return cls(path, cpu)
+
+    @property
+    def vector_length(self) -> int:
+        """The longest SVE vector in bytes."""
+        return max(self.cpu.sve_vector_lengths, default=0)
+
+    def check(self, system: System, end: int) -> None:
+        """Raise `UserError` if this host cannot show it, by a scratch VM that is asked.
+
+        *end* is the first address past everything in the machine.
+        """
+        if (end - 1).bit_length() > self.cpu.ipa_bits:
+            raise UserError(
+                f"--cpu-baseline {self.path}: the machine ends at {end:#x}, past the "
+                f"{self.cpu.ipa_bits} bits of address that all hosts have",
+                "use less --memory, or leave the host with the fewest out of the baseline",
+            )
+        with system.create_vm() as vm:
+            there, changes = look(vm, system.ipa_bits())
+        reasons = refused(there, changes, self.cpu)
+        if reasons:
+            more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+            raise UserError(
+                f"--cpu-baseline {self.path}: this host cannot show it: {reasons[0]}{more}", HINT
+            )
+
+    def apply(self, vcpu: Vcpu) -> None:
+        """Make *vcpu* show the ID registers and firmware, before any vCPU runs.
+
+        Features, vector lengths and the GIC are chosen when the vCPU and the GIC are made; KVM sets
+        the fields that tell of the GIC. Raises `UserError` if KVM refuses a register.
+        """
+        for name, wanted in self.cpu.registers.items():
+            register = id_registers()[name]
+            now = vcpu.get_one_reg(register.id)
+            self._set(vcpu, name, register.id, now, _with_gic(name, wanted, now))
+        for name, wanted in self.cpu.firmware.items():
+            number = registers.FIRMWARE[name]
+            now = vcpu.get_one_reg(number)
+            self._set(vcpu, f"KVM_REG_ARM_{name}", number, now, wanted)
+
+    def _set(self, vcpu: Vcpu, name: str, register: int, now: int, value: int) -> None:
+        if value == now:
+            return
+        try:
+            vcpu.set_one_reg(register, value)
+        except KvmError as error:
+            raise UserError(
+                f"--cpu-baseline {self.path}: KVM refuses {name} = {value:#x}, where this host has "
+                f"{now:#x}",
+                HINT,
+            ) from error
+
+
+def _with_gic(register: str, wanted: int, now: int) -> int:
+    """Return *wanted* with the fields of *now* that tell of the VM's GIC."""
+    for follower in FOLLOWS["GIC"]:
+        name, _, field = follower.partition(".")
+        if name == register:
+            one = field_of(name, field)
+            wanted = one.put(wanted, one.get(now))
+    return wanted

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vmm._native import lib
 from vmm.arm64 import registers
-from vmm.arm64.gic import Gic
+from vmm.arm64.gic import KINDS, Gic
 from vmm.arm64.id_registers import Field, field_of, id_registers
 from vmm.arm64.processor import ProcessorModel
 from vmm.coherence.capability import FlagAnswer, Generation, HostCapability, Support
@@ -181,7 +181,7 @@ def look(vm: Vm, ipa_bits: int) -> tuple[VisibleCpu, Changes]:
         model.initialise(vcpu, powered_off=False)
         cpu = VisibleCpu(
             features=tuple(sorted(model.optional)),
-            gic=_gic(vm),
+            gic=tuple(name for name, kind in KINDS.items() if vm.can_create_device(kind)),
             ipa_bits=ipa_bits,
             counter_hz=lib.pyvmm_cntfrq_el0(),
             sve_vector_lengths=vector_lengths(vcpu),
@@ -190,15 +190,6 @@ def look(vm: Vm, ipa_bits: int) -> tuple[VisibleCpu, Changes]:
         )
         implementation = vm.check_extension(Cap.ARM_WRITABLE_IMP_ID_REGS) > 0
         return cpu, Changes(_writable(vm), _ignored(vcpu, cpu), implementation)
-
-
-def _gic(vm: Vm) -> tuple[str, ...]:
-    kinds = {
-        "GICv3": lib.KVM_DEV_TYPE_ARM_VGIC_V3,
-        "GICv2": lib.KVM_DEV_TYPE_ARM_VGIC_V2,
-        "ITS": lib.KVM_DEV_TYPE_ARM_VGIC_ITS,
-    }
-    return tuple(name for name, kind in kinds.items() if vm.can_create_device(kind))
 
 
 def vector_lengths(vcpu: Vcpu) -> tuple[int, ...]:
