@@ -56,6 +56,8 @@ struct pyvmm_queue {
     uint8_t *device;
     uint16_t next_avail;
     uint16_t next_used;
+    uint8_t avail_wrap;
+    uint8_t used_wrap;
     uint32_t in_flight;
     struct pyvmm_queue_observer *observer;
     ...;

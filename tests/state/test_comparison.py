@@ -14,7 +14,6 @@ from vmm.errors import UserError
 from vmm.state import baseline
 from vmm.state.comparison import FWB, check_override, notes, owed, refusal
 from vmm.state.host_description import HostDescription
-from vmm.state.typed_json import Hex
 from vmm.state.verdict import Verdict, move
 
 HOST = golden("fwb")
@@ -28,7 +27,7 @@ def with_field(name: str, value: int, host: HostDescription = HOST) -> HostDescr
     """Return *host* with one field of an ID register changed."""
     register, _, field_name = name.partition(".")
     registers = {**host.cpu.registers}
-    registers[register] = Hex(field_of(register, field_name).put(registers[register], value))
+    registers[register] = field_of(register, field_name).put(registers[register], value)
     return with_cpu(host, registers=registers)
 
 
@@ -132,14 +131,14 @@ def test_firmware_that_the_destination_lacks(
     name: str, here: int, there: int, *, taken: bool
 ) -> None:
     firmware = HOST.cpu.firmware
-    source = with_cpu(firmware={**firmware, name: Hex(here)})
-    destination = with_cpu(firmware={**firmware, name: Hex(there)})
+    source = with_cpu(firmware={**firmware, name: here})
+    destination = with_cpu(firmware={**firmware, name: there})
     assert subjects(source, destination) == ([] if taken else [f"KVM_REG_ARM_{name}"])
 
 
 @pytest.mark.parametrize("name", ["MIDR_EL1", "REVIDR_EL1", "AIDR_EL1"])
 def test_another_cpu_is_refused(name: str) -> None:
-    other = with_cpu(registers={**HOST.cpu.registers, name: Hex(0x410FD4F0)})
+    other = with_cpu(registers={**HOST.cpu.registers, name: 0x410FD4F0})
     assert subjects(HOST, other) == [name]
     assert move(("a", "b"), HOST, other).verdict is Verdict.INCOMPATIBLE
 

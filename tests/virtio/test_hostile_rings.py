@@ -132,7 +132,7 @@ class World(HostileDriver):
         chain = queue.pop()
         assert must is not None
         assert chain is not None
-        queue.put_back(chain)
+        queue.put_back(chain.id)
         del self.model.taken[must.id]
         self.model.next_avail = self.model.next_avail - 1 & 0xFFFF
         assert queue.c.in_flight == self.model.in_flight

@@ -9,6 +9,7 @@ Documentation/virt/kvm/devices/arm-vgic-its.rst, "ITS Restore Sequence".
 
 from __future__ import annotations
 
+from collections.abc import Mapping  # noqa: TC003  (typed_json reads the annotations)
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Final
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Final
 from vmm._native import ffi, lib
 from vmm.arm64 import gic_registers
 from vmm.errors import HostError
+from vmm.typed_json import Hex  # noqa: TC001  (it reads the annotations)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from vmm.arm64.gic import Gic
     from vmm.arm64.gic_registers import Register
@@ -36,7 +38,7 @@ class GicState:
     """
 
     version: int
-    registers: Mapping[str, Mapping[str, int]]
+    registers: Mapping[str, Mapping[str, Hex]]
 
 
 def _registers(gic: Gic, mpidrs: Sequence[int]) -> Iterable[Register]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping  # noqa: TC003  (typed_json reads the annotations)
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -9,10 +10,9 @@ from vmm._native import lib
 from vmm.arm64.register_names import id_of, name_of
 from vmm.errors import HostError
 from vmm.kvm.fd import KvmError
+from vmm.typed_json import Hex, Wide  # noqa: TC001  (it reads the annotations)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vmm.kvm.vcpu import Vcpu
 
 MP_STATES: Final = {
@@ -37,8 +37,8 @@ class VcpuState:
     """
 
     mp_state: str
-    events: Mapping[str, int]
-    registers: Mapping[str, int]
+    events: Mapping[str, Hex]
+    registers: Mapping[str, Wide]
 
 
 def collect(vcpu: Vcpu) -> VcpuState:

@@ -18,8 +18,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping  # noqa: TC003  (typed_json reads the annotations)
+from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
+
+from vmm.typed_json import Hex  # noqa: TC001  (it reads the annotations)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +103,21 @@ STORED = {
     UARTDMACR: (0x7, 0),
 }
 
+REGISTERS = {
+    UARTILPR: "UARTILPR",
+    UARTIBRD: "UARTIBRD",
+    UARTFBRD: "UARTFBRD",
+    UARTLCR_H: "UARTLCR_H",
+    UARTCR: "UARTCR",
+    UARTIFLS: "UARTIFLS",
+    UARTIMSC: "UARTIMSC",
+    UARTDMACR: "UARTDMACR",
+}
+"""Names of the registers that keep what is written, by offset."""
+
+WORD = 0xFFF
+"""Bits of a received word: eight of data, four of errors (3.3.1)."""
+
 # UARTPeriphID0-3 and UARTPCellID0-3: part 0x011, designer 0x41 (Arm), revision 3 = r1p5, by
 # which Linux and edk2 know that the FIFOs have 32 bytes.
 IDENTIFICATION = {
@@ -121,6 +140,26 @@ CONNECTED = FR_CTS | FR_DSR | FR_DCD
 
 
 NOT_ANNOUNCED = (-1, False)
+
+
+@dataclass(frozen=True)
+class Pl011State:
+    """A UART's state. What the transmitter has is not the device's any more.
+
+    registers  those that keep what is written, by name
+    fifo       received words, oldest first
+    latched    raw interrupts that only ICR clears
+    errors     RSR
+    overrun    whether the next word will have DR_OE
+    sent       whether TXRIS is raised as soon as the transmitter has room
+    """
+
+    registers: Mapping[str, Hex]
+    fifo: tuple[Hex, ...]
+    latched: Hex
+    errors: Hex
+    overrun: bool
+    sent: bool
 
 
 class Transmitter(Protocol):
@@ -221,6 +260,35 @@ class Pl011:
         """Do what the reset input does: registers as in table 3-1, FIFOs empty, interrupt low."""
         with self._lock:
             self._power_on()
+            self._update()
+
+    def state(self) -> Pl011State:
+        """Return the state, while no vCPU runs."""
+        with self._lock:
+            return Pl011State(
+                registers={REGISTERS[offset]: value for offset, value in self._stored.items()},
+                fifo=tuple(self._fifo),
+                latched=self._latched,
+                errors=self._errors,
+                overrun=self._overrun,
+                sent=self._sent() != self._acknowledged,
+            )
+
+    def restore(self, state: Pl011State) -> None:
+        """Take over *state*, before the first access. Raises ValueError if no UART can have it."""
+        if state.registers.keys() != set(REGISTERS.values()):
+            raise ValueError(f"the registers are not {', '.join(REGISTERS.values())}")
+        if len(state.fifo) > FIFO_DEPTH:
+            raise ValueError(f"the FIFO has {len(state.fifo)} words and not up to {FIFO_DEPTH}")
+        with self._lock:
+            for offset, (mask, _) in STORED.items():
+                self._stored[offset] = state.registers[REGISTERS[offset]] & mask
+            self._fifo.extend(word & WORD for word in state.fifo)
+            self._latched = state.latched & STORED[UARTIMSC][0]
+            self._errors = state.errors & WORD >> 8
+            self._overrun = state.overrun
+            self._acknowledged = self._sent() - int(state.sent)
+            self._mask_changed()
             self._update()
 
     def use(self, fastpath: Fastpath) -> None:

@@ -9,6 +9,7 @@ The clock runs from power-on, as if firmware had enabled it in CR.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,26 @@ IDENTIFICATION = bytes((0x31, 0x10, 0x14, 0x00, 0x0D, 0xF0, 0x05, 0xB1))
 """RTCPeriphID0-3 and RTCPCellID0-3: part 0x031, designer 0x41 (Arm), revision 1."""
 
 WORD = 0xFFFF_FFFF
+
+
+@dataclass(frozen=True)
+class Pl031State:
+    """A clock's state.
+
+    offset   seconds from the host's time to the guest's
+    loaded   LR
+    match    MR
+    mask     IMSC
+    raw      RIS
+    alarm    the host's time, in seconds since 1970, at which RIS is set; None: no alarm is ahead
+    """
+
+    offset: int
+    loaded: int
+    match: int
+    mask: int
+    raw: int
+    alarm: int | None
 
 
 class Pl031:
@@ -70,6 +91,31 @@ class Pl031:
         with self._lock:
             self._match = self._mask = self._raw = 0
             self._stop_timer()
+            self._update()
+
+    def state(self) -> Pl031State:
+        """Return the state."""
+        with self._lock:
+            alarm = None if self._timer is None else self._due
+            return Pl031State(
+                self._offset, self._load_value, self._match, self._mask, self._raw, alarm
+            )
+
+    def restore(self, state: Pl031State) -> None:
+        """Take over *state*, before the first access.
+
+        The clock shows the time of now. An alarm that was due meanwhile is raised.
+        """
+        with self._lock:
+            self._offset, self._load_value = state.offset, state.loaded & WORD
+            self._match, self._mask, self._raw = state.match & WORD, state.mask & 1, state.raw & 1
+            if state.alarm is not None:
+                self._due = state.alarm
+                left = state.alarm - self._clock()
+                if left > 0:
+                    self._timer = self._call_later(left, self._expired)
+                else:
+                    self._raw = 1
             self._update()
 
     def close(self) -> None:

@@ -89,6 +89,20 @@ class ConfigSpace:
         """Return the mask of what the guest can write in *size* bytes."""
         return int.from_bytes(self._writable[offset : offset + size], "little")
 
+    def contents(self) -> bytes:
+        """Return all bytes."""
+        return bytes(self._bytes)
+
+    def restore(self, contents: bytes) -> None:
+        """Take over *contents*, which `contents` returned. Raises ValueError.
+
+        The identity, which nothing changes, has to be this function's.
+        """
+        identity = slice(lib.PCI_VENDOR_ID, lib.PCI_COMMAND)
+        if len(contents) != SIZE or contents[identity] != self._bytes[identity]:
+            raise ValueError("the configuration space is that of another function")
+        self._bytes[:] = contents
+
     def reset(self) -> None:
         """Go back to the values that were defined."""
         self._bytes[:] = self._initial

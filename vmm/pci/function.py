@@ -149,11 +149,8 @@ class PciFunction(Closeable):
             return
         flags = AddressRange(self._msix_at + lib.PCI_MSIX_FLAGS, 2)
         if self.msix is not None and flags.overlaps(AddressRange(offset, size)):
-            control = self.config.read(*flags)
-            self.msix.set_control(
-                enabled=bool(control & lib.PCI_MSIX_FLAGS_ENABLE),
-                masked=bool(control & lib.PCI_MSIX_FLAGS_MASKALL),
-            )
+            enabled, masked = self._msix_control()
+            self.msix.set_control(enabled=enabled, masked=masked)
         self._drive_intx()
 
     def _asks_for_reset(self, offset: int, size: int, value: int) -> bool:
@@ -174,6 +171,25 @@ class PciFunction(Closeable):
             return False
         control = self.config.read(self._power_at + lib.PCI_PM_CTRL, 2)
         return bool(control & lib.PCI_PM_CTRL_STATE_MASK)
+
+    # State
+
+    def restore_config(self, config: bytes, entries: bytes) -> None:
+        """Take over configuration space and MSI-X's table *entries*, with their effects.
+
+        The host bridge maps the BARs then (`HostBridge.settle`). Raises ValueError if *config* is
+        another function's.
+        """
+        self.config.restore(config)
+        if self.msix is not None:
+            enabled, masked = self._msix_control()
+            self.msix.restore(entries, enabled=enabled, masked=masked)
+
+    def _msix_control(self) -> tuple[bool, bool]:
+        """Return MSI-X Enable and Function Mask."""
+        control = self.config.read(self._msix_at + lib.PCI_MSIX_FLAGS, 2)
+        enabled, masked = lib.PCI_MSIX_FLAGS_ENABLE, lib.PCI_MSIX_FLAGS_MASKALL
+        return bool(control & enabled), bool(control & masked)
 
     # Interrupts
 

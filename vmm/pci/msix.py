@@ -101,6 +101,20 @@ class Msix:
             self._clear()
             self._tell(range(self.vectors))
 
+    def entries(self) -> bytes:
+        """Return the table."""
+        with self._lock:
+            return bytes(self._entries)
+
+    def restore(self, entries: bytes, *, enabled: bool, masked: bool) -> None:
+        """Take over a table, and the two bits of Message Control. Raises ValueError: its size."""
+        if len(entries) != len(self._entries):
+            raise ValueError(f"{self.vectors} vectors have no table of {len(entries)} bytes")
+        with self._lock:
+            self._entries[:] = entries
+            self._enabled, self._masked = enabled, masked
+            self._tell(range(self.vectors))
+
     def _clear(self) -> None:
         self._enabled = self._masked = False
         masked = bytes([lib.PCI_MSIX_ENTRY_CTRL_MASKBIT])

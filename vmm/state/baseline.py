@@ -20,8 +20,8 @@ from vmm.errors import UserError
 from vmm.kvm.fd import KvmError
 from vmm.state.comparison import refused
 from vmm.state.host_description import look
-from vmm.state.typed_json import Hex, decode, encode, load
 from vmm.state.visible_cpu import FOLLOWS, VisibleCpu, without
+from vmm.typed_json import Hex, decode, encode, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -52,7 +52,7 @@ def common(hosts: Sequence[HostDescription]) -> VisibleCpu:
         counter_hz=first.counter_hz,
         sve_vector_lengths=lengths if "SVE" in features else (),
         firmware={
-            name: Hex(_firmware(name, [cpu.firmware.get(name, 0) for cpu in cpus]))
+            name: _firmware(name, [cpu.firmware.get(name, 0) for cpu in cpus])
             for name in first.firmware
         },
         registers=_registers(hosts, features),
@@ -75,7 +75,7 @@ def _registers(hosts: Sequence[HostDescription], features: tuple[str, ...]) -> d
         if not all(name in one for one in shown):
             continue
         writable = reduce(and_, ((host.changes.writable or {}).get(name, 0) for host in hosts))
-        found[name] = Hex(id_registers()[name].common((one[name] for one in shown), writable))
+        found[name] = id_registers()[name].common((one[name] for one in shown), writable)
     return found
 
 

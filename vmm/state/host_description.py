@@ -21,8 +21,8 @@ from vmm.errors import HostError, VmmError
 from vmm.kvm.capability import Cap
 from vmm.kvm.fd import KvmError
 from vmm.kvm.system import System
-from vmm.state.typed_json import Hex, decode, encode, load
 from vmm.state.visible_cpu import VisibleCpu
+from vmm.typed_json import Hex, decode, encode, load
 from vmm.vfio.device import open_device
 from vmm.vfio.function import HostFunction
 
@@ -206,7 +206,7 @@ def _read(vcpu: Vcpu, wanted: Mapping[str, int]) -> dict[str, Hex]:
     values = {}
     for name, register in wanted.items():
         try:
-            values[name] = Hex(vcpu.get_one_reg(register))
+            values[name] = vcpu.get_one_reg(register)
         except KvmError:
             continue
     return values
@@ -216,7 +216,7 @@ def _writable(vm: Vm) -> dict[str, Hex] | None:
     masks = vm.id_register_masks()
     if masks is None:
         return None
-    every = {name: Hex(masks[one.index]) for name, one in id_registers().items()}
+    every = {name: masks[one.index] for name, one in id_registers().items()}
     return {name: mask for name, mask in every.items() if mask}
 
 
@@ -257,8 +257,8 @@ def _device(function: HostFunction) -> AssignedDevice:
         note = str(error)
     return AssignedDevice(
         bdf=function.bdf,
-        vendor=Hex(function.vendor),
-        device=Hex(function.device),
+        vendor=function.vendor,
+        device=function.device,
         driver=function.driver or "",
         migration=migration,
         note=note,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vmm.arm64.id_registers import field_of, id_registers
-from vmm.state.typed_json import Hex, encode
+from vmm.typed_json import Hex, encode
 
 HASH_DIGITS: Final = 16
 
@@ -74,5 +74,5 @@ def without(registers: Mapping[str, Hex], features: tuple[str, ...]) -> dict[str
         for follower in followers:
             register, _, name = follower.partition(".")
             if register in result:
-                result[register] = Hex(field_of(register, name).put(result[register], 0))
+                result[register] = field_of(register, name).put(result[register], 0)
     return result

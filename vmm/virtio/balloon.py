@@ -14,6 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm._native import ffi, lib
@@ -66,10 +67,20 @@ STATISTICS: Final = {
 }
 
 
+@dataclass(frozen=True)
+class BalloonState:
+    """Pages that the balloon is to have, and has, and the poison of free pages."""
+
+    target: int
+    actual: int
+    poison: int
+
+
 class Balloon(VirtioDevice):
     """A balloon of *size* bytes at first. With *pinned* nothing is returned to the host."""
 
     device_id: int = lib.VIRTIO_ID_BALLOON
+    OwnState = BalloonState
 
     def __init__(
         self, name: str, memory: MemoryMap, events: Events, *, size: int = 0, pinned: bool = False
@@ -171,6 +182,21 @@ class Balloon(VirtioDevice):
                 slot.queue.push(self._stats, 0)
                 self._stats = None
                 slot.doorbell.signal()  # whoever serves it also interrupts
+
+    def queue_paused(self, index: int) -> None:
+        """Put the statistics buffer back: it is taken again as the queue goes on."""
+        queue = self.slots[index].queue
+        if self._role(index) == F_STATS_VQ and self._stats is not None and queue is not None:
+            queue.put_back(self._stats)
+            self._stats = None
+
+    def own_state(self) -> BalloonState:
+        """Return sizes and poison. What the balloon has given back is zeroes in guest memory."""
+        return BalloonState(self._target, self._actual, self._poison)
+
+    def restore_own(self, own: BalloonState) -> None:
+        """Take over sizes and poison."""
+        self._target, self._actual, self._poison = own.target, own.actual, own.poison
 
     def queue_stopped(self, index: int) -> None:
         """Forget the statistics buffer, which goes with its queue."""

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from functools import partial
 from threading import Lock
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from vmm._native import lib
 from vmm.closeable import Closeable
+from vmm.errors import HostError
 from vmm.events import Bounded
 from vmm.fd import EventFd
 from vmm.virtio import status
 from vmm.virtio.queue import Areas, Format, MemoryMap, Queue, RingError
+from vmm.virtio.state import DeviceState, QueueState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -103,6 +105,7 @@ class VirtioDevice(Closeable):
         self._accepted = 0
         self._bounded = Bounded(events)
         self._paused = False
+        self._restored = False  # since `restore`, until `resume`
 
     # For kinds of device to override
 
@@ -129,6 +132,16 @@ class VirtioDevice(Closeable):
 
     has_threads = False
     """Whether somebody other than the loop serves the queues; `process` is then not for them."""
+
+    OwnState: ClassVar[type | None] = None
+    """What `own_state` returns; None: devices of this kind have nothing besides their queues."""
+
+    def own_state(self) -> Any:
+        """Return what the kind has besides queues. Called paused, with the device's lock."""
+        return None
+
+    def restore_own(self, own: Any) -> None:
+        """Take over what `own_state` returned, before any queue is served. May raise ValueError."""
 
     def queue_started(self, index: int, queue: Queue) -> None:
         """Start queue *index*: it may be used from now on. Called with the device's lock."""
@@ -256,22 +269,24 @@ class VirtioDevice(Closeable):
             stage = self._status & (status.FEATURES_OK | status.NEEDS_RESET)
             if slot.queue is not None or stage != status.FEATURES_OK:
                 return
-            form = Format(
-                packed=bool(self._accepted & F_RING_PACKED),
-                event_idx=bool(self._accepted & F_EVENT_IDX),
-                indirect=bool(self._accepted & F_INDIRECT_DESC),
-            )
             size = slot.size
             if size > slot.size_max:
                 self._break(RingError(lib.PYVMM_RING_SIZE), index)
                 return
             try:
-                slot.queue = Queue(self._memory, size, slot.areas, form)
+                slot.queue = Queue(self._memory, size, slot.areas, self._format())
             except RingError as error:
                 self._break(error, index)
             else:
                 if self.live:
                     self._start_queue(index)
+
+    def _format(self) -> Format:
+        return Format(
+            packed=bool(self._accepted & F_RING_PACKED),
+            event_idx=bool(self._accepted & F_EVENT_IDX),
+            indirect=bool(self._accepted & F_INDIRECT_DESC),
+        )
 
     def reset_queue(self, index: int) -> None:
         """Stop queue *index* and reset its slot (2.6.1). When this returns, nothing touches it."""
@@ -348,9 +363,70 @@ class VirtioDevice(Closeable):
                 return
             self._paused = False
             for index, slot in enumerate(self.slots):
-                if slot.queue is not None and self.live:
+                if slot.queue is None or not self.live:
+                    continue
+                if self._restored:
+                    self.queue_started(index, slot.queue)
+                    if self.interrupts is not None:  # one that was under way is lost
+                        self.interrupts.used(index)
+                else:
                     self.queue_resumed(index, slot.queue)
-                    slot.doorbell.signal()  # chains may have come that nobody looked at
+                slot.doorbell.signal()  # chains may have come that nobody looked at
+            self._restored = False
+
+    # State; see `vmm.virtio.state`
+
+    def state(self) -> DeviceState:
+        """Return the state of a paused device. Raises `HostError`: it cannot be collected."""
+        with self._lock:
+            return DeviceState(
+                self.device_id,
+                self._status,
+                self._accepted,
+                self.generation,
+                tuple(self._queue_state(index) for index in range(len(self.slots))),
+                self.own_state(),
+            )
+
+    def _queue_state(self, index: int) -> QueueState:
+        slot = self.slots[index]
+        # A broken device's rings are of no use: the driver has to reset it.
+        sound = slot.queue is not None and not self._status & status.NEEDS_RESET
+        try:
+            ring = slot.queue.state() if sound and slot.queue is not None else None
+        except ValueError as error:
+            raise HostError(f"{self.name}: queue {index}: {error}") from error
+        return QueueState(slot.size, *slot.areas, ring)
+
+    def restore(self, state: DeviceState) -> None:
+        """Take over *state*, before the driver sees the device; `resume` starts the queues.
+
+        Guest memory must be whole. Raises `HostError`, which names what does not fit this device.
+        """
+        if state.device_id != self.device_id or len(state.queues) != len(self.slots):
+            raise HostError(f"{self.name}: the saved device is another, or has other queues")
+        if lacking := state.accepted & ~self.offered:
+            raise HostError(
+                f"{self.name}: its driver uses features {lacking:#x}, which are not offered here"
+            )
+        with self._lock:
+            self._paused = self._restored = True
+            self._status, self._accepted = state.status, state.accepted
+            self.generation = state.generation
+            try:
+                for slot, saved in zip(self.slots, state.queues, strict=True):
+                    self._restore_queue(slot, saved)
+                if self.OwnState is not None:
+                    self.restore_own(state.own)
+            except (RingError, ValueError) as error:
+                raise HostError(f"{self.name}: its state cannot be taken over: {error}") from error
+
+    def _restore_queue(self, slot: QueueSlot, saved: QueueState) -> None:
+        slot.size = saved.size
+        slot.areas = Areas(saved.descriptors, saved.driver, saved.device)
+        if saved.ring is not None:
+            slot.queue = Queue(self._memory, slot.size, slot.areas, self._format())
+            slot.queue.restore(saved.ring)
 
     # Reset and close
 

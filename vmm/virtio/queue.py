@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.errors import GuestError
+from vmm.virtio.state import RingState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -232,12 +233,40 @@ class Queue:
         self.c.in_flight = 0
         ffi.memmove(self._keep[1], bytes(2 * self.size), 2 * self.size)
 
-    def put_back(self, chain: Chain) -> None:
-        """Undo the `pop` that was the queue's last operation; split rings only."""
-        assert not self.c.packed, "a packed ring has no such indices"
-        self.c.next_avail = (self.c.next_avail - 1) & 0xFFFF
-        self.c.in_flight -= 1
-        self._keep[1][chain.id] = 0
+    def put_back(self, chain_id: int) -> None:
+        """Undo the `pop` of the chain *chain_id*, of which there was none later."""
+        slots = self._keep[1][chain_id] if self.c.packed else 1
+        at = int(self.c.next_avail) - slots
+        if self.c.packed and at < 0:
+            at += self.size
+            self.c.avail_wrap ^= 1
+        self.c.next_avail = at & 0xFFFF
+        self.c.in_flight -= slots
+        self._keep[1][chain_id] = 0
+
+    def state(self) -> RingState:
+        """Return where the ring is. Raises ValueError if chains are with the device."""
+        if self.c.in_flight:
+            raise ValueError(f"{self.c.in_flight} chains or slots are with the device")
+        return RingState(
+            int(self.c.next_avail),
+            int(self.c.next_used),
+            int(self.c.avail_wrap),
+            int(self.c.used_wrap),
+        )
+
+    def restore(self, state: RingState) -> None:
+        """Go on from *state*, before the first `pop`. Raises ValueError if no ring can be there."""
+        most = self.size if self.c.packed else 1 << 16
+        if not (0 <= state.next_avail < most and 0 <= state.next_used < most):
+            raise ValueError(f"an index is not below {most}")
+        # No chain is in flight, so the device has used up to where it has taken.
+        if (state.next_avail, state.avail_wrap) != (state.next_used, state.used_wrap):
+            raise ValueError("the ring has chains in flight")
+        if not {state.avail_wrap, state.used_wrap} <= {0, 1}:
+            raise ValueError("a wrap counter is not 0 or 1")
+        self.c.next_avail, self.c.next_used = state.next_avail, state.next_used
+        self.c.avail_wrap, self.c.used_wrap = state.avail_wrap, state.used_wrap
 
     def batch(self, most: int) -> Iterator[Chain]:
         """Pop up to *most* chains with notifications off; each is valid until the next one.

@@ -17,6 +17,7 @@ without MULTIPORT takes it for one.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +49,34 @@ CONTROL: Final = struct.Struct("<IHH")
 """``struct virtio_console_control``: port, event, value."""
 
 
+@dataclass(frozen=True)
+class PortState:
+    """A port: whether the guest has it open, and how much of its next chain was sent already."""
+
+    number: int
+    name: str
+    guest_open: bool
+    skip: int
+
+
+@dataclass(frozen=True)
+class MessageState:
+    """A control message that waits for a buffer of the driver (5.3.6.2)."""
+
+    port: int
+    event: int
+    value: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class ConsoleState:
+    """What a console device has besides its queues."""
+
+    ports: tuple[PortState, ...]
+    outbox: tuple[MessageState, ...]
+
+
 def queue_of(port: int) -> int:
     """Return the number of *port*'s receiveq; its transmitq is the next."""
     return 2 * port + 2 if port else 0
@@ -60,6 +89,7 @@ class Console(VirtioDevice):
     """
 
     device_id: int = lib.VIRTIO_ID_CONSOLE
+    OwnState = ConsoleState
 
     def __init__(
         self,
@@ -165,6 +195,40 @@ class Console(VirtioDevice):
                 port.forget_sending()
             else:
                 port.forget_receiving()
+
+    def queue_paused(self, index: int) -> None:
+        """Put the chain that the port keeps, if any, back."""
+        self._awaits_host.discard(index)
+        if (port := self._by_queue.get(index & ~1)) is not None:
+            queue = self.slots[index].queue
+            assert queue is not None, "it is live"
+            port.put_back(queue, sending=bool(index & 1))
+
+    def own_state(self) -> ConsoleState:
+        """Return ports and control messages."""
+        return ConsoleState(
+            ports=tuple(
+                PortState(number, port.name, port.guest_open, port.skip)
+                for number, port in self.ports.items()
+            ),
+            outbox=tuple(MessageState(*key, data) for key, data in self._outbox.items()),
+        )
+
+    def restore_own(self, own: ConsoleState) -> None:
+        """Take over ports and control messages. Raises ValueError if it has other ports."""
+        if [(each.number, each.name) for each in own.ports] != [
+            (number, port.name) for number, port in self.ports.items()
+        ]:
+            raise ValueError("the ports are others")
+        for each in own.ports:
+            port = self.ports[each.number]
+            port.guest_open, port.skip = each.guest_open, each.skip
+            if self.accepted & F_MULTIPORT:  # whoever was connected there need not be here
+                self._outbox[
+                    each.number, lib.VIRTIO_CONSOLE_PORT_OPEN, int(port.chardev.connected)
+                ] = b""
+        for message in own.outbox:
+            self._outbox[message.port, message.event, message.value] = message.data
 
     def stopped(self) -> None:
         """Forget control messages and which ports the driver has open."""

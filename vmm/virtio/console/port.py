@@ -44,6 +44,8 @@ class Port:
         self.guest_open = False
         self._out, self._in = Chain(), Chain()
         self._sent = -1  # bytes of the chain that is being sent
+        self.skip = 0
+        """Bytes of the next chain that were sent already, before it was put back."""
         self._receiving = False  # whether a chain waits for bytes
 
     @property
@@ -54,6 +56,16 @@ class Port:
     def forget_sending(self) -> None:
         """Forget the chain that is being sent, because its queue stops."""
         self._sent = -1
+        self.skip = 0
+
+    def put_back(self, queue: Queue, *, sending: bool) -> None:
+        """Put the chain that is being sent, or that waits for bytes, back into its queue."""
+        if sending and self._sent >= 0:
+            queue.put_back(self._out.id)
+            self.skip, self._sent = self._sent, -1
+        elif not sending and self._receiving:
+            queue.put_back(self._in.id)
+            self._receiving = False
 
     def forget_receiving(self) -> None:
         """Forget the chain that waits for bytes, because its queue stops."""
@@ -66,7 +78,7 @@ class Port:
             if self._sent < 0:
                 if queue.pop(self._out) is None:
                     return Waits.FOR_DRIVER
-                self._sent = 0
+                self._sent, self.skip = self.skip, 0
             done = self._write()
             if done < 0:
                 return Waits.FOR_HOST

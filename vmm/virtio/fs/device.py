@@ -87,7 +87,7 @@ class Fs(VhostUserDevice):
         for chain in queue.batch(queue.size):
             header: Any = ffi.from_buffer(f"{IN} *", chain.read(ffi.sizeof(IN)).ljust(64, b"\0"))
             if header.opcode == lib.FUSE_INIT and index:
-                queue.put_back(chain)
+                queue.put_back(chain.id)
                 self._adopt()
                 return
             queue.push(chain.id, refuse(chain, header))

@@ -20,6 +20,7 @@ from vmm.closeable import Closeable
 from vmm.fd import EventFd
 from vmm.virtio import status
 from vmm.virtio.notify import CONFIG, USED, Interrupt, Ioeventfd
+from vmm.virtio.state import MmioState
 from vmm.virtio.transport.registers import HALVES, CommonRegisters, DeviceConfiguration, Fields
 
 if TYPE_CHECKING:
@@ -174,6 +175,19 @@ class MmioTransport(Closeable):
             ),
             Ioeventfd(lib.VIRTIO_MMIO_INTERRUPT_ACK, WIDTH, self._unheard.fileno(), USED),
         ]
+
+    def state(self) -> MmioState:
+        """Return the state of the device, which is paused. Raises `HostError`."""
+        return MmioState(self.device.state(), self._common.state(), self.interrupt.status)
+
+    def restore(self, state: MmioState) -> None:
+        """Take over *state*, in a VM whose interrupt controller has its own. Raises `HostError`."""
+        self.device.restore(state.device)
+        self._common.restore(state.selectors)
+        if state.device.status & status.DRIVER_OK:
+            self.interrupt.stand(USED)
+        if state.interrupt & CONFIG:
+            self.interrupt.raise_(CONFIG)
 
     def reset(self) -> None:
         """Return to the state after power-on."""

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Final
 
 from vmm._native import lib
 from vmm.bus import MmioBus
+from vmm.errors import HostError
 from vmm.pci import capability
 from vmm.pci.bar import Bar
 from vmm.pci.function import INTA, Identity, PciFunction
 from vmm.pci.msix import Msix
 from vmm.virtio.notify import Ioeventfd
+from vmm.virtio.state import PciState
 from vmm.virtio.transport.pci_interrupts import NO_VECTOR, PciInterrupts
 from vmm.virtio.transport.registers import HALVES, CommonRegisters, DeviceConfiguration, Fields
 
@@ -230,6 +232,31 @@ class PciTransport(PciFunction):
         width = self.config.read(self._access_at + lib.VIRTIO_PCI_CAP_LENGTH, 4)
         lawful = bar == 0 and width in (1, 2, 4) and not offset % width
         return (offset, width) if lawful else None
+
+    def state(self) -> PciState:
+        """Return the state of the device, which is paused. Raises `HostError`."""
+        assert self.msix is not None
+        return PciState(
+            self.device.state(),
+            self._common.state(),
+            self.config.contents(),
+            self.msix.entries(),
+            tuple(self.interrupts.assigned),
+            self.interrupts.isr(),
+        )
+
+    def restore(self, state: PciState) -> None:
+        """Take over *state*, in a VM whose interrupt controller has its own. Raises `HostError`."""
+        try:
+            self.restore_config(state.config, state.msix)
+            self._choose_interrupts()
+            self.interrupts.restore(state.vectors, state.isr)
+        except ValueError as error:
+            raise HostError(f"{self.name}: its state cannot be taken over: {error}") from error
+        if self.host is not None:
+            self.host.settle(self)
+        self.device.restore(state.device)
+        self._common.restore(state.selectors)
 
     def reset(self) -> None:
         """Return to the state after power-on."""

@@ -19,7 +19,7 @@ from vmm.closeable import Closeable
 from vmm.virtio.notify import CONFIG, USED, Interrupt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vmm.pci.msix import MsiDelivery
 
@@ -76,6 +76,21 @@ class PciInterrupts(Closeable):
             isr, self._isr = self._isr, 0
             self._intx(bool(self._isr))
             return isr
+
+    def isr(self) -> int:
+        """Return ISR status, with no effect, and with what the loop has not turned into it yet."""
+        self.turn_into_intx()
+        return self._isr
+
+    def restore(self, vectors: Sequence[int], isr: int) -> None:
+        """Take over the vectors of all sources and ISR status. Raises ValueError."""
+        if len(vectors) != len(self.sources):
+            raise ValueError(f"{len(self.sources)} interrupts have no {len(vectors)} vectors")
+        for source, vector in enumerate(vectors):
+            self.assign(source, vector)
+        with self._lock:
+            self._isr = isr & (USED | CONFIG)
+            self._intx(bool(self._isr))
 
     # INTx
 

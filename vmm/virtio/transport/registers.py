@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vmm.virtio.device import F_RING_RESET, FEATURE_WORDS
+from vmm.virtio.state import SelectorState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -80,6 +81,15 @@ class CommonRegisters:
         self.device_word = 0
         self.driver_word = 0
         self.selected = 0
+
+    def state(self) -> SelectorState:
+        """Return the selectors."""
+        return SelectorState(self.device_word, self.driver_word, self.selected)
+
+    def restore(self, state: SelectorState) -> None:
+        """Take over the selectors."""
+        self.device_word, self.driver_word = state.device_word, state.driver_word
+        self.selected = state.queue
 
     # Features
 

@@ -1,24 +1,39 @@
 """Frozen dataclasses as JSON that people read, and back with the member at fault named.
 
-An integer of type `Hex` is a string such as ``"0x1f"``: registers, addresses.
+An integer of type `Hex` is a string such as ``"0x1f"``: registers, addresses. Bytes are hexadecimal
+text. A member of type `Any` is left as JSON values, for whoever knows its type.
 """
 
 from __future__ import annotations
 
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
+from functools import partial
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from vmm.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-Hex = NewType("Hex", int)
-"""An integer that is written in hexadecimal."""
+Hex = Annotated[int, 64]
+"""An integer of 64 bits that is written in hexadecimal."""
+
+Wide = Annotated[int, 2048]
+"""The same with up to 2048 bits: a register of SVE."""
 
 T = TypeVar("T")
 
@@ -26,22 +41,26 @@ T = TypeVar("T")
 def encode(value: Any, kind: Any = None) -> Any:
     """Return *value*, of type *kind*, as JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
-        hints = get_type_hints(type(value))
+        hints = get_type_hints(type(value), include_extras=True)
         return {
             field.name: encode(getattr(value, field.name), hints[field.name])
             for field in fields(value)
         }
-    if isinstance(value, Enum):
-        return value.value
-    if value is None:
-        return None
     kind = _without_none(kind)
     if isinstance(value, Mapping):
         inner = get_args(kind)[1]
         return {name: encode(one, inner) for name, one in value.items()}
     if isinstance(value, tuple):
         return [encode(one, get_args(kind)[0]) for one in value]
-    return f"{value:#x}" if kind is Hex else value
+    return _encode_scalar(value, kind)
+
+
+def _encode_scalar(value: Any, kind: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, bytes):
+        return value.hex()
+    return f"{value:#x}" if kind in BITS and value is not None else value
 
 
 def decode(kind: type[T], value: Any, where: str) -> T:
@@ -79,10 +98,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     kind = _without_none(kind)
     if is_dataclass(kind):
         return _object(kind, value, where)
+    if kind in SCALARS:
+        return SCALARS[kind](value, where)
     if get_origin(kind) is not None:
         return _container(kind, value, where)
-    if kind is Hex:
-        return _hexadecimal(value, where)
     if issubclass(kind, Enum):
         if value not in [one.value for one in kind]:
             known = ", ".join(str(one.value) for one in kind)
@@ -109,7 +128,7 @@ def _container(kind: Any, value: Any, where: str) -> Any:
 def _object(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise UserError(f"{where}: {_shown(value)} is not an object")
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     names = [field.name for field in fields(kind)]
     for name in names:
         if name not in value:
@@ -120,15 +139,31 @@ def _object(kind: Any, value: Any, where: str) -> Any:
     return kind(**{name: _decode(hints[name], value[name], f"{where}.{name}") for name in names})
 
 
-def _hexadecimal(value: Any, where: str) -> int:
+def _hexadecimal(bits: int, value: Any, where: str) -> int:
     if isinstance(value, str) and value.startswith("0x"):
         try:
             number = int(value, 16)
         except ValueError:
             number = -1
-        if 0 <= number < 1 << 64:
+        if 0 <= number < 1 << bits:
             return number
-    raise UserError(f'{where}: {_shown(value)} is not a number of 64 bits such as "0x1f"')
+    raise UserError(f'{where}: {_shown(value)} is not a number of {bits} bits such as "0x1f"')
+
+
+def _bytes(value: Any, where: str) -> bytes:
+    try:
+        return bytes.fromhex(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: {_shown(value)} is no bytes in hexadecimal") from None
+
+
+BITS: Final = {Hex: 64, Wide: 2048}
+SCALARS: Final[dict[Any, Callable[[Any, str], Any]]] = {
+    Any: lambda value, _where: value,
+    bytes: _bytes,
+    **{kind: partial(_hexadecimal, bits) for kind, bits in BITS.items()},
+}
+"""What reads a value of a type that JSON lacks."""
 
 
 def _without_none(kind: Any) -> Any:
