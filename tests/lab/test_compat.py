@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.state.golden import DIRECTORY, WRITE, normal
+from tests.state.golden import DIRECTORY, WRITE, golden, normal
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.profiles import PROFILES
 from vmm.lab.kernel.flavour import BuiltKernel
+from vmm.state.labels import feature_file
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(7200)]
 
@@ -90,3 +91,10 @@ def test_fwb_is_refused_by_name_from_files(lab_host: Callable[[str], Host]) -> N
         assert done.status == 11, done.stderr.decode()
         reasons = re.findall(r"because (\S+):", done.stdout.decode())
         assert reasons[0] == "ID_AA64MMFR2_EL1.FWB"
+
+
+@pytest.mark.parametrize("profile", ["fwb", "nofwb"])
+def test_labels_are_those_of_the_description(lab_host: Callable[[str], Host], profile: str) -> None:
+    done = lab_host(profile).run(["pyvmm", "probe", "--format", "nfd"], timeout=120)
+    assert done.status == 0, done.stderr.decode()
+    assert done.stdout.decode() == feature_file(golden(profile))

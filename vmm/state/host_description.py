@@ -111,8 +111,10 @@ class HostDescription:
     devices: tuple[AssignedDevice, ...]
 
     @classmethod
-    def collect(cls) -> HostDescription:
+    def collect(cls, *, devices: bool = True) -> HostDescription:
         """Ask this host. VFIO devices that are not in use are opened, which resets them.
+
+        Without *devices* they are left alone, and out.
 
         Raises `HostError`: there is no KVM, or none of arm64.
         """
@@ -134,7 +136,7 @@ class HostDescription:
                         name: answers["KVM_SET_USER_MEMORY_REGION"]
                         for name, answers in found.flags.items()
                     },
-                    devices=_devices(),
+                    devices=_devices() if devices else (),
                 )
 
     @classmethod
