@@ -1,0 +1,183 @@
+"""Targets: what daemons, the kernel and clients of the lab send."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+
+from tests.fuzz.given import Given
+from tests.fuzz.target import Target, by_choices, by_property
+from tests.recorded import Recorded
+from tests.vfio import test_region_info
+from tests.virtio.mmio_driver import MmioDriver
+from tests.virtio.ring_driver import BASE, BUFFERS, SECOND, SIZE, Buffer, Memory, SplitDriver
+from tests.virtio.vhost import test_messages
+from tests.virtio.vhost.fake_daemon import FakeService
+from vmm._native import ffi, lib
+from vmm.lab import protocol
+from vmm.lab.inside import agent
+from vmm.memory import Mapping
+from vmm.virtio.block.vhost_user import VhostUserBlk
+from vmm.virtio.net.netlink import Link, Netlink, NetlinkError
+from vmm.virtio.queue import MemoryMap
+from vmm.virtio.transport.mmio import MmioTransport
+
+TOKEN = b"6f0d29c1"
+NETLINK = ffi.sizeof("struct nlmsghdr")
+HEARD = {"virtio-needs-reset", "vhost-user-restarted", "vhost-failed"}
+
+
+# --- netlink ------------------------------------------------------------------------------------
+
+
+def netlink(data: bytes) -> None:
+    """Let rtnetlink answer with *data*: a link, none, or an error that says what was asked."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with Netlink() as made, theirs:
+        made._socket.close()
+        made._socket = ours
+        theirs.send(data)
+        try:
+            found = made.link("tap0")
+        except NetlinkError:
+            return
+        assert found is None or isinstance(found, Link)
+
+
+def _answer(kind: int, body: bytes, flags: int = 0) -> bytes:
+    return struct.pack("=IHHII", NETLINK + len(body), kind, flags, 1, 0) + body
+
+
+def _attribute(kind: int, data: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+
+
+@cache
+def of_netlink() -> Sequence[bytes]:
+    tun = _attribute(lib.IFLA_TUN_NUM_QUEUES, struct.pack("=I", 2))
+    kind = _attribute(lib.IFLA_INFO_KIND, b"tun\0") + _attribute(lib.IFLA_INFO_DATA, tun)
+    attributes = _attribute(lib.IFLA_MTU, struct.pack("=I", 1500))
+    attributes += _attribute(lib.IFLA_LINKINFO, kind)
+    info = struct.pack("=BBHiII", 0, 0, 1, 7, 1, 0)
+    refused = struct.pack("=i", -1) + struct.pack("=IHHII", NETLINK, 18, 5, 1, 0)
+    words = _attribute(lib.NLMSGERR_ATTR_MSG, b"no\0")
+    told = lib.NLM_F_ACK_TLVS | lib.NLM_F_CAPPED
+    return [
+        _answer(lib.RTM_NEWLINK, info + attributes),
+        _answer(lib.NLMSG_ERROR, refused),
+        _answer(lib.NLMSG_ERROR, refused + words, told),
+    ]
+
+
+# --- the lab's agent ----------------------------------------------------------------------------
+
+
+def admission(data: bytes) -> None:
+    """Say *data* to the agent before the token: only the very frame is let in, and no byte more."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(data)
+        theirs.shutdown(socket.SHUT_WR)
+        hello = protocol.frame(protocol.HELLO, TOKEN)
+        assert agent._admit(ours, TOKEN) == data.startswith(hello)
+        assert ours.recv(1 << 16) == data[len(hello) :]
+
+
+def frames(data: bytes) -> None:
+    """Cut *data* into frames, at once and byte by byte: the same ones, and none too long."""
+    found: list[list[protocol.Frame]] = []
+    for size in (len(data) or 1, 1, 7):
+        cutter, seen = protocol.Frames(), []
+        with suppress(EOFError):
+            for at in range(0, len(data), size):
+                seen += cutter.feed(data[at : at + size])
+        found.append(seen)
+    assert all(len(payload) <= protocol.MOST for _, payload in found[0])
+    assert found[1] == found[2]
+    assert found[0] in (found[1], [])  # what follows a frame too long takes others along
+
+
+@cache
+def of_frames() -> Sequence[bytes]:
+    hello = protocol.frame(protocol.HELLO, TOKEN)
+    run = protocol.frame(protocol.RUN, b'{"command": ["true"]}')
+    return [hello + run, hello[:-1] + b"x", hello + run[:-3], protocol.frame(b"x") * 5]
+
+
+# --- vhost-user ---------------------------------------------------------------------------------
+
+
+def scribbler(given: Given) -> None:
+    """Let a daemon write to its rings, to buffers, and anywhere in guest memory, and die.
+
+    Whatever it wrote, pyvmm writes to no memory but its own device's rings, and a device that the
+    daemon broke can be reset and used with the next one.
+    """
+    memory, events = Memory(Mapping.memfd), Recorded()
+    service = FakeService()
+    device = VhostUserBlk("disk0", MemoryMap(memory.guest), events, service)  # type: ignore[arg-type]
+    with MmioTransport(device) as transport:
+        driver, ring = MmioDriver(transport), SplitDriver(memory)
+        areas = ring.areas
+        for _ in range(4):
+            driver.store("Status", 0)
+            memory.guest.write(BASE, bytes(0x1_0000))
+            ring = SplitDriver(memory)
+            driver.start(ring.size, ring.areas)
+            for _ in range(given.randrange(3)):
+                ring.add(Buffer(BUFFERS, 16), Buffer(SECOND, 16, writable=True))
+            for _ in range(given.randrange(8)):
+                at = given.choice((*areas, BUFFERS, SECOND, BASE + given.randrange(SIZE - 64)))
+                memory.guest.write(at + given.randrange(48), given.randbytes(given.randrange(16)))
+            before = [mapping.view.tobytes() for mapping in memory.mappings]
+            driver.store("QueueNotify", 0)
+            if given.random() < 0.6:
+                service.daemons[-1].hang_up()
+                readers = dict(device.readers())
+                for fd in list(readers):
+                    readers[fd]()
+            transport.reset()
+            only_rings(memory, before, areas)
+            if not given.more:
+                break
+        assert device.status == 0
+    assert set(events.names()) <= HEARD
+    memory.close()
+
+
+def only_rings(memory: Memory, before: Sequence[bytes], areas: Sequence[int]) -> None:
+    """Check that memory is as it was but for a kilobyte at each of the areas of a ring."""
+    for mapping, base, was in zip(memory.mappings, (BASE, SECOND), before, strict=True):
+        now, must = bytearray(mapping.view), bytearray(was)
+        for area in areas:
+            if 0 <= area - base < len(must):
+                part = slice(area - base, area - base + 0x400)
+                must[part] = now[part]
+        assert now == must, "bytes outside the ring"
+
+
+# ------------------------------------------------------------------------------------------------
+
+TARGETS = (
+    Target("netlink", "the kernel's answers; a link or a clear error", netlink, of_netlink),
+    Target("agent-token", "bytes before the token; only the token is let in", admission, of_frames),
+    Target("agent-frames", "frames however the stream is cut", frames, of_frames),
+    by_property(
+        "vhost-user",
+        "messages with descriptors; at most an error, and no descriptor stays",
+        test_messages.test_no_nonsense_is_more_than_an_error,
+    ),
+    by_choices(
+        "vhost-scribbler",
+        "a daemon that writes anywhere and dies; pyvmm writes to its own ring only",
+        scribbler,
+    ),
+    by_property(
+        "vfio-region",
+        "VFIO's answer on a region; nothing outside of it is mapped",
+        test_region_info.test_no_answer_makes_us_loop_or_map_outside_the_region,
+    ),
+)
