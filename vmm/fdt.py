@@ -165,6 +165,8 @@ def loads(data: bytes | bytearray | memoryview) -> Node:
         (open_nodes[-1][1] if open_nodes else top).append(node)
         open_nodes.append((node, children))
         at = lib.fdt_next_node(blob, at, depth)
+    if not top:
+        raise ValueError("not a device tree: there is no root node")
     return top[0]
 
 

@@ -207,6 +207,7 @@ X86[:2], X86[0x1FE:0x206] = b"MZ", b"\x55\xaa\0\0HdrS"
         (b"\x04\x22\x4d\x18" + bytes(99), "lz4-compressed; unpack it first"),
         (lzma.compress(arm64_image(), lzma.FORMAT_ALONE), "lzma-compressed"),
         (zboot(b"\x04\x22\x4d\x18", "lz4"), "EFI zboot of lz4 data; build it with gzip, xz or"),
+        (zboot(b"\x04\x22\x4d\x18", "\x1b[2J\n"), r"EFI zboot of \x1b[2J\n data; build it"),
         (gzip.compress(b"#!/bin/sh\n"), "gzip of a text file; pyvmm boots an arm64 Image"),
         (gzip.compress(bytes(257) + b"ustar"), "gzip of a tar archive"),
         (b"070701" + bytes(99), "a cpio archive; give an initramfs with --initrd"),

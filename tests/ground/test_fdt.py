@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 from contextlib import suppress
 
@@ -199,6 +200,14 @@ def test_what_has_no_place_in_a_blob_is_refused(tree: Node, complaint: str) -> N
 def test_what_is_no_blob_is_refused(blob: bytes) -> None:
     with pytest.raises(ValueError, match="not a device tree: FDT_ERR_"):
         loads(blob)
+
+
+def test_a_blob_without_a_root_is_refused() -> None:
+    """libfdt takes a structure block that ends at once for a sound one."""
+    whole = dumps(Node(""))
+    start = int.from_bytes(whole[8:12], "big")
+    with pytest.raises(ValueError, match="there is no root node"):
+        loads(whole[:start] + struct.pack(">I", 9) + whole[start + 4 :])
 
 
 @given(st.integers(0, 400), st.integers(0, 255))

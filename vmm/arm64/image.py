@@ -168,7 +168,7 @@ def _zboot_payload(data: memoryview, name: str) -> memoryview:
     if not size or len(payload) < size:
         raise pe.Truncated
     if not compression.sniff(payload):
-        method = packer.partition(b"\0")[0].decode("latin-1")
+        method = ascii(packer.partition(b"\0")[0].decode("latin-1"))[1:-1]
         raise _refusal(name, ("EFI zboot",), f"{method} data", "build it with gzip, xz or zstd")
     return payload
 

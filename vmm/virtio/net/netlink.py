@@ -34,6 +34,9 @@ HINTS: Final = {
 LARGEST: Final = 1 << 16
 """Bytes: the kernel sends no longer answer at once."""
 
+ERRNO_MOST: Final = 4095
+"""The largest number that the kernel returns as an error (MAX_ERRNO, include/linux/err.h)."""
+
 
 class Link(NamedTuple):
     """A network interface.
@@ -72,6 +75,13 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[length + -length % ALIGN :]
 
 
+def _struct(what: str, name: str, data: bytes) -> Any:
+    """Return the start of *data* as struct *name*. Raises `NetlinkError`: it is shorter."""
+    if len(data) < ffi.sizeof(name):
+        raise NetlinkError(what, errno.EBADMSG, "")
+    return ffi.from_buffer(f"{name} *", data)
+
+
 def _number(value: int) -> bytes:
     return struct.pack("=I", value)
 
@@ -103,7 +113,7 @@ class Netlink(Closeable):
         }
         self._socket.send(bytes(ffi.buffer(ffi.new("struct nlmsghdr *", head))) + body)
         answer = self._socket.recv(LARGEST)
-        found = ffi.from_buffer("struct nlmsghdr *", answer)
+        found = _struct(what, "struct nlmsghdr", answer)
         data = answer[HEADER : found.nlmsg_len]
         if found.nlmsg_type == lib.NLMSG_ERROR:
             self._check(what, found.nlmsg_flags, data)
@@ -111,12 +121,15 @@ class Netlink(Closeable):
 
     @staticmethod
     def _check(what: str, flags: int, data: bytes) -> None:
-        number = -ffi.from_buffer("struct nlmsgerr *", data).error
+        answer = _struct(what, "struct nlmsgerr", data)
+        number = -answer.error
         if number == 0:
             return
+        if not 0 < number <= ERRNO_MOST:
+            raise NetlinkError(what, errno.EBADMSG, "")
         words = ""
         if flags & lib.NLM_F_ACK_TLVS:
-            echoed = ffi.from_buffer("struct nlmsgerr *", data).msg.nlmsg_len
+            echoed = answer.msg.nlmsg_len
             skipped = HEADER if flags & lib.NLM_F_CAPPED else echoed
             place = ffi.sizeof("struct nlmsgerr") - HEADER + skipped + -skipped % ALIGN
             texts = dict(_attributes(data[place:]))
@@ -132,7 +145,7 @@ class Netlink(Closeable):
             if error.errno == errno.ENODEV:
                 return None
             raise
-        info = ffi.from_buffer("struct ifinfomsg *", data)
+        info = _struct(f"looking up {name}", "struct ifinfomsg", data)
         found = dict(_attributes(data[ffi.sizeof("struct ifinfomsg") :]))
 
         def number(attributes: dict[int, bytes], kind: int) -> int:
