@@ -203,7 +203,7 @@ def test_what_is_no_blob_is_refused(blob: bytes) -> None:
 
 
 def test_a_blob_without_a_root_is_refused() -> None:
-    """libfdt takes a structure block that ends at once for a sound one."""
+    """A structure block that ends at once is a sound one to libfdt."""
     whole = dumps(Node(""))
     start = int.from_bytes(whole[8:12], "big")
     with pytest.raises(ValueError, match="there is no root node"):
