@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.conversation import Conversation
 from vmm.lab.guest import stock_guest
+from vmm.library.command import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,14 +35,14 @@ CELLS = [
 ]
 
 
-def machine(host: Host, version: str, cpus: int, *options: str) -> Conversation:
+def machine(host: Host, version: str, cpus: int, *options: str) -> Command:
     command = ["pyvmm", "run", "--cpus", str(cpus), "--cmdline", CMDLINE, *options]
-    return Conversation(
+    return Command(
         host, [*command, "--initrd", str(stock_guest.initramfs()), str(stock_guest.kernel(version))]
     )
 
 
-def expect_userland(console: Conversation, version: str, cpus: int) -> None:
+def expect_userland(console: Command, version: str, cpus: int) -> None:
     """Wait for the guest's banner, check kernel and CPUs, and wait for its shell."""
     banner = console.expect(rb"pyvmm guest: Linux (\S+)\r\nCPUs online: (\S+)\r\n")
     assert banner[1].decode().startswith(f"{version}."), console.story()
@@ -57,9 +57,9 @@ def test_a_kernel_that_nobody_here_built_boots_reboots_and_powers_off(
     with machine(lab_host(profile), version, cpus) as console:
         expect_userland(console, version, cpus)
         if cpus > 1:
-            console.type(b"reboot\n")
+            console.send(b"reboot\n")
             expect_userland(console, version, cpus)
-        console.type(b"poweroff\n")
+        console.send(b"poweroff\n")
         assert console.finish() == 0, console.story()
         assert not console.errors, console.story()
 
@@ -68,5 +68,5 @@ def test_sixteen_cpus_come_online(lab_host: Callable[[str], Host]) -> None:
     """Takes a minute on a host with two CPUs. 7.3, tried by hand, takes half as long again."""
     with machine(lab_host("fwb"), OLD, 16) as console:
         expect_userland(console, OLD, 16)
-        console.type(b"poweroff\n")
+        console.send(b"poweroff\n")
         assert console.finish() == 0, console.story()

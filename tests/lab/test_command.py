@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.conversation import Conversation
 from vmm.lab.guest import stock_guest, uki
 from vmm.lab.host import packages
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.session import Completed, inside
+from vmm.library.command import Command
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
@@ -80,28 +80,28 @@ def test_output_that_nobody_reads_ends_the_machine(
 
 
 @pytest.fixture
-def terminal(host: Host, words: list[str], tmp_path: Path) -> Iterator[Conversation]:
+def terminal(host: Host, words: list[str], tmp_path: Path) -> Iterator[Command]:
     command = [*words, "--", "sh"]
     env = {"TERM": "xterm-256color"}
-    with Conversation(host, command, terminal=True, env=env, cwd=tmp_path) as terminal:
+    with Command(host, command, terminal=True, env=env, cwd=tmp_path) as terminal:
         yield terminal
 
 
-def test_a_terminal_is_the_commands(terminal: Conversation, tmp_path: Path) -> None:
+def test_a_terminal_is_the_commands(terminal: Command, tmp_path: Path) -> None:
     terminal.expect(rb"# ")
     assert b"pyvmm guest" not in terminal.output
     assert b"console=hvc0" not in terminal.output  # a notice that is not for it
     # A short prompt: the shell's line editor sends more at the 80th column.
-    terminal.type(b"PS1='> '; tty; stty size; echo $TERM; pwd\n")
+    terminal.send(b"PS1='> '; tty; stty size; echo $TERM; pwd\n")
     terminal.expect(rb"/dev/hvc0\r\n24 80\r\nxterm-256color\r\n" + bytes(tmp_path))
     terminal.expect(rb"\n> ")
-    terminal.type(b"echo rea''dy; sleep 1000\n")
+    terminal.send(b"echo rea''dy; sleep 1000\n")
     terminal.expect(rb"ready\r\n")  # the line editor, to which ^C is a character, has ended
-    terminal.type(b"\x03")
+    terminal.send(b"\x03")
     terminal.expect(rb"\n> ")
-    terminal.type(b"echo was $?\n")
+    terminal.send(b"echo was $?\n")
     terminal.expect(rb"was 130")
-    terminal.type(b"exit 9\n")
+    terminal.send(b"exit 9\n")
     assert terminal.finish() == 9
 
 

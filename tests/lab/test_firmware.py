@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.conversation import Conversation
 from tests.lab.guest import esp
 from tests.lab.guest.flat_guest import assemble
 from vmm.lab import cache
@@ -18,6 +17,7 @@ from vmm.lab.debian import apt
 from vmm.lab.guest import fixture, uki
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.session import inside
+from vmm.library.command import Command
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
@@ -182,17 +182,17 @@ def test_u_boot_finds_the_flash_and_reads_a_disk(host: Host, tmp_path: Path) -> 
     image.write_bytes(esp.disk(b"a program"))
     firmware = debian("u-boot-qemu", "usr/lib/u-boot/qemu_arm64/u-boot.bin")
     argv = command(firmware, "--disk", f"{inside(str(image))},ro", memory="256M")
-    with Conversation(host, argv) as talk:
+    with Command(host, argv) as talk:
         talk.expect(rb"Flash: 64 MiB")
         talk.expect(rb"Hit any key to stop autoboot")
-        talk.type(b"\n")
+        talk.send(b"\n")
         talk.expect(rb"=> ")
-        talk.type(b"virtio scan; ls virtio 0:1 EFI/BOOT\n")
+        talk.send(b"virtio scan; ls virtio 0:1 EFI/BOOT\n")
         talk.expect(rb"9 +bootaa64.efi|9 +BOOTAA64.EFI")
         # The bank's first two sectors are for its environment, and it protects them itself.
-        talk.type(b"erase 2:2; cp.b 0x40000000 0x4040000 100; cmp.b 0x40000000 0x4040000 100\n")
+        talk.send(b"erase 2:2; cp.b 0x40000000 0x4040000 100; cmp.b 0x40000000 0x4040000 100\n")
         talk.expect(rb"Total of 256 byte\(s\) were the same")
-        talk.type(b"poweroff\n")
+        talk.send(b"poweroff\n")
         assert talk.finish() == 0
     found = host.run(["stat", "-c", "%s", VARIABLES], timeout=60).stdout
     assert 0x4_0000 < int(found) <= 0x4_0100

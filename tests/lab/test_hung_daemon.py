@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.lab.conversation import Conversation
 from tests.lab.storage import EVENTS, KERNEL, MODULES, command, shell
 from vmm.lab.guest import fixture
 from vmm.lab.host import packages
 from vmm.lab.host.emulated_host import Host
+from vmm.library.command import Command
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -53,15 +53,15 @@ def leftovers(host: Host) -> str:
 def test_the_end_does_not_wait_for_it(host: Host, typed: bytes, end: str, status: int) -> None:
     guest = fixture.guest(KERNEL, modules=MODULES, script=SCRIPT)
     before = leftovers(host)
-    with Conversation(host, command(guest, "--disk", "/run/disks/hung"), terminal=True) as talk:
+    with Command(host, command(guest, "--disk", "/run/disks/hung"), terminal=True) as talk:
         talk.expect(b"up\r")
         lines = [json.loads(line) for line in shell(host, f"cat {EVENTS}").splitlines()]
         (*_, pid) = (line["pid"] for line in lines if line["event"] == "daemon-started")
         shell(host, f"kill -STOP {pid}")
         began = time.monotonic()
-        talk.type(typed)
+        talk.send(typed)
         if end == "C-a x":
-            talk.type(b"\x01x")
+            talk.send(b"\x01x")
         elif end == "SIGTERM":
             talk.signal(signal.SIGTERM)
         assert talk.finish() == status, talk.story()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.arm64.kernel_files import COMPRESSIONS, arm64_image, uki, zboot
-from tests.lab.conversation import Conversation
 from vmm.lab.guest.uki import guest_image
+from vmm.library.command import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +106,7 @@ def test_each_form_starts_at_its_place_in_the_state_it_expects(
     make, start = FORMS[form]
     path = tmp_path / "guest.img"
     path.write_bytes(make(code))
-    with Conversation(lab_host("fwb"), ["pyvmm", "run", "--memory", "64M", str(path)]) as console:
+    with Command(lab_host("fwb"), ["pyvmm", "run", "--memory", "64M", str(path)]) as console:
         said = console.expect(rb"start=.*\n", 60)[0].decode()
         assert console.finish(60) == 0, console.story()
     found = {name: int(value, 16) for name, value in re.findall(r"(\w+)=([0-9a-f]{16})", said)}
@@ -121,9 +121,9 @@ def test_each_form_starts_at_its_place_in_the_state_it_expects(
 
 
 def test_the_guest_image_boots_by_itself_to_a_shell(lab_host: Callable[[str], Host]) -> None:
-    with Conversation(lab_host("fwb"), ["pyvmm", "run", str(guest_image())]) as console:
+    with Command(lab_host("fwb"), ["pyvmm", "run", str(guest_image())]) as console:
         console.expect(rb"guest:\S*# ")
-        console.type(b"echo 6 x 7 = $((6 * 7))\n")
+        console.send(b"echo 6 x 7 = $((6 * 7))\n")
         console.expect(rb"\n6 x 7 = 42\r\n")
-        console.type(b"exit\n")
+        console.send(b"exit\n")
         assert console.finish(60) == 0, console.story()

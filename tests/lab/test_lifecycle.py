@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.conversation import Conversation
 from tests.lab.guest.flat_guest import (
     ALL_CPUS,
     CATCH,
@@ -24,6 +23,7 @@ from tests.lab.guest.flat_guest import (
 )
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.session import Completed
+from vmm.library.command import Command
 
 pytestmark = pytest.mark.lab
 
@@ -142,7 +142,7 @@ def test_a_signal_ends_it_whatever_the_guest_does(
 ) -> None:
     guest = assemble(tmp_path, f"ldr x2, =UART; mov w1, #'!'; strb w1, [x2]\n{source}")
     command = ["pyvmm", "run", "--memory", "64M", "--cpus", "2", str(guest)]
-    with Conversation(host, command) as console:
+    with Command(host, command) as console:
         console.expect(b"!")
         console.signal(number)
         assert console.finish() == 128 + number, console.story()

@@ -24,10 +24,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.conversation import PATIENCE, Conversation
 from tests.lab.guest.flat_guest import ECHO, FLOOD, POWER_OFF, assemble, flood
 from vmm.lab.guest import stock_guest
 from vmm.lab.host.emulated_host import Host
+from vmm.library.command import Command
+from vmm.library.transcript import PATIENCE
 
 pytestmark = pytest.mark.lab
 
@@ -226,9 +227,9 @@ def test_pipes_pass_bytes_as_they_are(host: Host, echo: list[str]) -> None:
 
 
 def test_a_guest_outlives_its_input(host: Host, echo: list[str]) -> None:
-    with Conversation(host, echo) as console:
+    with Command(host, echo) as console:
         console.expect(b"ready:")
-        console.type(b"one")
+        console.send(b"one")
         console.end_input()
         console.expect(b"one")
         time.sleep(1)
@@ -288,41 +289,39 @@ def test_a_session_with_linux(host: Host) -> None:
         str(stock_guest.initramfs()),
         str(stock_guest.kernel("6.12")),
     ]
-    with Conversation(
-        host, [*command, "--cmdline", "console=ttyAMA0 quiet"], terminal=True
-    ) as console:
+    with Command(host, [*command, "--cmdline", "console=ttyAMA0 quiet"], terminal=True) as console:
         prompt = rb"guest:\S*# "
         console.expect(prompt)
-        console.type(b"echo $((6 * 7))\r")
+        console.send(b"echo $((6 * 7))\r")
         console.expect(rb"\n42\r\n")
         console.expect(prompt)
 
-        console.type(b"sleep 1000; echo status $?\r")
+        console.send(b"sleep 1000; echo status $?\r")
         console.expect(rb"\n")
         time.sleep(1)
-        console.type(b"\x03")
+        console.send(b"\x03")
         console.expect(prompt)
-        console.type(b"echo status $?\r")
+        console.send(b"echo status $?\r")
         console.expect(rb"\nstatus 130\r\n")
         console.expect(prompt)
 
         numbers = b"".join(b"%d\r\n" % number for number in range(10_000, 12_000))
-        console.type(b"seq 10000 11999; echo end\r")
+        console.send(b"seq 10000 11999; echo end\r")
         console.expect(rb"\nend\r\n")
         assert numbers in console.output, console.story()
 
         pasted = b"".join(b"%04d\n" % number for number in range(1000))
-        console.type(b"stty -icanon -echo; echo go; head -c 5000 | md5sum; stty sane\r")
+        console.send(b"stty -icanon -echo; echo go; head -c 5000 | md5sum; stty sane\r")
         console.expect(rb"\ngo\r\n")
-        console.type(pasted)
+        console.send(pasted)
         digest = hashlib.md5(pasted).hexdigest()  # noqa: S324  (busybox has it)
         console.expect(rb"([0-9a-f]{32})  -")
         assert digest.encode() in console.output, console.story()
         console.expect(prompt)
 
-        console.type(b"\x01sh")
+        console.send(b"\x01sh")
         console.expect(rb"sysrq: HELP")
-        console.type(b"\r")
+        console.send(b"\r")
         console.expect(prompt)
-        console.type(b"\x01x")
+        console.send(b"\x01x")
         assert console.finish() == 128 + signal.SIGINT, console.story()

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.lab.conversation import Conversation
 from vmm.lab.guest import fixture
 from vmm.lab.host.emulated_host import Host
+from vmm.library.command import Command
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
@@ -136,13 +136,13 @@ def test_the_keyboard_can_go_to_the_other_console(lab_host: Callable[[str], Host
     guest = fixture.guest(modules=["virtio_mmio", "virtio_console"])
     command = ["pyvmm", "run", "--host", "native", "--console", "stdio", "--cmdline"]
     command += ["console=ttyAMA0 quiet", "--initrd", f"/host{guest.initrd}", f"/host{guest.kernel}"]
-    with Conversation(lab_host("fwb"), command, terminal=True) as talk:
+    with Command(lab_host("fwb"), command, terminal=True) as talk:
         talk.expect(rb"no console=hvc0; add it")
         talk.expect(rb"guest:\S*# ")
-        talk.type(b"echo $((20+3))\r")
-        talk.type(b"\x01c")
+        talk.send(b"echo $((20+3))\r")
+        talk.send(b"\x01c")
         talk.expect(rb"what you type goes to the serial port")
-        talk.type(b"echo $((40+2)); exit\r")
+        talk.send(b"echo $((40+2)); exit\r")
         talk.expect(rb"\n42\r")
         assert talk.finish() == 0
         assert b"\n23\r" not in talk.output

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.conversation import Conversation
 from tests.lab.storage import (
     EVENTS,
     KERNEL,
@@ -25,6 +24,7 @@ from tests.lab.storage import (
 from vmm.lab.guest import fixture
 from vmm.lab.host import packages
 from vmm.lab.host.emulated_host import Host
+from vmm.library.command import Command
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -92,14 +92,14 @@ def test_no_request_is_lost_or_done_twice_when_a_disks_daemon_is_killed(host: Ho
     shell(host, "qemu-img create -q -f qcow2 /run/disks/disk 32M")
     guest = fixture.guest(KERNEL, modules=MODULES, packages=["fio"], script=WRITING)
     options = ["--cpus", "2", "--disk", "/run/disks/disk,queues=2"]
-    with Conversation(host, command(guest, *options, memory="512M")) as talk:
+    with Command(host, command(guest, *options, memory="512M")) as talk:
         talk.expect(b"working")
         for lap in range(4):
             time.sleep(2)
             kill_daemon(host)
             eventually(lambda lap=lap: names(host).count("vhost-user-restarted") > lap)  # type: ignore[misc]
         talk.expect(b"fio: ")
-        talk.type(b"enough\r")
+        talk.send(b"enough\r")
         talk.expect(b"in flight: +0 +0\r")
         assert talk.finish() == 0
     results = re.findall(rb"fio: ([0-9]+)", talk.output)
@@ -152,7 +152,7 @@ def test_a_shared_directory_is_a_file_system(host: Host, tmp_path: Path) -> None
         script=SHARING,
     )
     shares = ["--share", "/run/tmp/shared:files", "--share", "/etc:tools,ro"]
-    with Conversation(host, command(guest, *shares)) as talk:
+    with Command(host, command(guest, *shares)) as talk:
         talk.expect(b"status 0\r\n")
         before = talk.expect(b"([0-9a-f]{32})  -\r")[1]
         talk.expect(b"read-only\r")

@@ -83,6 +83,7 @@ LAYERS: Final = (  # lowest first
         },
     ),
     Layer("machine", {"machine": "one machine and its life"}),
+    Layer("library", {"library": "`import vmm`: machines driven from Python"}),
     Layer("command line", {"cli": "options to a machine; errors to one line and a status"}),
 )
 
@@ -106,7 +107,7 @@ NEVER: Final = {
 """Downwards, but still not. Chips run on any machine, in milliseconds; a lab is not a machine."""
 
 
-ONLY: Final = {"lab": ("lab", "cli")}
+ONLY: Final = {"lab": ("lab", "library", "cli")}
 """Part, and who alone may import of it: a machine knows nothing of the lab."""
 
 

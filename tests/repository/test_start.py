@@ -47,6 +47,7 @@ def test_a_machine_is_imported_before_its_image_is_looked_at(imported: set[str])
         "vmm.config.net",
         "vmm.config.vfio",
         "vmm.lab",
+        "vmm.library",
         "vmm.passthrough",
         "vmm.pci",
         "vmm.vfio",

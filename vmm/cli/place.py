@@ -80,16 +80,10 @@ def run_there(
 
 
 def visible(path: Path) -> Path:
-    """Return the name of the file *path* in a lab host.
+    """Return the name of the file *path* in a lab host; see `vmm.lab.host.session.visible`."""
+    from vmm.lab.host import session  # not before it is needed: a native run has no lab
 
-    That is the user's own name where it works there, so that messages have it. Symbolic links are
-    followed here: in the lab host they may lead elsewhere.
-    """
-    from vmm.lab.host.session import inside
-
-    real = os.path.realpath(path)
-    direct = real == os.path.abspath(path) and inside(real) == real  # noqa: PTH100
-    return path if direct else Path(inside(real))
+    return session.visible(path)
 
 
 def this_command(context: click.Context) -> list[str]:

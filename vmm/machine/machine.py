@@ -13,6 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from vmm import sigbus
+from vmm.address_range import AddressRange
 from vmm.arm64 import layout
 from vmm.arm64.payload import Files
 from vmm.bus import MmioBus
@@ -20,7 +21,7 @@ from vmm.closeable import Closeable
 from vmm.devices.pl011 import FIFO_DEPTH, Pl011
 from vmm.devices.pl031 import Pl031
 from vmm.devices.pvpanic import PvPanic
-from vmm.errors import GuestError
+from vmm.errors import GuestError, UserError
 from vmm.irq import SwitchableLine
 from vmm.kvm.exits import SystemEvent, SystemEventType
 from vmm.kvm.fd import KvmError
@@ -32,17 +33,19 @@ from vmm.machine.pause import Pause
 from vmm.machine.power_cycle import PowerCycle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from vmm.bus import BusDevice
     from vmm.coherence.ledger import Ledger
     from vmm.config import MachineConfig
     from vmm.events import Events
+    from vmm.kvm.exits import Exit
     from vmm.loop import Loop
     from vmm.machine.flash import Flash
     from vmm.machine.memory_dump import MemoryDump
     from vmm.machine.pci_root import PciRoot
     from vmm.machine.vcpu_thread import Reason
-    from vmm.machine.virtio_devices import VirtioDevices
+    from vmm.machine.virtio_devices import MakeDevice, VirtioDevices
     from vmm.passthrough.devices import Passthrough
     from vmm.state.baseline import Baseline
     from vmm.virtio.balloon import Balloon
@@ -77,10 +80,17 @@ ENDINGS: Final = {
 class Machine(Closeable):
     """Own the machine that *config* describes. Use as a context manager.
 
-    Construct, `run` and close it in *loop*'s thread. Raises `UserError` and `HostError`.
+    *devices* make virtio devices besides those of *config*. Construct, `run` and close it in
+    *loop*'s thread. Raises `UserError` and `HostError`.
     """
 
-    def __init__(self, config: MachineConfig, loop: Loop, events: Events) -> None:
+    def __init__(
+        self,
+        config: MachineConfig,
+        loop: Loop,
+        events: Events,
+        devices: Sequence[MakeDevice] = (),
+    ) -> None:
         self._config = config = _with_formats(config)
         self._loop = loop
         self._events = events
@@ -88,6 +98,12 @@ class Machine(Closeable):
         """Called with each line for the user."""
         self.on_power_on: Callable[[], None] = lambda: None
         """Called at the start of each power cycle: it takes seconds until the guest speaks."""
+        self.on_exit: Callable[[int, Exit], None] | None = None
+        """Called with each exit, in the vCPU's thread; set it before `run`. Exits are then slow:
+        none is answered in C."""
+        self.power: PowerCycle | None = None
+        """The power cycle that runs."""
+        self._devices = devices
         self._panic_reason = ""  # empty: the kernel gave none, or there was no panic
         self._cycle = 0
         self._ending: Ending | Exception | None = None
@@ -202,7 +218,8 @@ class Machine(Closeable):
         """Add the virtio devices, if any."""
         config = self._config
         small = config.rng, config.consoles, config.pmems, config.balloon is not None
-        if not any((*small, config.disks, config.nets, config.shares, config.vsock)):
+        large = config.disks, config.nets, config.shares, config.vsock, self._devices
+        if not any((*small, *large)):
             return None
         from vmm.machine.virtio_devices import VirtioDevices
 
@@ -215,6 +232,7 @@ class Machine(Closeable):
                 self._events,
                 root=self._root,
                 pmems=self.space.pmems,
+                others=self._devices,
             )
         )
         self._fastpath.add(devices.answers())
@@ -244,6 +262,17 @@ class Machine(Closeable):
     def balloon(self) -> Balloon | None:
         """The memory balloon, if there is one."""
         return None if self._virtio_devices is None else self._virtio_devices.balloon
+
+    def claim(self, base: int, size: int, device: BusDevice) -> None:
+        """Let *device* answer accesses to [base, base + size). Raises `UserError`: it is taken."""
+        wanted = AddressRange(base, size)
+        for region in self.space.memory:
+            if wanted.overlaps(AddressRange(region.base, region.size)):
+                raise UserError(f"{wanted}: memory is there", "choose another address")
+        try:
+            self._bus.attach(base, size, device)
+        except ValueError as error:
+            raise UserError(str(error), "choose another address") from error
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -288,8 +317,11 @@ class Machine(Closeable):
                 self._on_vcpu_end,
                 self._events,
                 pause=self._pause,
+                on_exit=self.on_exit,
             )
+            self.power = cycle
             self._loop.run()
+            self.power = None
         ending, self._ending = self._ending, None
         self._cycle += 1
         if isinstance(ending, Exception):

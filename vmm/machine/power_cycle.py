@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vmm.events import Events
     from vmm.fdt import Node
     from vmm.irq import SwitchableLine
+    from vmm.kvm.exits import Exit
     from vmm.kvm.mmio_fastpath import MmioFastpath
     from vmm.kvm.system import System
     from vmm.kvm.vcpu import Vcpu
@@ -137,17 +138,19 @@ class PowerCycle(Closeable):
         events: Events,
         *,
         pause: Pause,
+        on_exit: Callable[[int, Exit], None] | None = None,
     ) -> None:
         """Connect each of *lines*, by SPI, to the GIC, and start the vCPUs.
 
-        They do not enter the guest while *pause* holds the machine.
+        They do not enter the guest while *pause* holds the machine. *on_exit* is told every exit:
+        with it, none is answered in C.
         """
         for spi, line in lines.items():
             line.connect(self.gic.line(spi))
             self._owned.callback(line.connect, None)
         for vcpu in self.vcpus:
-            vcpu.set_answers(fastpath)
-            self.threads.append(VcpuThread(vcpu, bus, on_end, events))
+            vcpu.set_answers(fastpath if on_exit is None else None)
+            self.threads.append(VcpuThread(vcpu, bus, on_end, events, on_exit))
         self._owned.callback(pause.end)
         self._owned.callback(self._stop_threads)
         self._space.start()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from enum import Enum
+from functools import partial
 from threading import Condition
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -81,7 +82,8 @@ Reason = SystemEvent | Exception
 class VcpuThread:
     """Run *vcpu* in a thread; *bus* handles its loads and stores.
 
-    *on_end* is called in that thread when it ends for any reason but `stop`.
+    *on_end* is called in that thread when it ends for any reason but `stop`. *on_exit*, if there is
+    one, is called in that thread with each exit before it is handled.
     """
 
     def __init__(
@@ -90,8 +92,10 @@ class VcpuThread:
         bus: MmioBus,
         on_end: Callable[[int, Reason], None],
         events: Events,
+        on_exit: Callable[[int, Exit], None] | None = None,
     ) -> None:
         self.vcpu = vcpu
+        self._on_exit = on_exit
         self._bus = bus
         self._on_end = on_end
         self._events = Bounded(events)
@@ -157,7 +161,8 @@ class VcpuThread:
             self._on_end(self.vcpu.id, reason)
 
     def _run(self) -> Reason | None:
-        vcpu, run, read, write = self.vcpu, self.vcpu.run, self._bus.read, self._bus.write
+        vcpu, read, write = self.vcpu, self._bus.read, self._bus.write
+        run = vcpu.run if self._on_exit is None else partial(self._run_told, self._on_exit)
         while True:
             exit_ = run()
             try:
@@ -175,6 +180,11 @@ class VcpuThread:
                         self._answer_odd(exit_)
             except GuestError as error:
                 self._complain("guest-error", message=str(error))
+
+    def _run_told(self, on_exit: Callable[[int, Exit], None]) -> Exit:
+        exit_ = self.vcpu.run()
+        on_exit(self.vcpu.id, exit_)
+        return exit_
 
     def _obey(self) -> bool:
         """Carry out the current request; return False to end the thread."""

@@ -7,7 +7,7 @@ ioeventfds and irqfds.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from vmm._native import lib
 from vmm.arm64 import board, layout
@@ -40,6 +40,13 @@ if TYPE_CHECKING:
     from vmm.virtio.pmem import Pmem
     from vmm.virtio.pmem_file import PmemFile
     from vmm.virtio.vsock import Vsock
+
+
+class MakeDevice(Protocol):
+    """Whatever makes a virtio device: a kind of `VirtioDevice`, if its constructor fits."""
+
+    def __call__(self, name: str, memory: MemoryMap, events: Events, /) -> VirtioDevice:
+        """Return a device that events call *name*."""
 
 
 NOT_ALLOCATED: Final = (
@@ -94,10 +101,11 @@ class VirtioDevices(Closeable):
 
     Construct, reset and close it in the thread of *loop*, which serves the devices' queues.
     *memory* must outlive it. With ``--transport pci`` the devices are functions that *root* owns,
-    resets and closes, after this is closed. Raises `UserError` and `HostError`.
+    resets and closes, after this is closed.
+    *others* make devices that *config* has not. Raises `UserError` and `HostError`.
     """
 
-    def __init__(  # noqa: PLR0913  (what devices need of a machine)
+    def __init__(  # noqa: C901, PLR0913  (what devices need of a machine; one kind a line)
         self,
         config: MachineConfig,
         memory: GuestMemory,
@@ -107,6 +115,7 @@ class VirtioDevices(Closeable):
         *,
         root: PciRoot | None = None,
         pmems: Sequence[PmemFile] = (),
+        others: Sequence[MakeDevice] = (),
     ) -> None:
         self._bus = bus
         self._loop = loop
@@ -140,6 +149,8 @@ class VirtioDevices(Closeable):
                 self._plug(_share(f"share{number}", share, known, events, self.notices.append))
             if config.vsock is not None:
                 self._plug(_vsock(config.vsock, known, events))
+            for number, make in enumerate(others):
+                self._plug(make(f"device{number}", known, events))
             undo.pop_all()
 
     def _console(

@@ -39,6 +39,17 @@ def inside(path: str | Path) -> str:
     return f"/host{absolute}" if top in _OWN or not top else absolute
 
 
+def visible(path: Path) -> Path:
+    """Return the name of the file *path* in a lab host.
+
+    That is the user's own name where it works there, so that messages have it. Symbolic links are
+    followed here: in the lab host they may lead elsewhere.
+    """
+    real = os.path.realpath(path)
+    direct = real == os.path.abspath(path) and inside(real) == real  # noqa: PTH100
+    return path if direct else Path(inside(real))
+
+
 def mapped(path: str | Path) -> str:
     """Return the name in a lab host by which the outside's *path* can be mapped to be written.
 
@@ -198,6 +209,11 @@ class ClientSession(Closeable):
     def close(self) -> None:
         """Close the connection. Idempotent."""
         self._connection.close()
+
+    def abort(self) -> None:
+        """End the command now: `receive`, in whatever thread, raises `HostError`. Idempotent."""
+        with suppress(OSError):
+            self._connection.socket.shutdown(socket.SHUT_RDWR)
 
     def fileno(self) -> int:
         """Return the connection's descriptor, as `poll` asks for it."""

@@ -1,33 +1,28 @@
-"""Talk with a command that runs in a lab host: wait for what it says, type, wait for its end.
-
-Everything runs on an emulated machine that others use, too: time limits are there to end a test
-that hangs, with the last that was said, and never to measure.
-"""
+"""A command that runs in a lab host: wait for what it says, type, wait for its end."""
 
 from __future__ import annotations
 
-import re
-import signal
 import time
 from typing import TYPE_CHECKING, Self
 
+from vmm.errors import GuestError
 from vmm.lab import protocol
+from vmm.library.transcript import PATIENCE, Transcript
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
     from vmm.lab.host.emulated_host import Host
 
-PATIENCE = 300.0
-"""Seconds to wait for any one thing."""
 
-
-class Conversation:
+class Command(Transcript):
     """*argv*, running in *host*. A context manager: ends the command if it still runs.
 
-    Its standard streams are pipes; a *terminal* if that is asked for.
+    Its standard streams are pipes; a *terminal* of 80 columns if that is asked for. The command is
+    heard only while somebody waits for it: for one thread.
     """
 
     def __init__(
@@ -39,11 +34,11 @@ class Conversation:
         env: Mapping[str, str] | None = None,
         cwd: str | Path | None = None,
     ) -> None:
-        self.argv = argv
-        self.output = bytearray()
+        super().__init__(" ".join(argv))
         self.errors = bytearray()
+        """What it wrote to standard error so far."""
         self.status: int | None = None
-        self._read = 0  # bytes of the output that were waited for
+        """Its exit status, once it has ended: 128 + N after signal N."""
         self._session = host.agent.start(
             argv, self._write, env=env, cwd=cwd, tty=(24, 80) if terminal else None
         )
@@ -59,18 +54,9 @@ class Conversation:
     ) -> None:
         self._session.close()
 
-    def expect(self, pattern: bytes, patience: float = PATIENCE) -> re.Match[bytes]:
-        """Wait until the output after the last match matches; return the match."""
-        deadline = time.monotonic() + patience
-        while not (match := re.compile(pattern).search(self.output, self._read)):
-            assert self.status is None, f"it ended without {pattern!r}: {self.story()}"
-            assert self._receive(deadline), f"no {pattern!r} in {patience:.0f} s: {self.story()}"
-        self._read = match.end()
-        return match
-
-    def type(self, data: bytes) -> None:
-        """Send *data*, at most the protocol's window, to its standard input."""
-        self._session.send_input(data)
+    def send(self, text: str | bytes) -> None:
+        """Send *text*, at most the protocol's window, to its standard input."""
+        self._session.send_input(text.encode() if isinstance(text, str) else text)
 
     def end_input(self) -> None:
         """Close its standard input."""
@@ -80,25 +66,34 @@ class Conversation:
         """Send a signal to it and its children."""
         self._session.send_signal(number)
 
-    def finish(self, patience: float = PATIENCE) -> int:
-        """Wait for its end; return its exit status."""
-        deadline = time.monotonic() + patience
+    def finish(self, timeout: float = PATIENCE) -> int:
+        """Wait for its end, for at most *timeout* seconds; return its exit status.
+
+        Raises `GuestError` if it still runs then.
+        """
+        deadline = time.monotonic() + timeout
         while self.status is None:
-            assert self._receive(deadline), f"it has not ended in {patience:.0f} s: {self.story()}"
+            if not self.more(self.said, deadline):
+                raise GuestError(f"it has not ended in {timeout:g} s: {self.story()}")
         return self.status
 
     def story(self) -> str:
         """Return the end of the output, for the message of a test that fails."""
         return (
-            f"{' '.join(self.argv)}: status {self.status}\n"
+            f"{self.name}: status {self.status}\n"
             f"{self.output[-4000:].decode(errors='replace')}\n"
             f"stderr: {self.errors[-2000:].decode(errors='replace')}"
         )
 
-    def _write(self, kind: bytes, data: bytes) -> None:
-        (self.output if kind == protocol.OUTPUT else self.errors).extend(data)
+    def end(self) -> str | None:
+        """Return that it has ended, with its status and its errors; None: it runs."""
+        if self.status is None:
+            return None
+        return (
+            f"it ended with {self.status}, stderr {self.errors[-2000:].decode(errors='replace')!r}"
+        )
 
-    def _receive(self, deadline: float) -> bool:
+    def more(self, said: int, deadline: float) -> bool:  # noqa: ARG002  (whatever comes)
         """Receive one piece of data; return False if none came before *deadline*."""
         self._session.settimeout(max(deadline - time.monotonic(), 0.001))
         try:
@@ -106,3 +101,9 @@ class Conversation:
         except TimeoutError:
             return False
         return True
+
+    def _write(self, kind: bytes, data: bytes) -> None:
+        if kind == protocol.OUTPUT:
+            self.add(data)
+        else:
+            self.errors.extend(data)

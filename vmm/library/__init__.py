@@ -1,0 +1,1 @@
+"""``import vmm``: machines, here or in an emulated host, driven from Python. See README.md."""
