@@ -130,6 +130,7 @@ class AnonymousMapping(Mapping):
             with suppress(OSError):  # a kernel without transparent huge pages
                 self._mapping.madvise(mmap.MADV_HUGEPAGE)
         self._mapping.madvise(mmap.MADV_DONTDUMP)  # a core dump is no place for a guest's secrets
+        self._mapping.madvise(mmap.MADV_DONTFORK)  # nor is a child process
         offset = -address % HUGE_PAGE if slack else 0
         self._whole = memoryview(self._mapping)
         self.view = self._whole[offset : offset + size]
@@ -176,6 +177,7 @@ class MemfdMapping(Mapping):
         pointer = ffi.gc(ffi.cast("uint8_t *", self._address), partial(_unmap, size))
         self.view = memoryview(ffi.buffer(pointer, size))
         _check(self._advise(mmap.MADV_DONTDUMP))
+        _check(self._advise(mmap.MADV_DONTFORK))
         # Has an effect only if shmem_enabled of the host allows it.
         self._advise(mmap.MADV_HUGEPAGE)
 
