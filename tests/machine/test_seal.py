@@ -14,9 +14,11 @@ import pytest
 
 from tests.recorded import Recorded
 from vmm._native import ffi, lib
+from vmm.broker import Broker
+from vmm.broker.server import ENVIRONMENT
 from vmm.coherence import vma
 from vmm.memory import Mapping, Region
-from vmm.virtio.vhost.daemon import ENVIRONMENT, Daemon
+from vmm.virtio.vhost.daemon import Command, Daemon
 
 PATIENCE = 30.0
 NOBODY = 65534
@@ -75,7 +77,8 @@ def test_a_daemon_is_sealed_and_gets_no_secrets(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("TMPDIR", "/tmp")
     events = Recorded()
     script = "grep NoNewPrivs /proc/self/status; ulimit -c; env | cut -d= -f1"
-    with Daemon(["/bin/sh", "-c", f"({script}) >&2"], events) as program:
+    argv = ["/bin/sh", "-c", f"({script}) >&2"]
+    with Broker() as broker, Daemon(Command(argv, broker), events) as program:
         assert program.wait(PATIENCE)
     privileges, core, *names = [
         fields["line"] for event, fields in events.seen if event == "daemon-said"
@@ -89,7 +92,7 @@ def test_a_daemon_is_sealed_and_gets_no_secrets(monkeypatch: pytest.MonkeyPatch)
 
 def test_what_starts_a_daemon_is_not_sealed_by_it() -> None:
     """Until it has become its program, a daemon shares the memory of the process that starts it."""
-    with Daemon(["/bin/true"], Recorded()) as program:
+    with Daemon(Command(["/bin/true"]), Recorded()) as program:
         assert program.wait(PATIENCE)
     with mmap.mmap(-1, mmap.PAGESIZE) as memory:
         address = int(ffi.cast("uintptr_t", ffi.from_buffer("uint8_t[]", memory)))

@@ -41,6 +41,7 @@ LAYERS: Final = (  # lowest first
             "fdt": "device trees, by libfdt",
             "loop": "the main thread's event loop",
             "sigbus": "mapped files that lose pages",
+            "broker": "the process that starts daemons and pays debts",
             "memory": "guest memory: mappings found by guest address",
             "image_lock": "flock on images",
             "cpio": "archives that Linux unpacks as its initial file system",

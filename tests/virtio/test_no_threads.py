@@ -25,7 +25,7 @@ from vmm.virtio.fs.device import Fs
 from vmm.virtio.pmem import Pmem
 from vmm.virtio.queue import MemoryMap
 from vmm.virtio.transport.mmio import MmioTransport
-from vmm.virtio.vhost.daemon import Daemon
+from vmm.virtio.vhost.daemon import Command, Daemon
 from vmm.virtio.vhost.device import VhostDevice
 
 
@@ -154,4 +154,4 @@ def test_who_replaces_a_directorys_daemon(shared: Memory, events: Recorded) -> N
 
 def test_a_daemon(events: Recorded) -> None:
     with no_threads(), pytest.raises(HostError, match=r"cannot start thread sh: .*raise the limit"):
-        Daemon(["/bin/sh", "-c", "exit"], events)
+        Daemon(Command(["/bin/sh", "-c", "exit"]), events)

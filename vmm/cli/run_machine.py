@@ -15,6 +15,7 @@ from vmm.errors import (
     EXIT_POWERED_OFF,
     EXIT_SIGNAL_BASE,
     EXIT_TIMEOUT,
+    HostError,
     VmmError,
 )
 from vmm.events import Events
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import TextIO
 
+    from vmm.broker import Broker
+    from vmm.broker.server import Debt
     from vmm.config import MachineConfig
     from vmm.config.command import CommandConfig
     from vmm.machine.guest_command import GuestCommand
@@ -73,6 +76,7 @@ def run_machine(
     """
     if config.sandbox == "on":
         seal()
+    lender = _start_broker(config)
     sys.setswitchinterval(SWITCH_INTERVAL)
     _raise_descriptor_limit()
     received: list[int] = []
@@ -102,6 +106,7 @@ def run_machine(
             loop.add_signal(number, lambda number=number: quit_for(number))  # type: ignore[misc]
         if milliseconds is not None:
             loop.call_later(milliseconds / 1000, lambda: machine.end(Ending.TIMED_OUT))
+        _freeze(lender, loop, machine)
         ending = machine.run()
         for each in (console, *others):
             if not received:
@@ -112,6 +117,36 @@ def run_machine(
             return command.result(ending)
         _tell_ending(machine, ending, console, milliseconds)
         return STATUS[ending]
+
+
+def _start_broker(config: MachineConfig) -> Broker | None:
+    """Start the broker of a machine that needs one, before there is any thread.
+
+    It keeps the threads of daemons from starting until it is frozen.
+    """
+    sockets = any(console.kind == "unix" for console in config.consoles)
+    bound = any(device.bind for device in config.vfio)
+    if not (config.disks or config.nets or config.shares or sockets or bound or config.memory_dump):
+        return None
+    from vmm import broker
+
+    debts: dict[str, Debt] = {}
+    if bound:
+        from vmm.vfio.binding import DEBTS
+
+        debts.update(DEBTS)
+    lender = broker.current(debts)
+    lender.hold()
+    return lender
+
+
+def _freeze(lender: Broker | None, loop: Loop, machine: Machine) -> None:
+    """Let the broker take nothing new, start its daemons' threads, and end the machine with it."""
+    if lender is not None:
+        lender.freeze()
+        gone = HostError("the broker, which has the machine's daemons, has ended", "was it killed?")
+        loop.add_reader(lender.fileno(), lambda: machine.end(gone))
+        lender.release()
 
 
 def _tell_ending(

@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import tempfile
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from vmm import broker
 from vmm._native import ffi, lib
 from vmm.closeable import Closeable
 from vmm.errors import HostError, UserError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vmm.coherence.ledger import Ledger
     from vmm.memory import Region
 
@@ -34,11 +34,14 @@ class MemoryDump(Closeable):
         try:
             if path.is_dir():
                 raise UserError(f"{self._option}: a directory", "name a file")
-            self._fd, self._temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            self._fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         except OSError as error:
             raise UserError(
                 f"{self._option}: {error.strerror}", "name a file in a directory that you can write"
             ) from error
+        self._broker = broker.current()
+        names = str(Path(temporary).absolute()), str(path.absolute())
+        self._debt = self._broker.owe("file", *names)
 
     def write(self, ram: Region, ledger: Ledger) -> None:
         """Write *ram*, whose guest has stopped, with the cache maintenance that *ledger* owes it.
@@ -52,21 +55,17 @@ class MemoryDump(Closeable):
                     ledger.before_read(ram.base + offset, piece)
                     if not _is_zero(piece):
                         os.pwrite(self._fd, piece, offset)
-            os.chmod(self._fd, 0o600)  # noqa: PTH101  (a descriptor)
-            os.replace(self._temporary, self._path)  # noqa: PTH105  (text)
+            self._broker.pay(self._debt)
         except OSError as error:
             raise HostError(f"{self._option}: {error.strerror}", "free some space") from error
-        self._temporary = ""
 
     def close(self) -> None:
         """Close the file; remove it if it was not written. Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-        if self._temporary:
-            with suppress(OSError):
-                os.unlink(self._temporary)  # noqa: PTH108  (text)
-            self._temporary = ""
+            with suppress(OSError, HostError):  # without a broker, it is removed already
+                self._broker.pay(self._debt, asked=False)
 
 
 def _is_zero(piece: memoryview) -> bool:

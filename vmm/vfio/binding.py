@@ -12,10 +12,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from vmm import broker
 from vmm.config.bdf import parse_bdf
 from vmm.errors import HostError, UserError
 from vmm.vfio import drivers
@@ -26,6 +28,8 @@ from vmm.vfio.host_paths import HOST, HostPaths
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from vmm.broker.server import Debt
 
 
 @dataclass(frozen=True)
@@ -161,10 +165,37 @@ def borrowed(address: str, driver: str | None = None, paths: HostPaths = HOST) -
         yield function.driver or ""
         return
     got = bind(address, driver, paths)
+    # A sealed machine cannot unbind it, nor one that was killed.
+    lender = broker.current(DEBTS) if paths is HOST else None
+    debt = lender.owe("vfio", address) if lender is not None and "vfio" in lender.kinds else None
     try:
         yield got
     finally:
-        unbind(address, paths)
+        if lender is None or debt is None:
+            unbind(address, paths)
+        else:
+            lender.pay(debt)
+
+
+def give_back(address: str, asked: bool) -> None:  # noqa: FBT001  (a debt)
+    """Unbind a borrowed device. Of a machine that was killed the kernel may still hold it open."""
+    deadline = time.monotonic() + RELEASE
+    while True:
+        try:
+            unbind(address)
+        except HostError:
+            if asked or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+RELEASE: Final = 10.0
+"""Seconds in which the kernel closes the files of a killed process."""
+
+DEBTS: Final[dict[str, Debt]] = {"vfio": give_back}
+"""For `vmm.broker.current`: the broker unbinds what was bound for a machine."""
 
 
 def bound(paths: HostPaths = HOST) -> list[str]:

@@ -7,11 +7,11 @@ import shlex
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.daemons import daemons
 from tests.recorded import Recorded
 from tests.virtio.mmio_driver import MmioDriver
 from tests.virtio.net.net_driver import MAC, wait
@@ -149,12 +149,8 @@ def test_when_passt_dies(passt: str, memory: Memory, events: Recorded) -> None:
 
 
 def children() -> list[int]:
-    """Return our child processes that have not ended."""
-    found: list[int] = []
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError):  # a thread that has ended meanwhile
-            found.extend(map(int, (task / "children").read_text().split()))
-    return [pid for pid in found if "passt" in Path(f"/proc/{pid}/cmdline").read_text()]
+    """Return the process IDs of passts that run."""
+    return [pid for pid, command in daemons().items() if "passt" in command]
 
 
 def test_passt_goes_with_the_device(passt: str, memory: Memory, events: Recorded) -> None:
@@ -200,7 +196,7 @@ def test_a_guest_cannot_start_passts_without_end(
 def test_the_loopback_of_the_host_is_reached_if_that_is_asked_for(
     passt: str, events: Recorded, text: str, *, reaches: bool
 ) -> None:
-    argv = Passt(parse_net(text), events)._argv(3)
+    argv = Passt(parse_net(text), events)._command.argv
     assert ("--no-map-gw" not in argv) is reaches
 
 

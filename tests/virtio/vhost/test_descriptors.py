@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from tests.daemons import daemons
 from vmm.errors import HostError
 from vmm.events import Events
 from vmm.fd import EventFd
@@ -36,14 +39,34 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-@pytest.mark.parametrize("left", [0, 1])
-def test_a_connection_is_one_clear_error(left: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = Service(lambda fd: ["/bin/false", str(fd)], Events(), what="--share /x")
+@contextmanager
+def room(left: int) -> Iterator[None]:
+    """Leave room for *left* more files."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    filled = []
+    with suppress(OSError):
+        while True:
+            filled.append(os.dup(2))
+    for fd in filled[len(filled) - left :]:
+        os.close(fd)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for fd in filled[: len(filled) - left]:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("left", range(6))
+def test_a_connection_is_one_clear_error(left: int) -> None:
+    """A connection takes six: two sockets, a pipe, /dev/null, the process. Nothing is left."""
+    service = Service(lambda _fd: ["/bin/sleep", "1000"], Events(), what="--share /x")
     before = open_files()
-    monkeypatch.setattr(socket, "socket", Scarce(socket.socket, left))
-    with pytest.raises(HostError, match=r"--share /x: cannot make a socket .*Too many open files"):
+    with room(left), pytest.raises(HostError, match="Too many open files"):
         service.connect()
     assert open_files() == before
+    assert daemons() == {}
 
 
 @pytest.mark.parametrize("left", [0, 1])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmm.errors import HostError
 from vmm.virtio.net.threads import ThreadBackend
-from vmm.virtio.vhost.daemon import FIRST_FD, Daemon, find
+from vmm.virtio.vhost.daemon import Daemon, find
 from vmm.virtio.vhost.service import Service
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Passt(Service):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             try:
-                self._daemon = Daemon(self._argv(FIRST_FD), self._events, fds=[theirs.fileno()])
+                self._daemon = Daemon(self._command, self._events, fds=[theirs.fileno()])
             except BaseException:
                 ours.close()
                 raise

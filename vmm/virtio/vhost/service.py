@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
+import os
 import tempfile
 import time
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from vmm.closeable import Closeable
 from vmm.errors import HostError
 from vmm.events import Bounded
-from vmm.virtio.vhost.daemon import FIRST_FD, Daemon
+from vmm.virtio.vhost.daemon import FIRST_FD, Command, Daemon
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
     from vmm.events import Events
@@ -45,7 +44,7 @@ class Service(Closeable):
         fds: Sequence[int] = (),
     ) -> None:
         self.what = what
-        self._argv = argv
+        self._command = Command(argv(FIRST_FD))
         self._events = Bounded(events)  # a guest's drivers can start processes without end
         self._fds = fds
         self._daemon: Daemon | None = None
@@ -69,29 +68,22 @@ class Service(Closeable):
         """
         self.close()
         self.count()
-        # These daemons listen; they do not connect. So that nobody else can connect, bind and
-        # connect before the daemon runs, in a directory of our own, and remove the directory.
-        with ExitStack() as undo, ExitStack() as owned:
-            try:
-                ours = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-                listener = owned.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-                directory = tempfile.mkdtemp(prefix="pyvmm-")
-                try:
-                    listener.bind(f"{directory}/vhost-user")
-                    listener.listen(1)
-                    ours.connect(f"{directory}/vhost-user")
-                finally:
-                    shutil.rmtree(directory, ignore_errors=True)
-                self._daemon = Daemon(
-                    self._argv(FIRST_FD), self._events, fds=[listener.fileno(), *self._fds]
-                )
-            except OSError as error:
-                where = error.filename or tempfile.gettempdir()
-                raise HostError(
-                    f"{self.what}: cannot make a socket in {where}: {error.strerror}",
-                    "TMPDIR chooses another place",
-                ) from error
-            undo.pop_all()
+        # These daemons listen; they do not connect.
+        try:
+            ours, listener = self._command.broker.listener()
+        except OSError as error:
+            where = tempfile.gettempdir()
+            raise HostError(
+                f"{self.what}: cannot make a socket in {where}: {error.strerror}",
+                "TMPDIR chooses another place",
+            ) from error
+        try:
+            self._daemon = Daemon(self._command, self._events, fds=[listener, *self._fds])
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            os.close(listener)
         return ours
 
     @property

@@ -9,8 +9,9 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from vmm import broker
 from vmm.closeable import Closeable
-from vmm.errors import UserError
+from vmm.errors import HostError, UserError
 from vmm.virtio.console.chardev.chardev import LOOK_AGAIN, Chardev, is_gone
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class Listener(Closeable):
         self.socket = socket.socket(
             socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
-        self._inode = 0
+        self._broker = broker.current()
+        self._debt = 0
         try:
             self._bind()
         except OSError as error:
@@ -49,7 +51,9 @@ class Listener(Closeable):
                 raise
             self._path.unlink()
             self.socket.bind(str(self._path))
-        self._inode = self._path.stat().st_ino
+        self._debt = self._broker.owe(
+            "socket", str(self._path.absolute()), self._path.stat().st_ino
+        )
         self.socket.listen(BACKLOG)
 
     def _is_stale(self) -> bool:
@@ -63,9 +67,9 @@ class Listener(Closeable):
         """Close the socket, and remove it unless another has its path now. Idempotent."""
         if self.socket.fileno() >= 0:
             self.socket.close()
-            with suppress(OSError):
-                if self._inode and os.lstat(self._path).st_ino == self._inode:
-                    self._path.unlink()
+            with suppress(OSError, HostError):  # without a broker, it is removed already
+                if self._debt:
+                    self._broker.pay(self._debt)
 
 
 class UnixChardev(Chardev):

@@ -1,0 +1,183 @@
+"""The broker: the process that does for a machine what the machine, once sealed, cannot do.
+
+    machine --SOCK_SEQPACKET: JSON, descriptors--> broker --vfork, exec--> daemons
+
+It starts daemons and ends them, and pays debts: what the machine has borrowed or left outside
+(a device bound to VFIO, a socket, an unfinished file) and has to give back or remove.
+
+Before the guest runs, the machine says which commands it may want, and what it owes. `freeze` ends
+that. From then on the broker starts nothing else and touches nothing else, whoever speaks for the
+machine: a guest that has taken it over can make it start a daemon again, or give a device back.
+
+It is forked while the machine has neither threads nor RAM. When the machine is gone, however that
+came about, it ends the daemons, pays what is still owed, and ends. A daemon gets SIGTERM when the
+broker ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import json
+import os
+import socket
+from contextlib import suppress
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from vmm.broker import server
+from vmm.closeable import Closeable
+from vmm.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from vmm.broker.server import Debt
+
+
+class Broker(Closeable):
+    """The machine's end: start a broker. Its methods are thread-safe. Raises `HostError`.
+
+    debts  kinds of debts beside `server.DEBTS`, and what pays them
+    """
+
+    def __init__(self, debts: Mapping[str, Debt] | None = None) -> None:
+        self.kinds = {*server.DEBTS, *(debts or {})}
+        """Of debts that can be owed."""
+        self.owner = os.getpid()
+        """The process whose broker it is."""
+        self._lock = Lock()
+        self._held: list[Callable[[], object]] | None = None
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self.pid = os.fork()
+        except OSError as error:
+            self._socket.close()
+            theirs.close()
+            raise HostError(f"cannot start the broker: {error.strerror}") from error
+        if not self.pid:
+            server.serve(theirs, debts or {})
+        theirs.close()
+        self._pidfd = os.pidfd_open(self.pid)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._socket.fileno() < 0
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable once the broker has ended."""
+        return self._pidfd
+
+    def _ask(self, op: str, fds: Sequence[int] = (), /, **request: Any) -> tuple[Any, list[int]]:
+        """Send a request; return the answer, and the descriptors that came with it.
+
+        Raises `HostError` if the broker has ended, OSError with the errno of what it tried.
+        """
+        message = json.dumps({"op": op, **request}).encode()
+        try:
+            with self._lock:
+                socket.send_fds(self._socket, [message], fds)
+                data, got, _, _ = socket.recv_fds(self._socket, server.LONGEST, server.MOST_FDS)
+        except OSError as error:
+            raise HostError(f"the broker does not answer: {error.strerror}") from error
+        if not data:
+            raise HostError("the broker has ended", "was it killed?")
+        answer = json.loads(data)
+        if len(got) < answer["fds"]:  # the kernel leaves out what we have no room for
+            for fd in got:
+                os.close(fd)
+            if op == "start":
+                self._ask("reap", pid=answer["result"], kill=True)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        if "errno" in answer:
+            raise OSError(answer["errno"], answer["error"])
+        if "error" in answer:
+            raise HostError(answer["error"], answer["hint"])
+        return answer["result"], got
+
+    def allow(self, argv: Sequence[str]) -> int:
+        """Return the number by which *argv* can be started, even once frozen."""
+        return int(self._ask("allow", argv=list(argv))[0])
+
+    def listener(self) -> tuple[socket.socket, int]:
+        """Return a socket that is connected, and the one that listens: nobody else can connect.
+
+        Raises OSError: no socket can be made in the directory for temporary files.
+        """
+        _, (ours, listening) = self._ask("listener")
+        return socket.socket(fileno=ours), listening
+
+    def start(self, command: int, fds: Sequence[int]) -> tuple[int, int]:
+        """Start *command* with *fds* as its descriptors 0 and following; return pid and pidfd.
+
+        Raises OSError.
+        """
+        pid, (pidfd,) = self._ask("start", fds, command=command)
+        return pid, pidfd
+
+    def signal(self, pid: int, number: int) -> None:
+        """Send a signal to a daemon that is not reaped. Raises OSError."""
+        self._ask("signal", pid=pid, number=number)
+
+    def reap(self, pid: int) -> int:
+        """End the children of daemon *pid*, which has ended; return its wait status.
+
+        Nothing of it has guest memory mapped afterwards. Raises OSError.
+        """
+        return int(self._ask("reap", pid=pid)[0])
+
+    def owe(self, kind: str, *arguments: str | int) -> int:
+        """Tell of a debt; return its number."""
+        return int(self._ask("owe", kind=kind, arguments=arguments)[0])
+
+    def pay(self, debt: int, *, asked: bool = True) -> None:
+        """Pay a debt. Once: later calls do nothing. Raises OSError and `HostError`.
+
+        asked  False: as it is paid when the machine has died
+        """
+        self._ask("pay", debt=debt, asked=asked)
+
+    def hold(self) -> None:
+        """Keep threads from starting until `freeze`: see `when_free`."""
+        self._held = []
+
+    def when_free(self, start: Callable[[], object]) -> None:
+        """Call *start*, which starts a thread: now, or at `release` if threads are held."""
+        if self._held is None:
+            start()
+        else:
+            self._held.append(start)
+
+    def freeze(self) -> None:
+        """Allow no further command and no further debt, for good."""
+        self._ask("freeze")
+
+    def release(self) -> None:
+        """Start the threads that were held."""
+        held, self._held = self._held or [], None
+        for start in held:
+            start()
+
+    def close(self) -> None:
+        """End the broker, which ends daemons and pays debts first. Idempotent."""
+        if not self.closed:
+            self._socket.close()
+            os.close(self._pidfd)
+            atexit.unregister(self.close)
+            with suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+
+
+_current: list[Broker] = []
+
+
+def current(debts: Mapping[str, Debt] | None = None) -> Broker:
+    """Return this process's broker; start it if there is none, or it belongs to a parent process.
+
+    *debts* count only then. Raises `HostError`.
+    """
+    if not _current or _current[0].owner != os.getpid() or _current[0].closed:
+        _current[:] = [Broker(debts)]
+        atexit.register(_current[0].close)
+    return _current[0]

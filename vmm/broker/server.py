@@ -1,0 +1,277 @@
+"""The broker's own process: what it takes, what it does, and how it cleans up.
+
+Whoever speaks for the machine may be the guest that has taken it over. A message that makes no
+sense is as good as the machine's end.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import tempfile
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from vmm._native import ffi, lib
+from vmm.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import NoReturn
+
+    Debt = Callable[..., object]
+    """Pays what is owed: called with the arguments it was owed with, and whether it was asked to
+    (not so when the machine has died)."""
+
+LONGEST: Final = 1 << 16
+"""Bytes of a message."""
+MOST_FDS: Final = 8
+MOST_DAEMONS: Final = 256
+"""That run at a time."""
+
+GRACE: Final = 5.0
+"""Seconds that daemons get to end when the machine has died: they may have a disk's tables to
+write."""
+CHILDREN: Final = 2.0
+"""Seconds for a daemon's children to be gone once they are killed."""
+
+ENVIRONMENT: Final = (b"PATH", b"TMPDIR", b"LANG", b"LC_ALL", b"TZ")
+"""What a daemon gets of this process's environment: the rest, keys and tokens among it, is not for
+a process that a guest talks to."""
+
+DEAF: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
+"""What a terminal sends to all its processes is for the machine, whose end the broker sees."""
+
+
+def remove_socket(path: str, inode: int, asked: bool) -> None:  # noqa: ARG001, FBT001  (a debt)
+    """Remove the socket at *path*, unless another file has its place now."""
+    with suppress(FileNotFoundError):
+        if os.lstat(path).st_ino == inode:
+            os.unlink(path)  # noqa: PTH108  (text)
+
+
+def publish_file(temporary: str, path: str, asked: bool) -> None:  # noqa: FBT001  (a debt)
+    """Give the finished file *temporary* its name, or remove it if it is not finished."""
+    if asked:
+        os.replace(temporary, path)  # noqa: PTH105  (text)
+    else:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)  # noqa: PTH108  (text)
+
+
+DEBTS: Final[Mapping[str, Debt]] = {"socket": remove_socket, "file": publish_file}
+
+
+def serve(machine: socket.socket, debts: Mapping[str, Debt]) -> NoReturn:
+    """Be the broker until the machine has gone."""
+    status = 1
+    try:
+        for number in DEAF:
+            signal.signal(number, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        channel = os.dup2(machine.detach(), 3, inheritable=False)
+        os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+        Server(socket.socket(fileno=channel), {**DEBTS, **debts}).run()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+class Server:
+    """What the broker knows, and what it does for each request."""
+
+    def __init__(self, machine: socket.socket, debts: Mapping[str, Debt]) -> None:
+        self._machine = machine
+        self._kinds = debts
+        self._commands: list[list[str]] = []
+        self._debts: dict[int, tuple[Debt, list[str | int]]] = {}
+        self._owed = 0
+        self._daemons: set[int] = set()
+        self._frozen = False
+        self._operations: dict[str, Callable[..., tuple[Any, list[int]]]] = {
+            "allow": self._allow,
+            "freeze": self._freeze,
+            "listener": self._listener,
+            "start": self._start,
+            "signal": self._signal,
+            "reap": self._reap,
+            "owe": self._owe,
+            "pay": self._pay,
+        }
+
+    def run(self) -> None:
+        """Answer requests until the machine hangs up; then clean up."""
+        try:
+            while self._serve_one():
+                pass
+        finally:
+            self._clean_up()
+
+    def _serve_one(self) -> bool:
+        """Answer one request; tell whether there was one."""
+        data, fds, _, _ = socket.recv_fds(self._machine, LONGEST, MOST_FDS)
+        if not data:
+            return False
+        replied: list[int] = []
+        try:
+            answer, replied = self._answer(json.loads(data), fds)
+            answer["fds"] = len(replied)
+            socket.send_fds(self._machine, [json.dumps(answer).encode()], replied)
+        finally:
+            for fd in (*fds, *replied):
+                os.close(fd)
+        return True
+
+    def _answer(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
+        do = self._operations[request.pop("op")]
+        try:
+            result, replied = do(fds, **request)
+        except OSError as error:
+            return {"errno": error.errno or 1, "error": error.strerror or str(error)}, []
+        except HostError as error:
+            return {"error": error.message, "hint": error.hint}, []
+        return {"result": result}, replied
+
+    def _check_thawed(self) -> None:
+        if self._frozen:
+            raise PermissionError(errno.EPERM, "the broker takes nothing new once the guest runs")
+
+    def _allow(self, _fds: list[int], argv: list[str]) -> tuple[int, list[int]]:
+        self._check_thawed()
+        self._commands.append(argv)
+        return len(self._commands) - 1, []
+
+    def _freeze(self, _fds: list[int]) -> tuple[None, list[int]]:
+        self._frozen = True
+        return None, []
+
+    def _listener(self, _fds: list[int]) -> tuple[None, list[int]]:
+        directory = tempfile.mkdtemp(prefix="pyvmm-")
+        try:
+            ours, listening = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+            with ours, listening:
+                listening.bind(f"{directory}/socket")
+                listening.listen(1)
+                ours.connect(f"{directory}/socket")
+                return None, [ours.detach(), listening.detach()]
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(f"{directory}/socket")  # noqa: PTH108  (text)
+            os.rmdir(directory)  # noqa: PTH106  (text)
+
+    def _start(self, fds: list[int], command: int) -> tuple[int, list[int]]:
+        if len(self._daemons) >= MOST_DAEMONS:
+            raise BlockingIOError(errno.EAGAIN, f"{MOST_DAEMONS} daemons run already")
+        pid = _spawn(self._commands[command], fds)
+        self._daemons.add(pid)
+        try:
+            return pid, [os.pidfd_open(pid)]
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            self._end(pid)
+            raise
+
+    def _signal(self, _fds: list[int], pid: int, number: int) -> tuple[None, list[int]]:
+        if pid in self._daemons:
+            os.kill(pid, number)  # a child of ours that is not reaped: the number is its own
+        return None, []
+
+    def _reap(self, _fds: list[int], pid: int, *, kill: bool = False) -> tuple[int, list[int]]:
+        if pid not in self._daemons:
+            raise ChildProcessError(errno.ECHILD, "no such daemon")
+        if kill:
+            os.kill(pid, signal.SIGKILL)
+            return self._end(pid), []
+        if not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+            raise BlockingIOError(errno.EAGAIN, "it runs")
+        return self._end(pid), []
+
+    def _owe(self, _fds: list[int], kind: str, arguments: list[str | int]) -> tuple[int, list[int]]:
+        self._check_thawed()
+        self._owed += 1
+        self._debts[self._owed] = self._kinds[kind], arguments
+        return self._owed, []
+
+    def _pay(self, _fds: list[int], debt: int, *, asked: bool) -> tuple[None, list[int]]:
+        if debt in self._debts:
+            pay, arguments = self._debts.pop(debt)
+            pay(*arguments, asked)
+        return None, []
+
+    def _end(self, pid: int) -> int:
+        """Kill what daemon *pid*, which has ended, has started, and reap it; return its status."""
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        # It is not reaped yet, so its process group is not anybody else's.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        self._daemons.discard(pid)
+        deadline = time.monotonic() + CHILDREN
+        while _group_lives(pid) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return status
+
+    def _clean_up(self) -> None:
+        for pid in self._daemons:
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE
+        for pid in list(self._daemons):
+            while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+                time.sleep(0.005)
+            self._end(pid)
+        for pay, arguments in self._debts.values():
+            with suppress(OSError, HostError):
+                pay(*arguments, False)  # noqa: FBT003  (not asked)
+
+
+def _environment() -> Iterator[bytes]:
+    return (b"%s=%s" % (name, os.environb[name]) for name in ENVIRONMENT if name in os.environb)
+
+
+def _spawn(argv: Sequence[str], fds: Sequence[int]) -> int:
+    """Start a program with *fds* as its descriptors 0 and following; return its process ID."""
+    words = [ffi.new("char[]", os.fsencode(word)) for word in argv]
+    environment = [ffi.new("char[]", each) for each in _environment()]
+    arrays = [ffi.new("char *[]", [*each, ffi.NULL]) for each in (words, environment)]
+    numbers = ffi.new("int[]", list(fds)), ffi.new("int[]", len(fds))
+    program = ffi.new(
+        "struct pyvmm_program *",
+        {
+            "path": words[0],
+            "argv": arrays[0],
+            "envp": arrays[1],
+            "fd_count": len(fds),
+            "fds": numbers[0],
+            "moved": numbers[1],
+        },
+    )
+    pid = int(lib.pyvmm_spawn(program))
+    if pid < 0:
+        raise OSError(-pid, os.strerror(-pid))
+    return pid
+
+
+def _group_lives(group: int) -> bool:
+    """Tell whether a process of *group* runs. A zombie does not."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    for name in os.listdir("/proc"):  # noqa: PTH208  (pathlib is dear in a lab host)
+        if name.isdigit():
+            with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
+                state, _, process_group = file.read().rpartition(b")")[2].split()[:3]
+                if int(process_group) == group and state not in (b"Z", b"X"):
+                    return True
+    return False
