@@ -24,8 +24,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 SHOW = (
     "grep -m1 Features /proc/cpuinfo; grep -c ^processor /proc/cpuinfo; dmesg | grep -o "
-    "'SVE: maximum available vector length [0-9]*'; ls -d /proc/device-tree/pmu; "
-    "cat /proc/sys/kernel/arch; echo end"
+    "'SVE: maximum available vector length [0-9]*'; ls -d /proc/device-tree/pmu "
+    "/proc/device-tree/interrupt-controller@*/msi-controller@*; true"
 )
 
 
@@ -59,6 +59,7 @@ def test_a_guest_sees_what_all_hosts_have(host: Host, tmp_path: Path) -> None:
     assert " rng" in output
     assert "vector length 256" in output
     assert "/proc/device-tree/pmu" in output
+    assert "msi-controller" in output
 
     cpu = baseline.common([here, lesser])
     status, output, errors = run(host, tmp_path, cpu, "--cpus", "2")
@@ -80,6 +81,7 @@ def test_a_guest_can_lack_all_optional_features(host: Host, tmp_path: Path) -> N
     assert status == 0, errors
     features = output.splitlines()[0]
     assert not {"sve", "paca", "sve2"} & set(features.split())
+    assert "msi-controller" not in output
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from tests.state.golden import golden, names
 from vmm.cli.run import run
-from vmm.state.labels import labels
+from vmm.state.labels import PREFIX, labels
 
 DIRECTORY = Path(__file__).parents[2] / "scripts" / "kubernetes"
 QUANTITY = re.compile(r"[0-9]+(m|[KMGT]i)?")
@@ -59,10 +59,7 @@ def test_the_pod_goes_where_its_device_memory_is_write_back() -> None:
 
 def labels_of(profile: str) -> tuple[str, ...]:
     found = labels(golden(profile))
-    return tuple(
-        found[f"feature.node.kubernetes.io/kvm-arm64.{name}"]
-        for name in ("fwb", "cacheable-pfnmap")
-    )
+    return tuple(found[f"{PREFIX}{name}"] for name in ("fwb", "cacheable-pfnmap"))
 
 
 def test_each_label_that_is_selected_is_one_that_pyvmm_writes() -> None:

@@ -15,6 +15,7 @@ from vmm.state import baseline
 from vmm.state.comparison import FWB, check_override, notes, owed, refusal
 from vmm.state.host_description import HostDescription
 from vmm.state.verdict import Verdict, move
+from vmm.typed_json import Hex
 
 HOST = golden("fwb")
 
@@ -124,6 +125,7 @@ def test_parts_that_the_destination_lacks(
         ("SMCCC_ARCH_WORKAROUND_2", 2, 1, False),
         ("VENDOR_HYP_BMAP", 0b01, 0b11, True),
         ("VENDOR_HYP_BMAP", 0b10, 0b01, False),
+        ("VENDOR_HYP_BMAP", 0b01, 0b10, False),
         ("VENDOR_HYP_BMAP_2", 0b10, 0b01, False),
     ],
 )
@@ -189,3 +191,33 @@ def test_a_field_that_older_kernels_showed_is_put_up_with_one_way_only() -> None
     assert subjects(older, newer) == []
     assert "ID_AA64MMFR2_EL1.NV" in subjects(newer, older)
     assert move(("a", "b"), newer, older).verdict is Verdict.INCOMPATIBLE
+
+
+def test_kvm_can_cut_a_set_of_vector_lengths_at_its_end_alone() -> None:
+    source = with_cpu(sve_vector_lengths=(16, 64))
+    assert subjects(source, with_cpu(sve_vector_lengths=(16, 32, 64))) == ["SVE"]
+    assert subjects(source, with_cpu(sve_vector_lengths=(16, 64, 128))) == []
+
+
+def test_fields_that_tell_of_a_lacking_feature_are_no_reasons_of_their_own() -> None:
+    """The kernel that is built here has neither of the two, and zeroes in their fields."""
+    assert subjects(golden("fwb"), golden("gh200")) == ["PTRAUTH", "SVE"]
+
+
+def test_a_baseline_has_the_hypercalls_that_all_hosts_have() -> None:
+    def host(bitmap: int) -> HostDescription:
+        return with_cpu(firmware={**HOST.cpu.firmware, "VENDOR_HYP_BMAP": Hex(bitmap)})
+
+    cpu = baseline.common([host(0b101), host(0b110)])
+    assert cpu.firmware["VENDOR_HYP_BMAP"] == 0b100
+
+
+def test_a_baseline_for_one_host_is_what_it_has() -> None:
+    cpu = baseline.common([HOST])
+    assert not refusal(HOST, HOST, cpu)
+    assert cpu.sve_vector_lengths == HOST.cpu.sve_vector_lengths
+
+
+def test_fields_that_tell_of_a_feature_count_where_both_have_it() -> None:
+    assert subjects(HOST, with_field("ID_AA64ZFR0_EL1.SM4", 0)) == ["ID_AA64ZFR0_EL1.SM4"]
+    assert subjects(HOST, with_field("ID_AA64DFR0_EL1.PMUVer", 1)) == ["ID_AA64DFR0_EL1.PMUVer"]
