@@ -24,7 +24,7 @@ from vmm.state.visible_cpu import FOLLOWS, VisibleCpu, without
 from vmm.typed_json import Hex, decode, encode, load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from vmm.kvm.system import System
@@ -154,26 +154,32 @@ class Baseline:
         Features, vector lengths and the GIC are chosen when the vCPU and the GIC are made; KVM sets
         the fields that tell of the GIC. Raises `UserError` if KVM refuses a register.
         """
-        for name, wanted in self.cpu.registers.items():
-            register = id_registers()[name]
-            now = vcpu.get_one_reg(register.id)
-            self._set(vcpu, name, register.id, now, _with_gic(name, wanted, now))
-        for name, wanted in self.cpu.firmware.items():
-            number = registers.FIRMWARE[name]
-            now = vcpu.get_one_reg(number)
-            self._set(vcpu, f"KVM_REG_ARM_{name}", number, now, wanted)
+        for name, register, now, value in self.writes(vcpu):
+            try:
+                vcpu.set_one_reg(register, value)
+            except KvmError as error:
+                raise UserError(
+                    f"--cpu-baseline {self.path}: KVM refuses {name} = {value:#x}, where this host "
+                    f"has {now:#x}",
+                    HINT,
+                ) from error
 
-    def _set(self, vcpu: Vcpu, name: str, register: int, now: int, value: int) -> None:
-        if value == now:
-            return
-        try:
-            vcpu.set_one_reg(register, value)
-        except KvmError as error:
-            raise UserError(
-                f"--cpu-baseline {self.path}: KVM refuses {name} = {value:#x}, where this host has "
-                f"{now:#x}",
-                HINT,
-            ) from error
+    def writes(self, vcpu: Vcpu) -> Iterator[tuple[str, int, int, int]]:
+        """Yield the registers that `apply` writes: name, id, the value now and the one to be."""
+        for name, wanted in self.cpu.registers.items():
+            register = id_registers()[name].id
+            now = vcpu.get_one_reg(register)
+            if (value := _with_gic(name, wanted, now)) != now:
+                yield name, register, now, value
+        for name, wanted in self.cpu.firmware.items():
+            register = registers.FIRMWARE[name]
+            try:
+                now = vcpu.get_one_reg(register)
+            except KvmError:
+                # An older kernel has none of what this register tells of.
+                now = 0
+            if now != wanted:
+                yield f"KVM_REG_ARM_{name}", register, now, wanted
 
 
 def _with_gic(register: str, wanted: int, now: int) -> int:
