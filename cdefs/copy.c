@@ -186,3 +186,13 @@ void pyvmm_dc_civac(const void *from, size_t size)
 	FOR_EACH_LINE("dc civac", from, size);
 #endif
 }
+
+/*
+ * Code was written here: make the instruction fetches of all CPUs see it. To the point of
+ * unification, as user space may (SCTLR_EL1.UCI); for a guest whose caches are off, clean to memory
+ * as well. An aliasing (VIPT) instruction cache may keep what a guest fetched by another address.
+ */
+void pyvmm_sync_code(void *from, size_t size)
+{
+	__builtin___clear_cache((char *)from, (char *)from + size);
+}

@@ -11,3 +11,4 @@ uint64_t pyvmm_ctr_el0(void);
 uint64_t pyvmm_cntfrq_el0(void);
 void pyvmm_dc_cvac(const void *from, size_t size);
 void pyvmm_dc_civac(const void *from, size_t size);
+void pyvmm_sync_code(void *from, size_t size);

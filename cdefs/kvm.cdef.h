@@ -37,6 +37,7 @@
 #define KVM_GET_REG_LIST ...
 #define KVM_GET_ONE_REG ...
 #define KVM_SET_ONE_REG ...
+#define PYVMM_ARM64_SET_GUEST_DEBUG ...
 
 /* --- statistics, of a VM and of a vCPU ----------------------------------------------------- */
 #define KVM_GET_STATS_FD ...
@@ -356,6 +357,27 @@ struct pyvmm_arm64_vcpu_events {
     uint8_t ext_dabt_pending;
     uint64_t serror_esr;
     ...;
+};
+
+#define KVM_GUESTDBG_ENABLE ...
+#define KVM_GUESTDBG_SINGLESTEP ...
+#define PYVMM_ARM64_GUESTDBG_USE_SW_BP ...
+#define PYVMM_ARM64_GUESTDBG_USE_HW ...
+#define PYVMM_ARM64_DEBUG_REGS ...
+
+struct pyvmm_arm64_guest_debug {
+    uint32_t control;
+    uint64_t dbg_bcr[16];
+    uint64_t dbg_bvr[16];
+    uint64_t dbg_wcr[16];
+    uint64_t dbg_wvr[16];
+    ...;
+};
+
+struct pyvmm_exit_arm64_debug {
+    uint32_t hsr;
+    uint32_t hsr_high;
+    uint64_t far;
 };
 
 struct pyvmm_arm64_fpsimd {

@@ -218,6 +218,29 @@ struct pyvmm_arm64_vcpu_events {
 	uint32_t reserved[12];
 };
 
+/* arm64's struct kvm_guest_debug, and its member of kvm_run's exit union. */
+#define PYVMM_ARM64_DEBUG_REGS 16
+
+struct pyvmm_arm64_guest_debug {
+	uint32_t control;
+	uint32_t pad;
+	uint64_t dbg_bcr[PYVMM_ARM64_DEBUG_REGS];
+	uint64_t dbg_bvr[PYVMM_ARM64_DEBUG_REGS];
+	uint64_t dbg_wcr[PYVMM_ARM64_DEBUG_REGS];
+	uint64_t dbg_wvr[PYVMM_ARM64_DEBUG_REGS];
+};
+
+struct pyvmm_exit_arm64_debug {
+	uint32_t hsr;
+	uint32_t hsr_high;
+	uint64_t far;
+};
+
+/* KVM_SET_GUEST_DEBUG: its number has the size of arm64's struct. */
+#define PYVMM_ARM64_SET_GUEST_DEBUG _IOW(KVMIO, 0x9b, struct pyvmm_arm64_guest_debug)
+#define PYVMM_ARM64_GUESTDBG_USE_SW_BP (1 << 16)
+#define PYVMM_ARM64_GUESTDBG_USE_HW (1 << 17)
+
 /* --- Checks against the system's headers, where those have the name ------------------------ */
 #define PYVMM_SAME_SIZE(a, b) _Static_assert(sizeof(a) == sizeof(b), #a)
 #define PYVMM_SAME_OFFSET(a, ma, b, mb) \
@@ -238,6 +261,16 @@ PYVMM_SAME_OFFSET(struct kvm_run, arm_sea, struct kvm_run, mmio);
 #endif
 
 #ifdef __aarch64__
+_Static_assert(PYVMM_ARM64_SET_GUEST_DEBUG == KVM_SET_GUEST_DEBUG, "KVM_SET_GUEST_DEBUG");
+_Static_assert(PYVMM_ARM64_GUESTDBG_USE_SW_BP == KVM_GUESTDBG_USE_SW_BP, "USE_SW_BP");
+_Static_assert(PYVMM_ARM64_GUESTDBG_USE_HW == KVM_GUESTDBG_USE_HW, "USE_HW");
+PYVMM_SAME_SIZE(struct kvm_guest_debug, struct pyvmm_arm64_guest_debug);
+PYVMM_SAME_OFFSET(struct kvm_guest_debug, arch.dbg_bcr, struct pyvmm_arm64_guest_debug, dbg_bcr);
+PYVMM_SAME_OFFSET(struct kvm_guest_debug, arch.dbg_bvr, struct pyvmm_arm64_guest_debug, dbg_bvr);
+PYVMM_SAME_OFFSET(struct kvm_guest_debug, arch.dbg_wcr, struct pyvmm_arm64_guest_debug, dbg_wcr);
+PYVMM_SAME_OFFSET(struct kvm_guest_debug, arch.dbg_wvr, struct pyvmm_arm64_guest_debug, dbg_wvr);
+PYVMM_SAME_OFFSET(struct kvm_run, debug.arch, struct kvm_run, mmio);
+PYVMM_SAME_OFFSET(struct kvm_debug_exit_arch, far, struct pyvmm_exit_arm64_debug, far);
 PYVMM_SAME_SIZE(struct kvm_vcpu_events, struct pyvmm_arm64_vcpu_events);
 PYVMM_SAME_OFFSET(struct kvm_vcpu_events, exception.ext_dabt_pending,
 		  struct pyvmm_arm64_vcpu_events, ext_dabt_pending);

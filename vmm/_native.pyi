@@ -371,6 +371,8 @@ class _Lib:
     KVM_GET_STATS_FD: int
     KVM_GET_VCPU_EVENTS: int
     KVM_GET_VCPU_MMAP_SIZE: int
+    KVM_GUESTDBG_ENABLE: int
+    KVM_GUESTDBG_SINGLESTEP: int
     KVM_IOEVENTFD: int
     KVM_IOEVENTFD_FLAG_DATAMATCH: int
     KVM_IOEVENTFD_FLAG_DEASSIGN: int
@@ -547,6 +549,10 @@ class _Lib:
     PYVMM_ANSWER_SHADOW: int
     PYVMM_ANSWER_SINK: int
     PYVMM_ANSWER_UNCHANGED: int
+    PYVMM_ARM64_DEBUG_REGS: int
+    PYVMM_ARM64_GUESTDBG_USE_HW: int
+    PYVMM_ARM64_GUESTDBG_USE_SW_BP: int
+    PYVMM_ARM64_SET_GUEST_DEBUG: int
     PYVMM_BALLOON_MOST_PFNS: int
     PYVMM_BLK_DEPTH: int
     PYVMM_BLK_DISCARD_RANGES: int
@@ -894,6 +900,7 @@ class _Lib:
     pyvmm_spawn: Callable[[Any], int]
     pyvmm_stage1_load: Callable[[int, Any], int]
     pyvmm_stage1_walk: Callable[[int, Any, Any], int]
+    pyvmm_sync_code: Callable[[Any, int], None]
     pyvmm_trace_format: Callable[[Any, Any, int, Any], int]
     pyvmm_trace_lost: Callable[[Any], int]
     pyvmm_trace_put: Callable[[Any, Any], int]

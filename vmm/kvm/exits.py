@@ -76,6 +76,16 @@ class SynchronousExternalAbort(NamedTuple):
     gpa: int
 
 
+class Debug(NamedTuple):
+    """KVM_EXIT_DEBUG: a breakpoint, watchpoint or step that `Vcpu.set_guest_debug` asked for.
+
+    *esr* is the syndrome, as ESR_EL2 has it; *far* the address of a watchpoint's access, else 0.
+    """
+
+    esr: int
+    far: int
+
+
 class InternalError(NamedTuple):
     """KVM gave up: *suberror* as in KVM_INTERNAL_ERROR_*."""
 
@@ -104,6 +114,7 @@ Exit = (
     | Undecodable
     | MemoryFault
     | SynchronousExternalAbort
+    | Debug
     | InternalError
     | FailedEntry
     | Unknown

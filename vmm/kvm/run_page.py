@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm._native import ffi, lib
 from vmm.kvm.exits import (
+    Debug,
     Exit,
     FailedEntry,
     InternalError,
@@ -70,6 +71,11 @@ def _synchronous_external_abort(run: Any) -> SynchronousExternalAbort:
     return SynchronousExternalAbort(sea.flags, sea.esr, sea.gva, sea.gpa)
 
 
+def _debug(run: Any) -> Debug:
+    debug = ffi.cast("struct pyvmm_exit_arm64_debug *", ffi.addressof(run.mmio))
+    return Debug(debug.hsr_high << 32 | debug.hsr, debug.far)
+
+
 def _words(event: Any) -> tuple[int, ...]:
     return tuple(event.data[0 : min(event.ndata, 16)])
 
@@ -80,6 +86,7 @@ DECODERS: dict[int, Callable[[Any], Exit]] = {
     ),
     lib.KVM_EXIT_ARM_NISV: lambda run: Undecodable(run.arm_nisv.esr_iss, run.arm_nisv.fault_ipa),
     lib.KVM_EXIT_MEMORY_FAULT: _memory_fault,
+    lib.KVM_EXIT_DEBUG: _debug,
     lib.KVM_EXIT_ARM_SEA: _synchronous_external_abort,
     lib.KVM_EXIT_INTERNAL_ERROR: lambda run: InternalError(
         run.internal.suberror, _words(run.internal)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import mmap
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.kvm.exits import Exit, Interrupted, MemoryFault
@@ -25,6 +25,33 @@ LOAD: Final = lib.PYVMM_RUN_LOAD
 
 EVENTS: Final = ("serror_pending", "serror_has_esr", "serror_esr", "ext_dabt_pending")
 """Members of arm64's ``struct kvm_vcpu_events``."""
+
+
+class DebugPair(NamedTuple):
+    """DBGBCR<n>_EL1 and DBGBVR<n>_EL1, or DBGWCR<n>_EL1 and DBGWVR<n>_EL1."""
+
+    control: int
+    value: int
+
+
+class GuestDebug(NamedTuple):
+    """What of a vCPU is to end in a `Debug` exit.
+
+    step         the next instruction
+    trap_brk     each BRK, the guest's own too
+    breakpoints  hardware breakpoints; with these or *watchpoints* the guest's own do not work
+    watchpoints  hardware watchpoints
+    """
+
+    step: bool = False
+    trap_brk: bool = False
+    breakpoints: tuple[DebugPair, ...] = ()
+    watchpoints: tuple[DebugPair, ...] = ()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is anything to ask for."""
+        return any(self)
 
 
 class Vcpu(AttributeFd):
@@ -195,6 +222,28 @@ class Vcpu(AttributeFd):
         """Fix the configuration of *feature*, KVM_ARM_VCPU_SVE (arm64). Raises `KvmError`."""
         request = Ioctl.KVM_ARM_VCPU_FINALIZE
         self.ioctl_value(request, "int", feature, vcpu=self.id, feature=feature)
+
+    def set_guest_debug(self, debug: GuestDebug) -> None:
+        """Ask for `Debug` exits (arm64). The vCPU must be out of `run`. Raises `KvmError`.
+
+        Source: Documentation/virt/kvm/api.rst, KVM_SET_GUEST_DEBUG.
+        """
+        control = lib.KVM_GUESTDBG_ENABLE if debug.enabled else 0
+        control |= lib.KVM_GUESTDBG_SINGLESTEP if debug.step else 0
+        control |= lib.PYVMM_ARM64_GUESTDBG_USE_SW_BP if debug.trap_brk else 0
+        hardware = bool(debug.breakpoints or debug.watchpoints)
+        control |= lib.PYVMM_ARM64_GUESTDBG_USE_HW if hardware else 0
+        value: dict[str, Any] = {"control": control}
+        for kind, pairs in (("b", debug.breakpoints), ("w", debug.watchpoints)):
+            value[f"dbg_{kind}cr"] = [pair.control for pair in pairs]
+            value[f"dbg_{kind}vr"] = [pair.value for pair in pairs]
+        self.ioctl_value(
+            Ioctl.KVM_SET_GUEST_DEBUG,
+            "struct pyvmm_arm64_guest_debug",
+            value,
+            vcpu=self.id,
+            control=control,
+        )
 
     def inject_external_abort(self) -> None:
         """Inject a synchronous external data abort for the access that exited (arm64).
