@@ -16,6 +16,7 @@ from vmm.bus import MmioBus
 from vmm.errors import GuestError, HostError
 from vmm.events import COMPLAINTS, Events
 from vmm.kvm.exits import (
+    Debug,
     Exit,
     Interrupted,
     MemoryFault,
@@ -126,6 +127,55 @@ def test_a_paused_vcpu_is_out_of_the_guest_until_it_is_resumed(rig: Rig) -> None
     assert not rig.script.entered.is_set()
     rig.thread.resume()
     assert rig.script.entered.wait(5)
+
+
+BREAKPOINT = Debug(0xF200_0000, 0)
+
+
+def test_a_debug_exit_holds_the_vcpu_until_it_is_released(rig: Rig) -> None:
+    told = queue.Queue[tuple[int, Debug]]()
+    rig.thread.on_debug = lambda *exit_: told.put(exit_)
+    rig.script.exits = [BREAKPOINT]
+    rig.thread.start()
+    assert told.get(timeout=5) == (0, BREAKPOINT)
+    assert rig.thread.debug == BREAKPOINT
+    rig.thread.pause()
+    rig.thread.wait_paused()
+    rig.thread.resume()
+    assert not rig.script.entered.wait(0.1)
+    rig.thread.release()
+    assert rig.script.entered.wait(5)
+    assert rig.thread.debug is None
+
+
+def test_a_held_vcpu_stays_out_when_the_machine_resumes(rig: Rig) -> None:
+    rig.thread.start()
+    rig.script.entered.wait(5)
+    rig.thread.pause()
+    rig.thread.wait_paused()
+    rig.script.entered.clear()
+    rig.script.kicked.clear()
+    rig.thread.hold()
+    rig.thread.resume()
+    assert not rig.script.entered.wait(0.1)
+    rig.thread.release()
+    assert rig.script.entered.wait(5)
+
+
+def test_a_held_vcpu_can_be_stopped(rig: Rig) -> None:
+    rig.thread.on_debug = lambda *_: None
+    rig.script.exits = [BREAKPOINT]
+    rig.thread.start()
+    rig.thread.stop()
+    assert rig.thread.join(5)
+    assert rig.ends.empty()
+
+
+def test_a_debug_exit_that_nobody_asked_for_is_the_hosts_failure(rig: Rig) -> None:
+    rig.script.exits = [BREAKPOINT]
+    rig.thread.start()
+    _, reason = rig.ends.get(timeout=5)
+    assert isinstance(reason, HostError)
 
 
 def test_a_paused_vcpu_can_be_stopped(rig: Rig) -> None:

@@ -10,7 +10,7 @@ import errno
 import time
 from contextlib import ExitStack
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from vmm import sigbus
 from vmm.address_range import AddressRange
@@ -77,6 +77,19 @@ ENDINGS: Final = {
 }
 
 
+class Debugger(Protocol):
+    """A debugger of a machine: `vmm.debug.debugger.Debugger`. Called in the loop's thread."""
+
+    def begin(self, cycle: PowerCycle, /) -> None:
+        """Take the vCPUs of *cycle*, which are about to start."""
+
+    def end(self) -> None:
+        """Let go of the vCPUs of the power cycle, which have ended."""
+
+    def delays(self, ending: Ending | Exception, end: Callable[[], None], /) -> bool:
+        """Return whether the user is to look at the guest first; then *end* ends the cycle."""
+
+
 class Machine(Closeable):
     """Own the machine that *config* describes. Use as a context manager.
 
@@ -104,6 +117,8 @@ class Machine(Closeable):
         self.power: PowerCycle | None = None
         """The power cycle that runs."""
         self._devices = devices
+        self.debugger: Debugger | None = None
+        """What stops vCPUs and looks at them. Set it before `run`."""
         self._panic_reason = ""  # empty: the kernel gave none, or there was no panic
         self._cycle = 0
         self._ending: Ending | Exception | None = None
@@ -310,6 +325,9 @@ class Machine(Closeable):
         with PowerCycle(self._system, self.space, self._config.cpus, self._baseline) as cycle:
             self._load(cycle)
             self._connect(cycle)
+            if self.debugger is not None:
+                self.debugger.begin(cycle)
+                cycle.at_end(self.debugger.end)
             cycle.start(
                 self._bus,
                 self._fastpath,
@@ -422,7 +440,9 @@ class Machine(Closeable):
         self._loop.call_soon_threadsafe(lambda: self._end(cycle, ending))
 
     def _end(self, cycle: int, ending: Ending | Exception) -> None:
-        if self._ending is None and cycle == self._cycle:
+        if self._ending is not None or cycle != self._cycle:
+            return
+        if self.debugger is None or not self.debugger.delays(ending, lambda: self.end(ending)):
             self._ending = ending
             self._loop.stop()
 

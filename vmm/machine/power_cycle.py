@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vmm.events import Events
     from vmm.fdt import Node
     from vmm.irq import SwitchableLine
-    from vmm.kvm.exits import Exit
+    from vmm.kvm.exits import Debug, Exit
     from vmm.kvm.mmio_fastpath import MmioFastpath
     from vmm.kvm.system import System
     from vmm.kvm.vcpu import Vcpu
@@ -58,6 +58,8 @@ class PowerCycle(Closeable):
         self.vcpus: list[Vcpu] = []
         self.cancel_waits: Callable[[], object] = lambda: None
         """Called while a vCPU is late to stop: end what it waits for inside an exit."""
+        self.on_debug: Callable[[int, Debug], None] | None = None
+        """Called in a vCPU's thread with its debug exits. Set it before `start`."""
         with ExitStack() as undo:
             undo.callback(self.close)
             self.vm = self._owned.enter_context(system.create_vm(space.end))
@@ -151,6 +153,7 @@ class PowerCycle(Closeable):
         for vcpu in self.vcpus:
             vcpu.set_answers(fastpath if on_exit is None else None)
             self.threads.append(VcpuThread(vcpu, bus, on_end, events, on_exit))
+            self.threads[-1].on_debug = self.on_debug
         self._owned.callback(pause.end)
         self._owned.callback(self._stop_threads)
         self._space.start()

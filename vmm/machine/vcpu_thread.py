@@ -22,6 +22,7 @@ from vmm import thread
 from vmm.errors import GuestError, HostError
 from vmm.events import Bounded
 from vmm.kvm.exits import (
+    Debug,
     Exit,
     Interrupted,
     MemoryFault,
@@ -96,12 +97,17 @@ class VcpuThread:
     ) -> None:
         self.vcpu = vcpu
         self._on_exit = on_exit
+        self.on_debug: Callable[[int, Debug], None] | None = None
+        """Called in the vCPU's thread with a debug exit; the vCPU is then held until `release`."""
+        self.debug: Debug | None = None
+        """The debug exit that holds the vCPU."""
         self._bus = bus
         self._on_end = on_end
         self._events = Bounded(events)
         self._changed = Condition()
         self._request = Request.RUN
         self._paused = False
+        self._held = False
         self._thread: Thread | None = None
 
     # --- from other threads -----------------------------------------------------------------
@@ -123,6 +129,20 @@ class VcpuThread:
     def resume(self) -> None:
         """Let a paused vCPU enter the guest again."""
         self._ask(Request.RUN)
+
+    def hold(self) -> None:
+        """Keep the vCPU out of the guest until `release`, whether or not it is paused."""
+        self._hold(held=True)
+
+    def release(self) -> None:
+        """Undo `hold`, and forget `debug`: an instruction that caused it runs again."""
+        self._hold(held=False)
+
+    def _hold(self, *, held: bool) -> None:
+        with self._changed:
+            self._held, self.debug = held, None
+            self._changed.notify_all()
+        self.vcpu.kick()
 
     def stop(self) -> None:
         """Ask the thread to end; `join` waits for it."""
@@ -176,6 +196,9 @@ class VcpuThread:
                             return None
                     case SystemEvent():
                         return exit_
+                    case Debug() if self.on_debug is not None:
+                        if not self._stop_for(exit_, self.on_debug):
+                            return None
                     case _:
                         self._answer_odd(exit_)
             except GuestError as error:
@@ -190,12 +213,22 @@ class VcpuThread:
         """Carry out the current request; return False to end the thread."""
         self.vcpu.acknowledge_kick()
         with self._changed:
-            if self._request is Request.PAUSE:
+            if self._must_wait():
                 self._paused = True
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._request is not Request.PAUSE)
+                self._changed.wait_for(lambda: not self._must_wait())
                 self._paused = False
             return self._request is Request.RUN
+
+    def _must_wait(self) -> bool:
+        return self._request is Request.PAUSE or (self._request is Request.RUN and self._held)
+
+    def _stop_for(self, exit_: Debug, on_debug: Callable[[int, Debug], None]) -> bool:
+        """Hold the vCPU for a debugger; return False to end the thread."""
+        with self._changed:
+            self._held, self.debug = True, exit_
+        on_debug(self.vcpu.id, exit_)
+        return self._obey()
 
     def _complain(self, event: str, **fields: object) -> None:
         self._events.emit(event, vcpu=self.vcpu.id, **fields)
