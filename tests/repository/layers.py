@@ -84,6 +84,7 @@ LAYERS: Final = (  # lowest first
         },
     ),
     Layer("machine", {"machine": "one machine and its life"}),
+    Layer("debugging", {"debug": "look into a running guest: gdb, the watchdog"}),
     Layer("library", {"library": "`import vmm`: machines driven from Python"}),
     Layer("command line", {"cli": "options to a machine; errors to one line and a status"}),
 )

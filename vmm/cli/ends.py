@@ -1,6 +1,7 @@
 """Host ends of a machine that runs in a lab host: they are on the user's machine all the same.
 
     --console unix=PATH, pty   made here; what connects reaches the console's socket in the host
+    --gdb                      made here, too; its client reaches a socket in the host
     --net user                 passt runs here; the machine in the host gets the passt's stream
     --pmem                     opened and locked here; mapped in the host, which has it by 9p
     --disk, --flash            locked here; opened in the host, which has them by 9p
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from vmm.cli import place
 from vmm.config.net import NetKind
+from vmm.debug.listener import listen
 from vmm.errors import UserError
 from vmm.events import Events
 from vmm.image_lock import lock_image
@@ -44,18 +46,20 @@ if TYPE_CHECKING:
 
     from vmm.config import MachineConfig
     from vmm.config.console import ConsoleConfig
+    from vmm.config.gdb import GdbConfig
     from vmm.config.net import NetConfig
     from vmm.config.pmem import PmemConfig
+    from vmm.debug.listener import PortListener
 
 _INSIDE = "/run/tmp"
 """Where sockets can be made in a lab host."""
 
 
 class SocketEnd:
-    """Clients of a Unix socket, one after the other. Raises `UserError`."""
+    """Clients of a listening socket, one after the other."""
 
-    def __init__(self, path: Path, option: str) -> None:
-        self._listener = Listener(path, option)
+    def __init__(self, listener: Listener | PortListener) -> None:
+        self._listener = listener
 
     def next(self, stop: int) -> int | None:
         """Wait for a client; return its descriptor. None: *stop* can be read."""
@@ -158,6 +162,7 @@ class Ends:
             config,
             pmems=pmems,
             nets=tuple(self._net(net) for net in config.nets),
+            gdb=self._gdb(config.gdb),
             consoles=tuple(
                 self._console(each, each.name or str(next(ports))) for each in config.consoles
             ),
@@ -179,10 +184,16 @@ class Ends:
             return config
         return dataclasses.replace(config, relay=self._join(PasstEnd(config)))
 
+    def _gdb(self, config: GdbConfig | None) -> GdbConfig | None:
+        """Return *config* with a socket in the lab host, which a client of ours here reaches."""
+        if config is None:
+            return None
+        return config._replace(port=None, path=self._join(SocketEnd(listen(config))))
+
     def _console(self, config: ConsoleConfig, port: str) -> ConsoleConfig:
         option = f"--console {config.kind}"
         if config.kind == "unix" and config.path is not None:
-            return config._replace(path=self._join(SocketEnd(config.path, option)))
+            return config._replace(path=self._join(SocketEnd(Listener(config.path, option))))
         if config.kind == "pty":
             end = PtyEnd(option)
             path = self._join(end)

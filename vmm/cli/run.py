@@ -167,6 +167,11 @@ class Run(click.Command):
     help="Inflate the balloon to SIZE; it deflates when the guest is out of memory.",
 )
 @click.option("--rng", is_flag=True, help="Give the guest random numbers: a virtio-rng device.")
+@click.option(
+    "--gdb",
+    metavar="PORT|SOCKET[,wait]",
+    help="Let a gdb connect to a port of 127.0.0.1 or a Unix socket.",
+)
 @click.option("--no-reboot", is_flag=True, help="Exit when the guest resets.")
 @click.option(
     "--panic",

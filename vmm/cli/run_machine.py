@@ -80,11 +80,13 @@ def run_machine(
     sys.setswitchinterval(SWITCH_INTERVAL)
     _raise_descriptor_limit()
     received: list[int] = []
+    emitter = Events(events)
     with (
         Loop() as loop,
-        Machine(config, loop, Events(events)) as machine,
+        Machine(config, loop, emitter) as machine,
         ExitStack() as owned,
     ):
+        _serve_debugger(loop, machine, config, emitter, owned)
         command = _join_command(loop, machine, config.command, escape, owned)
         if command is None:
             console, *others = _join_consoles(loop, machine, escape, owned, filtered=filtered)
@@ -203,6 +205,17 @@ def _join_consoles(
     owned.enter_context(serial)
     owned.enter_context(console)
     return [console, serial]
+
+
+def _serve_debugger(
+    loop: Loop, machine: Machine, config: MachineConfig, events: Events, owned: ExitStack
+) -> None:
+    """Listen for a debugger, if ``--gdb`` asks for it. Raises `UserError`."""
+    if config.gdb is None:
+        return
+    from vmm.debug.server import Server
+
+    owned.enter_context(Server(config.gdb, machine, loop, events))
 
 
 def _join_command(

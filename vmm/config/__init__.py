@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vmm.config.console import ConsoleConfig
     from vmm.config.disk import DiskConfig
     from vmm.config.firmware import FlashConfig
+    from vmm.config.gdb import GdbConfig
     from vmm.config.net import NetConfig
     from vmm.config.pmem import PmemConfig
     from vmm.config.share import ShareConfig
@@ -57,6 +58,7 @@ class MachineConfig:
     consoles   ports of the virtio console device, in order
     balloon    initial size of the virtio balloon in bytes; None: no balloon
     pmems      virtio persistent memory devices, in order
+    gdb        where a debugger can connect; None: nowhere
     command    what the small guest runs instead of a shell; its ports are in *consoles*, its
                directory in *shares*
     """
@@ -88,6 +90,7 @@ class MachineConfig:
     consoles: tuple[ConsoleConfig, ...] = ()
     balloon: int | None = None
     pmems: tuple[PmemConfig, ...] = ()
+    gdb: GdbConfig | None = None
     command: CommandConfig | None = None
 
     @property

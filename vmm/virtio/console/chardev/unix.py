@@ -24,13 +24,17 @@ BACKLOG: Final = 8
 
 
 class Listener(Closeable):
-    """A socket that listens on *path*, non-blocking. Raises `UserError`, which names *option*."""
+    """A socket that listens on *path*, non-blocking. Raises `UserError`, which names *option*.
 
-    def __init__(self, path: Path, option: str) -> None:
+    *mode* is who may connect, as chmod(1) has it; the umask takes from it.
+    """
+
+    def __init__(self, path: Path, option: str, mode: int = 0o777) -> None:
         self._path = path
         self.socket = socket.socket(
             socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
+        os.fchmod(self.socket.fileno(), mode)  # before bind(2), which gives the file this mode
         self._broker = broker.current()
         self._debt = 0
         try:

@@ -1,0 +1,1 @@
+"""Look into a running guest: the gdb stub and the watchdog. See README.md."""
