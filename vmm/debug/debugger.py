@@ -211,11 +211,10 @@ class Debugger:
 
         The others stay where they are. Raises `KvmError`, and the machine then stays stopped.
         """
-        if self._cycle is None or not self.stopped:
+        if not self.stopped:
             return
-        for index, (vcpu, thread) in enumerate(
-            zip(self._cycle.vcpus, self._cycle.threads, strict=True)
-        ):
+        vcpus, threads = (self._cycle.vcpus, self._cycle.threads) if self._cycle else ((), ())
+        for index, (vcpu, thread) in enumerate(zip(vcpus, threads, strict=True)):
             vcpu.set_guest_debug(self.breakpoints.debug(step=steps.get(index, False)))
             if index in steps:
                 thread.release()
@@ -232,10 +231,9 @@ class Debugger:
         """Remove all breakpoints, and let the machine go on. Raises `VmmError`."""
         self.on_stop = None
         self.memory.physical = False
-        if self._cycle is None:
-            return
         self.stop()
-        self.breakpoints.clear()
+        if self._breakpoints is not None:
+            self._breakpoints.clear()
         self.go(dict.fromkeys(range(self.count), False))
 
     def kill(self) -> None:
