@@ -18,5 +18,5 @@ def test_digits_are_a_port_and_all_else_is_a_path() -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "65536", "99999999999", "1234,waits", "1234,wait,wait"])
 def test_what_cannot_be_used_is_one_line(text: str) -> None:
-    with pytest.raises(UserError, match="^--gdb"):
+    with pytest.raises(UserError, match=r"^--gdb"):
         parse_gdb(text)

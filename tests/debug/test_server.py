@@ -19,7 +19,7 @@ from vmm.debug.packet import frame
 from vmm.debug.server import Server
 from vmm.errors import UserError
 from vmm.loop import Loop
-from vmm.machine.machine import Debugger, Ending, Machine
+from vmm.machine.machine import Debugger, Ending, Machine, Watcher
 from vmm.memory import GuestMemory
 
 PATIENCE = 5.0
@@ -40,6 +40,7 @@ class Off:
     held: int = 0
     ended: list[Ending] = field(default_factory=list)
     debugger: Debugger | None = None
+    watchers: list[Watcher] = field(default_factory=list)
 
     def pause(self) -> None:
         self.held += 1

@@ -32,6 +32,12 @@ def image(tree: Path) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime)
 
 
+def system_map(tree: Path) -> Path | None:
+    """Return where *tree* has the addresses of its functions; None: it does not."""
+    path = tree / "System.map"
+    return path if path.exists() else None
+
+
 def initrd() -> Path:
     """Return the small guest's initrd. Raises `HostError`."""
     from vmm.lab.guest.stock_guest import initramfs

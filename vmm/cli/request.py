@@ -75,6 +75,9 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         )
     if tree is not None:
         kernel_tree.check(tree, config)
+        if config.watchdog is not None and config.watchdog.symbols is None:
+            watchdog = config.watchdog._replace(symbols=kernel_tree.system_map(tree))
+            config = replace(config, watchdog=watchdog)
     return config, parse_prefix(options["escape"])
 
 

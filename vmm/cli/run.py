@@ -168,6 +168,11 @@ class Run(click.Command):
 )
 @click.option("--rng", is_flag=True, help="Give the guest random numbers: a virtio-rng device.")
 @click.option(
+    "--watchdog",
+    metavar="SECONDS[,symbols=FILE]",
+    help="Tell where a vCPU is that has run with interrupts off for SECONDS.",
+)
+@click.option(
     "--gdb",
     metavar="PORT|SOCKET[,wait]",
     help="Let a gdb connect to a port of 127.0.0.1 or a Unix socket.",

@@ -86,7 +86,7 @@ def run_machine(
         Machine(config, loop, emitter) as machine,
         ExitStack() as owned,
     ):
-        _serve_debugger(loop, machine, config, emitter, owned)
+        _watch(loop, machine, config, emitter, owned)
         command = _join_command(loop, machine, config.command, escape, owned)
         if command is None:
             console, *others = _join_consoles(loop, machine, escape, owned, filtered=filtered)
@@ -207,15 +207,21 @@ def _join_consoles(
     return [console, serial]
 
 
-def _serve_debugger(
+def _watch(
     loop: Loop, machine: Machine, config: MachineConfig, events: Events, owned: ExitStack
 ) -> None:
-    """Listen for a debugger, if ``--gdb`` asks for it. Raises `UserError`."""
-    if config.gdb is None:
-        return
-    from vmm.debug.server import Server
+    """Listen for a debugger (``--gdb``) and look for stuck vCPUs (``--watchdog``), if asked to.
 
-    owned.enter_context(Server(config.gdb, machine, loop, events))
+    Raises `UserError`.
+    """
+    if config.gdb is not None:
+        from vmm.debug.server import Server
+
+        owned.enter_context(Server(config.gdb, machine, loop, events))
+    if config.watchdog is not None:
+        from vmm.debug.stuck import Watchdog
+
+        Watchdog(config.watchdog, machine, loop, events)
 
 
 def _join_command(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vmm.config.pmem import PmemConfig
     from vmm.config.share import ShareConfig
     from vmm.config.vfio import VfioConfig
+    from vmm.config.watchdog import WatchdogConfig
 
 DEFAULT_MEMORY: Final = 512 << 20
 DEFAULT_CMDLINE: Final = "console=ttyAMA0 panic=-1"
@@ -59,6 +60,7 @@ class MachineConfig:
     balloon    initial size of the virtio balloon in bytes; None: no balloon
     pmems      virtio persistent memory devices, in order
     gdb        where a debugger can connect; None: nowhere
+    watchdog   when a vCPU counts as stuck; None: nobody looks
     command    what the small guest runs instead of a shell; its ports are in *consoles*, its
                directory in *shares*
     """
@@ -91,6 +93,7 @@ class MachineConfig:
     balloon: int | None = None
     pmems: tuple[PmemConfig, ...] = ()
     gdb: GdbConfig | None = None
+    watchdog: WatchdogConfig | None = None
     command: CommandConfig | None = None
 
     @property

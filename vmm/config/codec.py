@@ -33,6 +33,7 @@ MODULES: Final = {
     "PmemConfig": "vmm.config.pmem",
     "ShareConfig": "vmm.config.share",
     "VfioConfig": "vmm.config.vfio",
+    "WatchdogConfig": "vmm.config.watchdog",
     "GdbConfig": "vmm.config.gdb",
     "IPv4Interface": "ipaddress",
     "IPv6Interface": "ipaddress",

@@ -107,6 +107,7 @@ OPTIONS: Final[dict[str, tuple[str, Callable[[str, Any], Any]]]] = {
     "balloon_size": ("balloon", _balloon),  # after balloon, which it implies
     "pmem": ("pmems", _each),
     "gdb": ("gdb", _one),
+    "watchdog": ("watchdog", _one),
 }
 """Each option: the field of `MachineConfig` that it sets, and what makes the field's value."""
 

@@ -19,9 +19,6 @@ from vmm.arm64.register_names import BY_NAME, id_of, name_of
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from vmm.debug.registers import Registers
-
-_DOUBLEWORD: Final = 8
 _CORE: Final = (*(f"x{n}" for n in range(31)), "sp", "pc", "cpsr")
 CORE_COUNT: Final = len(_CORE)
 """How many registers a ``g`` packet has; others are asked for one by one."""
@@ -102,11 +99,6 @@ class Description:
             for feature in self.features
         )
         return f'{_HEAD}<target version="1.0"><architecture>aarch64</architecture>{body}</target>'
-
-
-def describe(registers: Registers) -> Description:
-    """Return the description of a vCPU."""
-    return Description(registers.available, registers.vector_length, pauth=registers.signs_pointers)
 
 
 def _lines(feature: Feature) -> Iterator[str]:

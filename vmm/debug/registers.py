@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from vmm._native import lib
 from vmm.arm64 import translation
 from vmm.arm64.register_names import id_of
-from vmm.debug.description import PAUTH
+from vmm.debug.description import PAUTH, Description
 
 if TYPE_CHECKING:
     from vmm.kvm.vcpu import Vcpu
@@ -36,6 +36,10 @@ class Registers:
         if lengths not in self.available:
             return 0
         return 16 * self._vcpu.get_one_reg(lengths).bit_length()
+
+    def describe(self) -> Description:
+        """Return what gdb is told about them."""
+        return Description(self.available, self.vector_length, pauth=self.signs_pointers)
 
     def get(self, name: str, size: int) -> bytes:
         """Return register *name* as *size* bytes, little-endian. Raises `KvmError`."""
@@ -67,6 +71,11 @@ class Registers:
         tcr = self._vcpu.get_one_reg(id_of("TCR_EL1"))
         bits = 64 - (tcr >> (16 if high else 0) & 63)
         return _ALL & ~((1 << bits) - 1) & ~_BIT_55
+
+    def code_address(self, value: int) -> int:
+        """Return *value* without the signature that a signed return address has."""
+        mask = self._mask(high=bool(value & _BIT_55))
+        return value | mask if value & _BIT_55 else value & ~mask
 
     def regime(self) -> translation.Regime:
         """Return the registers of stage 1. Raises `KvmError`."""

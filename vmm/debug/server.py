@@ -42,6 +42,7 @@ class Server(Closeable):
         self._listener = listen(config)
         self._client: _Client | None = None
         self._debugger = Debugger(machine, loop, self._events)
+        machine.watchers.append(self._debugger)
         machine.debugger = self._debugger
         if config.wait:
             self._debugger.stop()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from xml.sax.saxutils import quoteattr
 
 from vmm.debug.debugger import SIGINT, SIGTRAP, Stop
-from vmm.debug.description import CORE_COUNT, Description, describe
+from vmm.debug.description import CORE_COUNT, Description
 from vmm.debug.monitor import Monitor
 from vmm.debug.packet import PACKET_SIZE, escape, unescape
 from vmm.errors import VmmError
@@ -153,7 +153,7 @@ class Session:
 
     def _described(self) -> Description:
         if self._description is None:
-            self._description = describe(self._debugger.registers(0))
+            self._description = self._debugger.registers(0).describe()
         return self._description
 
     def _core(self) -> bytes:

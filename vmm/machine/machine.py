@@ -77,14 +77,18 @@ ENDINGS: Final = {
 }
 
 
-class Debugger(Protocol):
-    """A debugger of a machine: `vmm.debug.debugger.Debugger`. Called in the loop's thread."""
+class Watcher(Protocol):
+    """What looks at vCPUs. Called in the loop's thread."""
 
     def begin(self, cycle: PowerCycle, /) -> None:
         """Take the vCPUs of *cycle*, which are about to start."""
 
     def end(self) -> None:
         """Let go of the vCPUs of the power cycle, which have ended."""
+
+
+class Debugger(Protocol):
+    """A debugger of a machine: `vmm.debug.debugger.Debugger`. Called in the loop's thread."""
 
     def delays(self, ending: Ending | Exception, end: Callable[[], None], /) -> bool:
         """Return whether the user is to look at the guest first; then *end* ends the cycle."""
@@ -117,8 +121,10 @@ class Machine(Closeable):
         self.power: PowerCycle | None = None
         """The power cycle that runs."""
         self._devices = devices
+        self.watchers: list[Watcher] = []
+        """Told of each power cycle. Add to them before `run`."""
         self.debugger: Debugger | None = None
-        """What stops vCPUs and looks at them. Set it before `run`."""
+        """Asked before the guest's own endings. Set it before `run`."""
         self._panic_reason = ""  # empty: the kernel gave none, or there was no panic
         self._cycle = 0
         self._ending: Ending | Exception | None = None
@@ -325,9 +331,9 @@ class Machine(Closeable):
         with PowerCycle(self._system, self.space, self._config.cpus, self._baseline) as cycle:
             self._load(cycle)
             self._connect(cycle)
-            if self.debugger is not None:
-                self.debugger.begin(cycle)
-                cycle.at_end(self.debugger.end)
+            for watcher in self.watchers:
+                watcher.begin(cycle)
+                cycle.at_end(watcher.end)
             cycle.start(
                 self._bus,
                 self._fastpath,
