@@ -10,6 +10,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Final
 
 from vmm.arm64 import layout
+from vmm.debug.watch import watch
 from vmm.errors import (
     EXIT_GUEST,
     EXIT_POWERED_OFF,
@@ -86,7 +87,7 @@ def run_machine(
         Machine(config, loop, emitter) as machine,
         ExitStack() as owned,
     ):
-        _watch(loop, machine, config, emitter, owned)
+        watch(config, machine, loop, emitter, owned)
         command = _join_command(loop, machine, config.command, escape, owned)
         if command is None:
             console, *others = _join_consoles(loop, machine, escape, owned, filtered=filtered)
@@ -205,23 +206,6 @@ def _join_consoles(
     owned.enter_context(serial)
     owned.enter_context(console)
     return [console, serial]
-
-
-def _watch(
-    loop: Loop, machine: Machine, config: MachineConfig, events: Events, owned: ExitStack
-) -> None:
-    """Listen for a debugger (``--gdb``) and look for stuck vCPUs (``--watchdog``), if asked to.
-
-    Raises `UserError`.
-    """
-    if config.gdb is not None:
-        from vmm.debug.server import Server
-
-        owned.enter_context(Server(config.gdb, machine, loop, events))
-    if config.watchdog is not None:
-        from vmm.debug.stuck import Watchdog
-
-        Watchdog(config.watchdog, machine, loop, events)
 
 
 def _join_command(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from vmm import thread
 from vmm.arm64.register_names import id_of, name_of
 from vmm.closeable import Closeable
+from vmm.debug.watch import watch
 from vmm.errors import HostError, UserError, VmmError
 from vmm.events import Events
 from vmm.kvm.exits import Interrupted
@@ -73,6 +74,7 @@ class LocalEngine(Closeable):
                     Machine(self._config, self._loop, events, self._devices)
                 )
                 self._connect()
+                watch(self._config, machine, self._loop, events, owned)
                 built.set_result(None)
                 self._loop.run(until=lambda: self._state != "new" or self._closing)
                 if not self._closing:
