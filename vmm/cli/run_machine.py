@@ -127,7 +127,8 @@ def _start_broker(config: MachineConfig) -> Broker | None:
 
     It keeps the threads of daemons from starting until it is frozen.
     """
-    sockets = any(console.kind == "unix" for console in config.consoles)
+    sockets = config.gdb is not None and config.gdb.path is not None
+    sockets |= any(console.kind == "unix" for console in config.consoles)
     bound = any(device.bind for device in config.vfio)
     if not (config.disks or config.nets or config.shares or sockets or bound or config.memory_dump):
         return None
