@@ -18,6 +18,7 @@ from vmm.lab import protocol
 from vmm.lab.host.relay import Joint, Relay
 from vmm.lab.host.session import AgentClient
 from vmm.lab.inside import agent
+from vmm.virtio.console.chardev.unix import Listener
 
 TOKEN = b"7" * 64
 
@@ -66,7 +67,7 @@ def user(tmp_path: Path, inside: socket.socket) -> Iterator[Callable[[], socket.
         client.connect(str(tmp_path / "outside"))
         return client
 
-    end, peer = SocketEnd(tmp_path / "outside", "--console unix"), Agent()
+    end, peer = SocketEnd(Listener(tmp_path / "outside", "--console unix")), Agent()
     with closing(end), Relay(peer, Joint(end, str(tmp_path / "inside"))):
         yield connect
     for thread in peer.served:
@@ -145,7 +146,7 @@ def test_clients_come_one_after_the_other(
 
 
 def test_a_client_waits_for_the_machine(tmp_path: Path) -> None:
-    end, peer = SocketEnd(tmp_path / "outside", "--console unix"), Agent()
+    end, peer = SocketEnd(Listener(tmp_path / "outside", "--console unix")), Agent()
     with closing(end), Relay(peer, Joint(end, str(tmp_path / "late"))):
         with socket.socket(socket.AF_UNIX) as client, socket.socket(socket.AF_UNIX) as late:
             client.connect(str(tmp_path / "outside"))
