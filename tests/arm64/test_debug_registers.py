@@ -10,7 +10,6 @@ from vmm.arm64.debug_registers import (
     LOAD,
     STORE,
     breakpoint_pair,
-    counts,
     watchpoint_pairs,
 )
 from vmm.kvm.vcpu import DebugPair
@@ -55,8 +54,3 @@ def test_values_by_hand() -> None:
 def test_nothing_to_watch_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one byte"):
         watchpoint_pairs(0, 0, LOAD)
-
-
-def test_counts_are_those_of_the_id_register() -> None:
-    assert counts(0x10_3000 | 0x6) == (4, 2)
-    assert counts(0xF0_F000) == (16, 16)

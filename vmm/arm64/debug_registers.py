@@ -24,15 +24,10 @@ _LARGEST: Final = 1 << 31
 
 
 class Counts(NamedTuple):
-    """How many breakpoints and watchpoints a CPU has."""
+    """How many breakpoints and watchpoints there are registers for."""
 
     breakpoints: int
     watchpoints: int
-
-
-def counts(id_aa64dfr0: int) -> Counts:
-    """Return what ID_AA64DFR0_EL1 says: BRPs in bits 15 to 12, WRPs in bits 23 to 20."""
-    return Counts((id_aa64dfr0 >> 12 & 15) + 1, (id_aa64dfr0 >> 20 & 15) + 1)
 
 
 def breakpoint_pair(address: int) -> DebugPair:

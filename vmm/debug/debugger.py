@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from vmm.arm64 import debug_registers
+from vmm.arm64.debug_registers import Counts
 from vmm.arm64.esr import exception_class
 from vmm.arm64.exception_entry import take_synchronous
-from vmm.arm64.register_names import id_of
 from vmm.debug.breakpoints import NAMES, Breakpoints
 from vmm.debug.memory import DebugMemory
 from vmm.debug.registers import Registers
-from vmm.errors import GuestError, VmmError
+from vmm.errors import GuestError, HostError, VmmError
+from vmm.kvm.capability import Cap
 from vmm.machine.machine import Ending
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from vmm.events import Events
     from vmm.kvm.exits import Debug
     from vmm.kvm.vcpu import Vcpu
+    from vmm.kvm.vm import Vm
     from vmm.loop import Loop
     from vmm.machine.machine import Machine
     from vmm.machine.power_cycle import PowerCycle
 
 EC_BREAKPOINT: Final = 0x30
-EC_STEP: Final = 0x32
 EC_WATCHPOINT: Final = 0x34
 EC_BRK: Final = 0x3C
 """ESR_EL2.EC of debug exits (KVM has the guest at a lower exception level)."""
@@ -70,6 +70,15 @@ class Stop(NamedTuple):
     text: str = ""
 
 
+def _counts(vm: Vm) -> Counts:
+    """Return how many debug registers KVM lets a debugger have. Raises `HostError`."""
+    if not vm.check_extension(Cap.SET_GUEST_DEBUG):
+        raise HostError("--gdb: this host's KVM has no KVM_SET_GUEST_DEBUG", "use a newer kernel")
+    return Counts(
+        vm.check_extension(Cap.GUEST_DEBUG_HW_BPS), vm.check_extension(Cap.GUEST_DEBUG_HW_WPS)
+    )
+
+
 class Debugger:
     """Stop and start the vCPUs of *machine*, which knows it as `Machine.debugger`.
 
@@ -98,8 +107,7 @@ class Debugger:
         self._registers.clear()
         self.memory.forget()
         if self._breakpoints is None:
-            dfr0 = cycle.vcpus[0].get_one_reg(id_of("ID_AA64DFR0_EL1"))
-            self._breakpoints = Breakpoints(self.memory, debug_registers.counts(dfr0))
+            self._breakpoints = Breakpoints(self.memory, _counts(cycle.vm))
         self._breakpoints.forget_soft()
         cycle.on_debug = lambda vcpu, _exit: self._loop.call_soon_threadsafe(
             lambda: self._on_debug(cycle, vcpu)
