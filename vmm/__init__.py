@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from vmm.config import MachineConfig
     from vmm.errors import GuestError, HostError, UserError, VmmError
     from vmm.library.command import Command
+    from vmm.library.interact import interact
     from vmm.library.lab import Lab
     from vmm.library.machine import Access, Console, Machine
+    from vmm.library.program import program
     from vmm.library.transcript import NotSaidError
 
 __all__ = [
@@ -29,6 +31,8 @@ __all__ = [
     "NotSaidError",
     "UserError",
     "VmmError",
+    "interact",
+    "program",
 ]
 
 _HOMES = {
@@ -43,6 +47,8 @@ _HOMES = {
     "NotSaidError": "vmm.library.transcript",
     "UserError": "vmm.errors",
     "VmmError": "vmm.errors",
+    "interact": "vmm.library.interact",
+    "program": "vmm.library.program",
 }
 """Where each name is: none is imported before it is asked for, as ``pyvmm run`` asks for none."""
 

@@ -72,11 +72,28 @@ class Console(Transcript):
     def __init__(self, machine: Machine, port: str) -> None:
         super().__init__(port)
         self._machine, self._port = machine, port
+        self._copy: Callable[[bytes], object] | None = None
 
     def send(self, text: str | bytes) -> None:
         """Type *text*. It waits in the machine until the guest has room. Thread-safe."""
         data = text.encode() if isinstance(text, str) else text
         self._machine.engine.send(self._port, data)
+
+    def add(self, data: bytes) -> None:
+        """Take what the guest said."""
+        super().add(data)
+        if self._copy is not None:
+            self._copy(data)
+
+    def copy_to(self, take: Callable[[bytes], object] | None) -> None:
+        """Call *take* with all that the guest has said, is kept, and says from now on.
+
+        It is called in a thread of the machine's, which waits; None ends that.
+        """
+        with self._machine.changes:
+            self._copy = take
+            if take is not None:
+                take(self.output)
 
     def more(self, said: int, deadline: float) -> bool:
         """Wait until more was said, or the machine has ended."""
@@ -145,7 +162,8 @@ class Machine(Closeable):
         if config is not None and (image is not None or options):
             raise UserError("config: it has the image and the options", "give one or the other")
         self.config: Final = config or by_name.machine(image, **options)
-        self._changed = threading.Condition()
+        self.changes = threading.Condition()
+        """Held while output is taken; notified of it, and of the end."""
         self._hooks: list[Callable[[Access], int | None]] = []
         self._exit_hooks: list[Callable[[int, Exit], object]] = []
         self._event_hooks: list[Callable[[Mapping[str, Any]], object]] = []
@@ -197,7 +215,7 @@ class Machine(Closeable):
     @property
     def ending(self) -> str | None:
         """How the machine ended: a value of `vmm.machine.machine.Ending`; None: it has not."""
-        with self._changed:
+        with self.changes:
             return self._how
 
     def wait(self, timeout: float | None = None) -> str:
@@ -205,14 +223,19 @@ class Machine(Closeable):
 
         Raises the error that the machine ended with, and TimeoutError.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._how is not None, timeout):
+        with self.changes:
+            if not self.changes.wait_for(lambda: self._how is not None, timeout):
                 raise TimeoutError(f"the machine still runs after {timeout:g} s")
             self._error_told = True
             if self._error is not None:
                 raise self._error
             assert self._how is not None
             return self._how
+
+    def wait_for_end(self, left: threading.Event) -> None:
+        """Wait until the machine has ended or *left* is set."""
+        while self.ending is None and not left.wait(LOOK):
+            pass
 
     def close(self) -> None:
         """End the machine, and release what it has. Idempotent."""
@@ -243,7 +266,7 @@ class Machine(Closeable):
         """
 
         def register(handler: Callable[[Access], int | None]) -> Callable[[Access], int | None]:
-            with self._changed:
+            with self.changes:
                 self._hooks.append(handler)
                 number = len(self._hooks) - 1
             self.engine.claim(number, addresses.start, len(addresses))
@@ -273,9 +296,9 @@ class Machine(Closeable):
 
     def output(self, port: str, data: bytes) -> None:
         """Take what the guest said."""
-        with self._changed:
+        with self.changes:
             (self.serial if port == "serial" else self._virtio).add(data)
-            self._changed.notify_all()
+            self.changes.notify_all()
 
     def event(self, fields: Mapping[str, Any]) -> None:
         """Take an event."""
@@ -296,15 +319,15 @@ class Machine(Closeable):
 
     def ended(self, how: str, error: VmmError | None) -> None:
         """Take the end."""
-        with self._changed:
+        with self.changes:
             if self._how is None:
                 self._how, self._error = how, error
-            self._changed.notify_all()
+            self.changes.notify_all()
 
     def wait_until(self, what: Callable[[], bool], deadline: float) -> bool:
         """Wait until *what* is true after output or the end; return False at *deadline*."""
-        with self._changed:
-            return self._changed.wait_for(what, max(0.0, deadline - time.monotonic()))
+        with self.changes:
+            return self.changes.wait_for(what, max(0.0, deadline - time.monotonic()))
 
     def end_in_words(self) -> str | None:
         """Return how the machine ended, or that it was not started; None: it runs."""
@@ -316,6 +339,9 @@ class Machine(Closeable):
             else (f"the machine has {self.ending}")
         )
 
+
+LOOK: Final = 0.05
+"""Seconds between looks whether somebody has left the console."""
 
 EVENTS: Final = 10_000
 """Events that a machine keeps."""
