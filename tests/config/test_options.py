@@ -22,6 +22,8 @@ NOT_A_MACHINES = {
     "escape",
     "console_filter",
     "kernel_tree",
+    "print_config",
+    "print_python",
     "sandbox",
 }
 """Options of ``pyvmm run`` that are about the run, or that others make of these."""

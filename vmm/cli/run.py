@@ -33,6 +33,12 @@ class Run(click.Command):
             at = args.index("--")
             ctx.meta[COMMAND] = tuple(args[at + 1 :])
             args = args[:at]
+        image = self.make_parser(ctx).parse_args(list(args))[0].get("image")
+        if isinstance(image, str) and image.endswith(".toml"):
+            from vmm.cli import machine_file
+
+            ctx.default_map = machine_file.defaults(Path(image), self)
+            args = [word for word in args if word != image]
         return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
@@ -211,6 +217,12 @@ class Run(click.Command):
     is_flag=True,
     help="Show the guest's control characters instead of sending them to the terminal.",
 )
+@click.option(
+    "--print-python", is_flag=True, help="Print a program that runs the same machine, and end."
+)
+@click.option(
+    "--print-config", is_flag=True, help="Print these options as a machine file, and end."
+)
 @click.option("--request", hidden=True, help="All of the above, as vmm.config.codec writes it.")
 @host_option
 def run(**options: Any) -> None:
@@ -222,6 +234,16 @@ def run(**options: Any) -> None:
     COMMAND runs in the small guest (scripts/quickstart makes its image), in the current directory,
     with the input, output and exit status of pyvmm run.
     """
+    if options["print_python"]:
+        from vmm.cli.print_python import program
+
+        click.echo(program(click.get_current_context()))
+        return
+    if options["print_config"]:
+        from vmm.cli import machine_file
+
+        click.echo(machine_file.config(click.get_current_context()), nl=False)
+        return
     native = is_native(options["host"])
     request = read(options)
     with ExitStack() as owned:
