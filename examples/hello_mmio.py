@@ -1,6 +1,6 @@
 """Hello, world: a guest of nine instructions on bare vmm.kvm.
 
-Run it on an arm64 host with KVM, or in the lab: ``pyvmm lab exec fwb -- python3 examples/hello.py``
+On an arm64 host with KVM, or in the lab: pyvmm lab exec fwb -- python3 examples/hello_mmio.py
 """
 
 import os
