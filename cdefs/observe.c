@@ -141,29 +141,48 @@ void pyvmm_observe_answer(struct pyvmm_exit_observer *observer, const struct kvm
 
 /* --- Queues ---------------------------------------------------------------------------------- */
 
+/* Time chains from the next one popped on. `flights` has `count` entries, all zero. */
+void pyvmm_observe_time(struct pyvmm_queue_observer *observer, struct pyvmm_flight *flights,
+			uint32_t count)
+{
+	observer->flights = flights;
+	__atomic_store_n(&observer->flight_count, count, __ATOMIC_RELEASE);
+}
+
+/* Return where to remember when chain `id` came; NULL: chains of this queue are not timed. */
+static struct pyvmm_flight *flight(struct pyvmm_queue_observer *observer, uint16_t id)
+{
+	if (id >= __atomic_load_n(&observer->flight_count, __ATOMIC_ACQUIRE))
+		return NULL;
+	return &observer->flights[id];
+}
+
 /* The device has popped chain `id`. */
 void pyvmm_observe_pop(struct pyvmm_queue_observer *observer, uint16_t id, uint64_t readable)
 {
-	if (id < observer->flight_count)
-		observer->flights[id] =
-			(struct pyvmm_flight){ .begin = pyvmm_observe_now(), .readable = readable };
+	struct pyvmm_flight *came = flight(observer, id);
+
+	add(&observer->readable, readable);
+	if (came)
+		*came = (struct pyvmm_flight){ .begin = pyvmm_observe_now(), .readable = readable };
 }
 
 /* The device uses chain `id`, of which it wrote `length` bytes. */
 void pyvmm_observe_use(struct pyvmm_queue_observer *observer, uint16_t id, uint32_t length)
 {
 	struct pyvmm_record record = { .kind = PYVMM_RECORD_CHAIN, .address = id, .size = length };
-	struct pyvmm_flight *flight = id < observer->flight_count ? &observer->flights[id] : NULL;
+	struct pyvmm_flight *came = flight(observer, id);
 
-	record.begin = record.end = pyvmm_observe_now();
-	if (flight && flight->begin) {
-		record.begin = flight->begin;
-		record.value = flight->readable;
-		flight->begin = 0;
-	}
 	add(&observer->chains, 1);
-	add(&observer->readable, record.value);
 	add(&observer->written, length);
+	if (!came)
+		return;
+	record.begin = record.end = pyvmm_observe_now();
+	if (came->begin) {
+		record.begin = came->begin;
+		record.value = came->readable;
+		came->begin = 0;
+	}
 	add(&observer->service, record.end - record.begin);
 	if (observer->ring)
 		pyvmm_trace_put(observer->ring, &record);

@@ -66,19 +66,25 @@ struct pyvmm_named {
     const char *name;
 };
 
+struct pyvmm_names {
+    uint32_t count;
+    const struct pyvmm_named *entries;
+};
+
 struct pyvmm_trace_source {
     struct pyvmm_trace_ring *ring;
     uint64_t origin;
     uint32_t process;
     uint32_t track;
     const char *name;
-    uint32_t named_count;
-    const struct pyvmm_named *named;
+    const struct pyvmm_names *names;
     uint32_t reason_count;
     const char *const *reasons;
 };
 
 uint64_t pyvmm_observe_now(void);
+void pyvmm_observe_time(struct pyvmm_queue_observer *observer, struct pyvmm_flight *flights,
+    uint32_t count);
 int pyvmm_trace_put(struct pyvmm_trace_ring *ring, const struct pyvmm_record *record);
 int64_t pyvmm_trace_format(struct pyvmm_trace_source *source, char *out, uint64_t size,
     uint32_t *taken);

@@ -83,12 +83,12 @@ struct pyvmm_flight {
 /* The chains of one queue. */
 struct pyvmm_queue_observer {
 	uint64_t chains;    /* used */
-	uint64_t readable;  /* bytes that the device could read in them */
+	uint64_t readable;  /* bytes that the device could read in those popped */
 	uint64_t written;   /* bytes that the device said it wrote */
 	uint64_t service;   /* ns from pop to use, summed over the chains */
-	struct pyvmm_flight *flights; /* by chain id */
+	struct pyvmm_flight *flights; /* by chain id; without them chains are not timed */
 	uint32_t flight_count;
-	struct pyvmm_trace_ring *ring; /* or NULL */
+	struct pyvmm_trace_ring *ring; /* or NULL; then with flights */
 };
 
 uint64_t pyvmm_observe_now(void);
@@ -97,6 +97,8 @@ void pyvmm_observe_entry(struct pyvmm_exit_observer *observer, const struct kvm_
 void pyvmm_observe_exit(struct pyvmm_exit_observer *observer, const struct kvm_run *run,
 			int result);
 void pyvmm_observe_answer(struct pyvmm_exit_observer *observer, const struct kvm_run *run);
+void pyvmm_observe_time(struct pyvmm_queue_observer *observer, struct pyvmm_flight *flights,
+			uint32_t count);
 void pyvmm_observe_pop(struct pyvmm_queue_observer *observer, uint16_t id, uint64_t readable);
 void pyvmm_observe_use(struct pyvmm_queue_observer *observer, uint16_t id, uint32_t length);
 void pyvmm_observe_interrupt(struct pyvmm_trace_ring *ring, uint32_t bits);
@@ -108,6 +110,11 @@ struct pyvmm_named {
 	const char *name; /* as in a JSON string, without quotes */
 };
 
+struct pyvmm_names {
+	uint32_t count;
+	const struct pyvmm_named *entries;
+};
+
 /* What lines of JSON say about the records of one ring. */
 struct pyvmm_trace_source {
 	struct pyvmm_trace_ring *ring;
@@ -115,8 +122,7 @@ struct pyvmm_trace_source {
 	uint32_t process;
 	uint32_t track;
 	const char *name;   /* of the queue or interrupt, as in a JSON string */
-	uint32_t named_count;
-	const struct pyvmm_named *named;
+	const struct pyvmm_names *names;
 	uint32_t reason_count;
 	const char *const *reasons; /* by KVM_EXIT_*; NULL: no name */
 };

@@ -17,21 +17,21 @@
 #define TIME "%" PRIu64 ".%03u"
 #define TIME_OF(nanoseconds) (nanoseconds) / 1000, (unsigned)((nanoseconds) % 1000)
 
-static const char *name_of(const struct pyvmm_trace_source *source, uint64_t address)
+static const char *name_of(const struct pyvmm_names *names, uint64_t address)
 {
-	uint32_t low = 0, high = source->named_count;
+	uint32_t low = 0, high = names->count;
 
 	while (low < high) {
 		uint32_t middle = (low + high) / 2;
 
-		if (source->named[middle].base <= address)
+		if (names->entries[middle].base <= address)
 			low = middle + 1;
 		else
 			high = middle;
 	}
-	if (!low || address >= source->named[low - 1].end)
+	if (!low || address >= names->entries[low - 1].end)
 		return "nothing";
-	return source->named[low - 1].name;
+	return names->entries[low - 1].name;
 }
 
 static uint64_t since(const struct pyvmm_trace_source *source, uint64_t at)
@@ -73,7 +73,7 @@ static int format_exit(const struct pyvmm_trace_source *source, const struct pyv
 	return length + snprintf(out + length, LINE - length,
 				 ",\"name\":\"%.*s %s\",\"args\":{\"address\":\"0x%" PRIx64
 				 "\",\"value\":\"0x%" PRIx64 "\",\"size\":%u,\"answered\":\"%s\"}},\n",
-				 MOST_NAME, name_of(source, record->address),
+				 MOST_NAME, name_of(source->names, record->address),
 				 record->store ? "store" : "load", record->address, record->value,
 				 record->size, record->answered ? "C" : "Python");
 }

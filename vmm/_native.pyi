@@ -875,6 +875,7 @@ class _Lib:
     pyvmm_observe: Callable[[Any, Any], None]
     pyvmm_observe_end: Callable[[Any], None]
     pyvmm_observe_now: Callable[[], int]
+    pyvmm_observe_time: Callable[[Any, Any, int], None]
     pyvmm_protect: Callable[[int, int, int], int]
     pyvmm_queue_configure: Callable[[Any, int, int, int], int]
     pyvmm_queue_disable_notify: Callable[[Any], None]

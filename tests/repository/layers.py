@@ -73,6 +73,7 @@ LAYERS: Final = (  # lowest first
         "the subject",
         {
             "coherence": "what memory is promised, proved and owed",
+            "observe": "counters, traces and phases of a run",
             "lab.host": "emulated hosts from outside",
         },
     ),

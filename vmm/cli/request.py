@@ -36,6 +36,7 @@ def read(options: dict[str, Any]) -> dict[str, Any]:
     return {
         "config": config,
         "events": options["events"],
+        "trace": options["trace"],
         "escape": escape,
         "milliseconds": milliseconds,
         "filtered": options["console_filter"],

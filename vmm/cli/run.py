@@ -204,6 +204,9 @@ class Run(click.Command):
     metavar="SECONDS",
     help="End the run after SECONDS of the guest's time, with status 124.",
 )
+@click.option(
+    "--trace", type=_PATH, metavar="FILE", help="Write a trace to FILE, for Perfetto to open."
+)
 @click.option("--events", type=_PATH, help="Write what happens to FILE, as JSON lines.")
 @click.option(
     "--escape",
@@ -248,8 +251,9 @@ def run(**options: Any) -> None:
     request = read(options)
     with ExitStack() as owned:
         events = _open_events(request["events"], owned)
+        trace = _open_trace(request["trace"], owned)
         if native:
-            sys.exit(run_machine(**{**request, "events": events}))
+            sys.exit(run_machine(**{**request, "events": events, "trace": trace}))
     from vmm.config import codec
 
     config = request["config"]
@@ -308,4 +312,16 @@ def _open_events(path: Path | None, owned: ExitStack) -> TextIO | None:
     except OSError as error:
         raise UserError(
             f"--events {path}: {error.strerror}", "name a file that can be written"
+        ) from error
+
+
+def _open_trace(path: Path | None, owned: ExitStack) -> int | None:
+    """Return a descriptor of a new file at *path*. Raises `UserError`."""
+    if path is None:
+        return None
+    try:
+        return owned.enter_context(path.open("wb", buffering=0)).fileno()
+    except OSError as error:
+        raise UserError(
+            f"--trace {path}: {error.strerror}", "name a file that can be written"
         ) from error

@@ -23,6 +23,7 @@ from vmm.events import Events
 from vmm.loop import Loop
 from vmm.machine.machine import Ending, Machine
 from vmm.machine.seal import seal
+from vmm.observe.trace import Tracing
 from vmm.terminal.console import StdioConsole, standard_input, standard_output, terminal_size
 from vmm.terminal.output_filter import OutputFilter
 from vmm.terminal.waiting import WaitingLine
@@ -60,13 +61,14 @@ STATUS: Final = {
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run_machine(
+def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
     config: MachineConfig,
     escape: int | None,
     events: TextIO | None,
     milliseconds: int | None = None,
     *,
     filtered: bool = False,
+    trace: int | None = None,
 ) -> int:
     """Run a machine with this process's stdin and stdout as its console; return the status.
 
@@ -74,6 +76,7 @@ def run_machine(
     events        where to write events; None: nowhere
     milliseconds  end the run after so long; None: never
     filtered      show the guest's control characters instead of sending them to the terminal
+    trace         descriptor to write a trace to; None: there is none
     """
     if config.sandbox == "on":
         seal()
@@ -84,7 +87,8 @@ def run_machine(
     emitter = Events(events)
     with (
         Loop() as loop,
-        Machine(config, loop, emitter) as machine,
+        Tracing(loop, trace) as tracing,
+        Machine(config, loop, emitter, trace=tracing.trace) as machine,
         ExitStack() as owned,
     ):
         watch(config, machine, loop, emitter, owned)
@@ -100,11 +104,13 @@ def run_machine(
             machine.end(Ending.QUIT)
             loop.stop()
 
-        machine.say = console.say
+        machine.say = tracing.say = console.say
+        owned.callback(setattr, tracing, "say", _say_last)  # the trace ends after the console
         console.on_quit = lambda: quit_for(signal.SIGINT)
         console.on_reset = lambda: machine.end(Ending.RESET)
         console.on_balloon = lambda direction: console.say(_squeeze(machine, config, direction))
         console.on_map = lambda: console.say(*_map(machine))
+        console.on_counters = lambda: console.say(*machine.counters().lines())
         for number in SIGNALS:
             loop.add_signal(number, lambda number=number: quit_for(number))  # type: ignore[misc]
         if milliseconds is not None:
@@ -151,6 +157,11 @@ def _freeze(lender: Broker | None, loop: Loop, machine: Machine) -> None:
         gone = HostError("the broker, which has the machine's daemons, has ended", "was it killed?")
         loop.add_reader(lender.fileno(), lambda: machine.end(gone))
         lender.release()
+
+
+def _say_last(line: str) -> None:
+    """Tell the user *line* after the consoles are closed."""
+    print(f"pyvmm: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _tell_ending(

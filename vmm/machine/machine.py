@@ -28,9 +28,13 @@ from vmm.kvm.fd import KvmError
 from vmm.kvm.mmio_fastpath import DeviceFastpath, MmioFastpath, Sink
 from vmm.kvm.system import System
 from vmm.machine.address_space import AddressSpace
+from vmm.machine.addresses import named
 from vmm.machine.panic_watch import PanicWatch
 from vmm.machine.pause import Pause
 from vmm.machine.power_cycle import PowerCycle
+from vmm.observe.observatory import Observatory
+from vmm.observe.phases import Phases, WordsWatch
+from vmm.observe.trace import process_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,6 +50,8 @@ if TYPE_CHECKING:
     from vmm.machine.pci_root import PciRoot
     from vmm.machine.vcpu_thread import Reason
     from vmm.machine.virtio_devices import MakeDevice, VirtioDevices
+    from vmm.observe.counters import Counters
+    from vmm.observe.trace import Trace
     from vmm.passthrough.devices import Passthrough
     from vmm.state.baseline import Baseline
     from vmm.virtio.balloon import Balloon
@@ -98,7 +104,7 @@ class Machine(Closeable):
     """Own the machine that *config* describes. Use as a context manager.
 
     *devices* make virtio devices besides those of *config*. Construct, `run` and close it in
-    *loop*'s thread. Raises `UserError` and `HostError`.
+    *loop*'s thread. *trace* records it. Raises `UserError` and `HostError`.
     """
 
     def __init__(
@@ -107,6 +113,7 @@ class Machine(Closeable):
         loop: Loop,
         events: Events,
         devices: Sequence[MakeDevice] = (),
+        trace: Trace | None = None,
     ) -> None:
         self._config = config = _with_formats(config)
         self._loop = loop
@@ -125,6 +132,8 @@ class Machine(Closeable):
         """Told of each power cycle. Add to them before `run`."""
         self.debugger: Debugger | None = None
         """Asked before the guest's own endings. Set it before `run`."""
+        self._phases = Phases(events, trace, process_start())
+        self._phases.passed("options are read")
         self._panic_reason = ""  # empty: the kernel gave none, or there was no panic
         self._cycle = 0
         self._ending: Ending | Exception | None = None
@@ -151,7 +160,9 @@ class Machine(Closeable):
             self._virtio_devices = self._add_virtio()
             self._finish_address_space()
             self._baseline = self._read_baseline()
+            self._observatory = self._owned.enter_context(self._observe(trace))
             undo.pop_all()
+        self._phases.passed("parts are opened")
 
     # --- parts --------------------------------------------------------------------------------
 
@@ -187,8 +198,9 @@ class Machine(Closeable):
     def _add_uart(self) -> Pl011:
         """Add the serial port. `output` must be drained."""
         sink = self._owned.enter_context(Sink(headroom=FIFO_DEPTH))
+        self._words = WordsWatch(sink, self._phases)
         self.output = PanicWatch(
-            sink, self._loop.call_later, self._on_last_words, lambda: self.paused
+            self._words, self._loop.call_later, self._on_last_words, lambda: self.paused
         )
         uart = Pl011(self._line(layout.SPI_UART), sink, call_later=self._loop.call_later)
         uart.use(DeviceFastpath(self._fastpath, layout.UART, sink))
@@ -269,6 +281,12 @@ class Machine(Closeable):
         if self._config.verify:
             self.space.verify(self._events)
 
+    def _observe(self, trace: Trace | None) -> Observatory:
+        devices, root = self._virtio_devices, self._root
+        observatory = Observatory(lambda: named(devices, root), trace)
+        observatory.add_devices([] if devices is None else devices.devices)
+        return observatory
+
     @property
     def terminal(self) -> PipeChardev | None:
         """The virtio console port of ``--console stdio``, if there is one."""
@@ -302,6 +320,13 @@ class Machine(Closeable):
         flash = [] if self._flash is None else self._flash.shown()
         return self.space.ledger(flash)
 
+    def counters(self) -> Counters:
+        """Return the counters of exits, queues and interrupts.
+
+        Exits are counted from the first call on, or from power-on with a trace.
+        """
+        return self._observatory.counters()
+
     def run(self) -> Ending:
         """Power on, run until the guest ends, and return how; a reset is another power cycle.
 
@@ -329,11 +354,15 @@ class Machine(Closeable):
     def _run_cycle(self) -> Ending:
         self.on_power_on()
         with PowerCycle(self._system, self.space, self._config.cpus, self._baseline) as cycle:
+            self._phases.passed("the VM is made")
             self._load(cycle)
             self._connect(cycle)
             for watcher in self.watchers:
                 watcher.begin(cycle)
                 cycle.at_end(watcher.end)
+            cycle.at_end(self._observatory.power_off)
+            self._observatory.power_on(cycle.vcpus)
+            self._phases.passed("the guest is loaded")
             cycle.start(
                 self._bus,
                 self._fastpath,
@@ -346,6 +375,8 @@ class Machine(Closeable):
             self.power = cycle
             self._loop.run()
             self.power = None
+            self._phases.passed("the guest runs")
+        self._phases.passed("the VM is gone")
         ending, self._ending = self._ending, None
         self._cycle += 1
         if isinstance(ending, Exception):
@@ -363,6 +394,7 @@ class Machine(Closeable):
         watching = ending is Ending.RESET and self._config.panic == "exit"
         reason = self.output.reason() if watching else None
         self.output.restart()
+        self._words.restart()
         if reason is None:
             return ending
         self._tell_panic(reason)

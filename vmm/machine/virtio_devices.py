@@ -232,6 +232,11 @@ class VirtioDevices(Closeable):
         return board.virtio_mmio(len(self._transports))
 
     @property
+    def has_slots(self) -> bool:
+        """Whether the devices are in virtio-mmio slots, in their order, and not PCI functions."""
+        return self._root is None
+
+    @property
     def devices(self) -> Sequence[VirtioDevice]:
         """The devices, in the order of their slots or functions."""
         return self._devices

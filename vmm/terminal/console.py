@@ -103,6 +103,7 @@ class StdioConsole(Closeable):
     on_reset    C-a r
     on_balloon  C-a -, with 1 (a larger balloon); C-a +, with -1
     on_map      C-a m
+    on_counters C-a e
     on_switch   C-a c
 
     And, for a sink and a source that can end:
@@ -132,6 +133,7 @@ class StdioConsole(Closeable):
         self.on_reset: Callable[[], None] = lambda: None
         self.on_balloon: Callable[[int], None] = lambda _direction: None
         self.on_map: Callable[[], None] = lambda: None
+        self.on_counters: Callable[[], None] = lambda: None
         self.on_switch: Callable[[], None] = lambda: None
         self.on_output: Callable[[], None] = lambda: None
         """Called before anything is written for the user: from the guest, or by `say`."""
@@ -343,6 +345,8 @@ class StdioConsole(Closeable):
             self.on_balloon(1 if command is EscapeCommand.INFLATE else -1)
         elif command is EscapeCommand.MAP:
             self.on_map()
+        elif command is EscapeCommand.COUNTERS:
+            self.on_counters()
         elif command is EscapeCommand.SWITCH:
             self.on_switch()
         elif command is EscapeCommand.HELP and self._escape is not None:

@@ -5,6 +5,7 @@
     C-a r    reset the machine         C-a C-a    one Ctrl-A for the guest
     C-a -    a larger balloon          C-a +      a smaller balloon: more memory for the guest
     C-a m    the map of guest memory   C-a c      the keyboard to the other console
+    C-a e    counters of exits
 
 QEMU, kvmtool and screen have the same prefix.
 """
@@ -29,6 +30,7 @@ class EscapeCommand(Enum):
     INFLATE = auto()
     DEFLATE = auto()
     MAP = auto()
+    COUNTERS = auto()
     SWITCH = auto()
 
 
@@ -41,6 +43,7 @@ KEYS = {
     ord("-"): EscapeCommand.INFLATE,
     ord("+"): EscapeCommand.DEFLATE,
     ord("m"): EscapeCommand.MAP,
+    ord("e"): EscapeCommand.COUNTERS,
     ord("c"): EscapeCommand.SWITCH,
 }
 SYSRQ = ord("s")
@@ -78,6 +81,7 @@ def help_lines(prefix: int) -> list[str]:
         f"{name} -      take memory from the guest, by its balloon (--balloon)",
         f"{name} +      give it back",
         f"{name} m      what each range of the guest's memory is promised, and owed",
+        f"{name} e      how often the guest exits, by reason and address; chains, interrupts",
         f"{name} c      the keyboard to the other console: hvc0, or the serial port",
         f"{name} {name}    send {name} itself",
     ]

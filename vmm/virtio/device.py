@@ -21,6 +21,7 @@ from vmm.events import Bounded
 from vmm.fd import EventFd
 from vmm.virtio import status
 from vmm.virtio.queue import Areas, Format, MemoryMap, Queue, RingError
+from vmm.virtio.queue_observer import QueueObserver
 from vmm.virtio.state import DeviceState, QueueState
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class QueueSlot:
     def __init__(self, size_max: int) -> None:
         self.size_max = size_max
         self.doorbell = EventFd()
+        self.observer = QueueObserver()
         self.queue: Queue | None = None
         self.reset()
 
@@ -275,6 +277,7 @@ class VirtioDevice(Closeable):
                 return
             try:
                 slot.queue = Queue(self._memory, size, slot.areas, self._format())
+                slot.observer.attach(slot.queue)
             except RingError as error:
                 self._break(error, index)
             else:
@@ -426,6 +429,7 @@ class VirtioDevice(Closeable):
         slot.areas = Areas(saved.descriptors, saved.driver, saved.device)
         if saved.ring is not None:
             slot.queue = Queue(self._memory, slot.size, slot.areas, self._format())
+            slot.observer.attach(slot.queue)
             slot.queue.restore(saved.ring)
 
     # Reset and close

@@ -173,6 +173,8 @@ class Queue:
         self._keep = memory, ffi.new("uint16_t[]", ids)
         self._chain = Chain()
         self.size = size
+        self.ids = ids
+        """How many numbers a chain may have: `Chain.id` is below it."""
         self.c: Any = ffi.new(
             "struct pyvmm_queue *",
             {

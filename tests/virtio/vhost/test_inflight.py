@@ -64,9 +64,10 @@ class Ringed:
         self.memory.pack(self.driver.areas.device + 2, "H", base)
         queue = Queue(MemoryMap(self.memory.guest), size, self.driver.areas, Format())
         self.bells = [EventFd() for _ in range(3)]
-        fds = [bell.fileno() for bell in self.bells]
+        kick, call, err = (bell.fileno() for bell in self.bells)
         areas = self.driver.areas
-        self.ring = Ring(size, areas, queue.host_areas, False, base, *fds)  # noqa: FBT003
+        packed = False
+        self.ring = Ring(size, areas, queue.host_areas, packed, base, kick, call, err)
         self.process = Process(self.memory, self.driver, base)
         self.inflight = Inflight(self.ring)  # and not started: here, looks are taken by hand
         # Behind what is by head is a guard page.

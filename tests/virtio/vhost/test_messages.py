@@ -51,8 +51,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def ring(memory: Memory, bells: list[EventFd]) -> Ring:
     driver = SplitDriver(memory)
     queue = Queue(MemoryMap(memory.guest), driver.size, driver.areas, Format())
-    fds = [bell.fileno() for bell in bells]
-    return Ring(driver.size, driver.areas, queue.host_areas, False, 0, *fds)  # noqa: FBT003
+    kick, call, err = (bell.fileno() for bell in bells)
+    areas, packed = queue.host_areas, False
+    return Ring(driver.size, driver.areas, areas, packed, 0, kick, call, err)
 
 
 def use(service: FakeService, memory: Memory) -> int:

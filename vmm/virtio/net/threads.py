@@ -126,6 +126,8 @@ class ThreadBackend(Closeable):
             indirect=bool(self._features & F_INDIRECT_DESC),
         )
         queue = Queue(self._memory, ring.size, ring.guest, form)
+        if ring.observer is not None:
+            ring.observer.attach(queue)
         file = self._files[index // 2]
         serving = self._threads[index] = RingThread(index, ring, queue, file, self._frames[index])
         serving.start(mergeable=bool(self._features & registers.F_MRG_RXBUF))

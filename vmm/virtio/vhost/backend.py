@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 if TYPE_CHECKING:
     from vmm.memory import GuestMemory
     from vmm.virtio.queue import Areas
+    from vmm.virtio.queue_observer import QueueObserver
 
 PACKED_BASE: Final = 0x8000_8000
 """`Ring.base` of a fresh packed ring: available and used slot 0, both wrap counters 1 (2.8.1)."""
@@ -29,6 +30,7 @@ class Ring(NamedTuple):
                  packed ring two slots with their wrap counters (`PACKED_BASE`)
     kick, call, err  eventfds: the driver's notification, the interrupt, and the back end's report
                  that it found the ring broken
+    observer     for a back end in this process: counts the ring's chains
     """
 
     size: int
@@ -39,6 +41,7 @@ class Ring(NamedTuple):
     kick: int
     call: int
     err: int
+    observer: QueueObserver | None = None
 
 
 class VhostBackend(Protocol):

@@ -118,6 +118,7 @@ class VhostDevice(VirtioDevice):
             kick=slot.doorbell.fileno(),
             call=self.interrupts.of_queue(index).fileno(),
             err=self._errors[index].fileno(),
+            observer=slot.observer,
         )
 
     def queue_stopped(self, index: int) -> None:

@@ -1,0 +1,1 @@
+"""What a machine does, as numbers, as a trace, and as a page."""
