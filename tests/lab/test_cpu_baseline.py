@@ -107,9 +107,9 @@ def test_what_is_not_writable_is_not_masked(
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"registers": {"ID_AA64XXX_EL1": "0x0"}}, "ID_AA64XXX_EL1 is no ID register"),
+        ({"registers": {"ID_AA64XXX_EL1": "0x0"}}, "cpu.registers: ID_AA64XXX_EL1 is no register"),
         ({"registers": {"MIDR_EL1": 1}}, "cpu.registers.MIDR_EL1: 1 is not a number"),
-        ({"firmware": {"PSCI": "0x1"}}, "cpu.firmware: PSCI is no firmware register"),
+        ({"firmware": {"PSCI": "0x1"}}, "cpu.firmware: PSCI is no register"),
     ],
 )
 def test_a_file_that_is_wrong_is_named_before_a_guest_starts(

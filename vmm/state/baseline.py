@@ -99,7 +99,7 @@ def _vector_lengths(sets: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 def text(cpu: VisibleCpu) -> str:
     """Return *cpu* as the JSON text of a baseline file."""
-    value = {"format": FORMAT, "version": VERSION, "hash": cpu.hash, "cpu": encode(cpu)}
+    value = {"format": FORMAT, "version": VERSION, "cpu": encode(cpu)}
     return json.dumps(value, indent=1) + "\n"
 
 
@@ -114,13 +114,8 @@ class Baseline:
     def read(cls, path: Path) -> Baseline:
         """Read a file of `text`. Raises `UserError`, which names the member at fault."""
         value = load(path, FORMAT, VERSION)
-        cpu = decode(VisibleCpu, value.get("cpu"), f"{path}: cpu")
-        for name in cpu.registers:
-            if name not in id_registers():
-                raise UserError(f"{path}: cpu.registers: {name} is no ID register")
-        for name in cpu.firmware:
-            if name not in registers.FIRMWARE:
-                raise UserError(f"{path}: cpu.firmware: {name} is no firmware register")
+        cpu = decode(VisibleCpu, value.get("cpu"), f"{path}.cpu")
+        cpu.check(f"{path}.cpu")
         return cls(path, cpu)
 
     @property

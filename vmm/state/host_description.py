@@ -149,7 +149,9 @@ class HostDescription:
     def from_json(cls, value: dict[str, Any], where: str) -> HostDescription:
         """Return what `as_json` made *value* of. Raises `UserError`, which begins with *where*."""
         members = {name: one for name, one in value.items() if name not in ("format", "version")}
-        return decode(cls, members, where)
+        described = decode(cls, members, where)
+        described.cpu.check(f"{where}.cpu")
+        return described
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -8,7 +8,9 @@ from collections.abc import Mapping  # noqa: TC003  (get_type_hints evaluates it
 from dataclasses import dataclass
 from typing import Final
 
+from vmm.arm64 import registers
 from vmm.arm64.id_registers import field_of, id_registers
+from vmm.errors import UserError
 from vmm.typed_json import Hex, encode
 
 HASH_DIGITS: Final = 16
@@ -51,6 +53,19 @@ class VisibleCpu:
     sve_vector_lengths: tuple[int, ...]
     firmware: Mapping[str, Hex]
     registers: Mapping[str, Hex]
+
+    def check(self, where: str) -> None:
+        """Raise `UserError`, which begins with *where*, if it names a register that is none."""
+        for kind, names, known in (
+            ("registers", self.registers, id_registers()),
+            ("firmware", self.firmware, registers.FIRMWARE),
+        ):
+            for name in names:
+                if name not in known:
+                    raise UserError(
+                        f"{where}.{kind}: {name} is no register that this pyvmm knows",
+                        "use the pyvmm that wrote it, or a newer one",
+                    )
 
     @property
     def hash(self) -> str:
