@@ -6,6 +6,7 @@ command line prints that line and exits with the class's ``exit_code``.
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -26,6 +27,12 @@ EXIT_TIMEOUT = 124
 """What `pyvmm run --timeout` ends with, as timeout(1) does."""
 EXIT_SIGNAL_BASE = 128
 """Added to the signal's number, as shells do. Quitting from the console counts as SIGINT."""
+
+
+EXHAUSTED = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+)
+"""What any system call may answer on a host that has run out of something, or whose disk fails."""
 
 
 class VmmError(Exception):

@@ -17,7 +17,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from threading import Lock, get_ident
 from typing import NamedTuple, Protocol
 
@@ -97,11 +97,15 @@ class Loop(Closeable):
         self._signals: dict[int, Callback] = {}
         self._former_handlers: dict[int, object] = {}
         self._former_wakeup_fd = -1
-        self._epoll = select.epoll()
-        self._signals_in, self._signals_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._wake = EventFd()
-        self.add_reader(self._wake.fileno(), self._wake.drain)
-        self.add_reader(self._signals_in, self._take_signals)
+        with ExitStack() as undo:
+            self._epoll = undo.enter_context(select.epoll())
+            self._wake = undo.enter_context(EventFd())
+            self._signals_in, self._signals_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            undo.callback(os.close, self._signals_in)
+            undo.callback(os.close, self._signals_out)
+            self.add_reader(self._wake.fileno(), self._wake.drain)
+            self.add_reader(self._signals_in, self._take_signals)
+            undo.pop_all()
 
     def close(self) -> None:
         """Close what the loop owns and restore former signal handlers. Idempotent.

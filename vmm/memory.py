@@ -129,8 +129,12 @@ class AnonymousMapping(Mapping):
         if slack:
             with suppress(OSError):  # a kernel without transparent huge pages
                 self._mapping.madvise(mmap.MADV_HUGEPAGE)
-        self._mapping.madvise(mmap.MADV_DONTDUMP)  # a core dump is no place for a guest's secrets
-        self._mapping.madvise(mmap.MADV_DONTFORK)  # nor is a child process
+        try:
+            self._mapping.madvise(mmap.MADV_DONTDUMP)  # a core dump is no place for secrets
+            self._mapping.madvise(mmap.MADV_DONTFORK)  # nor is a child process
+        except OSError as error:
+            self._mapping.close()
+            raise _refused(size, error) from error
         offset = -address % HUGE_PAGE if slack else 0
         self._whole = memoryview(self._mapping)
         self.view = self._whole[offset : offset + size]
@@ -176,8 +180,12 @@ class MemfdMapping(Mapping):
         # Views keep the pointer alive, so the mapping outlives them all.
         pointer = ffi.gc(ffi.cast("uint8_t *", self._address), partial(_unmap, size))
         self.view = memoryview(ffi.buffer(pointer, size))
-        _check(self._advise(mmap.MADV_DONTDUMP))
-        _check(self._advise(mmap.MADV_DONTFORK))
+        try:
+            _check(self._advise(mmap.MADV_DONTDUMP))
+            _check(self._advise(mmap.MADV_DONTFORK))
+        except OSError as error:
+            self.close()
+            raise _refused(size, error) from error
         # Has an effect only if shmem_enabled of the host allows it.
         self._advise(mmap.MADV_HUGEPAGE)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmm.errors import EXIT_SIGNAL_BASE, HostError, VmmError
+from vmm.errors import EXHAUSTED, EXIT_SIGNAL_BASE, HostError, VmmError
 
 if TYPE_CHECKING:
     from typing import NoReturn, TextIO
@@ -107,9 +107,17 @@ def _main() -> int:
         if sys.stdout is not stdout:
             return EXIT_SIGNAL_BASE + signal.SIGPIPE
         raise
-    except OSError as error:  # `pyvmm probe >/dev/full`
+    except OSError as error:
         if not _is_of_output(error):
-            raise
+            if error.errno not in EXHAUSTED:
+                raise
+            _tell(
+                HostError(
+                    f"the host has run out of something: {error}", "free some, or raise its limit"
+                )
+            )
+            return HostError.exit_code
+        # `pyvmm probe >/dev/full`
         _tell(HostError(f"standard output: {error.strerror}", "free some, or write elsewhere"))
         _forget(sys.stdout)
         return HostError.exit_code

@@ -82,8 +82,9 @@ class System(KvmFd):
         """
         bits = max(min(DEFAULT_IPA_BITS, self.ipa_bits()), (end - 1).bit_length())
         machine_type = 0 if bits == DEFAULT_IPA_BITS else bits
+        mmap_size = self.vcpu_mmap_size()
         fd = self.ioctl(Ioctl.KVM_CREATE_VM, machine_type, type=machine_type)
-        vm = Vm(fd, self.vcpu_mmap_size())
+        vm = Vm(fd, mmap_size)
         try:
             for capability in self.vm_capabilities:
                 vm.enable_cap(capability)

@@ -10,6 +10,7 @@ loop calls `process` when a queue's doorbell was signalled.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
@@ -97,7 +98,12 @@ class VirtioDevice(Closeable):
         self.offered = features | RING_FEATURES | F_VERSION_1
         self.interrupts: TransportInterrupts | None = None
         """The transport's; set before the driver sees the device."""
-        self.slots = [QueueSlot(size) for size in queue_sizes]
+        self.slots: list[QueueSlot] = []
+        with ExitStack() as undo:
+            undo.callback(self._close_doorbells)
+            for size in queue_sizes:
+                self.slots.append(QueueSlot(size))
+            undo.pop_all()
         self.generation = 0
         """Counts changes of the configuration that the driver did not make (2.5)."""
         self._memory = memory
@@ -455,5 +461,8 @@ class VirtioDevice(Closeable):
     def close(self) -> None:
         """Reset, and close the doorbells, which no loop and no VM may have. Idempotent."""
         self.reset()
+        self._close_doorbells()
+
+    def _close_doorbells(self) -> None:
         for slot in self.slots:
             slot.doorbell.close()

@@ -161,7 +161,11 @@ class Blk(VirtioDevice):
         super().__init__(name, memory, events, [QUEUE_SIZE] * queues, features)
         self._backing = backing
         self._workers: dict[int, Worker] = {}
-        self.trouble = EventFd()
+        try:
+            self.trouble = EventFd()
+        except OSError:
+            self._close_doorbells()
+            raise
         """Signalled when a request failed on the host."""
         self._magics: Any = ffi.new(
             "struct pyvmm_blk_magic[]",

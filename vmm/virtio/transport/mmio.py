@@ -12,6 +12,7 @@ InterruptStatus remembers a change of the configuration.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -64,8 +65,11 @@ class MmioTransport(Closeable):
 
     def __init__(self, device: VirtioDevice) -> None:
         self.device = device
-        self.interrupt = Interrupt()
-        self._unheard = EventFd()
+        with ExitStack() as undo:
+            undo.callback(device.close)
+            self.interrupt = undo.enter_context(Interrupt())
+            self._unheard = EventFd()
+            undo.pop_all()
         """Where KVM takes stores that need no action; nobody listens."""
         device.interrupts = self
         self._common = common = CommonRegisters(device)

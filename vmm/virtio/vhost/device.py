@@ -8,6 +8,7 @@ VirtioDevice  --queue started, stopped-->  VhostDevice  --rings-->  VhostBackend
 from __future__ import annotations
 
 import select
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -65,8 +66,11 @@ class VhostDevice(VirtioDevice):
         self._prepared = False
         self._serving: set[int] = set()
         self._own: set[int] = set()
-        self._errors = [EventFd() for _ in queue_sizes]
-        self._watch = select.epoll()
+        with ExitStack() as undo:
+            undo.callback(self._close_doorbells)
+            self._errors = [undo.enter_context(EventFd()) for _ in queue_sizes]
+            self._watch = select.epoll()
+            undo.pop_all()
         """The descriptors that the loop watches; they differ from driver to driver."""
         self._handlers: dict[int, Callable[[], object]] = {}
 

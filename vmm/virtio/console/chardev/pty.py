@@ -34,11 +34,11 @@ def open_pty(option: str) -> tuple[int, str]:
             return master, os.ttyname(slave)
         finally:
             os.close(slave)
-    except OSError as error:
+    except (OSError, termios.error) as error:
         if master >= 0:
             os.close(master)
         raise HostError(
-            f"{option}: no pseudo-terminal: {error.strerror}", "is /dev/pts mounted?"
+            f"{option}: no pseudo-terminal: {error.args[1]}", "is /dev/pts mounted?"
         ) from error
 
 
