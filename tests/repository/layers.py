@@ -91,6 +91,7 @@ LAYERS: Final = (  # lowest first
 )
 
 BESIDE: Final = {
+    ("observe", "coherence"): "a run's page has the map of its memory",
     ("thread", "errors"): "a thread that cannot start is a HostError",
     ("errors", "cause"): "an error of the kernel's says what it may come from",
     ("fd", "cause"): "a failed ioctl has causes",

@@ -27,6 +27,7 @@ COMMANDS = {
     "verify": "Prove what stage 2 gives a region of a VFIO device.",
     "evidence": "Write what this host does with a region, to be posted.",
     "compat": "Compare hosts: where can a guest go on?",
+    "report": "Make a page about a run from its trace.",
     "explain": "Tell what an errno of an ioctl may mean.",
     "vfio": "PCI devices for guests: list, bind, unbind.",
     "lab": "Emulated arm64 hosts with real KVM.",

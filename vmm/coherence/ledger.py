@@ -31,11 +31,10 @@ from vmm._native import ffi, lib
 from vmm.address_range import AddressRange
 from vmm.coherence.policy import Attribute, Promise, Stage1, Stage2
 from vmm.errors import GuestAddressError
+from vmm.memory import Backing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    from vmm.memory import Backing
 
 
 class Maintenance(Enum):
@@ -92,6 +91,20 @@ class Entry:
             "slot": self.slot,
             "flags": self.flags,
         }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Entry:
+        """Return the entry of which *value* is `as_json`. Raises KeyError and ValueError."""
+        return cls(
+            name=str(value["name"]),
+            base=int(value["base"]),
+            size=int(value["size"]),
+            backing=Backing(value["backing"]),
+            attribute=Attribute(Stage1(value["stage1"]), str(value["stage1_because"])),
+            promise=Promise(Stage2(value["stage2"]), str(value["stage2_because"])),
+            slot=value["slot"],
+            flags=int(value["flags"]),
+        )
 
 
 class Ledger:

@@ -376,6 +376,7 @@ class Machine(Closeable):
             self._loop.run()
             self.power = None
             self._phases.passed("the guest runs")
+            self._phases.end(self.ledger)
         self._phases.passed("the VM is gone")
         ending, self._ending = self._ending, None
         self._cycle += 1

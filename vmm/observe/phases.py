@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from vmm.kvm.fd import KvmError
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.coherence.ledger import Ledger
     from vmm.events import Events
     from vmm.observe.trace import Trace
     from vmm.terminal.console import OutputSource
@@ -53,6 +59,13 @@ class Phases:
         if self._trace is not None:
             self._trace.mark(name)
         self._emit("guest-said", name, self._last, now)
+
+    def end(self, ledger: Callable[[], Ledger]) -> None:
+        """Note the ledger of guest memory, as the guest has it at its end, in the trace."""
+        if self._trace is not None:
+            with suppress(KvmError):  # of a host whose memory map cannot be read now
+                ranges = [entry.as_json() for entry in ledger()]
+                self._trace.mark("ledger", {"ranges": ranges})
 
     def _emit(self, event: str, name: str, begin: int, end: int) -> None:
         self._events.emit(

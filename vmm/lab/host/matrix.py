@@ -181,6 +181,8 @@ def markdown(found: Matrix) -> str:
 STYLE: Final = (
     "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}"
     "td,th{border:1px solid #bbb;padding:.4em .7em;text-align:left}"
+)
+CELL_STYLE: Final = (
     ".forced-WB{background:#c8e6c9}.guest-decides{background:#fff59d}.NC{background:#bbdefb}"
     ".hazard{background:#ef9a9a}"
     ".EINVAL{background:#eee;color:#777}"
@@ -189,6 +191,16 @@ STYLE: Final = (
 
 def html(found: Matrix) -> str:
     """Return the table as a self-contained HTML page; a cell's tooltip is its evidence."""
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        f"<title>Cacheable PFNMAP, kernel by kernel</title><style>{STYLE}</style>"
+        "<h1>What stage 2 gives, kernel by kernel</h1>"
+        f"{html_table(found)}</html>\n"
+    )
+
+
+def html_table(found: Matrix) -> str:
+    """Return the table and what it means as a part of an HTML page."""
     head, body = _cells(found)
     lines = []
     for memory, *values in body:
@@ -200,15 +212,13 @@ def html(found: Matrix) -> str:
             cells.append(f'<td class="{kind}" title="{why}">{escape(value)}</td>')
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return (
-        "<!doctype html><html lang=en><meta charset=utf-8>"
-        f"<title>Cacheable PFNMAP, kernel by kernel</title><style>{STYLE}</style>"
-        "<h1>What stage 2 gives, kernel by kernel</h1>"
+        f"<style>{CELL_STYLE}</style>"
         "<p>Each cell is a memory slot that was registered and proved by a guest of its own: "
         "the memory type found, or the errno of KVM_SET_USER_MEMORY_REGION. Point at a cell for "
         "the evidence. Red is the hazard: the host maps the memory cacheable, stage 2 does not. "
         "With the Write-Back flag the answer is EINVAL, unless the cell says otherwise.</p>"
         f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>"
-        f"{''.join(lines)}</table></html>\n"
+        f"{''.join(lines)}</table>"
     )
 
 
