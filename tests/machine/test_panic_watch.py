@@ -29,7 +29,8 @@ class Console:
         self.waiting = b""
         self.timers: list[Timer] = []
         self.panics: list[str] = []
-        self.watch = PanicWatch(self, self.call_later, self.panics.append)
+        self.held = False
+        self.watch = PanicWatch(self, self.call_later, self.panics.append, lambda: self.held)
         self.passed_on = b""
 
     def fileno(self) -> int:
@@ -50,10 +51,10 @@ class Console:
             self.passed_on += taken
 
     def is_silent(self) -> None:
-        for timer in self.timers:
+        due, self.timers = self.timers, []
+        for timer in due:
             if not timer.cancelled:
                 timer.do()
-        self.timers.clear()
 
 
 @pytest.fixture
@@ -69,6 +70,17 @@ def test_last_words_and_then_silence_are_a_panic(console: Console, chunk: int) -
     console.is_silent()
     assert console.panics == [REASON]
     assert console.passed_on == said
+
+
+def test_a_guest_that_is_paused_is_not_silent(console: Console) -> None:
+    console.says(PANIC + REGISTERS + END)
+    console.held = True
+    console.is_silent()
+    console.is_silent()
+    assert console.panics == []
+    console.held = False
+    console.is_silent()
+    assert console.panics == [REASON]
 
 
 def test_a_log_that_somebody_reads_is_no_panic(console: Console) -> None:

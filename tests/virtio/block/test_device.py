@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -517,23 +516,6 @@ def test_a_paused_disk_serves_nothing_and_goes_on_where_it_was(
         disk.transport.device.resume()
         disk.used(1)
         assert disk.memory.guest.read(DATA + 0x1000, 512) == bytes([number]) * 512
-
-
-def test_requests_under_way_are_done_when_a_pause_returns(disk: Disk) -> None:
-    """None is given back, none is failed: also zeroes that take long, which a reset cuts short."""
-    found = disk.transport.device
-    assert isinstance(found, Blk)
-    size = 60 << 20
-    disk.path.write_bytes(b"\xee" * size)
-    found.disk.sectors = size // 512
-    disk.memory.guest.write(DATA, struct.pack("<QII", 0, size // 512, 0))
-    disk.add(WRITE_ZEROES, 0, Buffer(DATA, 16))
-    disk.notify()
-    wait(lambda: disk.path.read_bytes()[:1] == b"\0")
-    found.pause()
-    assert len(list(disk.ring.used())) == 1
-    assert disk.status() == OK
-    assert disk.path.read_bytes() == bytes(size)
 
 
 def test_a_paused_disk_can_be_reset(disk: Disk) -> None:

@@ -341,6 +341,31 @@ def test_zeroes_that_take_long_are_no_wait_for_a_reset(
     assert events.names() == [], "the host did not fail"
 
 
+def test_zeroes_that_take_long_are_done_to_their_end_before_a_pause(
+    make: Callable[..., Disk],
+) -> None:
+    """As above; but somebody waits for these."""
+    size = 64 << 20
+    disk = make()
+    for _ in range(5):
+        disk.start()
+        fd = os.memfd_create("disk")
+        os.truncate(fd, size)
+        device(disk).disk.fd = fd
+        device(disk).disk.sectors = size // 512
+        disk.memory.pack(DATA, "QII", 0, size // 512, 0)
+        disk.add(WRITE_ZEROES, 0, Buffer(DATA, 16))
+        disk.notify()
+        wait(lambda fd=fd: os.fstat(fd).st_blocks)  # type: ignore[misc]
+        disk.transport.device.pause()
+        assert len(list(disk.ring.used())) == 1
+        assert disk.status() == OK
+        assert os.fstat(fd).st_blocks == size // 512
+        disk.transport.device.resume()
+        disk.transport.reset()
+        os.close(fd)
+
+
 # --- failures of the host -----------------------------------------------------------------------
 
 

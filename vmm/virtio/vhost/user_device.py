@@ -74,9 +74,8 @@ class VhostUserDevice(VhostDevice):
         self._begin_recovery()
 
     def _begin_recovery(self) -> None:
-        if not self._recovering:
-            self._recovering = True
-            self._begin(self._recover, "revival")
+        self._recovering = True
+        self._begin(self._recover, "revival")
 
     def _begin(self, what: Callable[[int], None], name: str) -> None:
         """Call *what* in a thread of its own: a daemon is slow, and the loop has other devices."""
