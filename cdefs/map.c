@@ -57,8 +57,9 @@ int pyvmm_map_aligned(int fd, uint64_t offset, uint64_t size, int writable, uint
  */
 int pyvmm_map_private(uintptr_t address, int fd, uint64_t offset, uint64_t size)
 {
+	int anonymous = fd < 0 ? MAP_ANONYMOUS : 0;
 	void *got = mmap((void *)address, size, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd, (off_t)offset);
+			 MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE | anonymous, fd, (off_t)offset);
 
 	return got == MAP_FAILED ? -errno : 0;
 }

@@ -6,6 +6,7 @@ would keep every vCPU thread waiting.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -29,6 +30,10 @@ HUGE_PAGE = 2 << 20
 
 BULK = 256 << 10
 """Bytes from which a copy releases Python's lock: releasing takes 4 us, the copy 20."""
+
+
+READ_MOST = 64 << 20
+"""Bytes that one system call reads."""
 
 
 class Backing(Enum):
@@ -99,6 +104,13 @@ class Mapping(Closeable):
         """Give the memory back to the host. The guest and this process see zeroes from now on."""
         raise NotImplementedError
 
+    def load(self, fd: int) -> None:
+        """Fill the memory, which is zero, from the file *fd* of the same size. Raises OSError.
+
+        Holes stay unallocated.
+        """
+        _read_data(fd, self.view)
+
     def first_map(self) -> None:
         """Bring what was written to the guest, as KVM does by itself; see the sanitizer."""
 
@@ -138,13 +150,32 @@ class AnonymousMapping(Mapping):
         offset = -address % HUGE_PAGE if slack else 0
         self._whole = memoryview(self._mapping)
         self.view = self._whole[offset : offset + size]
+        self._address, self._loaded = address + offset, False
 
     def region(self, base: int) -> Region:
         """Return a region of all of it, at guest physical address *base*."""
         return Region(base, self.view)
 
+    def load(self, fd: int) -> None:
+        """Show the contents of the file *fd*, a page at a time as each is first touched.
+
+        The file is mapped privately: nothing is written to it, and processes that load the same one
+        share its pages until they write. Nobody may change it meanwhile. Raises OSError.
+        """
+        self._map(fd)
+        self._loaded = True
+
+    def _map(self, fd: int) -> None:
+        size = len(self.view)
+        _check(lib.pyvmm_map_private(self._address, fd, 0, size))
+        for advice in (mmap.MADV_DONTDUMP, mmap.MADV_DONTFORK):  # as the constructor does
+            _check(lib.pyvmm_madvise(self._address, size, advice))
+
     def discard(self) -> None:
         """Give the memory back to the host. The guest and this process see zeroes from now on."""
+        if self._loaded:
+            self._map(-1)
+            self._loaded = False
         self._mapping.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
@@ -209,6 +240,25 @@ class MemfdMapping(Mapping):
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _read_data(fd: int, view: memoryview) -> None:
+    """Read what is not in holes of *fd* into *view*, which is zero. Raises OSError."""
+    at = 0
+    while at < len(view):
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a hole up to the end
+                return
+            raise
+        end = min(os.lseek(fd, at, os.SEEK_HOLE), len(view))
+        while at < end:
+            with view[at : min(end, at + READ_MOST)] as part:
+                done = os.preadv(fd, [part], at)
+            if not done:
+                raise OSError(errno.EIO, "the file has become shorter")
+            at += done
 
 
 def _check(error: int) -> None:

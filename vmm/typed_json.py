@@ -47,6 +47,8 @@ def encode(value: Any, kind: Any = None) -> Any:
             for field in fields(value)
         }
     kind = _without_none(kind)
+    if kind is Any:  # JSON values already
+        return value
     if isinstance(value, Mapping):
         inner = get_args(kind)[1]
         return {name: encode(one, inner) for name, one in value.items()}

@@ -89,3 +89,16 @@ def test_an_alarm_is_a_time_of_the_hosts() -> None:
     clock = Pl031(host, host.call_later, clock=host.clock)
     clock.write(RTCMR, 4, NOW + 7)
     assert clock.state() == Pl031State(0, 0, NOW + 7, 0, 0, NOW + 7)
+
+
+@pytest.mark.parametrize("passed", [6, 7, 100])
+def test_an_alarm_that_was_due_meanwhile_is_raised(passed: int) -> None:
+    host, other = Host(), Host(now=NOW + passed)
+    clock = Pl031(host, host.call_later, clock=host.clock)
+    clock.write(RTCIMSC, 4, 1)
+    clock.write(RTCMR, 4, NOW + 7)
+    restored = Pl031(other, other.call_later, clock=other.clock)
+    restored.restore(clock.state())
+    assert restored.read(RTCRIS, 4) == int(passed >= 7)
+    assert other.interrupt() is (passed >= 7)
+    assert bool(other.armed()) is (passed < 7)

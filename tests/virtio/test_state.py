@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -73,6 +74,7 @@ def test_what_came_while_a_device_was_paused_is_served(kind: str) -> None:
         driver.notify()
         assert ring.used() == [], "a paused device does nothing"
         transport = moved(transport, memory, owned)
+        assert os.eventfd_read(transport.interrupt.fileno()), "an interrupt may have been lost"
         transport.device.process(0)
         assert ring.used() == [(identity, 4)]
         assert transport.interrupt.status & 1

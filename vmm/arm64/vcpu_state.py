@@ -41,14 +41,16 @@ class VcpuState:
     registers: Mapping[str, Wide]
 
 
-def collect(vcpu: Vcpu) -> VcpuState:
-    """Return the state of *vcpu*, which does not run. Raises `KvmError`."""
+def collect(vcpu: Vcpu, counter: int | None = None) -> VcpuState:
+    """Return the state of *vcpu*, which does not run. Raises `KvmError`.
+
+    *counter* is where the VM's virtual counter stands for the guest; None: where KVM has it.
+    """
     state = vcpu.get_mp_state()
-    return VcpuState(
-        MP_STATES.get(state, str(state)),
-        vcpu.get_events(),
-        {name_of(register): vcpu.get_one_reg(register) for register in vcpu.get_reg_list()},
-    )
+    registers = {name_of(register): vcpu.get_one_reg(register) for register in vcpu.get_reg_list()}
+    if counter is not None:
+        registers["CNTVCT_EL0"] = counter
+    return VcpuState(MP_STATES.get(state, str(state)), vcpu.get_events(), registers)
 
 
 def restore(vcpu: Vcpu, state: VcpuState) -> None:

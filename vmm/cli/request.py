@@ -43,8 +43,30 @@ def read(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+BESIDE_RESTORE: Final = {
+    *("restore", "snapshot", "host", "events", "escape", "timeout", "console_filter"),
+    *("memory_dump", "sandbox", "gdb", "watchdog", "trace"),
+}
+"""Parameters that go with ``--restore``: what belongs to a run, and not to the machine."""
+
+
+def _check_restore() -> None:
+    """Raise `UserError` if something is given that the snapshot has."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if given and name not in BESIDE_RESTORE:
+            what = "IMAGE" if isinstance(parameter, click.Argument) else parameter.opts[0]
+            raise UserError(
+                f"--restore: the snapshot has the machine, and {what} with it", "leave it out"
+            )
+
+
 def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     """Return the machine and the console's escape prefix. Raises `UserError`."""
+    if options["restore"] is not None:
+        _check_restore()
     image, initrd, tree = options["image"], options["initrd"], options["kernel_tree"]
     if tree is not None:
         if image is not None or options["firmware"] is not None:

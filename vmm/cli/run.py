@@ -108,6 +108,17 @@ class Run(click.Command):
     help="Write the guest's RAM to FILE when the guest has ended.",
 )
 @click.option(
+    "--snapshot",
+    metavar="DIR[,then=go|end]",
+    help="Write the machine into DIR at C-a w or SIGUSR2.",
+)
+@click.option(
+    "--restore",
+    type=_PATH,
+    metavar="DIR",
+    help="Go on from the snapshot in DIR, instead of booting IMAGE.",
+)
+@click.option(
     "--coherency-sanitizer",
     is_flag=True,
     help="Make forgotten cache maintenance show: RAM that is owed any has two copies.",
@@ -261,7 +272,8 @@ def run(**options: Any) -> None:
         from vmm.virtio.block.image_format import with_formats
 
         config = with_formats(config)
-    _check_files(config)
+    if config.restore is None:
+        _check_files(config)
     with ExitStack() as owned:
         from vmm.cli.ends import Ends, say, staying
 

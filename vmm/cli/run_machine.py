@@ -54,6 +54,7 @@ STATUS: Final = {
     Ending.CRASHED: EXIT_GUEST,
     Ending.PANICKED: EXIT_GUEST,
     Ending.TIMED_OUT: EXIT_TIMEOUT,
+    Ending.SAVED: EXIT_POWERED_OFF,
     Ending.QUIT: EXIT_SIGNAL_BASE + signal.SIGINT,
 }
 """Exit statuses of a guest's endings."""
@@ -78,6 +79,7 @@ def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
     filtered      show the guest's control characters instead of sending them to the terminal
     trace         descriptor to write a trace to; None: there is none
     """
+    config = _saved(config)
     if config.sandbox == "on":
         seal()
     lender = _start_broker(config)
@@ -107,10 +109,7 @@ def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
         machine.say = tracing.say = console.say
         owned.callback(setattr, tracing, "say", _say_last)  # the trace ends after the console
         console.on_quit = lambda: quit_for(signal.SIGINT)
-        console.on_reset = lambda: machine.end(Ending.RESET)
-        console.on_balloon = lambda direction: console.say(_squeeze(machine, config, direction))
-        console.on_map = lambda: console.say(*_map(machine))
-        console.on_counters = lambda: console.say(*machine.counters().lines())
+        _bind_keys(loop, machine, config, console)
         for number in SIGNALS:
             loop.add_signal(number, lambda number=number: quit_for(number))  # type: ignore[misc]
         if milliseconds is not None:
@@ -126,6 +125,16 @@ def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
             return command.result(ending)
         _tell_ending(machine, ending, console, milliseconds)
         return STATUS[ending]
+
+
+def _saved(config: MachineConfig) -> MachineConfig:
+    """Return the configuration in the snapshot of ``--restore``, or *config* without that."""
+    if config.restore is None:
+        return config
+    from vmm.machine.restore import Restore
+
+    with Restore(config.restore) as restore:
+        return restore.config(config)
 
 
 def _start_broker(config: MachineConfig) -> Broker | None:
@@ -162,6 +171,17 @@ def _freeze(lender: Broker | None, loop: Loop, machine: Machine) -> None:
 def _say_last(line: str) -> None:
     """Tell the user *line* after the consoles are closed."""
     print(f"pyvmm: {line}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _bind_keys(loop: Loop, machine: Machine, config: MachineConfig, console: StdioConsole) -> None:
+    """Let the console's keys act on the machine, and SIGUSR2 where there may be snapshots."""
+    console.on_reset = lambda: machine.end(Ending.RESET)
+    console.on_balloon = lambda direction: console.say(_squeeze(machine, config, direction))
+    console.on_map = lambda: console.say(*_map(machine))
+    console.on_counters = lambda: console.say(*machine.counters().lines())
+    console.on_snapshot = lambda: console.say(machine.save())
+    if config.snapshot is not None:
+        loop.add_signal(signal.SIGUSR2, console.on_snapshot)
 
 
 def _tell_ending(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vmm.config.net import NetConfig
     from vmm.config.pmem import PmemConfig
     from vmm.config.share import ShareConfig
+    from vmm.config.snapshot import SnapshotConfig
     from vmm.config.vfio import VfioConfig
     from vmm.config.watchdog import WatchdogConfig
 
@@ -61,6 +62,9 @@ class MachineConfig:
     pmems      virtio persistent memory devices, in order
     gdb        where a debugger can connect; None: nowhere
     watchdog   when a vCPU counts as stuck; None: nobody looks
+    snapshot   where to write snapshots; None: there are none
+    restore    directory of the snapshot to go on from; it has the machine's configuration, and
+               `vmm.machine.restore` replaces this one by it
     command    what the small guest runs instead of a shell; its ports are in *consoles*, its
                directory in *shares*
     """
@@ -94,6 +98,8 @@ class MachineConfig:
     pmems: tuple[PmemConfig, ...] = ()
     gdb: GdbConfig | None = None
     watchdog: WatchdogConfig | None = None
+    snapshot: SnapshotConfig | None = None
+    restore: Path | None = None
     command: CommandConfig | None = None
 
     @property
@@ -141,7 +147,7 @@ class MachineConfig:
             from vmm.config.vfio import check_devices
 
             check_devices(self.vfio, self.bars)
-        if self.firmware is not None or self.image is None:
+        if self.firmware is not None or (self.image is None and self.restore is None):
             from vmm.config.firmware import check_firmware
 
             check_firmware(self.image, self.firmware, self.initrd)

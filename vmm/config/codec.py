@@ -32,6 +32,7 @@ MODULES: Final = {
     "NetKind": "vmm.config.net",
     "PmemConfig": "vmm.config.pmem",
     "ShareConfig": "vmm.config.share",
+    "SnapshotConfig": "vmm.config.snapshot",
     "VfioConfig": "vmm.config.vfio",
     "WatchdogConfig": "vmm.config.watchdog",
     "GdbConfig": "vmm.config.gdb",

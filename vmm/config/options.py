@@ -108,6 +108,8 @@ OPTIONS: Final[dict[str, tuple[str, Callable[[str, Any], Any]]]] = {
     "pmem": ("pmems", _each),
     "gdb": ("gdb", _one),
     "watchdog": ("watchdog", _one),
+    "snapshot": ("snapshot", _one),
+    "restore": ("restore", _path),
 }
 """Each option: the field of `MachineConfig` that it sets, and what makes the field's value."""
 

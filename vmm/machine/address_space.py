@@ -287,6 +287,10 @@ class AddressSpace(Closeable):
         """RAM, without files."""
         return next(region for region in self.memory if region.base == self.ram.base)
 
+    def load(self, fd: int) -> None:
+        """Fill RAM from the file *fd*, as long as RAM, before any VM maps it. Raises OSError."""
+        self._mapping.load(fd)
+
     def unplug(self) -> None:
         """Forget the slots of a VM that is gone."""
         self._slots = None

@@ -21,7 +21,7 @@ from vmm.closeable import Closeable
 from vmm.devices.pl011 import FIFO_DEPTH, Pl011
 from vmm.devices.pl031 import Pl031
 from vmm.devices.pvpanic import PvPanic
-from vmm.errors import GuestError, UserError
+from vmm.errors import GuestError, UserError, VmmError
 from vmm.irq import SwitchableLine
 from vmm.kvm.exits import SystemEvent, SystemEventType
 from vmm.kvm.fd import KvmError
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from vmm.machine.flash import Flash
     from vmm.machine.memory_dump import MemoryDump
     from vmm.machine.pci_root import PciRoot
+    from vmm.machine.restore import Restore
+    from vmm.machine.snapshot import Parts, Snapshots
     from vmm.machine.vcpu_thread import Reason
     from vmm.machine.virtio_devices import MakeDevice, VirtioDevices
     from vmm.observe.counters import Counters
@@ -73,6 +75,7 @@ class Ending(Enum):
     PANICKED = "panicked"
     TIMED_OUT = "timed-out"
     COMMAND_ENDED = "command-ended"
+    SAVED = "saved"
     QUIT = "quit"
 
 
@@ -115,7 +118,11 @@ class Machine(Closeable):
         devices: Sequence[MakeDevice] = (),
         trace: Trace | None = None,
     ) -> None:
-        self._config = config = _with_formats(config)
+        self._owned = ExitStack()
+        self._restore = self._open_restore(config)
+        self._config = config = _with_formats(
+            config if self._restore is None else self._restore.config(config)
+        )
         self._loop = loop
         self._events = events
         self.say: Callable[[str], None] = lambda _line: None
@@ -138,7 +145,7 @@ class Machine(Closeable):
         self._cycle = 0
         self._ending: Ending | Exception | None = None
         self._pause = Pause(lambda: self._virtio_devices.devices if self._virtio_devices else ())
-        self._owned = ExitStack()
+        self._power: PowerCycle | None = None
         with ExitStack() as undo:
             undo.callback(self.close)
             self._system = self._owned.enter_context(System.open())
@@ -160,6 +167,7 @@ class Machine(Closeable):
             self._virtio_devices = self._add_virtio()
             self._finish_address_space()
             self._baseline = self._read_baseline()
+            self._snapshots = self._add_snapshots()
             self._observatory = self._owned.enter_context(self._observe(trace))
             undo.pop_all()
         self._phases.passed("parts are opened")
@@ -179,6 +187,28 @@ class Machine(Closeable):
         baseline = Baseline.read(self._config.cpu_baseline)
         baseline.check(self._system, self.space.end)
         return baseline
+
+    def _open_restore(self, config: MachineConfig) -> Restore | None:
+        """Open the snapshot to go on from, if any."""
+        if config.restore is None:
+            return None
+        from vmm.machine.restore import Restore
+
+        return self._owned.enter_context(Restore(config.restore))
+
+    def _add_snapshots(self) -> Snapshots | None:
+        """Load the memory to go on with, and open the directory for snapshots."""
+        if self._restore is not None:
+            self._restore.check_host(self._system)
+            self._restore.load(self.space)
+        if self._config.snapshot is None:
+            return None
+        from vmm.machine import snapshot
+
+        snapshot.check(self._config, self._virtio_devices)
+        return self._owned.enter_context(
+            snapshot.Snapshots(self._config.snapshot, self._config, self._system)
+        )
 
     def _add_dump(self) -> MemoryDump | None:
         if self._config.memory_dump is None:
@@ -355,8 +385,14 @@ class Machine(Closeable):
         self.on_power_on()
         with PowerCycle(self._system, self.space, self._config.cpus, self._baseline) as cycle:
             self._phases.passed("the VM is made")
-            self._load(cycle)
-            self._connect(cycle)
+            if self._restore is None:
+                self._load(cycle)
+                self._connect(cycle)
+            else:
+                self._connect(cycle)
+                self._apply(self._restore, cycle)
+            self._power = cycle
+            cycle.at_end(self._forget_power)
             for watcher in self.watchers:
                 watcher.begin(cycle)
                 cycle.at_end(watcher.end)
@@ -384,6 +420,60 @@ class Machine(Closeable):
             self._write_dump()
             raise ending
         return ending or Ending.QUIT
+
+    def _forget_power(self) -> None:
+        self._power = None
+
+    def _parts(self) -> Parts:
+        from vmm.machine.snapshot import Parts
+
+        return Parts(self.uart, self._rtc, self._virtio_devices)
+
+    def _apply(self, restore: Restore, cycle: PowerCycle) -> None:
+        """Give the cycle and the devices the saved state."""
+        seconds = restore.apply(cycle, self._parts())
+        sigbus.check()
+        made_by = restore.made_by
+        self._events.emit(
+            "restored",
+            directory=str(self._config.restore),
+            seconds=seconds,
+            program=made_by.program,
+            kernel=made_by.kernel,
+            time=made_by.time,
+        )
+
+    def save(self) -> str:
+        """Write a snapshot into the directory of ``--snapshot``; return a line for the user.
+
+        In the loop's thread. The machine is paused meanwhile, and ends if the option says so. A
+        snapshot that fails leaves the one before whole, and is an event.
+        """
+        if self._snapshots is None:
+            return "there is nowhere to write a snapshot: that takes --snapshot"
+        if self._power is None:
+            return "no snapshot: the machine is not running"
+        held = False
+        try:
+            ledger = self.ledger()  # the first one asks the host, which takes its time
+            self.pause()
+            held = True
+            taken = self._snapshots.take(
+                self._power, self._parts(), self.space.ram_region, ledger, self._pause.counter
+            )
+        except VmmError as error:
+            if held:
+                self.resume()
+            self._events.emit("snapshot-failed", error=str(error))
+            return f"no snapshot: {error}"
+        self._events.emit("snapshot", **taken._asdict())
+        if self._snapshots.ends:
+            self._end(self._cycle, Ending.SAVED)
+        else:
+            self.resume()
+        return (
+            f"the snapshot is written: {taken.stored >> 20} MiB of memory in {taken.seconds:.1f} s"
+        )
 
     def _write_dump(self) -> None:
         """Write ``--memory-dump``, if it is asked for. No vCPU runs. Raises `HostError`."""
@@ -446,6 +536,9 @@ class Machine(Closeable):
             )
 
     def _reset(self) -> None:
+        if self._restore is not None:
+            self._restore.forget()
+            self._restore = None
         if self._virtio_devices is not None:
             self._virtio_devices.reset()  # before its memory goes
         if self._root is not None:

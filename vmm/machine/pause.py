@@ -73,6 +73,11 @@ class Pause:
         """Whether the machine is paused."""
         return self._holders > 0
 
+    @property
+    def counter(self) -> int | None:
+        """The virtual counter at which the guest stands; None: it does not."""
+        return self._counter
+
     def begin(self, cycle: Cycle) -> None:
         """Take *cycle*, whose vCPUs are about to start; while the machine is held, they wait."""
         self._cycle = cycle

@@ -7,13 +7,15 @@ ioeventfds and irqfds.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vmm._native import lib
 from vmm.arm64 import board, layout
 from vmm.closeable import Closeable
-from vmm.errors import UserError
+from vmm.errors import HostError, UserError
 from vmm.kvm.mmio_fastpath import InterruptAck, InterruptStatus
+from vmm.typed_json import decode
 from vmm.virtio.queue import MemoryMap
 from vmm.virtio.rng import Rng
 from vmm.virtio.transport.mmio import MmioTransport
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from vmm.virtio.device import VirtioDevice
     from vmm.virtio.pmem import Pmem
     from vmm.virtio.pmem_file import PmemFile
+    from vmm.virtio.state import DeviceState, MmioState, PciState
+    from vmm.virtio.transport.pci import PciTransport
     from vmm.virtio.vsock import Vsock
 
 
@@ -96,6 +100,13 @@ def _pmem(name: str, file: PmemFile, memory: MemoryMap, events: Events) -> Pmem:
     return Pmem(name, memory, events, file)
 
 
+def _typed(device: VirtioDevice, state: DeviceState) -> DeviceState:
+    """Return *state* with its own part, which is JSON values so far, as *device*'s kind has it."""
+    if device.OwnState is None:
+        return state
+    return replace(state, own=decode(device.OwnState, state.own, f"{device.name}: own"))
+
+
 class VirtioDevices(Closeable):
     """Own the virtio devices of *config*. Use as a context manager.
 
@@ -122,6 +133,7 @@ class VirtioDevices(Closeable):
         self._root = root if config.transport == "pci" else None
         self._devices: list[VirtioDevice] = []
         self._transports: list[MmioTransport] = []
+        self._functions: list[PciTransport] = []
         self._owned = ExitStack()
         self.console: Console | None = None
         """The console device."""
@@ -195,6 +207,7 @@ class VirtioDevices(Closeable):
             transport = undo.enter_context(PciTransport(device, msis))
             root.attach(transport, msis)
             undo.pop_all()
+        self._functions.append(transport)
         ioeventfds = BarIoeventfds(transport.ioeventfds(), lambda: root.vm)
         for bar in transport.bars:
             bar.on_map, bar.on_unmap = ioeventfds.on_map, ioeventfds.on_unmap
@@ -240,6 +253,28 @@ class VirtioDevices(Closeable):
     def devices(self) -> Sequence[VirtioDevice]:
         """The devices, in the order of their slots or functions."""
         return self._devices
+
+    def state(self) -> tuple[tuple[MmioState, ...], tuple[PciState, ...]]:
+        """Return the states of the devices, which are paused, by transport. Raises `HostError`."""
+        return (
+            tuple(each.state() for each in self._transports),
+            tuple(each.state() for each in self._functions),
+        )
+
+    def restore(self, mmio: Sequence[MmioState], pci: Sequence[PciState]) -> None:
+        """Give all devices the states that `state` returned; they go on at once.
+
+        The VM's interrupt controller has its state, and guest memory is whole. Raises `HostError`,
+        and `UserError` for a device's own state that is not as its kind has it.
+        """
+        if (len(mmio), len(pci)) != (len(self._transports), len(self._functions)):
+            raise HostError("the saved machine has other virtio devices")
+        for transport, state in zip(self._transports, mmio, strict=True):
+            transport.restore(replace(state, device=_typed(transport.device, state.device)))
+        for function, saved in zip(self._functions, pci, strict=True):
+            function.restore(replace(saved, device=_typed(function.device, saved.device)))
+        for device in self._devices:
+            device.resume()
 
     def cancel_waits(self) -> None:
         """End vCPUs' waits for daemons, so that they can stop. Does not block."""

@@ -105,6 +105,7 @@ class StdioConsole(Closeable):
     on_map      C-a m
     on_counters C-a e
     on_switch   C-a c
+    on_snapshot C-a w
 
     And, for a sink and a source that can end:
 
@@ -135,6 +136,7 @@ class StdioConsole(Closeable):
         self.on_map: Callable[[], None] = lambda: None
         self.on_counters: Callable[[], None] = lambda: None
         self.on_switch: Callable[[], None] = lambda: None
+        self.on_snapshot: Callable[[], None] = lambda: None
         self.on_output: Callable[[], None] = lambda: None
         """Called before anything is written for the user: from the guest, or by `say`."""
         self.on_input_end: Callable[[], object] = lambda: None
@@ -349,6 +351,8 @@ class StdioConsole(Closeable):
             self.on_counters()
         elif command is EscapeCommand.SWITCH:
             self.on_switch()
+        elif command is EscapeCommand.SNAPSHOT:
+            self.on_snapshot()
         elif command is EscapeCommand.HELP and self._escape is not None:
             self.say(*help_lines(self._escape))
 

@@ -32,6 +32,7 @@ class EscapeCommand(Enum):
     MAP = auto()
     COUNTERS = auto()
     SWITCH = auto()
+    SNAPSHOT = auto()
 
 
 KEYS = {
@@ -45,6 +46,7 @@ KEYS = {
     ord("m"): EscapeCommand.MAP,
     ord("e"): EscapeCommand.COUNTERS,
     ord("c"): EscapeCommand.SWITCH,
+    ord("w"): EscapeCommand.SNAPSHOT,
 }
 SYSRQ = ord("s")
 
@@ -83,6 +85,7 @@ def help_lines(prefix: int) -> list[str]:
         f"{name} m      what each range of the guest's memory is promised, and owed",
         f"{name} e      how often the guest exits, by reason and address; chains, interrupts",
         f"{name} c      the keyboard to the other console: hvc0, or the serial port",
+        f"{name} w      write a snapshot (--snapshot)",
         f"{name} {name}    send {name} itself",
     ]
 

@@ -80,6 +80,7 @@ class Balloon(VirtioDevice):
     """A balloon of *size* bytes at first. With *pinned* nothing is returned to the host."""
 
     device_id: int = lib.VIRTIO_ID_BALLOON
+    unmovable = ""
     OwnState = BalloonState
 
     def __init__(

@@ -141,6 +141,9 @@ class VirtioDevice(Closeable):
     has_threads = False
     """Whether somebody other than the loop serves the queues; `process` is then not for them."""
 
+    unmovable = "pyvmm cannot collect its state"
+    """Why a machine with this device cannot be saved; empty if it can."""
+
     OwnState: ClassVar[type | None] = None
     """What `own_state` returns; None: devices of this kind have nothing besides their queues."""
 

@@ -21,6 +21,7 @@ class Rng(VirtioDevice):
     """A source of entropy: one queue, no features, no configuration."""
 
     device_id: int = lib.VIRTIO_ID_RNG
+    unmovable = ""
 
     def __init__(self, name: str, memory: MemoryMap, events: Events) -> None:
         super().__init__(name, memory, events, [QUEUE_SIZE])

@@ -143,6 +143,7 @@ class Blk(VirtioDevice):
 
     device_id: int = lib.VIRTIO_ID_BLOCK
     has_threads = True
+    unmovable = ""
 
     def __init__(  # noqa: PLR0913  (all independent)
         self,
@@ -220,6 +221,11 @@ class Blk(VirtioDevice):
             worker.stop(how)
             self._tell_failure(index, worker)
             del self._workers[index]
+
+    def settle(self) -> os.stat_result:
+        """Make all that was written durable; return what the image is then. Raises OSError."""
+        os.fdatasync(self._backing.fileno())
+        return os.fstat(self._backing.fileno())
 
     def readers(self) -> list[tuple[int, Callable[[], object]]]:
         """Return the eventfd of failed requests, and what to do when it is readable."""

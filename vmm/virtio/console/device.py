@@ -89,6 +89,7 @@ class Console(VirtioDevice):
     """
 
     device_id: int = lib.VIRTIO_ID_CONSOLE
+    unmovable = ""
     OwnState = ConsoleState
 
     def __init__(

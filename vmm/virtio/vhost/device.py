@@ -43,6 +43,7 @@ class VhostDevice(VirtioDevice):
     """
 
     has_threads = True
+    unmovable = "pyvmm cannot collect the state of what serves it"
 
     def __init__(  # noqa: PLR0913  (all independent)
         self,

@@ -1,0 +1,174 @@
+"""Write a paused machine into a directory: ``--snapshot``.
+
+    pause -> GIC (its tables go into guest memory) -> vCPUs, devices -> memory -> manifest -> resume
+
+What cannot be collected is refused before the guest runs. The directory is opened then, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from vmm.arm64 import gic_state, processor, vcpu_state
+from vmm.closeable import Closeable
+from vmm.config import codec
+from vmm.errors import UserError, host_errors
+from vmm.state import manifest, memory_file
+from vmm.state.baseline import Baseline
+from vmm.state.directory import SnapshotDirectory
+from vmm.state.host_description import look
+from vmm.state.machine_state import MachineState
+from vmm.state.manifest import DiskFile, MadeBy, Manifest, MemoryFile
+from vmm.virtio.block.device import Blk
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.coherence.ledger import Ledger
+    from vmm.config import MachineConfig
+    from vmm.config.snapshot import SnapshotConfig
+    from vmm.devices.pl011 import Pl011
+    from vmm.devices.pl031 import Pl031
+    from vmm.kvm.system import System
+    from vmm.machine.power_cycle import PowerCycle
+    from vmm.machine.virtio_devices import VirtioDevices
+    from vmm.memory import Region
+    from vmm.state.visible_cpu import VisibleCpu
+
+OPTION: Final = "--snapshot"
+
+
+class Parts(NamedTuple):
+    """What a machine consists of, besides its power cycle."""
+
+    uart: Pl011
+    rtc: Pl031
+    virtio: VirtioDevices | None
+
+
+class Taken(NamedTuple):
+    """A snapshot that was written: bytes of memory, bytes that were maintained, and seconds."""
+
+    stored: int
+    maintained: int
+    seconds: float
+
+
+def refusals(config: MachineConfig) -> list[tuple[str, str]]:
+    """Return what in *config* cannot be saved, besides virtio devices: the option, and why."""
+    wrong = []
+    if config.vfio:
+        wrong.append(("--vfio", "a device of the host keeps its state to itself"))
+    if config.bars:
+        wrong.append(("--bar", "device memory is not part of the machine"))
+    if config.firmware is not None or config.flash is not None:
+        wrong.append(("--firmware and --flash", "the state of flash cannot be collected yet"))
+    if config.command is not None:
+        wrong.append(("COMMAND", "it ends with the process that asked for it"))
+    return wrong
+
+
+def check(config: MachineConfig, devices: VirtioDevices | None) -> None:
+    """Raise `UserError` if the machine has something that cannot be saved."""
+    wrong = refusals(config)
+    for device in () if devices is None else devices.devices:
+        if device.unmovable:
+            wrong.append((device.name, device.unmovable))
+    if wrong:
+        what, why = wrong[0]
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise UserError(f"{OPTION}: {what}: {why}{more}", "leave one of the two out")
+
+
+class Snapshots(Closeable):
+    """Own the directory of ``--snapshot``. Raises `UserError` and `HostError`."""
+
+    def __init__(self, asked: SnapshotConfig, config: MachineConfig, system: System) -> None:
+        self.ends = asked.end
+        """Whether the machine ends after a snapshot."""
+        self._config = config
+        self._cpu = shown(config, system)
+        self._directory = SnapshotDirectory(asked.path)
+
+    def take(
+        self, cycle: PowerCycle, parts: Parts, ram: Region, ledger: Ledger, counter: int | None
+    ) -> Taken:
+        """Write the machine, which is paused since its virtual counter was *counter*.
+
+        Raises `HostError`: the snapshot before is whole then.
+        """
+        began = time.monotonic()
+        state = collect(cycle, parts, counter)
+        with host_errors(OPTION):
+            disks = _disks(self._config, parts.virtio)
+        with self._directory.replace() as (name, fd, commit):
+            written = memory_file.write(fd, ram, ledger)
+            memory = MemoryFile(name, ram.base, ram.size, written.stored, written.sha256)
+            text = manifest.text(
+                Manifest(_made_by(), self._cpu, configuration(self._config), disks, memory, state)
+            )
+            commit(text)
+        return Taken(written.stored, written.maintained, time.monotonic() - began)
+
+    def close(self) -> None:
+        """Close the directory. Idempotent."""
+        self._directory.close()
+
+
+def shown(config: MachineConfig, system: System) -> VisibleCpu:
+    """Return what the guest sees of the CPU. Raises `HostError` and `UserError`."""
+    if config.cpu_baseline is not None:
+        return Baseline.read(config.cpu_baseline).cpu
+    with system.create_vm() as vm:
+        return look(vm, system.ipa_bits())[0]
+
+
+def collect(cycle: PowerCycle, parts: Parts, counter: int | None) -> MachineState:
+    """Return the state of a paused machine; GIC tables go into guest memory. Raises `HostError`.
+
+    KVM's counter has gone on since the pause: the guest's time is *counter*.
+    """
+    mpidrs = [processor.affinity(vcpu) for vcpu in cycle.vcpus]
+    gic = gic_state.collect(cycle.gic, mpidrs)
+    mmio, pci = ((), ()) if parts.virtio is None else parts.virtio.state()
+    return MachineState(
+        vcpus=tuple(vcpu_state.collect(vcpu, counter) for vcpu in cycle.vcpus),
+        gic=gic,
+        uart=parts.uart.state(),
+        rtc=parts.rtc.state(),
+        mmio=mmio,
+        pci=pci,
+    )
+
+
+def configuration(config: MachineConfig) -> object:
+    """Return *config* as JSON values, without what belongs to one run."""
+    run = {"snapshot": None, "restore": None, "memory_dump": None, "gdb": None, "watchdog": None}
+    plain = replace(config, verify=False, **run)  # type: ignore[arg-type]
+    return json.loads(codec.dumps({"config": plain}, lambda path: path.absolute()))
+
+
+def _disks(config: MachineConfig, devices: VirtioDevices | None) -> tuple[DiskFile, ...]:
+    """Make the disks durable, and return what they are. Raises OSError."""
+    found: Sequence[Blk] = [
+        each for each in (() if devices is None else devices.devices) if isinstance(each, Blk)
+    ]
+    facts = [disk.settle() for disk in found]
+    return tuple(
+        DiskFile(str(disk.path.absolute()), fact.st_size, fact.st_mtime_ns)
+        for disk, fact in zip(config.disks, facts, strict=True)
+    )
+
+
+def _made_by() -> MadeBy:
+    try:
+        program = f"pyvmm {version('pyvmm-arm64')}"
+    except PackageNotFoundError:
+        program = "pyvmm"
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return MadeBy(program, os.uname().release, now)
