@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 
 from tests.fuzz.given import Given
@@ -87,17 +86,28 @@ def admission(data: bytes) -> None:
 
 
 def frames(data: bytes) -> None:
-    """Cut *data* into frames, at once and byte by byte: the same ones, and none too long."""
-    found: list[list[protocol.Frame]] = []
-    for size in (len(data) or 1, 1, 7):
-        cutter, seen = protocol.Frames(), []
-        with suppress(EOFError):
-            for at in range(0, len(data), size):
-                seen += cutter.feed(data[at : at + size])
-        found.append(seen)
-    assert all(len(payload) <= protocol.MOST for _, payload in found[0])
-    assert found[1] == found[2]
-    assert found[0] in (found[1], [])  # what follows a frame too long takes others along
+    """Cut *data* into frames, at once and byte by byte: the same ones, and none too long.
+
+    A frame that is too long takes those along that came with it.
+    """
+    whole, ended = cut(data, 1)
+    assert all(len(payload) <= protocol.MOST for _, payload in whole)
+    for size in (7, len(data) or 1):
+        found, too = cut(data, size)
+        assert too == ended
+        assert found == (whole[: len(found)] if ended else whole)
+
+
+def cut(data: bytes, size: int) -> tuple[list[protocol.Frame], bool]:
+    """Feed *data* in pieces of *size* bytes; return the frames, and whether one was too long."""
+    cutter = protocol.Frames()
+    seen: list[protocol.Frame] = []
+    try:
+        for at in range(0, len(data), size):
+            seen += cutter.feed(data[at : at + size])
+    except EOFError:
+        return seen, True
+    return seen, False
 
 
 @cache
