@@ -1,0 +1,227 @@
+"""The real gdb debugs real guests, through `pyvmm run --host lab --gdb`; and the watchdog."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from tests.lab import symbol_file
+from tests.lab.guest.flat_guest import CATCH, PANIC, SLEEP, SPIN, assemble
+from vmm.lab.debian.prefix import prefix
+from vmm.lab.guest import fixture
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+PYVMM = str(Path(sys.executable).with_name("pyvmm"))
+PATIENCE = 400.0
+ENTRY = 0x4008_0000
+"""Where a flat binary begins."""
+
+NEEDED = ("_text", "_einittext", "vfs_read", "ksys_read", "start_kernel", "jiffies_64", "init_task")
+CATS = "while :; do cat /proc/uptime >/dev/null; done & "
+SYMBOLS = f"grep -E ' ({'|'.join(NEEDED)})$' /proc/kallsyms; echo that is all; "
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep a host up, apart from those that the user keeps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        for verb in ("up", "down"):
+            subprocess.run([PYVMM, "lab", verb, "fwb"], check=True, timeout=PATIENCE)
+            if verb == "up":
+                yield
+
+
+class Run:
+    """``pyvmm run --host lab`` with *words*. A context manager: ends it."""
+
+    def __init__(self, *words: str | Path) -> None:
+        self.seen = b""
+        self.program = subprocess.Popen(
+            [PYVMM, "run", "--host", "lab", *map(str, words)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.program.poll() is None:
+            self.program.terminate()
+        self.program.communicate()
+
+    def expect(self, pattern: str) -> re.Match[bytes]:
+        """Wait until the output matches; return the match."""
+        assert self.program.stdout
+        deadline = time.monotonic() + PATIENCE
+        while not (match := re.search(pattern.encode(), self.seen)):
+            left = deadline - time.monotonic()
+            assert left > 0, self.seen
+            if select.select([self.program.stdout], [], [], left)[0]:
+                data = os.read(self.program.stdout.fileno(), 65536)
+                assert data, (pattern, self.seen)
+                self.seen += data
+        return match
+
+    def end(self, typed: bytes = b"") -> int:
+        """Type *typed*, and return the status with which it ends."""
+        said, _ = self.program.communicate(typed, timeout=PATIENCE)
+        self.seen += said
+        return self.program.returncode
+
+
+def gdb(socket: Path, commands: Sequence[str], symbols: Path | None = None) -> str:
+    """Let gdb carry out *commands*, connected to *socket*; return what it said."""
+    tools = prefix("gdb-multiarch", ["gdb-multiarch"])
+    argv = [*tools.command("usr/bin/gdb-multiarch"), "-nx", "-q", "-batch"]
+    argv += [f"--data-directory={tools.root}/usr/share/gdb"]
+    words = ["set architecture aarch64", f"set remotetimeout {PATIENCE:.0f}"]
+    words += [f"file {symbols}"] if symbols else []
+    for command in (*words, f"target remote {socket}", *commands):
+        argv += ["-ex", command]
+    done = subprocess.run(
+        argv,
+        env={**os.environ, "PYTHONHOME": f"{tools.root}/usr"},
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    return done.stdout + done.stderr
+
+
+def until(path: Path, run: Run) -> None:
+    """Wait until *path* exists: the host end of a guest that is about to run."""
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < deadline
+        assert run.program.poll() is None, (run.end(), run.seen)
+        time.sleep(0.05)
+
+
+INTERRUPT = (
+    "python import os, signal, threading; "
+    f"threading.Timer(2, lambda: os.kill(os.getpid(), {int(signal.SIGINT)})).start()"
+)
+
+
+def test_gdb_debugs_a_debian_kernel_with_four_vcpus(tmp_path: Path) -> None:
+    socket, symbols, task = tmp_path / "gdb", tmp_path / "symbols", tmp_path / "task"
+    guest = fixture.guest(modules=(), packages=(), script=SYMBOLS + CATS)
+    words = ["--initrd", guest.initrd, "--cpus", "4", "--gdb", socket, guest.kernel]
+    with Run(*words, "--cmdline", "console=ttyAMA0 quiet nokaslr panic=-1") as run:
+        run.expect("that is all")
+        at = symbol_file.addresses(run.seen.decode(errors="replace").replace("\r", ""))
+        assert set(NEEDED) <= set(at)
+        symbol_file.write(symbols, at)
+        said = gdb(
+            socket,
+            [
+                "break vfs_read",
+                "continue",
+                "info threads",
+                f"dump binary memory {task} $SP_EL0 $SP_EL0+0x2000",
+                "stepi",
+                "x/i $pc",
+                "print $TCR_EL1 != 0 && ($cpsr & 0xc) == 4",
+                "hbreak *$lr",
+                "delete 1",
+                "continue",
+                "delete",
+                "watch *(long*)&jiffies_64",
+                "continue",
+                "delete",
+                INTERRUPT,
+                "continue",
+                f"monitor translate {at['vfs_read']:#x}",
+                "detach",
+            ],
+            symbols,
+        )
+        assert re.search(r'Thread \d "vCPU \d" hit Breakpoint 1, 0x\w+ in vfs_read', said), said
+        assert len(re.findall(r'Thread \d "vCPU \d" \(vCPU \d, on\)', said)) == 4, said
+        # The Debian kernel's `current` is SP_EL0, a task_struct, which has the program's name.
+        assert re.search(rb"(cat|sh)\0", task.read_bytes())
+        assert f"{at['vfs_read'] + 4:#x} <vfs_read+4>" in said
+        assert "= 1" in said
+        assert re.search(r"hit (Temporary )?Breakpoint 2, 0x\w+ in ksys_read", said), said
+        watched = re.search(r"Old value = (\d+)\nNew value = (\d+)", said)
+        assert watched, said
+        assert int(watched[2]) > int(watched[1])
+        assert "received signal SIGINT" in said
+        assert re.search(rf"{at['vfs_read']:#x} is 0x4\w+: level \d", said), said
+        assert "detached" in said
+        assert run.end(b"poweroff\n") == 0, run.seen
+
+
+def test_a_guests_own_brk_reaches_its_handler(tmp_path: Path) -> None:
+    """Gdb's breakpoints have KVM take every BRK; this one is the guest's."""
+    # What would not run is no image; a branch to a register ends that check.
+    misdeed = "adr x3, 2f; br x3; 2: brk #0x800"
+    socket, image = tmp_path / "gdb", assemble(tmp_path, CATCH.format(misdeed=misdeed))
+    with Run(image, "--gdb", f"{socket},wait") as run:
+        until(socket, run)
+        said = gdb(
+            socket,
+            [
+                f"break *{ENTRY + 4}",
+                f"break *{ENTRY + 0x1000}",
+                "continue",
+                "x/i $pc",
+                "delete 1",
+                "continue",
+            ],
+        )
+        assert f"Breakpoint 1, {ENTRY + 4:#018x}" in said, said
+        assert "exited normally" in said
+        assert run.end() == 0
+        assert run.seen.endswith(b"<"), "the class of a BRK: 0x3c"
+
+
+def test_gdb_sees_a_panic_before_the_machine_ends(tmp_path: Path) -> None:
+    socket, image = tmp_path / "gdb", assemble(tmp_path, PANIC)
+    with Run(image, "--gdb", f"{socket},wait") as run:
+        until(socket, run)
+        said = gdb(socket, ["continue", "print/x $x1", "continue"])
+        assert "the guest has panicked; it ends when you continue" in said, said
+        assert "SIGABRT" in said
+        assert "= 0x1" in said
+        assert run.end() == 4
+
+
+@pytest.mark.parametrize("source", [SPIN, SLEEP])
+def test_the_watchdog_tells_a_loop_with_interrupts_off_from_sleep(
+    tmp_path: Path, source: str
+) -> None:
+    image, events, symbols = assemble(tmp_path, source), tmp_path / "events", tmp_path / "map"
+    symbols.write_text(f"{ENTRY:x} T the_loop\n{ENTRY + 0x100:x} T behind\n")
+    watchdog = f"1,symbols={symbols}"
+    with Run(image, "--watchdog", watchdog, "--timeout", "8", "--events", events) as run:
+        assert run.end() == 124, run.seen
+    stuck = [
+        each
+        for line in events.read_text().splitlines()
+        if (each := json.loads(line))["event"] == "vcpu-stuck"
+    ]
+    if source is SLEEP:
+        assert not stuck
+        return
+    assert stuck[0]["pc"] == ENTRY
+    assert stuck[0]["backtrace"][0] == "the_loop+0x0"
+    assert len(stuck) == 1, "it is told once"
+    assert b"watchdog: vCPU 0 has run with interrupts off for 1 s, at the_loop+0x0" in run.seen
