@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 from typing import Final
 
 AARCH64: Final = 183
+_LINE: Final = re.compile(r"([0-9a-f]{16}) \w (\w+)\s*$")
 _SECTIONS: Final = b"\0.text\0.data\0.symtab\0.strtab\0.shstrtab\0"
 _HEADER: Final = 64
 
@@ -15,9 +17,8 @@ def addresses(kallsyms: str) -> dict[str, int]:
     """Return the kernel's own symbols, not those of modules, by name; the first of each name."""
     found: dict[str, int] = {}
     for line in kallsyms.splitlines():
-        words = line.split()
-        if len(words) == 3:
-            found.setdefault(words[2], int(words[0], 16))
+        if match := _LINE.match(line):
+            found.setdefault(match[2], int(match[1], 16))
     return found
 
 

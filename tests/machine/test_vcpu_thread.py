@@ -139,6 +139,7 @@ def test_a_debug_exit_holds_the_vcpu_until_it_is_released(rig: Rig) -> None:
     rig.thread.start()
     assert told.get(timeout=5) == (0, BREAKPOINT)
     assert rig.thread.debug == BREAKPOINT
+    assert rig.thread.held
     rig.thread.pause()
     rig.thread.wait_paused()
     rig.thread.resume()

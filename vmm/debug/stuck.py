@@ -84,7 +84,7 @@ class Watchdog:
 
     def _sample(self, cycle: PowerCycle, index: int) -> None:
         thread, vcpu = cycle.threads[index], cycle.vcpus[index]
-        if thread.debug is not None:
+        if thread.held:  # by a debugger
             return
         thread.hold()
         try:

@@ -138,6 +138,11 @@ class VcpuThread:
         """Undo `hold`, and forget `debug`: an instruction that caused it runs again."""
         self._hold(held=False)
 
+    @property
+    def held(self) -> bool:
+        """Whether somebody holds the vCPU: `hold`, or a debug exit."""
+        return self._held
+
     def _hold(self, *, held: bool) -> None:
         with self._changed:
             self._held, self.debug = held, None
