@@ -193,6 +193,11 @@ class Debugger:
             raise GuestError(f"there is no vCPU {index}")
         return self._cycle.vcpus[index]
 
+    def awake(self, preferred: int) -> int:
+        """Return *preferred* if that vCPU is on, or else the first that is, or 0."""
+        indices = (preferred, *range(self.count)) if self.count else ()
+        return next((each for each in indices if not self.registers(each).is_off()), 0)
+
     def registers(self, index: int) -> Registers:
         """Return the registers of vCPU *index*. Raises `GuestError` if there is none."""
         if index not in self._registers:
@@ -217,10 +222,14 @@ class Debugger:
     def go(self, steps: Mapping[int, bool]) -> None:
         """Let the vCPUs with an index in *steps* go on: for one instruction where that is True.
 
-        The others stay where they are. Raises `KvmError`, and the machine then stays stopped.
+        The others stay where they are. Raises `GuestError` for a step of a vCPU that is powered
+        off, and `KvmError`; the machine then stays stopped.
         """
         if not self.stopped:
             return
+        for index, step in steps.items():
+            if step and self.registers(index).is_off():
+                raise GuestError(f"vCPU {index} is powered off: it has no next instruction")
         vcpus, threads = (self._cycle.vcpus, self._cycle.threads) if self._cycle else ((), ())
         for index, (vcpu, thread) in enumerate(zip(vcpus, threads, strict=True)):
             vcpu.set_guest_debug(self.breakpoints.debug(step=steps.get(index, False)))

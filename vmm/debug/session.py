@@ -70,7 +70,7 @@ class Session:
         """Stop the machine, as ^C asks for. Raises `HostError`."""
         if not self._debugger.stopped:
             self._debugger.stop()
-            self._on_stop(Stop(self._selected, SIGINT))
+            self._on_stop(Stop(self._debugger.awake(self._selected), SIGINT))
 
     def packet(self, data: bytes) -> None:
         """Carry out the packet *data*."""
