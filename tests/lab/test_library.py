@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import vmm
-from tests.lab.guest.flat_guest import CATCH, COUNT, ECHO, PANIC, POWER_OFF, RESET, SPIN, assemble
+from tests.lab.guest.flat_guest import (
+    CATCH,
+    COUNT,
+    ECHO,
+    PANIC,
+    POWER_OFF,
+    RESET,
+    SLEEP,
+    SPIN,
+    assemble,
+)
 from vmm.kvm.exits import MmioRead, MmioWrite, SystemEvent
 from vmm.lab.host.emulated_host import Host
 
@@ -104,6 +115,65 @@ def test_a_paused_machine_shows_and_takes_registers_and_memory(
         pass
     count.stop()
     assert count.wait(PATIENCE) == "quit"
+
+
+def test_one_vcpu_steps_while_the_others_wait(machine: Callable[..., vmm.Machine]) -> None:
+    """COUNT's loop is five instructions: add, isb, mrs, stp, b."""
+    count = machine(COUNT.format(cpus=2), cpus=2)
+    with pytest.raises(vmm.UserError, match="before the start"):
+        count.step()
+    count.start()
+    while any(count.memory[at : at + 4] == bytes(4) for at in range(COUNTS, COUNTS + 128, 64)):
+        pass
+    with pytest.raises(vmm.UserError, match="pause the machine"):
+        count.step()
+    count.pause()
+    one, other = (vcpu.registers for vcpu in count.vcpus)
+    still = other["x5"], other["pc"]
+    places, rounds = [one["pc"]], one["x5"]
+    for _ in range(10):
+        count.step()
+        places.append(one["pc"])
+    assert len(set(places)) == 5
+    assert places[:5] == places[5:10]
+    assert {(after - before) % 20 for before, after in pairwise(places)} == {4}
+    assert one["x5"] == rounds + 2
+    assert (other["x5"], other["pc"]) == still
+    count.step(1)
+    assert other["pc"] != still[1]
+    with pytest.raises(vmm.UserError, match="there is no vCPU 7"):
+        count.step(7)
+    count.pause()
+    with pytest.raises(vmm.UserError, match="paused by somebody else"):
+        count.step()
+    count.resume()
+    count.resume()
+    rounds = one_count(count)
+    while one_count(count) < rounds + 100:
+        pass
+
+
+def one_count(machine: vmm.Machine) -> int:
+    return int.from_bytes(machine.memory[COUNTS : COUNTS + 8], "little")
+
+
+def test_a_step_that_waits_for_an_interrupt_is_an_error(
+    machine: Callable[..., vmm.Machine],
+) -> None:
+    sleeper = machine(SLEEP)
+    sleeper.start()
+    sleeper.pause()
+    with pytest.raises(vmm.HostError, match="may wait for an interrupt"):
+        step_often(sleeper)
+    assert sleeper.state == "paused"
+    sleeper.resume()
+    sleeper.stop()
+    assert sleeper.wait(PATIENCE) == "quit"
+
+
+def step_often(machine: vmm.Machine) -> None:
+    for _ in range(3):  # the first instructions may be before the WFI
+        machine.step()
 
 
 def test_accesses_and_exits_come_to_functions(machine: Callable[..., vmm.Machine]) -> None:

@@ -21,6 +21,7 @@ CALLS = frozenset(
         "start",
         "pause",
         "resume",
+        "step",
         "reset",
         "stop",
         "state",
@@ -48,6 +49,9 @@ class Engine(Protocol):
 
     def resume(self) -> None:
         """Undo one `pause`."""
+
+    def step(self, vcpu: int) -> None:
+        """Let one vCPU of a paused machine execute one instruction, while the others wait."""
 
     def reset(self) -> None:
         """Begin another power cycle."""

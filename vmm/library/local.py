@@ -19,6 +19,7 @@ from vmm.debug.watch import watch
 from vmm.errors import HostError, UserError, VmmError
 from vmm.events import Events
 from vmm.kvm.exits import Interrupted
+from vmm.library.step import Step
 from vmm.loop import Loop
 from vmm.machine.machine import Ending, Machine
 
@@ -37,6 +38,8 @@ T = TypeVar("T")
 CHUNK: Final = 1 << 16
 LOOK: Final = 1.0
 """Seconds after which a caller looks whether the loop's thread is still there."""
+STEP_TIMEOUT: Final = 10.0
+"""Seconds that one instruction may take."""
 TURN: Final = 16
 """Chunks of a console's output before others get a turn."""
 
@@ -165,6 +168,26 @@ class LocalEngine(Closeable):
 
         self._call(do)
 
+    def step(self, vcpu: int) -> None:
+        """Let one vCPU of a paused machine execute one instruction, while the others wait.
+
+        Raises `HostError` for an instruction that takes `STEP_TIMEOUT` seconds: a WFI, say, which
+        is over when an interrupt comes.
+        """
+        step = self._call(lambda: self._begin_step(vcpu))
+        ended = step.over.wait(STEP_TIMEOUT)
+        self._call(step.end)
+        if not ended:
+            raise HostError(
+                f"vCPU {vcpu}: the instruction is not over after {STEP_TIMEOUT:g} s",
+                "it may wait for an interrupt: resume the machine",
+            )
+
+    def _begin_step(self, number: int) -> Step:
+        self._vcpu(number)  # it is there, and the machine is paused
+        assert self._machine.power is not None, "the vCPU is its"
+        return Step(self._machine, self._machine.power, number)
+
     def reset(self) -> None:
         """Begin another power cycle."""
         self._machine.end(Ending.RESET)
@@ -203,7 +226,10 @@ class LocalEngine(Closeable):
             raise UserError("no vCPU exists before the start and after the end", "see start")
         if not self._machine.paused:
             raise UserError("registers of a vCPU that runs cannot be read", "pause the machine")
-        return self._machine.power.vcpus[number]
+        try:
+            return self._machine.power.vcpus[number]
+        except IndexError:
+            raise UserError(f"there is no vCPU {number}", "see vcpus") from None
 
     def send(self, port: str, data: bytes) -> None:
         """Send bytes to a console."""

@@ -199,6 +199,13 @@ class Machine(Closeable):
         """Undo one `pause`. Raises `UserError` if there was none."""
         self.engine.resume()
 
+    def step(self, vcpu: int = 0) -> None:
+        """Let one vCPU of the paused machine execute one instruction, while the others wait.
+
+        Raises `HostError` for one that waits for an interrupt; `UserError` while gdb is attached.
+        """
+        self.engine.step(vcpu)
+
     def reset(self) -> None:
         """Reset the machine, as its button does."""
         self.engine.reset()

@@ -566,6 +566,11 @@ class Machine(Closeable):
         """Whether somebody holds the machine."""
         return self._pause.held
 
+    @property
+    def holders(self) -> int:
+        """How many hold the machine: `pause` without `resume`."""
+        return self._pause.holders
+
     def end(self, ending: Ending | Exception) -> None:
         """End the power cycle; `run` returns *ending*. Thread-safe; the first call counts."""
         cycle = self._cycle

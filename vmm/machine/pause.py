@@ -64,14 +64,15 @@ class Pause:
 
     def __init__(self, devices: Callable[[], Sequence[Held]]) -> None:
         self._devices = devices
-        self._holders = 0
+        self.holders = 0
+        """How many hold the machine."""
         self._cycle: Cycle | None = None
         self._counter: int | None = None
 
     @property
     def held(self) -> bool:
         """Whether the machine is paused."""
-        return self._holders > 0
+        return self.holders > 0
 
     @property
     def counter(self) -> int | None:
@@ -95,8 +96,8 @@ class Pause:
         Raises `HostError` if a vCPU does not leave the guest within `vcpu_thread.STOP_TIMEOUT`
         seconds; the machine is then not held, and goes on.
         """
-        self._holders += 1
-        if self._holders > 1 or self._cycle is None:
+        self.holders += 1
+        if self.holders > 1 or self._cycle is None:
             return
         try:
             self._still(self._cycle)
@@ -120,7 +121,7 @@ class Pause:
         """
         if not self.held:
             raise ValueError("the machine is not paused")
-        self._holders -= 1
+        self.holders -= 1
         if self.held:
             return
         for device in self._devices():
