@@ -165,6 +165,21 @@ def test_chains_overlap_and_interrupts_are_instants(file: Path) -> None:
     assert raised == {"name": "disk0 interrupt", "dur": 0}
 
 
+def test_phases_one_after_the_other_are_all_there(file: Path) -> None:
+    """Perfetto drops spans of a track that overlap, and counts them as an error."""
+    traced = Traced(file)
+    at = begin = time.monotonic_ns() - 10_000_000_000  # the first begins before the trace does
+    for number in range(300):
+        at += 1_234_567_891 + 7919 * number
+        traced.trace.span(str(number), begin, at)
+        begin = at
+    spans, problems = query(
+        traced.close(), "select name from slice where category = 'machine'", PROBLEMS
+    )
+    assert not problems
+    assert len(spans) == 300
+
+
 def test_a_trace_of_a_process_that_was_killed_opens(file: Path) -> None:
     traced = Traced(file)
     traced.trace.mark("power-on")

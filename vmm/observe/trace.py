@@ -134,7 +134,8 @@ class Trace(Closeable):
 
     def span(self, name: str, begin: int, end: int) -> None:
         """Write that *name* took from *begin* to *end* on the machine's track."""
-        took = (end - begin) / 1000
+        # One that begins before the origin is cut there: Perfetto drops spans that overlap.
+        took = self._since(end) - self._since(begin)
         self._event("X", MACHINE_TRACK, name, begin, dur=took, cat="machine")
 
     def _update_names(self) -> None:
@@ -201,9 +202,13 @@ class Trace(Closeable):
         self._write(_line({**event, "args": {"name": name}}) + b",\n")
 
     def _event(self, kind: str, track: int, name: str, at: int, **more: object) -> None:
-        since = max(0, at - self._origin) / 1000
-        event = {"ph": kind, "pid": os.getpid(), "tid": track, "name": name, "ts": since}
+        pid, since = os.getpid(), self._since(at)
+        event = {"ph": kind, "pid": pid, "tid": track, "name": name, "ts": since}
         self._write(_line({**event, **more}) + b",\n")
+
+    def _since(self, at: int) -> int:
+        """Return *at* ns of CLOCK_MONOTONIC in microseconds of the trace."""
+        return max(0, at - self._origin) // 1000
 
     def _write(self, data: Any) -> None:
         view = memoryview(data)
