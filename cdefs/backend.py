@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import filters
 import native
 import setuptools
 from click.shell_completion import get_completion_class
@@ -50,7 +51,7 @@ __all__ = [
 _Config = dict[str, str | list[str] | None] | None
 
 
-PACKAGES = "gcc libc6-dev libfdt-dev python3-dev"
+PACKAGES = "gcc libc6-dev libfdt-dev libseccomp2 python3-dev"
 """What Debian has to have for a build."""
 
 
@@ -113,6 +114,7 @@ class BuildPy(build_py):
 
 def _prepare() -> None:
     native.emit()
+    filters.emit()
     pages = sorted(str(path) for path in Path("scripts/man").glob("*.1"))
     data: list[tuple[str, Sequence[str]]] = [("share/man/man1", pages), *_complete(Path("build"))]
     # Without a setup.py, setuptools' backend calls setup() without arguments.

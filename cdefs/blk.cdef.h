@@ -71,8 +71,28 @@ struct pyvmm_blk_failure {
     ...;
 };
 
+struct pyvmm_uring {
+    int fd;
+    ...;
+};
+
+struct io_uring_sqe {
+    uint8_t opcode;
+    uint8_t flags;
+    int fd;
+    uint64_t user_data;
+    ...;
+};
+
+struct io_uring_cqe {
+    uint64_t user_data;
+    int res;
+    uint32_t flags;
+};
+
 struct pyvmm_blk_queue {
     struct pyvmm_disk *disk;
+    struct pyvmm_uring *uring;
     struct pyvmm_queue *queue;
     struct pyvmm_blk_request *slots;
     struct pyvmm_interrupt *interrupt;
@@ -90,3 +110,8 @@ int pyvmm_blk_alignment(int fd, uint32_t *memory, uint32_t *offset);
 int pyvmm_blk_run(struct pyvmm_blk_queue *blk);
 void pyvmm_blk_stop(struct pyvmm_blk_queue *blk, uint32_t how);
 int pyvmm_blk_take_failure(struct pyvmm_blk_queue *blk, struct pyvmm_blk_failure *failure);
+int pyvmm_blk_open_uring(struct pyvmm_uring *uring);
+struct io_uring_sqe *pyvmm_uring_entry(struct pyvmm_uring *uring);
+int pyvmm_uring_enter(struct pyvmm_uring *uring, uint32_t wait_for);
+int pyvmm_uring_next(struct pyvmm_uring *uring, struct io_uring_cqe *completion);
+void pyvmm_uring_close(struct pyvmm_uring *uring);

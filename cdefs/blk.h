@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "ring.h"
+#include "uring.h"
 
 #define PYVMM_BLK_SERIAL_BYTES 20
 #define PYVMM_BLK_DISCARD_RANGES 32      /* in one request */
@@ -88,6 +89,7 @@ enum pyvmm_blk_end { PYVMM_BLK_GOES_ON, PYVMM_BLK_PAUSE, PYVMM_BLK_STOP };
 /* One queue and the thread that serves it. */
 struct pyvmm_blk_queue {
 	struct pyvmm_disk *disk;
+	struct pyvmm_uring *uring; /* NULL: the host has none, or does not allow it */
 	struct pyvmm_queue *queue;
 	struct pyvmm_blk_request *slots; /* PYVMM_BLK_DEPTH, each with a chain */
 	struct pyvmm_interrupt *interrupt;
@@ -98,10 +100,11 @@ struct pyvmm_blk_queue {
 	uint32_t stopping;       /* enum pyvmm_blk_end */
 	uint64_t requests;       /* done */
 	uint64_t errors;         /* done with VIRTIO_BLK_S_IOERR */
-	uint8_t uses_uring;      /* the host has io_uring and allows it */
+	uint8_t uses_uring;      /* `uring` was used, and not done without */
 	struct pyvmm_blk_failure failure;
 };
 
+int pyvmm_blk_open_uring(struct pyvmm_uring *uring);
 int pyvmm_blk_run(struct pyvmm_blk_queue *blk);
 void pyvmm_blk_stop(struct pyvmm_blk_queue *blk, uint32_t how);
 int pyvmm_blk_take_failure(struct pyvmm_blk_queue *blk, struct pyvmm_blk_failure *failure);

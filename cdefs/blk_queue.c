@@ -28,15 +28,15 @@
 #define BATCH 32  /* requests after which the driver gets its interrupt */
 
 /* user_data of entries that are not requests: request numbers are smaller */
-enum { DOORBELL = PYVMM_BLK_DEPTH, STOP };
+enum { DOORBELL = PYVMM_BLK_DEPTH, STOP, CANCEL };
 
 /* The state of a running thread. */
 struct work {
 	struct pyvmm_blk_queue *blk;
-	struct pyvmm_uring uring;
 	uint8_t has_uring;
 	uint8_t awaits_doorbell; /* the kernel polls it */
 	uint8_t awaits_stop;
+	uint8_t cancels; /* of polls, that are under way */
 	uint32_t idle_count;
 	uint16_t idle[PYVMM_BLK_DEPTH]; /* free slots */
 };
@@ -89,8 +89,8 @@ static struct io_uring_sqe *entry(struct work *work, uint64_t user_data)
 {
 	struct io_uring_sqe *entry;
 
-	while (!(entry = pyvmm_uring_entry(&work->uring)))
-		pyvmm_uring_enter(&work->uring, 0);
+	while (!(entry = pyvmm_uring_entry(work->blk->uring)))
+		pyvmm_uring_enter(work->blk->uring, 0);
 	entry->user_data = user_data;
 	return entry;
 }
@@ -140,7 +140,7 @@ static void reap(struct work *work)
 {
 	struct io_uring_cqe completion;
 
-	while (work->has_uring && pyvmm_uring_next(&work->uring, &completion)) {
+	while (work->has_uring && pyvmm_uring_next(work->blk->uring, &completion)) {
 		struct pyvmm_blk_request *request;
 
 		if (completion.user_data >= PYVMM_BLK_DEPTH) {
@@ -148,8 +148,10 @@ static void reap(struct work *work)
 
 			if (completion.user_data == DOORBELL)
 				work->awaits_doorbell = awaits;
-			else
+			else if (completion.user_data == STOP)
 				work->awaits_stop = awaits;
+			else
+				work->cancels--;
 			continue;
 		}
 		request = &work->blk->slots[completion.user_data];
@@ -202,20 +204,43 @@ static void tell(struct work *work)
 		pyvmm_interrupt_raise(blk->interrupt, blk->bits);
 }
 
-/* Submit the entries; with `wait`, wait for a completion. */
-static void enter(struct work *work, int wait)
+/* Submit the entries, and wait for so many completions. */
+static void submit(struct work *work, uint32_t wait_for)
 {
 	static const struct timespec moment = { .tv_nsec = 1000000 };
-	int error;
+	int error = pyvmm_uring_enter(work->blk->uring, wait_for);
 
+	if (error && error != -EINTR && error != -EBUSY)
+		nanosleep(&moment, NULL); /* the host is out of memory: try again later */
+}
+
+/* Submit the entries and what wakes the thread; with `wait`, wait for a completion. */
+static void enter(struct work *work, int wait)
+{
 	if (!work->awaits_doorbell)
 		await(work, work->blk->doorbell, DOORBELL);
 	if (!work->awaits_stop)
 		await(work, work->blk->stop, STOP);
 	work->awaits_doorbell = work->awaits_stop = 1;
-	error = pyvmm_uring_enter(&work->uring, wait ? 1 : 0);
-	if (error && error != -EINTR && error != -EBUSY)
-		nanosleep(&moment, NULL); /* the host is out of memory: try again later */
+	submit(work, wait ? 1 : 0);
+}
+
+/* Take the polls back: the next driver's thread finds a ring with nothing in flight. */
+static void settle(struct work *work)
+{
+	for (uint64_t user_data = DOORBELL; user_data <= STOP; user_data++) {
+		struct io_uring_sqe *sqe = entry(work, CANCEL);
+
+		/* Not POLL_REMOVE: of a poll that is about to complete it removes nothing (EALREADY). */
+		sqe->opcode = IORING_OP_ASYNC_CANCEL;
+		sqe->fd = -1;
+		sqe->addr = user_data;
+		work->cancels++; /* without such a poll it fails, and completes all the same */
+	}
+	while (work->awaits_doorbell || work->awaits_stop || work->cancels) {
+		submit(work, 1);
+		reap(work);
+	}
 }
 
 /* The same without io_uring. */
@@ -251,7 +276,7 @@ static int serve(struct work *work)
 		if (ends && work->idle_count == PYVMM_BLK_DEPTH)
 			return wrong;
 		if (begun == BATCH) {
-			/* Requests in flight complete only in this call (IORING_SETUP_DEFER_TASKRUN). */
+			/* Requests in flight complete in a system call (IORING_SETUP_COOP_TASKRUN). */
 			if (work->has_uring && work->idle_count < PYVMM_BLK_DEPTH)
 				enter(work, 0);
 			continue;
@@ -277,13 +302,21 @@ int pyvmm_blk_run(struct pyvmm_blk_queue *blk)
 
 	for (uint16_t i = 0; i < PYVMM_BLK_DEPTH; i++)
 		work.idle[i] = (uint16_t)(PYVMM_BLK_DEPTH - 1 - i);
-	work.has_uring = !blk->disk->one_by_one &&
-			 !pyvmm_uring_open(&work.uring, 2 * PYVMM_BLK_DEPTH);
+	work.has_uring = blk->uring && !blk->disk->one_by_one;
 	__atomic_store_n(&blk->uses_uring, work.has_uring, __ATOMIC_RELAXED);
 	wrong = serve(&work);
 	if (work.has_uring)
-		pyvmm_uring_close(&work.uring);
+		settle(&work);
 	return wrong;
+}
+
+/*
+ * Open an io_uring for queues' threads, one at a time; pyvmm_uring_close closes it. Returns 0 or
+ * -errno: without one, requests are done one by one.
+ */
+int pyvmm_blk_open_uring(struct pyvmm_uring *uring)
+{
+	return pyvmm_uring_open(uring, 2 * PYVMM_BLK_DEPTH);
 }
 
 /* Make pyvmm_blk_run return after the requests in flight (enum pyvmm_blk_end). From any thread. */

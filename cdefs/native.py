@@ -31,6 +31,7 @@ CDEFS = [
     "fdt.cdef.h",
     "vfio.cdef.h",
     "map.cdef.h",
+    "sandbox.cdef.h",
     "seal.cdef.h",
     "sigbus.cdef.h",
     "spawn.cdef.h",
@@ -84,6 +85,7 @@ PREAMBLE = """
 #include "observe.h"
 #include "ring.h"
 #include "run.h"
+#include "sandbox.h"
 #include "sanitizer.h"
 #include "seal.h"
 #include "spawn.h"
@@ -100,8 +102,8 @@ def sources() -> list[Path]:
 
 
 def dependencies() -> list[Path]:
-    """Return what else of this directory the extension is built from: headers, cdefs, Python."""
-    return sorted((*HERE.glob("*.h"), *HERE.glob("*.py"), *HERE.glob("*.md")))
+    """Return what else of this directory is for the extension: headers, cdefs, policy, Python."""
+    return sorted(path for kind in ("h", "py", "md", "toml") for path in HERE.glob(f"*.{kind}"))
 
 
 def declarations() -> FFI:

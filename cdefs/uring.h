@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * An io_uring (io_uring(7)): many operations on files by one system call, completed in any order.
- * Only the thread that opened it may use it.
+ * One thread at a time may use it. It does what a disk's queue needs and nothing else.
  */
 #ifndef PYVMM_URING_H
 #define PYVMM_URING_H

@@ -13,7 +13,7 @@ unset PYTHONHOME PYTHONPATH # no modules from elsewhere
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
 # To compile vmm._native for this machine, and for the lab's arm64 hosts.
-BUILD_PACKAGES=(gcc libc6-dev libfdt-dev)
+BUILD_PACKAGES=(gcc libc6-dev libfdt-dev libseccomp2)
 if [ "$(uname -m)" != aarch64 ]; then
     BUILD_PACKAGES+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
 fi
@@ -87,7 +87,7 @@ _venv_state() {
         cd "$ROOT"
         echo "$ROOT" "$("$PYTHON" -c 'import sys; print(sys.executable, sys.version)')"
         cat pyproject.toml
-        find cdefs -maxdepth 1 -type f ! -name _native.c | LC_ALL=C sort | xargs cat
+        find cdefs -maxdepth 1 -type f ! -name '_*' | LC_ALL=C sort | xargs cat
     ) | sha256sum
 }
 

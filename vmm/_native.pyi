@@ -590,6 +590,12 @@ class _Lib:
     PYVMM_RING_TABLE: int
     PYVMM_RUN_LOAD: int
     PYVMM_RUN_STORE: int
+    PYVMM_SANDBOX_LOG: int
+    PYVMM_SANDBOX_OFF: int
+    PYVMM_SANDBOX_ON: int
+    PYVMM_THREAD_LOOP: int
+    PYVMM_THREAD_QUEUE: int
+    PYVMM_THREAD_VCPU: int
     RTM_GETLINK: int
     RTM_NEWADDR: int
     RTM_NEWLINK: int
@@ -838,9 +844,11 @@ class _Lib:
     pyvmm_bitmap_count: Callable[[Any, int], int]
     pyvmm_bitmap_runs: Callable[[Any, int, Any, Any, int], int]
     pyvmm_blk_alignment: Callable[[int, Any, Any], int]
+    pyvmm_blk_open_uring: Callable[[Any], int]
     pyvmm_blk_run: Callable[[Any], int]
     pyvmm_blk_stop: Callable[[Any, int], None]
     pyvmm_blk_take_failure: Callable[[Any, Any], int]
+    pyvmm_call_name: Callable[[int], Any]
     pyvmm_chain_fill_random: Callable[[Any, int], int]
     pyvmm_chain_from_file: Callable[[Any, int, int], int]
     pyvmm_chain_read: Callable[[Any, int, Any, int], int]
@@ -861,6 +869,7 @@ class _Lib:
     pyvmm_interrupt_stand: Callable[[Any, int], None]
     pyvmm_interrupt_status: Callable[[Any], int]
     pyvmm_ioctl: Callable[[int, int, int], int]
+    pyvmm_ioctl_name: Callable[[int], Any]
     pyvmm_is_dax: Callable[[int], int]
     pyvmm_kick: Callable[[Any], None]
     pyvmm_kick_prepare: Callable[[], int]
@@ -884,6 +893,10 @@ class _Lib:
     pyvmm_queue_push: Callable[[Any, int, int], int]
     pyvmm_queue_should_interrupt: Callable[[Any], int]
     pyvmm_run: Callable[[Any], int]
+    pyvmm_sandbox: Callable[[int], int]
+    pyvmm_sandbox_denial: Callable[[int], Any]
+    pyvmm_sandbox_tell: Callable[[int], None]
+    pyvmm_sandbox_thread: Callable[[int], int]
     pyvmm_sanitize: Callable[[Any, Any, Any, int], int]
     pyvmm_seal: Callable[[], int]
     pyvmm_set_answers: Callable[[Any, Any], None]
@@ -908,6 +921,10 @@ class _Lib:
     pyvmm_tun_interface: Callable[[int, int, Any, int], int]
     pyvmm_unmap: Callable[[int, int], int]
     pyvmm_unsanitize: Callable[[Any], None]
+    pyvmm_uring_close: Callable[[Any], None]
+    pyvmm_uring_enter: Callable[[Any, int], int]
+    pyvmm_uring_entry: Callable[[Any], Any]
+    pyvmm_uring_next: Callable[[Any, Any], int]
     pyvmm_zero_prefix: Callable[[Any, int], int]
 
 ffi: _FFI

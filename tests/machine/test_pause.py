@@ -57,9 +57,11 @@ class Stuck:
     """A register whose load does not end before it may."""
 
     def __init__(self) -> None:
+        self.reached = threading.Event()
         self.go = threading.Event()
 
     def read(self, offset: int, size: int) -> int:
+        self.reached.set()
         self.go.wait(20)
         return 0
 
@@ -166,6 +168,7 @@ def test_a_vcpu_that_does_not_leave_is_an_error_and_the_machine_goes_on(
     rig.scripts[1].exits = [MmioRead(0x1000, 4)]
     rig.start()
     assert rig.scripts[0].entered.wait(5)
+    assert rig.stuck.reached.wait(5)
     rig.scripts[0].entered.clear()
     with pytest.raises(HostError, match="vCPU 1 did not leave the guest"):
         rig.pause.pause()

@@ -40,6 +40,7 @@ LAYERS: Final = (  # lowest first
             "irq": "interrupt lines as devices see them",
             "fdt": "device trees, by libfdt",
             "loop": "the main thread's event loop",
+            "sandbox": "what threads may ask of the kernel",
             "sigbus": "mapped files that lose pages",
             "broker": "the process that starts daemons and pays debts",
             "memory": "guest memory: mappings found by guest address",
@@ -99,6 +100,7 @@ BESIDE: Final = {
     ("fd", "errors"): "a failed ioctl is a KernelError",
     ("fd", "closeable"): "descriptors are owned",
     ("fd", "_native"): "ioctls go through C",
+    ("thread", "_native"): "filters are installed in C",
 }
 """Imports within a layer that are wanted: (importer, imported), and why."""
 

@@ -6,7 +6,6 @@ With firmware, which is in flash (`vmm.machine.flash`), there is at most a comma
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm import sigbus
@@ -15,6 +14,8 @@ from vmm.closeable import Closeable
 from vmm.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vmm.address_range import AddressRange
     from vmm.arm64.boot import BootPlan
     from vmm.arm64.image import Kernel
@@ -43,20 +44,20 @@ class Payload(NamedTuple):
 
 
 def load(
-    config: MachineConfig, kernel_at: Path | None = None, initrd_at: Path | None = None
+    config: MachineConfig, kernel_fd: int | None = None, initrd_fd: int | None = None
 ) -> Payload:
     """Read the files that *config* names. Raises `UserError`, which names the file and its fault.
 
-    *kernel_at* and *initrd_at* are other paths to the same files. Raises `LostError` if a file is
-    made shorter meanwhile.
+    *kernel_fd* and *initrd_fd* are the same files, open; None: open them. Raises `LostError` if a
+    file is made shorter meanwhile.
     """
     if config.image is None:
         return Payload(None, None, "", config.cmdline)
     name = str(config.image)
-    kernel = image.identify(image.map_file(kernel_at or config.image), name, config.memory)
+    kernel = image.identify(image.map_file(config.image, fd=kernel_fd), name, config.memory)
     initrd = kernel.initrd
     if config.initrd is not None:
-        name, initrd = str(config.initrd), image.map_file(initrd_at or config.initrd)
+        name, initrd = str(config.initrd), image.map_file(config.initrd, fd=initrd_fd)
     choices = (config.cmdline, kernel.cmdline, config.default_cmdline)
     cmdline = next(text for text in choices if text is not None)
     if (size := len(cmdline.encode())) > CMDLINE_BYTES:
@@ -87,9 +88,9 @@ class Files(Closeable):
         self._kernel = self._open(config.image) if config.image is not None else None
         self._initrd = self._open(config.initrd) if config.initrd is not None else None
 
-    def _open(self, path: Path) -> Path:
-        """Open *path*; return a path in /proc that is valid until `close`."""
-        return Path(f"/proc/self/fd/{self._owned.enter_context(path.open('rb')).fileno()}")
+    def _open(self, path: Path) -> int:
+        """Open *path* until `close`; return the descriptor. A sealed process opens nothing."""
+        return self._owned.enter_context(path.open("rb")).fileno()
 
     def read(self) -> Payload:
         """Read the files. Drop the result once it is in guest memory."""

@@ -59,6 +59,8 @@ class Broker(Closeable):
             server.serve(theirs, debts or {})
         theirs.close()
         self._pidfd = os.pidfd_open(self.pid)
+        self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        """/dev/null, for programs to read and write: a confined process opens nothing."""
 
     @property
     def closed(self) -> bool:
@@ -164,6 +166,7 @@ class Broker(Closeable):
         if not self.closed:
             self._socket.close()
             os.close(self._pidfd)
+            os.close(self.null)
             atexit.unregister(self.close)
             with suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)

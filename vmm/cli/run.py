@@ -204,7 +204,7 @@ class Run(click.Command):
 )
 @click.option(
     "--sandbox",
-    type=click.Choice(["on", "off"]),
+    type=click.Choice(["on", "log", "off"]),
     default="on",
     show_default=True,
     help="Give up what the process does not need, before the guest runs.",

@@ -80,7 +80,7 @@ def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
     trace         descriptor to write a trace to; None: there is none
     """
     config = _saved(config)
-    if config.sandbox == "on":
+    if config.sandbox != "off":
         seal()
     lender = _start_broker(config)
     sys.setswitchinterval(SWITCH_INTERVAL)
@@ -114,6 +114,7 @@ def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
             loop.add_signal(number, lambda number=number: quit_for(number))  # type: ignore[misc]
         if milliseconds is not None:
             loop.call_later(milliseconds / 1000, lambda: machine.end(Ending.TIMED_OUT))
+        machine.confine(shows_ledger=console.on_terminal)
         _freeze(lender, loop, machine)
         ending = machine.run()
         for each in (console, *others):

@@ -8,9 +8,10 @@ whether a mapping is cacheable.
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TextIO
 
 from vmm.address_range import AddressRange
 from vmm.errors import UserError
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 
 SMAPS: Final = Path("/proc/self/smaps")
 HEADER: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+\s*(.*)")
+
+
+_kept: Final[list[TextIO]] = []
+
+
+def keep() -> None:
+    """Open the file for as long as the process lives: once it is sealed, it opens nothing."""
+    if not _kept:
+        _kept.append(SMAPS.open())
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,7 @@ def parse(lines: Iterable[str]) -> Iterator[Vma]:
 def find(host_address: int, vmas: Iterable[Vma] | None = None) -> Vma | None:
     """Return the mapping that contains *host_address*, or None."""
     if vmas is None:
-        with SMAPS.open() as lines:
+        with nullcontext(_kept[0]) if _kept else SMAPS.open() as lines:
+            lines.seek(0)
             vmas = list(parse(lines))
     return next((vma for vma in vmas if vma.addresses.contains(host_address)), None)

@@ -46,7 +46,8 @@ class MachineConfig:
     bars       regions of VFIO devices at fixed guest physical addresses
     write_back  set the proposed Write-Back flag on RAM's memory slot
     uapi       generation of the kernel's interface: auto, mainline or rfc
-    sandbox    on: seal the process before the guest runs (`vmm.machine.seal`); off: do not
+    sandbox    on: seal the process before the guest runs (`vmm.machine.seal`); log: the same, but
+               what seccomp would refuse is an event; off: do not
     sanitizer  give RAM that is owed cache maintenance two copies (`vmm.coherence.sanitizer`)
     memory_dump  file for the contents of RAM at the guest's end; None: no dump
     verify     before the guest runs, prove which memory type stage 2 gives each of *bars*
@@ -111,6 +112,16 @@ class MachineConfig:
         if self.shares or any(net.shares_memory for net in self.nets):
             return True
         return any(disk.shares_memory for disk in self.disks)
+
+    @property
+    def untried(self) -> bool:
+        """Whether it has parts that seccomp was not tried with: daemons, VFIO, snapshots.
+
+        Known, as `shares_memory` is, once disks' formats are.
+        """
+        user = any(net.kind.value == "user" for net in self.nets)
+        state = self.snapshot is not None or self.restore is not None
+        return bool(self.shares_memory or user or self.vfio or self.command or self.gdb or state)
 
     @property
     def default_cmdline(self) -> str:

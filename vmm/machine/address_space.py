@@ -305,6 +305,17 @@ class AddressSpace(Closeable):
             ]
         )
 
+    def before_confined(self, *, needs_ledger: bool) -> None:
+        """Import and open what `explain_fault` may need, and `ledger` if it will be called."""
+        if self._devices or self._bars:
+            from vmm.coherence import explain, vma  # noqa: F401  (there is no import later)
+
+            vma.keep()
+        if needs_ledger:
+            from vmm.coherence import chart, ledger  # noqa: F401
+
+            _ = self.capability
+
     def ledger(self, flash: Iterable[tuple[str, MemorySlot]] = ()) -> Ledger:
         """Return what each range is promised, as of the last `plug`. Raises `KvmError`.
 
@@ -358,11 +369,13 @@ class AddressSpace(Closeable):
 
         To be called in the loop's thread, where ranges come and go.
         """
-        from vmm.coherence.explain import run_causes
-
         regions = (*self._devices, *self._bars)
         if loss := next(filter(None, (file.loss() for file in self.pmems)), None):
             return loss
+        if not regions:
+            return error
+        from vmm.coherence.explain import run_causes
+
         found = run_causes(suspect for region in regions for suspect in region.suspects())
         if not found:
             return error

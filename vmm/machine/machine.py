@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Protocol
 
-from vmm import sigbus
+from vmm import sandbox, sigbus
 from vmm.address_range import AddressRange
 from vmm.arm64 import layout
 from vmm.arm64.payload import Files
@@ -154,6 +154,7 @@ class Machine(Closeable):
                 AddressSpace(config, self._system, shared=config.shares_memory)
             )
             self._owned.enter_context(sigbus.Teller(loop, self._on_loss))
+            self._owned.enter_context(sandbox.Teller(loop, self._on_denial))
             self._dump = self._add_dump()
             self._bus = MmioBus()
             self._lines: dict[int, SwitchableLine] = {}
@@ -356,6 +357,17 @@ class Machine(Closeable):
         Exits are counted from the first call on, or from power-on with a trace.
         """
         return self._observatory.counters()
+
+    def confine(self, *, shows_ledger: bool) -> None:
+        """Let this process ask of the kernel only what the machine still needs (`vmm.sandbox`).
+
+        To be called once all else is open, before `run`. What is imported, opened or asked later
+        is done first. *shows_ledger*: `ledger` will be called. Raises `HostError`.
+        """
+        mode = self._config.sandbox
+        if mode != "off" and not self._config.untried:
+            self.space.before_confined(needs_ledger=shows_ledger or self._dump is not None)
+            sandbox.confine(mode)
 
     def run(self) -> Ending:
         """Power on, run until the guest ends, and return how; a reset is another power cycle.
@@ -602,6 +614,12 @@ class Machine(Closeable):
         """End the machine: a page of a file that is the guest's memory is gone."""
         self._events.emit("mapping-lost", file=error.name, offset=error.offset)
         self.end(error)
+
+    def _on_denial(self, denial: sandbox.Denial) -> None:
+        """Tell of a call that the process's policy does not know; ``on`` ends the machine."""
+        self._events.emit("sandbox-denied", **denial._asdict())
+        if self._config.sandbox == "on":
+            self.end(sandbox.DeniedError(denial))
 
     def _on_removal(self, bdf: str) -> None:
         self._events.emit("device-removed", device=bdf)

@@ -114,7 +114,7 @@ class VcpuThread:
 
     def start(self) -> None:
         """Start the thread; call once. Raises `HostError` if the host allows no more threads."""
-        self._thread = thread.start(f"vcpu{self.vcpu.id}", self._main)
+        self._thread = thread.start(f"vcpu{self.vcpu.id}", self._main, kind=thread.VCPU)
 
     def pause(self) -> None:
         """Ask the vCPU to leave the guest; `wait_paused` waits until it has."""

@@ -163,6 +163,11 @@ class StdioConsole(Closeable):
         self._timer: Cancellable | None = None
         self._former_handlers: dict[int, Any] = {}
 
+    @property
+    def on_terminal(self) -> bool:
+        """Whether a user has pyvmm's own keys."""
+        return self._terminal is not None
+
     def __enter__(self) -> Self:
         self._open = True
         try:

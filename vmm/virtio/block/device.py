@@ -57,6 +57,23 @@ class _Slots:
             chain.addresses = self._addresses + index * size
 
 
+class Uring(Closeable):
+    """An io_uring for the threads of one queue, one after the other; a sealed process opens none.
+
+    `c` is NULL where the host has none or does not allow it.
+    """
+
+    def __init__(self) -> None:
+        opened = ffi.new("struct pyvmm_uring *")
+        self.c: Any = ffi.NULL if lib.pyvmm_blk_open_uring(opened) else opened
+
+    def close(self) -> None:
+        """Close it, once no thread uses it. Idempotent."""
+        opened, self.c = self.c, ffi.NULL
+        if opened:
+            lib.pyvmm_uring_close(opened)
+
+
 class Failure(NamedTuple):
     """A request that failed on the host.
 
@@ -89,6 +106,7 @@ class Worker(Closeable):
             "struct pyvmm_blk_queue *",
             {
                 "disk": device.disk,
+                "uring": device.urings[index].c,
                 "queue": queue.c,
                 "slots": self._keep[1].c,
                 "interrupt": self._keep[2].c,
@@ -100,7 +118,7 @@ class Worker(Closeable):
         )
         self.stopping = False
         try:
-            self._thread = thread.start(f"{device.name}-{index}", self._run)
+            self._thread = thread.start(f"{device.name}-{index}", self._run, kind=thread.QUEUE)
         except BaseException:
             self.close()
             raise
@@ -168,6 +186,7 @@ class Blk(VirtioDevice):
             self._close_doorbells()
             raise
         """Signalled when a request failed on the host."""
+        self.urings = [Uring() for _ in range(queues)]
         self._magics: Any = ffi.new(
             "struct pyvmm_blk_magic[]",
             [{"length": len(magic), "bytes": magic} for magic in MAGIC] if guessed else [],
@@ -275,5 +294,7 @@ class Blk(VirtioDevice):
     def close(self) -> None:
         """Stop the threads and close the image. Idempotent."""
         super().close()
+        for uring in self.urings:
+            uring.close()
         self.trouble.close()
         self._backing.close()

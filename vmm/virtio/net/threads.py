@@ -54,7 +54,7 @@ class RingThread(Closeable):
     def start(self, *, mergeable: bool) -> None:
         """Start the thread. Raises `HostError` when threads run out."""
         self.c.mergeable = mergeable
-        self._thread = thread.start(f"net-{self._index}", self._run)
+        self._thread = thread.start(f"net-{self._index}", self._run, kind=thread.QUEUE)
 
     def pause(self) -> None:
         """Stop the thread; `resume` goes on with the same buffers at hand."""

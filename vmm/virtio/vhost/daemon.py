@@ -119,9 +119,8 @@ class Daemon(Closeable):
         except OSError as error:
             raise _cannot_start(command, error) from error
         try:
-            with open(os.devnull, "r+b", buffering=0) as null:  # noqa: PTH123
-                every = [null.fileno(), null.fileno(), theirs, *fds]
-                self.pid, self._pidfd = self._broker.start(command.number, every)
+            every = [self._broker.null, self._broker.null, theirs, *fds]
+            self.pid, self._pidfd = self._broker.start(command.number, every)
         except BaseException as error:
             os.close(self._output)
             if isinstance(error, OSError):

@@ -56,7 +56,7 @@ class Inflight(Closeable):
         """Pass notifications on from now on. Raises `HostError` if threads run out."""
         assert self._thread is None, "it was started"
         self._stop.drain()
-        self._thread = thread.start("inflight", lib.pyvmm_inflight_run, self.c)
+        self._thread = thread.start("inflight", lib.pyvmm_inflight_run, self.c, kind=thread.QUEUE)
 
     def stop(self) -> None:
         """Pass no notifications on until `start`. Idempotent."""
