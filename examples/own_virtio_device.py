@@ -42,6 +42,6 @@ with (
     machine.start()
     machine.console.expect(r"guest:\S*# ")
     machine.console.send("dd if=/dev/hwrng bs=24 count=1 2>/dev/null | hexdump -C\n")
-    print(machine.console.expect(r"0000\S* .*\|")[0].decode().strip())
+    print(machine.console.expect(r"0000\S* .*\|.*\|")[0].decode().strip())
     machine.console.send("exit\n")
     machine.wait(timeout=300)
