@@ -27,8 +27,17 @@ def named(virtio: VirtioDevices | None, root: PciRoot | None) -> list[Named]:
         for slot, device in enumerate(virtio.devices):
             found.append(Named(AddressRange(layout.virtio(slot), layout.VIRTIO_SIZE), device.name))
     if root is not None:
+        found += _windows(root.host)
         found += _functions(root.host)
     return disjoint(found)
+
+
+def _windows(host: PciHost) -> Iterator[Named]:
+    """Yield the windows that the layout has no name for: that of 64-bit BARs, above all memory."""
+    known = layout.REGISTERS.values()
+    for window in host.windows:
+        if not any(window.addresses.overlaps(addresses) for addresses in known):
+            yield Named(window.addresses, f"PCI {window.space.value}")
 
 
 def _functions(host: PciHost) -> Iterator[Named]:
