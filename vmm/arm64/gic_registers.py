@@ -86,12 +86,15 @@ class Frame(NamedTuple):
 def gicv3(device: Device, mpidrs: Sequence[int]) -> Iterator[Register]:
     """Return the registers of a GICv3 whose vCPUs have the affinities *mpidrs*.
 
-    GICD_IIDR comes first, because it decides what the others mean. Interrupts get their target,
-    priority and kind before they become pending. Raises `KvmError`.
+    GICD_IIDR comes first, because it decides what the others mean, and GICD_CTLR next: while the
+    distributor is off, KVM queues no interrupt for a vCPU, and does not look again when it is
+    turned on (vgic.c, vgic_target_oracle). A timer whose level was high would be lost for good.
+    Interrupts get their target, priority and kind before they become pending. Raises `KvmError`.
     """
     levels = lib.KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO
     gicd = Frame("distributor", "GICD_", lib.KVM_DEV_ARM_VGIC_GRP_DIST_REGS, 0)
     yield gicd.one("IIDR", 0x8)
+    yield gicd.one("CTLR", 0)
     for number in range(PRIVATE, INTERRUPTS):
         for half, suffix in ((0, "_lo"), (4, "_hi")):
             yield gicd.one(f"IROUTER{number}{suffix}", 0x6000 + 8 * number + half)
@@ -106,7 +109,6 @@ def gicv3(device: Device, mpidrs: Sequence[int]) -> Iterator[Register]:
     for index, mpidr in enumerate(mpidrs):
         yield from _cpu_interface(device, f"cpu{index}", _affinity(mpidr))
     yield gicd.one("STATUSR", 0x10)
-    yield gicd.one("CTLR", 0)
 
 
 def _affinity(mpidr: int) -> int:
@@ -178,6 +180,7 @@ def gicv2(vcpus: int) -> Iterator[Register]:
     targets: Kind = ("ITARGETSR", 0x800, 8, None)
     gicd = Frame("distributor", "GICD_", group, 0)
     yield gicd.one("IIDR", 0x8)
+    yield gicd.one("CTLR", 0)
     for kind in (targets, *_PER_INTERRUPT, *_STATES):
         yield from gicd.each(kind, PRIVATE, INTERRUPTS)
     for index in range(vcpus):
@@ -199,4 +202,3 @@ def gicv2(vcpus: int) -> Iterator[Register]:
         for number in range(4):
             yield gicc.one(f"APR{number}", 0xD0 + 4 * number)
         yield gicc.one("CTLR", 0)
-    yield gicd.one("CTLR", 0)
