@@ -20,7 +20,14 @@ from vmm.lab.host.session import inside
 pytestmark = pytest.mark.lab
 
 ATTACKER = Path(__file__).parent / "inside" / "attacked_run.py"
-NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+BECOME = """
+import os, sys
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+NOBODY = ("python3", "-c", BECOME)
 
 
 class Attack(NamedTuple):
