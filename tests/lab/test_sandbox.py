@@ -42,8 +42,11 @@ class Attack(NamedTuple):
 
 def attack(host: Host, guest: Path, mode: str, kind: str, *prefix: str) -> Attack:
     shell(host, "rm -rf /run/attack; mkdir -m 1777 /run/attack; chmod 666 /dev/kvm")
+    shell(
+        host, f"cp {inside(guest)} /run/attack/guest"
+    )  # pytest's directories are closed to others
     run = ["run", "--host", "native", "--memory", "64M", "--sandbox", mode]
-    run += ["--events", "/run/attack/events", inside(guest)]
+    run += ["--events", "/run/attack/events", "/run/attack/guest"]
     command = [*prefix, "python3", inside(ATTACKER), kind, "/run/attack/found", *run]
     done = host.run(command, timeout=300)
     found = json.loads(host.run(["cat", "/run/attack/found"]).stdout)

@@ -28,6 +28,13 @@ def threads(pid: int) -> list[dict[str, str]]:
     return [fields(task / "status") for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
+def children(pid: int) -> list[int]:
+    """Return the children of a process, and theirs: the broker's are daemons."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    found = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return found + [below for child in found for below in children(child)]
+
+
 def has_vcpu(pid: int) -> bool:
     links = (fd.readlink().name for fd in Path(f"/proc/{pid}/fd").iterdir())
     with suppress(FileNotFoundError):  # closed meanwhile
@@ -54,15 +61,13 @@ def main() -> None:
             while not has_vcpu(run.pid) or len(threads(run.pid)) < 3:
                 assert run.poll() is None and time.monotonic() < deadline  # noqa: PT018
                 time.sleep(0.1)
-            tasks = Path(f"/proc/{run.pid}/task").iterdir()
-            pids = [pid for task in tasks for pid in (task / "children").read_text().split()]
             found = {
                 "threads": [one["NoNewPrivs"].strip() for one in threads(run.pid)],
                 "children": {
                     (one := fields(Path(f"/proc/{pid}/status")))["Name"].strip(): one[
                         "NoNewPrivs"
                     ].strip()
-                    for pid in pids
+                    for pid in children(run.pid)
                 },
                 "core": [
                     line.split()[4]
