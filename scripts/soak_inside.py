@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -135,6 +136,11 @@ def serve(listener: socket.socket) -> None:
                 continue  # the guest's checksum tells
 
 
+def under_load(said: bytes) -> bool:
+    """Return whether the machine is warm, and its guest has not ended."""
+    return b"soak: slot 1 " in said and b" rounds, " not in said
+
+
 def load(task: dict[str, Any], place: Path) -> dict[str, Any]:
     """Run the machine under load; compare its disk with what its guest said it wrote."""
     began = time.monotonic()
@@ -161,16 +167,15 @@ def load(task: dict[str, Any], place: Path) -> dict[str, Any]:
             )
             while machine.poll() is None:
                 time.sleep(EVERY)
-                if b"soak: slot 1 " in said.read_bytes():  # warm
-                    try:
-                        samples.append(sample(machine.pid))
-                    except OSError:
-                        break  # it ends
+                with suppress(OSError):  # it has ended
+                    looked = sample(machine.pid)
+                    if under_load(said.read_bytes()):  # after the look: it was so until then
+                        samples.append(looked)
             status = machine.wait()
     finally:
         subprocess.run(["ip", "link", "delete", TAP], check=True)
     return judged(task, disk.read_bytes(), said.read_text(errors="replace"), status) | {
-        "samples": samples[:-1],  # the last one may be of a machine that ends
+        "samples": samples,
         "seconds": time.monotonic() - began,
     }
 

@@ -94,6 +94,13 @@ def test_a_machine_that_did_not_end_well_is_a_failure(inside: ModuleType) -> Non
     assert found["failures"][1].startswith("the machine ended with 4: ")
 
 
+def test_a_machine_that_ends_is_no_measure(inside: ModuleType) -> None:
+    """It has closed what it might have leaked."""
+    assert not inside.under_load(b"soak: slot 0 aa\n")
+    assert inside.under_load(b"soak: slot 0 aa\nsoak: slot 1 bb\n")
+    assert not inside.under_load(b"soak: slot 1 bb\nsoak: 2 rounds, 0 wrong\n")
+
+
 def test_a_process_is_looked_at(inside: ModuleType) -> None:
     found = inside.sample(os.getpid())
     assert found["descriptors"] > 2
