@@ -23,7 +23,7 @@ if [ -z "${PYTHON:-}" ]; then
     BUILD_PACKAGES+=(python3-venv python3-dev)
 fi
 LAB_PACKAGES=(debian-archive-keyring util-linux)
-TEST_PACKAGES=(bc bison bsdutils curl device-tree-compiler flex git iproute2 make patch screen
+TEST_PACKAGES=(bc bison bsdutils curl device-tree-compiler flex git iproute2 make nodejs patch screen
     xz-utils zstd)
 
 # Print the comment at a script's top.
