@@ -33,6 +33,7 @@ CDEFS = [
     "map.cdef.h",
     "sandbox.cdef.h",
     "seal.cdef.h",
+    "isolate.cdef.h",
     "sigbus.cdef.h",
     "spawn.cdef.h",
     "inflight.cdef.h",
@@ -88,6 +89,7 @@ PREAMBLE = """
 #include "sandbox.h"
 #include "sanitizer.h"
 #include "seal.h"
+#include "isolate.h"
 #include "spawn.h"
 #include "stage1.h"
 """

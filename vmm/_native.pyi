@@ -596,6 +596,13 @@ class _Lib:
     PYVMM_THREAD_LOOP: int
     PYVMM_THREAD_QUEUE: int
     PYVMM_THREAD_VCPU: int
+    PYVMM_WALL_FILES: int
+    PYVMM_WALL_IPC: int
+    PYVMM_WALL_LANDLOCK: int
+    PYVMM_WALL_NETWORK: int
+    PYVMM_WALL_SCOPE: int
+    PYVMM_WALL_TCP: int
+    PYVMM_WALL_USER: int
     RTM_GETLINK: int
     RTM_NEWADDR: int
     RTM_NEWLINK: int
@@ -871,6 +878,7 @@ class _Lib:
     pyvmm_ioctl: Callable[[int, int, int], int]
     pyvmm_ioctl_name: Callable[[int], Any]
     pyvmm_is_dax: Callable[[int], int]
+    pyvmm_isolate: Callable[[int], int]
     pyvmm_kick: Callable[[Any], None]
     pyvmm_kick_prepare: Callable[[], int]
     pyvmm_madvise: Callable[[int, int, int], int]

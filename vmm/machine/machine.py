@@ -29,6 +29,7 @@ from vmm.kvm.mmio_fastpath import DeviceFastpath, MmioFastpath, Sink
 from vmm.kvm.system import System
 from vmm.machine.address_space import AddressSpace
 from vmm.machine.addresses import named
+from vmm.machine.isolate import isolate
 from vmm.machine.panic_watch import PanicWatch
 from vmm.machine.pause import Pause
 from vmm.machine.power_cycle import PowerCycle
@@ -367,6 +368,8 @@ class Machine(Closeable):
         mode = self._config.sandbox
         if mode != "off" and not self._config.untried:
             self.space.before_confined(needs_ledger=shows_ledger or self._dump is not None)
+            if mode == "on":
+                self._events.emit("isolated", walls=isolate())
             sandbox.confine(mode)
 
     def run(self) -> Ending:
