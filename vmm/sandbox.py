@@ -108,10 +108,11 @@ class Teller(Closeable):
         self._on_denial = on_denial
         self._told = 0
         self._eventfd = EventFd()
-        loop.add_reader(self._eventfd.fileno(), self._tell)
+        loop.add_reader(self._eventfd.fileno(), self.tell)
         lib.pyvmm_sandbox_tell(self._eventfd.fileno())
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Tell of what has not been told yet."""
         self._eventfd.drain()
         for denial in denials(self._told):
             self._told += 1
@@ -122,7 +123,7 @@ class Teller(Closeable):
         if self._eventfd.fileno() < 0:
             return
         lib.pyvmm_sandbox_tell(-1)
-        self._tell()
+        self.tell()
         with suppress(KeyError):
             self._loop.remove_reader(self._eventfd.fileno())
         self._eventfd.close()

@@ -155,7 +155,8 @@ class Machine(Closeable):
                 AddressSpace(config, self._system, shared=config.shares_memory)
             )
             self._owned.enter_context(sigbus.Teller(loop, self._on_loss))
-            self._owned.enter_context(sandbox.Teller(loop, self._on_denial))
+            self._denied: sandbox.DeniedError | None = None
+            self._denials = self._owned.enter_context(sandbox.Teller(loop, self._on_denial))
             self._dump = self._add_dump()
             self._bus = MmioBus()
             self._lines: dict[int, SwitchableLine] = {}
@@ -429,7 +430,8 @@ class Machine(Closeable):
             self._phases.passed("the guest runs")
             self._phases.end(self.ledger)
         self._phases.passed("the VM is gone")
-        ending, self._ending = self._ending, None
+        self._denials.tell()  # a guest that powers off at once does not hide it
+        ending, self._ending = self._denied or self._ending, None
         self._cycle += 1
         if isinstance(ending, Exception):
             self._write_dump()
@@ -622,7 +624,8 @@ class Machine(Closeable):
         """Tell of a call that the process's policy does not know; ``on`` ends the machine."""
         self._events.emit("sandbox-denied", **denial._asdict())
         if self._config.sandbox == "on":
-            self.end(sandbox.DeniedError(denial))
+            self._denied = self._denied or sandbox.DeniedError(denial)
+            self.end(self._denied)
 
     def _on_removal(self, bdf: str) -> None:
         self._events.emit("device-removed", device=bdf)
