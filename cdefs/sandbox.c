@@ -19,6 +19,7 @@
 #include <linux/if_tun.h>
 #include <linux/seccomp.h>
 #include <linux/vhost.h>
+#include <malloc.h>
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
@@ -190,6 +191,19 @@ static int install(int kind)
 }
 
 /*
+ * Bound malloc's arenas as glibc does (malloc/arena.c). It asks how many CPUs there are when a tenth
+ * thread allocates, and opens a file of sysfs to know.
+ */
+static void bound_arenas(void)
+{
+#ifdef M_ARENA_MAX
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	mallopt(M_ARENA_MAX, 8 * (cpus > 0 ? (int)cpus : 1));
+#endif
+}
+
+/*
  * Confine the calling thread, and those that it starts from now on, as the loop's. It has no other
  * thread, and PR_SET_NO_NEW_PRIVS is set. wanted: PYVMM_SANDBOX_ON or _LOG. Returns 0 or -errno:
  * EINVAL or ENOSYS, the kernel has no seccomp filters.
@@ -201,6 +215,7 @@ int pyvmm_sandbox(int wanted)
 
 	if (sigaction(SIGSYS, &action, NULL))
 		return -errno;
+	bound_arenas();
 	mode = wanted;
 	error = install(PYVMM_THREAD_LOOP);
 	if (error)
