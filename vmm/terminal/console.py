@@ -424,7 +424,7 @@ class StdioConsole(Closeable):
         """Stop, as SIGTSTP asks, after restoring the terminal for the shell."""
         assert self._terminal is not None
         self._terminal.restore()
-        os.kill(os.getpid(), signal.SIGSTOP)
+        signal.raise_signal(signal.SIGSTOP)
 
     def _continue(self) -> None:
         """Continue after SIGCONT, in the foreground or in the background."""

@@ -84,7 +84,7 @@ class Terminal:
     def _restore_and_die(self, signum: int, _frame: FrameType | None) -> None:
         self.restore()
         signal.signal(signum, signal.SIG_DFL)
-        os.kill(os.getpid(), signum)
+        signal.raise_signal(signum)  # kill(2) is nothing that a confined process may do
 
 
 def raw_modes(modes: list[Any]) -> list[Any]:
