@@ -128,6 +128,7 @@ def test_a_machine_is_sent_as_data(run: Callable[..., Any]) -> None:
         "escape": None,
         "filtered": False,
         "milliseconds": None,
+        "trace": None,
     }
 
 

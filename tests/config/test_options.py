@@ -24,6 +24,7 @@ NOT_A_MACHINES = {
     "kernel_tree",
     "print_config",
     "print_python",
+    "trace",
     "sandbox",
 }
 """Options of ``pyvmm run`` that are about the run, or that others make of these."""

@@ -107,7 +107,8 @@ def translate(regime_: Regime, read: Callable[[int], int], address: int) -> Mapp
         index = address >> shift & (1 << index_bits) - 1
         descriptor = read(table + 8 * index)
         if not descriptor & 1:
-            raise TranslationError(f"{address:#x} is not mapped: its level {level} entry is 0")
+            what = f"it has no valid level {level} entry"
+            raise TranslationError(f"{address:#x} is not mapped: {what}")
         output = half.output(descriptor)
         if level == _LAST or not descriptor & 2:
             _check_leaf(half, level, descriptor, address)

@@ -58,9 +58,14 @@ class Broker(Closeable):
         if not self.pid:
             server.serve(theirs, debts or {})
         theirs.close()
-        self._pidfd = os.pidfd_open(self.pid)
-        self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        """/dev/null, for programs to read and write: a confined process opens nothing."""
+        self._pidfd = self.null = -1
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+            self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            """/dev/null, for programs to read and write: a confined process opens nothing."""
+        except OSError as error:
+            self.close()
+            raise HostError(f"cannot start the broker: {error.strerror}") from error
 
     @property
     def closed(self) -> bool:
@@ -165,8 +170,9 @@ class Broker(Closeable):
         """End the broker, which ends daemons and pays debts first. Idempotent."""
         if not self.closed:
             self._socket.close()
-            os.close(self._pidfd)
-            os.close(self.null)
+            for fd in (self._pidfd, self.null):
+                if fd >= 0:
+                    os.close(fd)
             atexit.unregister(self.close)
             with suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)

@@ -368,7 +368,8 @@ class Machine(Closeable):
         """
         mode = self._config.sandbox
         if mode != "off" and not self._config.untried:
-            self.space.before_confined(needs_ledger=shows_ledger or self._dump is not None)
+            dumped = self._dump is not None or bool(self.watchers) or self._phases.traced
+            self.space.before_confined(needs_ledger=shows_ledger or dumped)
             if mode == "on":
                 self._events.emit("isolated", walls=isolate())
             sandbox.confine(mode)

@@ -60,6 +60,11 @@ class Phases:
             self._trace.mark(name)
         self._emit("guest-said", name, self._last, now)
 
+    @property
+    def traced(self) -> bool:
+        """Whether they go into a trace, and the ledger with them at the end."""
+        return self._trace is not None
+
     def end(self, ledger: Callable[[], Ledger]) -> None:
         """Note the ledger of guest memory, as the guest has it at its end, in the trace."""
         if self._trace is not None:
