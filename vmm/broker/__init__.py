@@ -20,6 +20,7 @@ import atexit
 import errno
 import json
 import os
+import signal
 import socket
 from contextlib import suppress
 from threading import Lock
@@ -49,14 +50,17 @@ class Broker(Closeable):
         self._lock = Lock()
         self._held: list[Callable[[], object]] | None = None
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, server.DEAF)  # until it ignores them
         try:
             self.pid = os.fork()
+            if not self.pid:
+                server.serve(theirs, debts or {}, mask)
         except OSError as error:
             self._socket.close()
             theirs.close()
             raise HostError(f"cannot start the broker: {error.strerror}") from error
-        if not self.pid:
-            server.serve(theirs, debts or {})
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
         self._pidfd = self.null = -1
         try:

@@ -20,7 +20,7 @@ from vmm._native import ffi, lib
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import NoReturn
 
     Debt = Callable[..., object]
@@ -66,12 +66,15 @@ def publish_file(temporary: str, path: str, asked: bool) -> None:  # noqa: FBT00
 DEBTS: Final[Mapping[str, Debt]] = {"socket": remove_socket, "file": publish_file}
 
 
-def serve(machine: socket.socket, debts: Mapping[str, Debt]) -> NoReturn:
-    """Be the broker until the machine has gone."""
+def serve(
+    machine: socket.socket, debts: Mapping[str, Debt], mask: Iterable[signal.Signals | int]
+) -> NoReturn:
+    """Be the broker until the machine has gone. *mask*: the signals to block, but `DEAF`."""
     status = 1
     try:
         for number in DEAF:
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.set_wakeup_fd(-1)
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
