@@ -20,10 +20,12 @@
 #include <linux/seccomp.h>
 #include <linux/vhost.h>
 #include <malloc.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -190,16 +192,32 @@ static int install(int kind)
 	return 0;
 }
 
+/* In a thread, whose arena of malloc's is not the first: let the arena grow, and give it back. */
+static void *give_back(void *unused)
+{
+	void *volatile blocks[8];
+
+	for (size_t i = 0; i < COUNT(blocks); i++)
+		blocks[i] = malloc(64 << 10); /* not so large that it would be a mapping */
+	for (size_t i = 0; i < COUNT(blocks); i++)
+		free(blocks[i]);
+	return unused;
+}
+
 /*
- * Bound malloc's arenas as glibc does (malloc/arena.c). It asks how many CPUs there are when a tenth
- * thread allocates, and opens a file of sysfs to know.
+ * Let glibc's malloc read now what it reads of the host when it first needs to know: how many CPUs
+ * there are, for its limit of arenas, once many threads allocate (malloc/arena.c; the limit is
+ * glibc's own), and whether memory is overcommitted, once an arena shrinks (malloc-sysdep.h).
  */
-static void bound_arenas(void)
+static void settle_malloc(void)
 {
 #ifdef M_ARENA_MAX
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+	pthread_t thread;
 
 	mallopt(M_ARENA_MAX, 8 * (cpus > 0 ? (int)cpus : 1));
+	if (!pthread_create(&thread, NULL, give_back, NULL))
+		pthread_join(thread, NULL);
 #endif
 }
 
@@ -215,7 +233,7 @@ int pyvmm_sandbox(int wanted)
 
 	if (sigaction(SIGSYS, &action, NULL))
 		return -errno;
-	bound_arenas();
+	settle_malloc();
 	mode = wanted;
 	error = install(PYVMM_THREAD_LOOP);
 	if (error)
