@@ -87,7 +87,7 @@ def test_a_process_with_threads_is_refused() -> None:
     """Walls are a thread's: another one would stay outside."""
     read, write = os.pipe()
     thread = start("waits", os.read, read, 1)
-    with pytest.raises(HostError, match="2 threads run before the guest does"):
+    with pytest.raises(HostError, match=r"\d+ threads run before the guest does"):
         isolate()
     os.write(write, b"x")
     thread.join()
