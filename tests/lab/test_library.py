@@ -177,7 +177,8 @@ def test_accesses_and_exits_come_to_functions(machine: Callable[..., vmm.Machine
 
     guest.start()
     assert guest.wait(PATIENCE) == "powered-off"
-    assert told == ["power-on", "system-event", "ended"]
+    beside = {"phase", "guest-said", "isolated"}
+    assert [name for name in told if name not in beside] == ["power-on", "system-event", "ended"]
     assert accesses == [(UART, 1, 5), (UART + 4, 4, None), (UART + 8, 4, 0x2345_6789)]
     assert exits == [
         (0, MmioWrite(UART, 1, 5)),

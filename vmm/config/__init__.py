@@ -115,14 +115,14 @@ class MachineConfig:
 
     @property
     def untried(self) -> bool:
-        """Whether it has parts that seccomp was not tried with: daemons, PCI, VFIO, snapshots.
+        """Whether it has parts that seccomp was not tried with: networks, daemons, PCI, snapshots.
 
         Known, as `shares_memory` is, once disks' formats are.
         """
-        user = any(net.kind.value == "user" for net in self.nets)
+        net = bool(self.nets) or self.vsock is not None
         state = self.snapshot is not None or self.restore is not None
         pci = self.transport == "pci" or bool(self.vfio)
-        return bool(self.shares_memory or user or pci or self.command or self.gdb or state)
+        return bool(self.shares_memory or net or pci or self.command or self.gdb or state)
 
     @property
     def default_cmdline(self) -> str:
