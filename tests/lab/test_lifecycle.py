@@ -125,6 +125,8 @@ def test_events_tell_what_the_guest_did(
     misdeed = "ldr x0, =NOWHERE; ldp x1, x2, [x0]"
     assert run(CATCH.format(misdeed=misdeed), "--events", str(events)).status == 0
     told = [json.loads(line) for line in events.read_text().splitlines()]
+    beside = {"phase", "guest-said", "isolated"}
+    told = [event for event in told if event["event"] not in beside]
     assert [event["event"] for event in told] == [
         "power-on",
         "undecodable-access",

@@ -243,4 +243,4 @@ def test_a_context_id_that_another_machine_has_is_refused(host: Host) -> None:
     (line,) = done.stderr.decode().splitlines()
     assert done.status == 3
     assert "--vsock 79: VHOST_VSOCK_SET_GUEST_CID(guest_cid=0x4f): Address already in use;" in line
-    assert line.endswith("another machine has this context ID; use another")
+    assert line.endswith("another machine has this context ID: use another")
