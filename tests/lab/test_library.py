@@ -76,7 +76,9 @@ def test_a_console_is_talked_with(machine: Callable[..., vmm.Machine]) -> None:
     assert echo.state == "ended"
     with pytest.raises(vmm.NotSaidError, match="the machine has powered-off, without 'more'"):
         echo.console.expect("more")
-    assert [each["event"] for each in echo.events] == ["power-on", "system-event", "ended"]
+    beside = {"phase", "guest-said", "isolated"}
+    seen = [each["event"] for each in echo.events if each["event"] not in beside]
+    assert seen == ["power-on", "system-event", "ended"]
 
 
 def test_a_paused_machine_shows_and_takes_registers_and_memory(
