@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from vmm import broker
 from vmm.config import MachineConfig
 from vmm.config.console import ConsoleConfig, check_consoles, parse_console
 from vmm.errors import HostError, UserError
@@ -112,6 +113,7 @@ def test_the_user_s_terminal_is_the_guest_s_console() -> None:
 
 
 def test_ends_are_opened_together_or_not_at_all(loop: Loop, tmp_path: Path) -> None:
+    broker.current()  # it stays, whoever needs it first
     before = files()
     good = [ConsoleConfig("pty"), ConsoleConfig("stdio"), ConsoleConfig("file", tmp_path / "out")]
     ends = open_ends(loop, good)
