@@ -86,14 +86,24 @@ def is_closed(call: FailedCall) -> bool:
     return False
 
 
-def misses(argument: str, allowed: tuple[int, ...]) -> Check:
-    """Return a check: *argument* is none of *allowed*."""
+def holds(argument: str, test: Callable[[int], bool]) -> Check:
+    """Return a check: *test* is true of integer *argument*."""
 
     def check(call: FailedCall) -> bool | None:
         value = call.number(argument)
-        return None if value is None else value not in allowed
+        return None if value is None else test(value)
 
     return check
+
+
+def misses(argument: str, allowed: tuple[int, ...]) -> Check:
+    """Return a check: *argument* is none of *allowed*."""
+    return holds(argument, lambda value: value not in allowed)
+
+
+def zero(argument: str) -> Check:
+    """Return a check: *argument* is 0."""
+    return holds(argument, lambda value: value == 0)
 
 
 def unaligned(*arguments: str) -> Check:
@@ -103,16 +113,6 @@ def unaligned(*arguments: str) -> Check:
         values = [call.number(each) for each in arguments]
         known = [value for value in values if value is not None]
         return any(value % mmap.PAGESIZE for value in known) if known else None
-
-    return check
-
-
-def zero(argument: str) -> Check:
-    """Return a check: *argument* is 0."""
-
-    def check(call: FailedCall) -> bool | None:
-        value = call.number(argument)
-        return None if value is None else value == 0
 
     return check
 

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import mmap
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from vmm.cause import Cause
 from vmm.coherence import vma
 from vmm.errors import HostError
+from vmm.kvm.causes.memory import FLAGS, PREPARE, SET
 from vmm.kvm.slots import MemorySlot, takes_slot
 from vmm.kvm.vm import MemFlag
 from vmm.memory import Mapping
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
     from vmm.coherence.explain import RequestedSlot
     from vmm.kvm.system import System
     from vmm.kvm.vm import Vm
-
-_SET: Final = "kvm_set_memory_region (virt/kvm/kvm_main.c)"
-_FLAGS: Final = "check_memory_region_flags (virt/kvm/kvm_main.c)"
-_PREPARE: Final = "kvm_arch_prepare_memory_region (arch/arm64/kvm/mmu.c)"
 
 
 def bisect(system: System, slot: RequestedSlot) -> Cause | None:
@@ -46,7 +43,7 @@ def bisect(system: System, slot: RequestedSlot) -> Cause | None:
                 "a new VM takes the same slot, so it is this VM's state: a live slot of this "
                 "number, a capability that is enabled, or protection (pKVM)",
                 "delete the slot first",
-                _SET,
+                SET,
                 certain=True,
             )
         for flag in (1 << bit for bit in range(32) if slot.flags >> bit & 1):
@@ -56,7 +53,7 @@ def bisect(system: System, slot: RequestedSlot) -> Cause | None:
                     f"a new VM takes the slot without {name}: KVM does not know the flag, or "
                     "not for this memory",
                     "leave it out",
-                    _FLAGS,
+                    FLAGS,
                     certain=True,
                 )
         if _takes(vm, slot, flags=slot.flags | MemFlag.WRITE_BACK):
@@ -64,7 +61,7 @@ def bisect(system: System, slot: RequestedSlot) -> Cause | None:
                 "a new VM takes the slot with the Write-Back flag: the mapping is cacheable, and "
                 "this kernel wants the flag for that",
                 "set it (--uapi rfc, cache=auto)",
-                _PREPARE,
+                PREPARE,
                 certain=True,
             )
         # A HostError: there is no room for as much.
@@ -76,7 +73,7 @@ def bisect(system: System, slot: RequestedSlot) -> Cause | None:
             return Cause(
                 f"a new VM takes one page there, but not {slot.size:#x} bytes",
                 "make several slots of it",
-                _SET,
+                SET,
                 certain=True,
             )
     return None
@@ -102,7 +99,7 @@ def _mapping_is_why(vm: Vm, slot: RequestedSlot) -> Cause:
         f"a new VM takes the slot with ordinary memory in it: the mapping is why{at} "
         f"({where or 'no VMA'})",
         "`pyvmm verify` tells its type",
-        _PREPARE,
+        PREPARE,
         certain=True,
     )
 

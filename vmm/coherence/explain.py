@@ -18,6 +18,7 @@ from vmm.coherence.capability import FlagAnswer, Generation, Support
 from vmm.coherence.policy import Stage1, Stage2
 from vmm.errors import HostError
 from vmm.kvm.causes import causes as kvm_causes
+from vmm.kvm.causes.memory import FLAGS, PREPARE, SET
 from vmm.kvm.vm import MemFlag
 
 if TYPE_CHECKING:
@@ -29,11 +30,8 @@ if TYPE_CHECKING:
     from vmm.coherence.vma import Vma
 
 
-_PREPARE: Final = "kvm_arch_prepare_memory_region (arch/arm64/kvm/mmu.c)"
-_FLAGS: Final = "check_memory_region_flags (virt/kvm/kvm_main.c)"
 _ABORT: Final = "user_mem_abort (arch/arm64/kvm/mmu.c)"
 _GUEST_ABORT: Final = "kvm_handle_guest_abort (arch/arm64/kvm/mmu.c)"
-_SET: Final = "kvm_set_memory_region (virt/kvm/kvm_main.c)"
 
 
 @dataclass(frozen=True)
@@ -86,10 +84,10 @@ def slot_causes(
         causes += _mixedmap_causes(slot, capability)
     if slot.number is not None:
         what = "a live slot's size, address or a flag that cannot change was changed"
-        causes.append(Cause(what, "remove the slot first", _SET))
+        causes.append(Cause(what, "remove the slot first", SET))
     if slot.flags:
         what = "this kernel does not know one of the flags"
-        causes.append(Cause(what, "leave them out", _FLAGS))
+        causes.append(Cause(what, "leave them out", FLAGS))
     return sorted(causes, key=lambda cause: not cause.certain)
 
 
@@ -99,13 +97,13 @@ def _flag_causes(slot: RequestedSlot, capability: HostCapability) -> list[Cause]
     if capability.support is Support.UNSUPPORTED:
         what = f"the host lacks {capability.cpu.lacking}"
         if capability.generation is Generation.RFC:
-            return [Cause(what, "use a host with FWB", _FLAGS, certain=True)]
+            return [Cause(what, "use a host with FWB", FLAGS, certain=True)]
     if (
         capability.generation is not Generation.RFC
         or capability.flag_answer is FlagAnswer.UNSUPPORTED
     ):
         what = f"this kernel ({capability.generation.value}) does not know the Write-Back flag"
-        return [Cause(what, "leave the flag out (--uapi mainline)", _FLAGS, certain=True)]
+        return [Cause(what, "leave the flag out (--uapi mainline)", FLAGS, certain=True)]
     return []
 
 
@@ -117,7 +115,7 @@ def _pfnmap_causes(
     if slot.flags & MemFlag.LOG_DIRTY_PAGES:
         what = "dirty logging does not work on device memory"
         remedy = "leave the flag out: it can't be pre-copied"
-        causes.append(Cause(what, remedy, _PREPARE, certain=True))
+        causes.append(Cause(what, remedy, PREPARE, certain=True))
     asked = bool(slot.flags & MemFlag.WRITE_BACK)
     sure = stage1 is Stage1.CACHEABLE
     believed = {
@@ -136,26 +134,26 @@ def _pfnmap_causes(
                 f"{believed}, and no capability 243 says that this host can map it so at stage 2: "
                 f"{why}",
                 "use a host with FWB, or cache=forbid to trap each access",
-                _PREPARE,
+                PREPARE,
                 certain=sure and known,
             )
         )
     elif capability.generation is Generation.PER_VM:
         what = f"{believed}, and this kernel wants the VM to enable capability 243 for that"
-        causes.append(Cause(what, "KVM_ENABLE_CAP, before the slot", _PREPARE))
+        causes.append(Cause(what, "KVM_ENABLE_CAP, before the slot", PREPARE))
     elif not asked and capability.generation is Generation.RFC:
         what = f"{believed}, and this kernel wants the Write-Back flag for that"
-        causes.append(Cause(what, "set it (--uapi rfc, cache=auto)", _PREPARE, certain=sure))
+        causes.append(Cause(what, "set it (--uapi rfc, cache=auto)", PREPARE, certain=sure))
     elif not asked and capability.flag_answer in (FlagAnswer.ACCEPTED, FlagAnswer.AMBIGUOUS):
         what = f"{believed}, and this kernel, which accepts flag bit 3, may want it for that"
-        causes.append(Cause(what, "--uapi auto, or rfc if you know that it does", _PREPARE))
+        causes.append(Cause(what, "--uapi auto, or rfc if you know that it does", PREPARE))
     if asked and stage1 is not Stage1.CACHEABLE:
         what = (
             "the Write-Back flag was asked for, but the mapping is not cacheable "
             f"({attribute.because})"
         )
         certain = stage1 is Stage1.UNCACHED
-        causes.append(Cause(what, "leave it out (cache=auto)", _PREPARE, certain=certain))
+        causes.append(Cause(what, "leave it out (cache=auto)", PREPARE, certain=certain))
     return causes
 
 
@@ -163,7 +161,7 @@ def _mixedmap_causes(slot: RequestedSlot, capability: HostCapability) -> list[Ca
     if capability.generation is not Generation.RFC or slot.flags & MemFlag.WRITE_BACK:
         return []
     what = "MIXEDMAP may hold device memory, and this kernel wants the Write-Back flag for that"
-    return [Cause(what, "set it", _PREPARE)]
+    return [Cause(what, "set it", PREPARE)]
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,11 @@ import mmap
 from typing import TYPE_CHECKING, Final
 
 from vmm._native import lib
-from vmm.cause import is_closed
+from vmm.cause import holds, is_closed
 from vmm.kvm.capability import Cap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from vmm.cause import FailedCall
+    from vmm.cause import Check, FailedCall
 
 MOST_PAGES: Final = (1 << 31) - 1
 """KVM_MEM_MAX_NR_PAGES: of one slot."""
@@ -29,7 +27,7 @@ def extension(call: FailedCall, capability: int) -> int | None:
     return answer if answer > 0 else None
 
 
-def at_least(argument: str, capability: int) -> Callable[[FailedCall], bool | None]:
+def at_least(argument: str, capability: int) -> Check:
     """Return a check: *argument* is no less than what *capability* says."""
 
     def check(call: FailedCall) -> bool | None:
@@ -45,10 +43,8 @@ def too_many_bits(call: FailedCall) -> bool | None:
     return None if bits is None or limit is None else bool(bits) and not 32 <= bits <= limit
 
 
-def slot_is_large(call: FailedCall) -> bool | None:
-    """Tell whether a slot has more pages than KVM counts."""
-    size = call.number("memory_size")
-    return None if size is None else size // mmap.PAGESIZE > MOST_PAGES
+slot_is_large: Final = holds("memory_size", lambda size: size // mmap.PAGESIZE > MOST_PAGES)
+"""A slot has more pages than KVM counts."""
 
 
 def slot_wraps(call: FailedCall) -> bool | None:
@@ -63,10 +59,8 @@ def slot_number_is_high(call: FailedCall) -> bool | None:
     return None if number is None or limit is None else number & 0xFFFF >= limit
 
 
-def host_address_is_tagged(call: FailedCall) -> bool | None:
-    """Tell whether the top byte of a slot's host address is not zero: a tag, or the kernel's."""
-    address = call.number("userspace_addr")
-    return None if address is None else address >> 56 != 0
+host_address_is_tagged: Final = holds("userspace_addr", lambda address: address >> 56 != 0)
+"""The top byte of a slot's host address is not zero: it is a tag, or the kernel's."""
 
 
 def flags_are_unknown(call: FailedCall) -> bool | None:
@@ -85,7 +79,7 @@ def flags_are_unknown(call: FailedCall) -> bool | None:
     return None if new == lib.PYVMM_MEM_WRITE_BACK else new != 0
 
 
-def on(file: str) -> Callable[[FailedCall], bool | None]:
+def on(file: str) -> Check:
     """Return a check: the call was made on another class of descriptor than *file*, or may fit."""
 
     def check(call: FailedCall) -> bool | None:
@@ -126,13 +120,14 @@ def feature_is_optional(call: FailedCall) -> bool | None:
     return None if wanted else False
 
 
-def half_of_pointer_authentication(call: FailedCall) -> bool | None:
-    """Tell whether a vCPU's features have one of the two kinds of pointer authentication."""
-    features = call.number("features")
-    if features is None:
-        return None
-    address, generic = lib.KVM_ARM_VCPU_PTRAUTH_ADDRESS, lib.KVM_ARM_VCPU_PTRAUTH_GENERIC
-    return bool(features >> address & 1) != bool(features >> generic & 1)
+half_of_pointer_authentication: Final = holds(
+    "features",
+    lambda features: (
+        bool(features >> lib.KVM_ARM_VCPU_PTRAUTH_ADDRESS & 1)
+        != bool(features >> lib.KVM_ARM_VCPU_PTRAUTH_GENERIC & 1)
+    ),
+)
+"""A vCPU's features have one of the two kinds of pointer authentication."""
 
 
 def is_pmu_init(call: FailedCall) -> bool:

@@ -13,58 +13,60 @@ from vmm.kvm.causes import checks
 
 _MAIN: Final = "virt/kvm/kvm_main.c"
 _MMU: Final = "arch/arm64/kvm/mmu.c"
-_SET: Final = f"kvm_set_memory_region ({_MAIN})"
-_PREPARE: Final = f"kvm_arch_prepare_memory_region ({_MMU})"
+SET: Final = f"kvm_set_memory_region ({_MAIN})"
+PREPARE: Final = f"kvm_arch_prepare_memory_region ({_MMU})"
+FLAGS: Final = f"check_memory_region_flags ({_MAIN})"
+"""The kernel's functions that refuse a memory slot."""
 
 SLOT: Final[dict[int, tuple[Cause, ...]]] = {
     e.EINVAL: (
         Cause(
             "address or size is not a multiple of the host's page",
             "align them",
-            _SET,
+            SET,
             check=unaligned("guest_phys_addr", "memory_size", "userspace_addr"),
         ),
         Cause(
             "the slot's number is past the last one (KVM_CAP_NR_MEMSLOTS)",
             "use a lower one",
-            _SET,
+            SET,
             check=checks.slot_number_is_high,
         ),
-        Cause("the range ends past the last address", "", _SET, check=checks.slot_wraps),
+        Cause("the range ends past the last address", "", SET, check=checks.slot_wraps),
         Cause(
             "a slot has fewer than 2^31 pages",
             "make several of it",
-            _SET,
+            SET,
             check=checks.slot_is_large,
         ),
         Cause(
             "the host address is tagged, or the kernel's",
             "remove the tag",
-            _SET,
+            SET,
             check=checks.host_address_is_tagged,
         ),
         Cause(
             "there is no slot of this number to delete",
             "size 0 deletes: give the slot's size",
-            _SET,
+            SET,
             check=zero("memory_size"),
         ),
         Cause(
             "this kernel does not know a flag",
             "leave it out; KVM_CHECK_EXTENSION tells which it has",
-            f"check_memory_region_flags ({_MAIN})",
+            FLAGS,
             check=checks.flags_are_unknown,
         ),
         Cause(
             "a live slot's size, host address or read-only flag was changed",
             "delete the slot first",
-            _SET,
+            SET,
         ),
         Cause(
             "the mapping is device memory that cannot be mapped so at stage 2 (cacheable without "
             "FEAT_S2FWB and CTR_EL0.DIC, or logged)",
             "`pyvmm map` and `pyvmm verify` tell what it is",
-            _PREPARE,
+            PREPARE,
         ),
     ),
     e.EEXIST: (
@@ -78,7 +80,7 @@ SLOT: Final[dict[int, tuple[Cause, ...]]] = {
         Cause(
             "the range ends beyond the VM's IPA size",
             "place it lower, or create the VM with more bits",
-            _PREPARE,
+            PREPARE,
         ),
     ),
     e.ENOMEM: (NO_MEMORY,),
@@ -86,7 +88,7 @@ SLOT: Final[dict[int, tuple[Cause, ...]]] = {
         Cause(
             "the VM is protected (pKVM): its slots take no flags, nor change once it has run",
             "use a VM that is not",
-            _PREPARE,
+            PREPARE,
         ),
     ),
 }
