@@ -143,8 +143,6 @@ def _open_devices(
             events=events,
         )
     )
-    for function in devices.functions:
-        space.register_bars(function.memories)
-        root.attach(function, *function.deliveries)
+    root.attach_devices(devices.functions, space)
     space.reserve(root.place(space.end, 1 << system.ipa_bits()))
     return root, devices

@@ -14,7 +14,7 @@ from vmm.kvm.irq_routing import IrqRouting
 from vmm.pci.host import PciHost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from vmm.bus import MmioBus
     from vmm.events import Events
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vmm.irq import InterruptLine
     from vmm.kvm.irq_routing import FunctionMsis
     from vmm.kvm.vm import Vm
+    from vmm.machine.address_space import AddressSpace
+    from vmm.passthrough.function import PassthroughFunction
     from vmm.pci.function import PciFunction
 
 
@@ -55,6 +57,12 @@ class PciRoot(Closeable):
         if numa_node is not None:
             self._numa_nodes[slot] = numa_node
         return slot
+
+    def attach_devices(self, functions: Iterable[PassthroughFunction], space: AddressSpace) -> None:
+        """Attach passed-through *functions*, and enter their BARs into the ledger of *space*."""
+        for function in functions:
+            node = space.register_bars(function.memories)
+            self.attach(function, *function.deliveries, numa_node=node)
 
     def place(self, above: int, limit: int) -> int:
         """Place the window for 64-bit BARs; see `PciHost.place`."""
