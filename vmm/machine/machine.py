@@ -146,7 +146,6 @@ class Machine(Closeable):
         self._cycle = 0
         self._ending: Ending | Exception | None = None
         self._pause = Pause(lambda: self._virtio_devices.devices if self._virtio_devices else ())
-        self._power: PowerCycle | None = None
         with ExitStack() as undo:
             undo.callback(self.close)
             self._system = self._owned.enter_context(System.open())
@@ -274,9 +273,7 @@ class Machine(Closeable):
                 events=self._events,
             )
         )
-        for function in found.functions:
-            node = self.space.register_bars(function.memories)
-            self._root.attach(function, *function.deliveries, numa_node=node)
+        self._root.attach_devices(found.functions, self.space)
         found.watch(self._loop, self._on_removal)
         return found
 
@@ -368,8 +365,9 @@ class Machine(Closeable):
         """
         mode = self._config.sandbox
         if mode != "off" and not self._config.untried:
-            dumped = self._dump is not None or bool(self.watchers) or self._phases.traced
-            self.space.before_confined(needs_ledger=shows_ledger or dumped)
+            watched = bool(self.watchers) or self._phases.traced
+            needs_ledger = shows_ledger or watched or self._dump is not None
+            self.space.before_confined(needs_ledger=needs_ledger)
             if mode == "on":
                 self._events.emit("isolated", walls=isolate())
             sandbox.confine(mode)
@@ -408,7 +406,7 @@ class Machine(Closeable):
             else:
                 self._connect(cycle)
                 self._apply(self._restore, cycle)
-            self._power = cycle
+            self.power = cycle
             cycle.at_end(self._forget_power)
             for watcher in self.watchers:
                 watcher.begin(cycle)
@@ -425,9 +423,7 @@ class Machine(Closeable):
                 pause=self._pause,
                 on_exit=self.on_exit,
             )
-            self.power = cycle
             self._loop.run()
-            self.power = None
             self._phases.passed("the guest runs")
             self._phases.end(self.ledger)
         self._phases.passed("the VM is gone")
@@ -440,7 +436,7 @@ class Machine(Closeable):
         return ending or Ending.QUIT
 
     def _forget_power(self) -> None:
-        self._power = None
+        self.power = None
 
     def _parts(self) -> Parts:
         from vmm.machine.snapshot import Parts
@@ -469,7 +465,7 @@ class Machine(Closeable):
         """
         if self._snapshots is None:
             return "there is nowhere to write a snapshot: that takes --snapshot"
-        if self._power is None:
+        if self.power is None:
             return "no snapshot: the machine is not running"
         held = False
         try:
@@ -477,7 +473,7 @@ class Machine(Closeable):
             self.pause()
             held = True
             taken = self._snapshots.take(
-                self._power, self._parts(), self.space.ram_region, ledger, self._pause.counter
+                self.power, self._parts(), self.space.ram_region, ledger, self._pause.counter
             )
         except VmmError as error:
             if held:
