@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from vmm.closeable import Closeable
 from vmm.errors import GuestError
 from vmm.lab import protocol
 from vmm.library.transcript import PATIENCE, Transcript
@@ -13,12 +14,11 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from vmm.lab.host.emulated_host import Host
 
 
-class Command(Transcript):
+class Command(Transcript, Closeable):
     """*argv*, running in *host*. A context manager: ends the command if it still runs.
 
     Its standard streams are pipes; a *terminal* of 80 columns if that is asked for. The command is
@@ -43,15 +43,8 @@ class Command(Transcript):
             argv, self._write, env=env, cwd=cwd, tty=(24, 80) if terminal else None
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End it if it still runs. Idempotent."""
         self._session.close()
 
     def send(self, text: str | bytes) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
-    from typing import Protocol, Self
+    from typing import Protocol
 
     from vmm.config import MachineConfig
     from vmm.errors import VmmError
@@ -248,16 +248,13 @@ class Machine(Closeable):
         """End the machine, and release what it has. Idempotent."""
         self.engine.close()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        super().__exit__(kind, error, traceback)
         if kind is None and self._error is not None and not self._error_told:
             raise self._error
 
