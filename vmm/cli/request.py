@@ -75,14 +75,11 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
 
         image = kernel_tree.image(tree)
         initrd = initrd or kernel_tree.initrd()
-    named = {"disk": "disks", "console": "consoles", "pmem": "pmems", "bar": "bars"} | {
-        "net": "nets",
-        "share": "shares",
-    }
+    plural = {name: f"{name}s" for name in ("disk", "console", "pmem", "bar", "net", "share")}
     config = machine(
         image,
         initrd=initrd,
-        **{name: options[named.get(name, name)] for name in OPTIONS.keys() - {"image", "initrd"}},
+        **{name: options[plural.get(name, name)] for name in OPTIONS.keys() - {"image", "initrd"}},
     )
     config = replace(config, sandbox=options["sandbox"])
     command = _command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from vmm.cli.run_machine import run_machine
 from vmm.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import TextIO
 
     from vmm.config import MachineConfig
@@ -319,21 +320,24 @@ def _open_events(path: Path | None, owned: ExitStack) -> TextIO | None:
         raise UserError(
             "--events -: standard output is the guest's console", "name a file, or /dev/stderr"
         )
-    try:
+    with _told("--events", path):
         return owned.enter_context(path.open("w", buffering=1))
-    except OSError as error:
-        raise UserError(
-            f"--events {path}: {error.strerror}", "name a file that can be written"
-        ) from error
 
 
 def _open_trace(path: Path | None, owned: ExitStack) -> int | None:
     """Return a descriptor of a new file at *path*. Raises `UserError`."""
     if path is None:
         return None
-    try:
+    with _told("--trace", path):
         return owned.enter_context(path.open("wb", buffering=0)).fileno()
+
+
+@contextmanager
+def _told(option: str, path: Path) -> Iterator[None]:
+    """Make of an OSError about *path* what the user needs to know."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
-            f"--trace {path}: {error.strerror}", "name a file that can be written"
+            f"{option} {path}: {error.strerror}", "name a file that can be written"
         ) from error
