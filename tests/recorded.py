@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from vmm.events import Events
 
+PHASES = {"phase", "guest-said", "isolated"}
+"""Events of every machine that say how far it is, beside what happens to it."""
+
 
 class Recorded(Events):
     """Keep what was emitted."""

@@ -21,6 +21,7 @@ from tests.lab.guest.flat_guest import (
     SPIN,
     assemble,
 )
+from tests.recorded import PHASES
 from vmm.kvm.exits import MmioRead, MmioWrite, SystemEvent
 from vmm.lab.host.emulated_host import Host
 
@@ -76,8 +77,7 @@ def test_a_console_is_talked_with(machine: Callable[..., vmm.Machine]) -> None:
     assert echo.state == "ended"
     with pytest.raises(vmm.NotSaidError, match="the machine has powered-off, without 'more'"):
         echo.console.expect("more")
-    beside = {"phase", "guest-said", "isolated"}
-    seen = [each["event"] for each in echo.events if each["event"] not in beside]
+    seen = [each["event"] for each in echo.events if each["event"] not in PHASES]
     assert seen == ["power-on", "system-event", "ended"]
 
 
@@ -179,8 +179,7 @@ def test_accesses_and_exits_come_to_functions(machine: Callable[..., vmm.Machine
 
     guest.start()
     assert guest.wait(PATIENCE) == "powered-off"
-    beside = {"phase", "guest-said", "isolated"}
-    assert [name for name in told if name not in beside] == ["power-on", "system-event", "ended"]
+    assert [name for name in told if name not in PHASES] == ["power-on", "system-event", "ended"]
     assert accesses == [(UART, 1, 5), (UART + 4, 4, None), (UART + 8, 4, 0x2345_6789)]
     assert exits == [
         (0, MmioWrite(UART, 1, 5)),

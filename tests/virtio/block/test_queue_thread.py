@@ -314,6 +314,19 @@ def test_a_sync_that_fails_is_an_io_error(disk: Disk, pipe: tuple[int, int]) -> 
     assert disk.request(FLUSH, 0) == IOERR
 
 
+def zeroing(disk: Disk, size: int) -> int:
+    """Have all *size* bytes of a new, empty file zeroed; return it once that has begun."""
+    fd = os.memfd_create("disk")
+    os.truncate(fd, size)
+    device(disk).disk.fd = fd
+    device(disk).disk.sectors = size // 512
+    disk.memory.pack(DATA, "QII", 0, size // 512, 0)
+    disk.add(WRITE_ZEROES, 0, Buffer(DATA, 16))
+    disk.notify()
+    wait(lambda: os.fstat(fd).st_blocks)
+    return fd
+
+
 def test_zeroes_that_take_long_are_no_wait_for_a_reset(
     make: Callable[..., Disk], events: Recorded
 ) -> None:
@@ -323,14 +336,7 @@ def test_zeroes_that_take_long_are_no_wait_for_a_reset(
     for _ in range(20):
         disk = make()
         disk.start()
-        fd = os.memfd_create("disk")
-        os.truncate(fd, size)
-        device(disk).disk.fd = fd
-        device(disk).disk.sectors = size // 512
-        disk.memory.pack(DATA, "QII", 0, size // 512, 0)
-        disk.add(WRITE_ZEROES, 0, Buffer(DATA, 16))
-        disk.notify()
-        wait(lambda fd=fd: os.fstat(fd).st_blocks)  # type: ignore[misc]
+        fd = zeroing(disk, size)
         disk.transport.reset()
         stopped_early = os.fstat(fd).st_blocks < size // 512
         os.close(fd)
@@ -349,14 +355,7 @@ def test_zeroes_that_take_long_are_done_to_their_end_before_a_pause(
     disk = make()
     for _ in range(5):
         disk.start()
-        fd = os.memfd_create("disk")
-        os.truncate(fd, size)
-        device(disk).disk.fd = fd
-        device(disk).disk.sectors = size // 512
-        disk.memory.pack(DATA, "QII", 0, size // 512, 0)
-        disk.add(WRITE_ZEROES, 0, Buffer(DATA, 16))
-        disk.notify()
-        wait(lambda fd=fd: os.fstat(fd).st_blocks)  # type: ignore[misc]
+        fd = zeroing(disk, size)
         disk.transport.device.pause()
         assert len(list(disk.ring.used())) == 1
         assert disk.status() == OK

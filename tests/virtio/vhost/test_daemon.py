@@ -11,12 +11,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 
 import pytest
 
+from tests.daemons import alive, eventually
 from tests.recorded import Recorded
 from vmm.errors import HostError
 from vmm.events import COMPLAINTS, Bounded, Events
@@ -38,20 +38,6 @@ def events() -> Output:
 
 def shell(script: str, events: Events, **more: object) -> Daemon:
     return Daemon(Command(["/bin/sh", "-c", script]), events, **more)  # type: ignore[arg-type]
-
-
-def eventually(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_what_it_says_is_an_event(events: Output) -> None:
