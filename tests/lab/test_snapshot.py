@@ -29,7 +29,7 @@ disk() {
         rounds=$((rounds+1)); echo "disk $rounds"
     done
 }
-disk &
+disk & disk=$!
 other() {
     while :; do
         [ "$(md5sum </tmp/data)" = "$sum" ] || echo MEMORY BROKEN
@@ -43,6 +43,7 @@ while :; do
 done &
 read -r line; echo "heard $line"
 read -r line
+kill $disk; wait $disk  # virtio devices are reset at power-off: what is read then fails
 """
 WORDS = "console=ttyAMA0 quiet panic=-1 pyvmm.then=poweroff"
 
