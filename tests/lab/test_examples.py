@@ -12,6 +12,7 @@ import pytest
 
 from tests.lab.guest.flat_guest import ECHO, PANIC, assemble
 from vmm.lab.guest.uki import guest_image
+from vmm.lab.host import packages
 from vmm.lab.host.emulated_host import Host
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
@@ -90,6 +91,18 @@ def test_flags_are_tried(said: Callable[..., str]) -> None:
     assert second == "bit 1: taken KVM_MEM_READONLY"
     assert last == "all others are refused"
     assert "Invalid argument" in said("try_flag.py", "3")
+
+
+def test_gdb_breaks_into_a_kernel(
+    lab_host: Callable[[str], Host], said: Callable[..., str]
+) -> None:
+    packages.install(lab_host("fwb"), ["gdb"])
+    text = said("break_in.py", guest_image())
+    hit = re.search(r'Thread (\d) "vCPU \d" hit Breakpoint 1, (0x\w+) in', text)
+    assert hit, text
+    assert len(re.findall(r'"vCPU \d" \(vCPU \d, on\)', text)) == 4
+    assert re.search(r"\$1 = 0xff[f0]\w{13}\n\$2 = 1\n", text), text
+    assert text.endswith("detached]\nit has powered-off\n"), text
 
 
 def test_a_kernel_is_tested_by_pytest(lab_host: Callable[[str], Host]) -> None:

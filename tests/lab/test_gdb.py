@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from typing import Self
 
 import pytest
 
+from tests.lab.guest import symbol_file
 from tests.lab.guest.flat_guest import CATCH, PANIC, SLEEP, SPIN, assemble
 from vmm.lab.debian.prefix import prefix
+from vmm.lab.guest import fixture
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -39,6 +42,7 @@ STORES = """
 again:
     add x2, x2, #1
     str x2, [x1]
+    ldr x3, [x1]
     b again
 """
 
@@ -74,6 +78,19 @@ class Run:
             self.program.terminate()
         self.program.communicate()
 
+    def expect(self, pattern: str) -> re.Match[bytes]:
+        """Wait until the output matches; return the match."""
+        assert self.program.stdout
+        deadline = time.monotonic() + PATIENCE
+        while not (match := re.search(pattern.encode(), self.seen)):
+            left = deadline - time.monotonic()
+            assert left > 0, self.seen
+            if select.select([self.program.stdout], [], [], left)[0]:
+                data = os.read(self.program.stdout.fileno(), 65536)
+                assert data, (pattern, self.seen)
+                self.seen += data
+        return match
+
     def end(self, typed: bytes = b"") -> int:
         """Type *typed*, and return the status with which it ends."""
         said, _ = self.program.communicate(typed, timeout=PATIENCE)
@@ -81,12 +98,13 @@ class Run:
         return self.program.returncode
 
 
-def gdb(socket: Path, commands: Sequence[str]) -> str:
-    """Let gdb carry out *commands*, connected to *socket*; return what it said."""
+def gdb(socket: Path, commands: Sequence[str], symbols: Path | None = None) -> str:
+    """Let gdb, which knows *symbols*, carry out *commands* at *socket*; return what it said."""
     tools = prefix("gdb-multiarch", ["gdb-multiarch"])
     argv = [*tools.command("usr/bin/gdb-multiarch"), "-nx", "-q", "-batch"]
     argv += [f"--data-directory={tools.root}/usr/share/gdb"]
     words = ["set architecture aarch64", f"set remotetimeout {PATIENCE:.0f}"]
+    words += [f"file {symbols}"] if symbols else []
     for command in (*words, f"target remote {socket}", *commands):
         argv += ["-ex", command]
     done = subprocess.run(
@@ -168,6 +186,94 @@ def test_hardware_breakpoints_watchpoints_and_registers(tmp_path: Path) -> None:
         assert re.findall(r"New value = (\d+)", said) == ["1", "2"], said
         assert "= 0x1234" in said
         assert run.end() == 130
+
+
+KERNEL = ("_text", "_einittext", "vfs_read", "ksys_read", "jiffies_64")
+"""Symbols of a kernel that its test speaks of."""
+
+# BusyBox's cat would not do: it calls sendfile(2), which does not come to vfs_read.
+READER = f"""
+grep -E ' ({"|".join(KERNEL)})$' /proc/kallsyms; echo that is all
+while read -r up </proc/uptime; do :; done &
+"""
+
+
+def test_gdb_debugs_a_debian_kernel_with_four_vcpus(tmp_path: Path) -> None:
+    socket, symbols, task = tmp_path / "gdb", tmp_path / "symbols", tmp_path / "task"
+    guest = fixture.guest(modules=(), packages=(), script=READER)
+    words = ["--cmdline", "console=ttyAMA0 quiet nokaslr panic=-1", "--cpus", "4"]
+    with Run(guest.kernel, "--initrd", guest.initrd, "--gdb", socket, *words) as run:
+        run.expect("that is all")
+        at = symbol_file.addresses(run.seen.decode(errors="replace").replace("\r", ""))
+        assert set(KERNEL) <= set(at)
+        symbol_file.write(symbols, at)
+        said = gdb(
+            socket,
+            [
+                "break *vfs_read",
+                "continue",
+                "info threads",
+                f"dump binary memory {task} $SP_EL0 $SP_EL0+0x2000",
+                "stepi",
+                # A pending interrupt is taken first: the vector of IRQs from EL1 with SP_EL1.
+                f"print $pc == {at['vfs_read'] + 4:#x} || $pc == $VBAR_EL1 + 0x280",
+                "print $TCR_EL1 != 0 && ($cpsr & 0xc) == 4",
+                "hbreak *$lr",
+                "delete 1",
+                "continue",
+                "delete",
+                "watch *(long*)&jiffies_64",
+                "continue",
+                "delete",
+                INTERRUPT,
+                "continue",
+                f"monitor translate {at['vfs_read']:#x}",
+                "detach",
+            ],
+            symbols,
+        )
+        assert re.search(r'Thread \d "vCPU \d" hit Breakpoint 1, 0x\w+ in vfs_read', said), said
+        assert len(re.findall(r'Thread \d "vCPU \d" \(vCPU \d, on\)', said)) == 4, said
+        # SP_EL0 is `current`, a task_struct, which has the program's name.
+        assert re.search(rb"(init|sh)\0", task.read_bytes())
+        assert "$1 = 1" in said, said
+        assert "$2 = 1" in said, said
+        assert re.search(r"hit (Temporary )?Breakpoint 2, 0x\w+ in ksys_read", said), said
+        watched = re.search(r"Old value = (\d+)\nNew value = (\d+)", said)
+        assert watched, said
+        assert int(watched[2]) > int(watched[1])
+        assert "received signal SIGINT" in said
+        assert re.search(rf"{at['vfs_read']:#x} is 0x4\w+: level \d", said), said
+        assert "detached" in said
+        assert run.end(b"poweroff\n") == 0, run.seen
+
+
+def test_what_gdb_asked_the_cpu_for_outlives_a_reset(tmp_path: Path) -> None:
+    socket, image = tmp_path / "gdb", assemble(tmp_path, STORES)
+    with Run(image, "--gdb", f"{socket},wait") as run:
+        until(socket, run)
+        said = gdb(
+            socket,
+            [
+                f"hbreak *{ENTRY + 8}",
+                "continue",
+                "monitor reset",
+                "maintenance flush register-cache",
+                "print $pc",
+                "continue",
+                "delete",
+                "rwatch *(long*)0x40100000",
+                "continue",
+                "delete",
+                "awatch *(long*)0x40100000",
+                "continue",
+                "kill",
+            ],
+        )
+    assert said.count(f"Breakpoint 1, {ENTRY + 8:#018x}") == 2, said
+    assert f"$1 = (void (*)()) {ENTRY:#x}\n" in said
+    assert re.search(r"\nHardware read watchpoint 2: .*\n\nValue = \d+\n", said), said
+    assert re.search(r"\nHardware access .* watchpoint 3: .*\n\nOld value = \d+\n", said), said
 
 
 def test_a_guests_own_brk_reaches_its_handler(tmp_path: Path) -> None:
