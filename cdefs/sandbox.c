@@ -192,13 +192,16 @@ static int install(int kind)
 	return 0;
 }
 
+#define MMAP_FROM (2 << 20) /* bytes: a larger block is a mapping of its own */
+#define TRIM_FROM (2 * MMAP_FROM) /* free bytes at the end of an arena that go back to the kernel */
+
 /* In a thread, whose arena of malloc's is not the first: let the arena grow, and give it back. */
 static void *give_back(void *unused)
 {
-	void *volatile blocks[8];
+	void *volatile blocks[TRIM_FROM / MMAP_FROM + 2];
 
 	for (size_t i = 0; i < COUNT(blocks); i++)
-		blocks[i] = malloc(64 << 10); /* not so large that it would be a mapping */
+		blocks[i] = malloc(MMAP_FROM - (4 << 10));
 	for (size_t i = 0; i < COUNT(blocks); i++)
 		free(blocks[i]);
 	return unused;
@@ -216,6 +219,8 @@ static void settle_malloc(void)
 	pthread_t thread;
 
 	mallopt(M_ARENA_MAX, 8 * (cpus > 0 ? (int)cpus : 1));
+	mallopt(M_MMAP_THRESHOLD, MMAP_FROM);
+	mallopt(M_TRIM_THRESHOLD, TRIM_FROM);
 	if (!pthread_create(&thread, NULL, give_back, NULL))
 		pthread_join(thread, NULL);
 #endif
