@@ -14,6 +14,7 @@ from vmm.address_range import AddressRange
 from vmm.cause import FailedCall
 from vmm.errors import HostError, KernelError
 from vmm.vfio import backend
+from vmm.vfio import iommu as iommu_module
 from vmm.vfio.backend import Backend, open_iommu, why_not_iommufd
 from vmm.vfio.causes import CAUSES, causes
 from vmm.vfio.device import open_device
@@ -108,8 +109,25 @@ class Full(Iommu):
     def _close(self) -> None: ...
 
 
-def limit(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (size, size))
+def limit(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
+    monkeypatch.setattr(iommu_module, "_limit", lambda: size)
+
+
+@pytest.mark.parametrize(("capabilities", "found"), [("0000000000004000", None), ("0", 8 << 20)])
+def test_the_limit_is_that_of_who_cannot_lock_anything(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capabilities: str, found: int | None
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (8 << 20, 8 << 20))
+    status = tmp_path / "status"
+    status.write_text(f"Name:\tpyvmm\nCapEff:\t{capabilities}\n")
+    assert iommu_module._limit(status) == found
+
+
+def test_no_limit_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    status = tmp_path / "status"
+    status.write_text("CapEff:\t0\n")
+    assert iommu_module._limit(status) is None
 
 
 def test_the_limit_on_locked_memory_is_said_with_the_number_needed(
@@ -123,9 +141,9 @@ def test_the_limit_on_locked_memory_is_said_with_the_number_needed(
         assert iommu.mapped == 6 << 20
 
 
-@pytest.mark.parametrize("size", [resource.RLIM_INFINITY, 1 << 30])
+@pytest.mark.parametrize("size", [None, 1 << 30])
 def test_no_memory_is_not_blamed_on_a_limit_that_is_not_reached(
-    monkeypatch: pytest.MonkeyPatch, size: int
+    monkeypatch: pytest.MonkeyPatch, size: int | None
 ) -> None:
     limit(monkeypatch, size)
     with Full() as iommu:

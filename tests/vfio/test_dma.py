@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-
 import pytest
 
 from vmm.address_range import AddressRange
@@ -95,13 +93,13 @@ def test_the_limit_on_locked_memory_is_checked_for_all_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The error comes before the first byte is pinned, and has the limit that is needed."""
+    monkeypatch.setattr(iommu_module, "_limit", lambda: MIB)
     iommu = Fake()
-    monkeypatch.setattr(iommu_module, "_may_lock_anything", lambda: False)
-    monkeypatch.setattr(resource, "getrlimit", lambda _which: (MIB, MIB))
     with Mapping.anonymous(4 * MIB) as memory:
         with pytest.raises(HostError, match=r"needs 4 MiB of memory locked.*ulimit -l 4096"):
             GuestDma(iommu, [Region(RAM, memory.view)])
         assert not iommu.there
-        monkeypatch.setattr(iommu_module, "_may_lock_anything", lambda: True)
+        monkeypatch.setattr(iommu_module, "_limit", lambda: None)
+        iommu = Fake()
         with GuestDma(iommu, [Region(RAM, memory.view)]):
             assert iommu.mapped == 4 * MIB

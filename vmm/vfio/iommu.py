@@ -31,6 +31,7 @@ class Iommu(Closeable, ABC):
         """Create one. If there is a VM, *kvm* tells it of the devices' files."""
         self._mapped: dict[int, int] = {}
         self._kvm = kvm
+        self._limit = _limit()  # now: a confined process cannot ask, and has no capability
 
     @abstractmethod
     def _attach(self, function: HostFunction) -> VfioFd: ...
@@ -111,7 +112,7 @@ class Iommu(Closeable, ABC):
 
         A caller that maps in parts, or much, learns it before the first mapping.
         """
-        if not _may_lock_anything() and (limited := self._memory_limit(size)):
+        if limited := self._memory_limit(size):
             raise limited
 
     def dma_unmap(self, iova: int, size: int) -> None:
@@ -149,15 +150,13 @@ class Iommu(Closeable, ABC):
 
     def _memory_limit(self, size: int) -> HostError | None:
         """Return the error for *size* more bytes if the limit on locked memory is the cause."""
-        limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-        needed = self.mapped + size
-        if limit == resource.RLIM_INFINITY or needed <= limit:
+        limit, needed = self._limit, self.mapped + size
+        if limit is None or needed <= limit:
             return None
         return HostError(
             f"DMA needs {_mebibytes(needed)} of memory locked, and this process's limit is "
             f"{_mebibytes(limit)}",
-            f"raise it (ulimit -l {-(-needed // 1024)}, or LimitMEMLOCK= of a systemd unit), or "
-            "give it CAP_IPC_LOCK",
+            f"raise it (ulimit -l {-(-needed // 1024)}, or LimitMEMLOCK= of a systemd unit)",
         )
 
 
@@ -165,11 +164,16 @@ CAP_IPC_LOCK: Final = 14
 """Its bit in a capability set (<linux/capability.h>): no limit on locked memory applies."""
 
 
-def _may_lock_anything(status: Path = Path("/proc/self/status")) -> bool:
+def _limit(status: Path = Path("/proc/self/status")) -> int | None:
+    """Return how many bytes this process may lock; None: as many as it likes.
+
+    A confined process has no capability, but root's has no limit either (cdefs/isolate.c).
+    """
     for line in status.read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> CAP_IPC_LOCK & 1)
-    return False
+        if line.startswith("CapEff:") and int(line.split()[1], 16) >> CAP_IPC_LOCK & 1:
+            return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _mebibytes(size: int) -> str:

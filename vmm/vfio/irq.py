@@ -51,9 +51,18 @@ class Irqs:
 
     def __init__(self, device: VfioFd) -> None:
         self._device = device
+        self._known: dict[IrqIndex, IrqInfo] = {}
 
     def info(self, index: IrqIndex) -> IrqInfo:
-        """Ask VFIO about *index*; the count is 0 if the device has none. Raises `VfioError`."""
+        """Return what VFIO says about *index*; the count is 0 if the device has none.
+
+        VFIO is asked once. Raises `VfioError`.
+        """
+        if index not in self._known:
+            self._known[index] = self._ask(index)
+        return self._known[index]
+
+    def _ask(self, index: IrqIndex) -> IrqInfo:
         request = DeviceIoctl.VFIO_DEVICE_GET_IRQ_INFO
         try:
             found = self._device.ioctl_struct(request, "vfio_irq_info", index=int(index))

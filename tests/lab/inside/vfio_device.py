@@ -6,6 +6,7 @@ Source for the device: QEMU, docs/specs/edu.rst.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
 import os
@@ -24,6 +25,7 @@ from vmm.kvm.system import System
 from vmm.vfio.backend import Backend, open_iommu
 from vmm.vfio.device import VfioDevice, open_device
 from vmm.vfio.function import HostFunction
+from vmm.vfio.iommu import CAP_IPC_LOCK
 from vmm.vfio.irq import IrqIndex
 from vmm.vfio.kvm_files import KvmFiles
 from vmm.vfio.trap import TrappedRegion
@@ -38,6 +40,9 @@ DMA_BUFFER = 0x40000
 START, TO_MEMORY = 1, 2
 IOVA = 0x1_0000_0000
 PATIENCE = 10.0
+CAPABILITY_VERSION_3 = 0x20080522
+"""<linux/capability.h>"""
+libc = ctypes.CDLL(None)
 
 
 class Log(Events):
@@ -224,14 +229,18 @@ def without_rights(bdf: str) -> str:
 
 
 def memory_limit(bdf: str, backend: Backend) -> str:
-    """Return the error beyond the limit on locked memory."""
+    """Return the error beyond the limit on locked memory, of root without CAP_IPC_LOCK."""
 
     def attempt() -> str:
         size = 4 << 20
         memory = mmap.mmap(-1, size)
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 1 << 20))
+        header, sets = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
+        assert not libc.capget(header, sets)
+        for each in range(3):
+            sets[each] &= ~(1 << CAP_IPC_LOCK)
+        assert not libc.capset(header, sets)
         with open_device(bdf, backend=backend) as device:
-            resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 1 << 20))
-            os.setresuid(65534, 65534, 65534)
             return refusal(lambda: device.dma_map(IOVA, host_address(memory), size))
 
     return in_child(attempt)
