@@ -203,19 +203,25 @@ class KernelBackend(Closeable):
         with ExitStack() as undo:
             undo.callback(self.close)
             for _ in range(count):
-                file = self._owned.enter_context(kind(path, option))
-                file.set_owner()
-                self._files.append(file)
+                self._files.append(self._owned.enter_context(kind(path, option)))
             undo.pop_all()
+        self._owns = False
 
     def features(self) -> int:
         """Return the feature bits that the kernel supports."""
         return self._files[0].features()
 
     def start(self, features: int, memory: GuestMemory) -> None:
-        """Set features and guest memory for a driver."""
+        """Set features and guest memory for a driver.
+
+        The first start makes this process the files' owner. The kernel's workers are threads of
+        the owner since Linux 6.4, and a process with threads can make no user namespace.
+        """
         for file in self._files:
+            if not self._owns:
+                file.set_owner()
             file.start(features, memory)
+        self._owns = True
 
     def ring_error(self, index: int) -> str:  # noqa: ARG002
         """Return what the kernel's err eventfd says: no more than that the ring is broken."""
