@@ -61,6 +61,8 @@ def test_once_frozen_it_takes_nothing_new(broker: Broker, tmp_path: Path) -> Non
     victim.write_text("kept")
     with pytest.raises(PermissionError, match="nothing new"):
         broker.owe("socket", str(victim), victim.stat().st_ino)
+    with pytest.raises(PermissionError, match="nothing new"):
+        broker.offer("stage2")
     broker.close()
     assert victim.read_text() == "kept"
 
@@ -159,8 +161,20 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=6,
 )
-OPS = ["allow", "freeze", "listener", "start", "signal", "reap", "owe", "pay", "_clean_up", "run"]
-KEYS = ["argv", "command", "pid", "number", "kill", "kind", "arguments", "debt", "asked"]
+OPS = ["allow", "freeze", "listener", "start", "signal", "reap", "owe", "pay", "offer", "do", "run"]
+KEYS = [
+    "argv",
+    "command",
+    "pid",
+    "number",
+    "kill",
+    "kind",
+    "arguments",
+    "debt",
+    "asked",
+    "errand",
+    "step",
+]
 REQUESTS = st.builds(
     lambda op, fields: json.dumps({"op": op, **fields}).encode(),
     st.sampled_from(OPS),

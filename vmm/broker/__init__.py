@@ -149,6 +149,17 @@ class Broker(Closeable):
         """
         self._ask("pay", debt=debt, asked=asked)
 
+    def offer(self, kind: str, *arguments: str, fds: Sequence[int] = ()) -> int:
+        """Return the number of an errand (`errands.KINDS`) that can be done even once frozen."""
+        return int(self._ask("offer", fds, kind=kind, arguments=arguments)[0])
+
+    def do(self, errand: int, step: str, *arguments: str | int) -> tuple[Any, list[int]]:
+        """Let a *step* of an errand be done; return the answer, and the descriptors with it.
+
+        Raises OSError and `HostError`.
+        """
+        return self._ask("do", errand=errand, step=step, arguments=arguments)
+
     def hold(self) -> None:
         """Keep threads from starting until `freeze`: see `when_free`."""
         self._held = []
@@ -161,7 +172,7 @@ class Broker(Closeable):
             self._held.append(start)
 
     def freeze(self) -> None:
-        """Allow no further command and no further debt, for good."""
+        """Allow no further command, debt and errand, for good."""
         self._ask("freeze")
 
     def release(self) -> None:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm._native import ffi, lib
+from vmm.broker import errands
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class Server:
         self._commands: list[list[str]] = []
         self._debts: dict[int, tuple[Debt, list[str | int]]] = {}
         self._owed = 0
+        self._errands: list[errands.Errand] = []
         self._daemons: set[int] = set()
         self._frozen = False
         self._operations: dict[str, Callable[..., tuple[Any, list[int]]]] = {
@@ -107,6 +109,8 @@ class Server:
             "reap": self._reap,
             "owe": self._owe,
             "pay": self._pay,
+            "offer": self._offer,
+            "do": self._do,
         }
 
     def run(self) -> None:
@@ -207,6 +211,20 @@ class Server:
             pay, arguments = self._debts.pop(debt)
             pay(*arguments, asked)
         return None, []
+
+    def _offer(self, fds: list[int], kind: str, arguments: list[str]) -> tuple[int, list[int]]:
+        self._check_thawed()
+        self._errands.append(errands.KINDS[kind](fds, *arguments))
+        return len(self._errands) - 1, []
+
+    def _do(
+        self, _fds: list[int], errand: int, step: str, arguments: list[str | int]
+    ) -> tuple[Any, list[int]]:
+        known = self._errands[errand]
+        if step not in known.steps:
+            raise PermissionError(errno.EPERM, "that is no step of the errand")
+        answer: tuple[Any, list[int]] = getattr(known, step)(*arguments)
+        return answer
 
     def _end(self, pid: int) -> int:
         """Kill what daemon *pid*, which has ended, has started, and reap it; return its status."""

@@ -146,7 +146,9 @@ def _start_broker(config: MachineConfig) -> Broker | None:
     sockets = config.gdb is not None and config.gdb.path is not None
     sockets |= any(console.kind == "unix" for console in config.consoles)
     bound = any(device.bind for device in config.vfio)
-    if not (config.disks or config.nets or config.shares or sockets or bound or config.memory_dump):
+    served = config.disks or config.nets or config.shares or config.vfio
+    files = config.memory_dump or config.snapshot
+    if not (served or files or sockets):
         return None
     from vmm import broker
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from vmm.address_range import AddressRange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from vmm.kvm.vm import Vm
 
@@ -39,11 +39,20 @@ class Span(NamedTuple):
         return page * entries
 
 
-def read(vm: Vm) -> list[Span] | None:
-    """Return what stage 2 maps for *vm*; None if the kernel has no dump, or it is not readable."""
+def open_file(vm: Vm) -> int:
+    """Open the dump of *vm*, and return the descriptor. Raises OSError."""
     path = DEBUGFS / f"{os.getpid()}-{vm.fileno()}" / "stage2_page_tables"
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def read(vm: Vm, opener: Callable[[Vm], int] = open_file) -> list[Span] | None:
+    """Return what stage 2 maps for *vm*; None if the kernel has no dump, or it is not readable.
+
+    *opener* does what `open_file` does.
+    """
     try:
-        return list(parse(path.read_text().splitlines()))
+        with os.fdopen(opener(vm)) as file:
+            return list(parse(file))
     except OSError:
         return None
 

@@ -208,9 +208,7 @@ class Machine(Closeable):
         from vmm.machine import snapshot
 
         snapshot.check(self._config, self._virtio_devices)
-        return self._owned.enter_context(
-            snapshot.Snapshots(self._config.snapshot, self._config, self._system)
-        )
+        return snapshot.Snapshots(self._config.snapshot, self._config, self._system)
 
     def _add_dump(self) -> MemoryDump | None:
         if self._config.memory_dump is None:

@@ -15,7 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm.arm64 import gic_state, processor, vcpu_state
-from vmm.closeable import Closeable
 from vmm.config import codec
 from vmm.errors import UserError, host_errors
 from vmm.state import manifest, memory_file
@@ -85,8 +84,8 @@ def check(config: MachineConfig, devices: VirtioDevices | None) -> None:
         raise UserError(f"{OPTION}: {what}: {why}{more}", "leave one of the two out")
 
 
-class Snapshots(Closeable):
-    """Own the directory of ``--snapshot``. Raises `UserError` and `HostError`."""
+class Snapshots:
+    """The directory of ``--snapshot``. Raises `UserError` and `HostError`."""
 
     def __init__(self, asked: SnapshotConfig, config: MachineConfig, system: System) -> None:
         self.ends = asked.end
@@ -94,6 +93,7 @@ class Snapshots(Closeable):
         self._config = config
         self._cpu = shown(config, system)
         self._directory = SnapshotDirectory(asked.path)
+        self._made_by = _made_by()
 
     def take(
         self, cycle: PowerCycle, parts: Parts, ram: Region, ledger: Ledger, counter: int | None
@@ -109,15 +109,12 @@ class Snapshots(Closeable):
         with self._directory.replace() as (name, fd, commit):
             written = memory_file.write(fd, ram, ledger)
             memory = MemoryFile(name, ram.base, ram.size, written.stored, written.sha256)
+            made_by = replace(self._made_by, time=_now())
             text = manifest.text(
-                Manifest(_made_by(), self._cpu, configuration(self._config), disks, memory, state)
+                Manifest(made_by, self._cpu, configuration(self._config), disks, memory, state)
             )
             commit(text)
         return Taken(written.stored, written.maintained, time.monotonic() - began)
-
-    def close(self) -> None:
-        """Close the directory. Idempotent."""
-        self._directory.close()
 
 
 def shown(config: MachineConfig, system: System) -> VisibleCpu:
@@ -170,5 +167,10 @@ def _made_by() -> MadeBy:
         program = f"pyvmm {version('pyvmm-arm64')}"
     except PackageNotFoundError:
         program = "pyvmm"
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return MadeBy(program, os.uname().release, now)
+    return MadeBy(program, os.uname().release, _now())
+
+
+def _now() -> str:
+    """Return the time, in UTC. strftime(3) would read the host's time zone."""
+    year, month, day, hour, minute, second = time.gmtime()[:6]
+    return f"{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from vmm import broker
 from vmm.arm64 import pcie
 from vmm.closeable import Closeable
 from vmm.coherence import dump
@@ -33,6 +34,7 @@ from vmm.vfio.kvm_files import KvmFiles
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from vmm.broker import Broker
     from vmm.coherence.capability import HostCapability
     from vmm.config.vfio import VfioConfig
     from vmm.events import Events
@@ -91,6 +93,8 @@ class Passthrough(Closeable):
         self._looks: dict[RegionMemory, int] = {}
         self._peers: Peers | None = None
         self._no_dump = False
+        self._broker: Broker | None = None
+        self._dumps = 0
         self.functions: list[PassthroughFunction] = []
         with ExitStack() as undo:
             undo.callback(self.close)
@@ -142,6 +146,8 @@ class Passthrough(Closeable):
 
         *on_removal* gets the address of a device that was given back.
         """
+        self._broker = broker.current()
+        self._dumps = self._broker.offer("stage2")
         for function in self.functions:
             for index, action in (
                 (IrqIndex.REQ, partial(self._give_back, function, loop, on_removal)),
@@ -220,6 +226,13 @@ class Passthrough(Closeable):
         if self._peers is not None:
             self._peers.remove(memory)
 
+    def _open_dump(self, vm: Vm) -> int:
+        """Open the dump of *vm*'s stage 2, by the broker. Raises OSError."""
+        if self._broker is None:
+            return dump.open_file(vm)
+        _, (fd,) = self._broker.do(self._dumps, "open", vm.fileno())
+        return fd
+
     def _look(self, memory: RegionMemory, *, last: bool = False) -> None:
         """Emit, once a power cycle, which block sizes stage 2 uses for *memory*.
 
@@ -231,7 +244,7 @@ class Passthrough(Closeable):
         if self._vm is None or looks >= LOOKS or not entries or self._no_dump:
             return
         self._looks[memory] = looks + 1
-        spans = dump.read(self._vm)
+        spans = dump.read(self._vm, self._open_dump)
         if spans is None:
             self._no_dump = True
             self._events.emit("stage2-blocks", what="all", mapped=UNKNOWN)

@@ -5,44 +5,50 @@
     manifest.json        its name, by rename(2): from here on this is the snapshot
                          then the memory of the one before is removed
 
-The directory is opened once; all names are relative to it (openat(2)), so that it can be written
-from a sealed process.
+The directory is opened once, for the broker: a sealed process creates and renames no file itself
+(`vmm.broker.errands.Files`).
 """
 
 from __future__ import annotations
 
 import os
-import re
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
+from vmm import broker
 from vmm.errors import HostError, UserError
-from vmm.fd import Fd
 from vmm.state.manifest import NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-MEMORY: Final = re.compile(r"memory\.([0-9]{1,9})")
+MEMORY: Final = "memory."
 NEW: Final = f"{NAME}.new"
-CREATE: Final = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+PATTERN: Final = r"memory\.[0-9]{1,9}|manifest\.json(\.new)?"
+"""Names of all files of a snapshot."""
 
 
-class SnapshotDirectory(Fd):
-    """Own the open directory *path*, which is made if it does not exist. Raises `UserError`."""
+class SnapshotDirectory:
+    """The directory *path*, which is made if it does not exist. Raises `UserError`.
+
+    The broker must not be frozen yet.
+    """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(-1)
         self._what = f"--snapshot {path}"
         try:
             with suppress(FileExistsError):
                 path.mkdir(mode=0o700)
-            self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            if not os.access(path, os.W_OK | os.X_OK):
-                raise PermissionError(13, "Permission denied")
+            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if not os.access(path, os.W_OK | os.X_OK):
+                    raise PermissionError(13, "Permission denied")
+                self._broker = broker.current()
+                self._files = self._broker.offer("files", PATTERN, fds=[directory])
+            finally:
+                os.close(directory)
         except OSError as error:
-            self.close()
             raise UserError(
                 f"{self._what}: {error.strerror}", "name a directory that you can write"
             ) from error
@@ -56,15 +62,15 @@ class SnapshotDirectory(Fd):
         """
         try:
             name = self._next()
-            memory = os.open(name, CREATE, 0o600, dir_fd=self._fd)
+            memory = self._create(name)
             kept = False
 
             def commit(text: str) -> None:
                 nonlocal kept
                 self._write_manifest(text)
-                os.rename(NEW, NAME, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+                self._do("rename", NEW, NAME)
                 kept = True  # whatever fails from here on: the manifest names it
-                os.fsync(self._fd)
+                self._do("sync")
                 self._forget_others(name)
 
             try:
@@ -72,30 +78,37 @@ class SnapshotDirectory(Fd):
             finally:
                 os.close(memory)
                 if not kept:
-                    with suppress(OSError):
-                        os.unlink(name, dir_fd=self._fd)
+                    with suppress(OSError, HostError):
+                        self._do("remove", name)
         except OSError as error:
             raise HostError(f"{self._what}: {error.strerror}", "free some space") from error
 
+    def _do(self, step: str, *names: str) -> None:
+        self._broker.do(self._files, step, *names)
+
+    def _create(self, name: str) -> int:
+        _, (fd,) = self._broker.do(self._files, "create", name)
+        return fd
+
     def _memories(self) -> list[str]:
-        return [name for name in os.listdir(self._fd) if MEMORY.fullmatch(name)]  # noqa: PTH208  (a descriptor)
+        names, _ = self._broker.do(self._files, "names")
+        return [name for name in names if name.startswith(MEMORY)]
 
     def _next(self) -> str:
-        numbers = [int(name.partition(".")[2]) for name in self._memories()]
-        return f"memory.{max(numbers, default=0) + 1}"
+        numbers = [int(name.removeprefix(MEMORY)) for name in self._memories()]
+        return f"{MEMORY}{max(numbers, default=0) + 1}"
 
     def _write_manifest(self, text: str) -> None:
         with suppress(FileNotFoundError):
-            os.unlink(NEW, dir_fd=self._fd)
-        fd = os.open(NEW, CREATE, 0o600, dir_fd=self._fd)
-        with os.fdopen(fd, "w") as file:
+            self._do("remove", NEW)
+        with os.fdopen(self._create(NEW), "w") as file:
             file.write(text)
             file.flush()
-            os.fsync(fd)
-        os.fsync(self._fd)  # the memory's name
+            os.fsync(file.fileno())
+        self._do("sync")  # the memory's name
 
     def _forget_others(self, name: str) -> None:
         for other in self._memories():
             if other != name:
                 with suppress(OSError):
-                    os.unlink(other, dir_fd=self._fd)
+                    self._do("remove", other)
