@@ -43,6 +43,7 @@ LAYERS: Final = (  # lowest first
             "sandbox": "what threads may ask of the kernel",
             "sigbus": "mapped files that lose pages",
             "broker": "the process that starts daemons and pays debts",
+            "run_directory": "where lab hosts and running machines have their sockets",
             "memory": "guest memory: mappings found by guest address",
             "image_lock": "flock on images",
             "cpio": "archives that Linux unpacks as its initial file system",
@@ -88,6 +89,7 @@ LAYERS: Final = (  # lowest first
     Layer("machine", {"machine": "one machine and its life"}),
     Layer("debugging", {"debug": "look into a running guest: gdb, the watchdog"}),
     Layer("library", {"library": "`import vmm`: machines driven from Python"}),
+    Layer("control", {"control": "requests to a running machine over its socket"}),
     Layer("command line", {"cli": "options to a machine; errors to one line and a status"}),
 )
 

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "run": "Run a guest: boot Linux from an image.",
+    "ps": "List the machines that run.",
+    "pause": "Hold a machine still.",
+    "resume": "Let go of a machine that was paused.",
+    "reset": "Reset a machine.",
+    "stop": "End a machine.",
     "probe": "Tell what this host's KVM can do.",
     "map": "Tell what each range of a guest's memory is promised.",
     "verify": "Prove what stage 2 gives a region of a VFIO device.",
@@ -33,6 +38,8 @@ COMMANDS = {
     "lab": "Emulated arm64 hosts with real KVM.",
     "help": "Show the page of a package or of an option.",
 }
+MODULES = dict.fromkeys(("pause", "resume", "reset", "stop"), "orders")
+"""Commands that are in a module of another name."""
 NAMES = {"help": "help_"}
 """Commands whose names are Python builtins, and their names in their modules."""
 
@@ -52,7 +59,7 @@ class Commands(click.Group):
         if name not in COMMANDS:
             return None
         command: click.Command = getattr(
-            importlib.import_module(f"vmm.cli.{name}"), NAMES.get(name, name)
+            importlib.import_module(f"vmm.cli.{MODULES.get(name, name)}"), NAMES.get(name, name)
         )
         return command
 

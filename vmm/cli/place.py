@@ -60,12 +60,14 @@ def run_there(
     command: Sequence[str] | None = None,
     packages: Sequence[str] = (),
     joints: Sequence[Joint] = (),
+    *,
+    start: bool = True,
 ) -> int:
     """Run a command of pyvmm in the lab host that *host* names; return its exit status.
 
     *command* is its words, without the program; by default those of the command that runs.
     *packages* are Debian packages that the lab host gets first. *joints* are streams between this
-    machine and the lab host.
+    machine and the lab host. Without *start*, the host has to be up already.
     """
     from vmm.lab.host import client
 
@@ -76,6 +78,7 @@ def run_there(
         ["pyvmm", *command, OPTION, "native"],
         packages=packages,
         joints=joints,
+        start=start,
     )
 
 

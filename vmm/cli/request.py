@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from vmm.config.control import parse_control
 from vmm.config.options import OPTIONS, machine
 from vmm.errors import UserError
 from vmm.terminal.escape import parse_prefix
@@ -45,7 +46,7 @@ def read(options: dict[str, Any]) -> dict[str, Any]:
 
 BESIDE_RESTORE: Final = {
     *("restore", "snapshot", "host", "events", "escape", "timeout", "console_filter"),
-    *("memory_dump", "sandbox", "gdb", "watchdog", "trace"),
+    *("memory_dump", "sandbox", "gdb", "watchdog", "trace", "name", "control", "shell"),
 }
 """Parameters that go with ``--restore``: what belongs to a run, and not to the machine."""
 
@@ -81,7 +82,8 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         initrd=initrd,
         **{name: options[plural.get(name, name)] for name in OPTIONS.keys() - {"image", "initrd"}},
     )
-    config = replace(config, sandbox=options["sandbox"])
+    control = parse_control(options["name"], options["control"], shell=options["shell"])
+    config = replace(config, sandbox=options["sandbox"], control=control)
     command = _command()
     if command is not None:
         from vmm.config import command as parts

@@ -195,6 +195,17 @@ class Run(click.Command):
     metavar="PORT|SOCKET[,wait]",
     help="Let a gdb connect to a port of 127.0.0.1 or a Unix socket.",
 )
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="Name the machine for pyvmm ps and others.  [default: vm-PID]",
+)
+@click.option(
+    "--control",
+    metavar="PATH|off",
+    help="Listen for these commands on the Unix socket PATH, or nowhere.",
+)
+@click.option("--shell", is_flag=True, help="Allow pyvmm shell: Python in this process.")
 @click.option("--no-reboot", is_flag=True, help="Exit when the guest resets.")
 @click.option(
     "--panic",

@@ -10,6 +10,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Final
 
 from vmm.arm64 import layout
+from vmm.cli import reach
 from vmm.debug.watch import watch
 from vmm.errors import (
     EXIT_GUEST,
@@ -19,7 +20,6 @@ from vmm.errors import (
     HostError,
     VmmError,
 )
-from vmm.events import Events
 from vmm.loop import Loop
 from vmm.machine.machine import Ending, Machine
 from vmm.machine.seal import seal
@@ -86,7 +86,7 @@ def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
     sys.setswitchinterval(SWITCH_INTERVAL)
     _raise_descriptor_limit()
     received: list[int] = []
-    emitter = Events(events)
+    emitter = reach.events(config, events)
     with (
         Loop() as loop,
         Tracing(loop, trace) as tracing,
@@ -94,6 +94,7 @@ def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
         ExitStack() as owned,
     ):
         watch(config, machine, loop, emitter, owned)
+        serve = reach.listen(config, machine, loop, emitter, owned)
         command = _join_command(loop, machine, config.command, escape, owned)
         if command is None:
             console, *others = _join_consoles(loop, machine, escape, owned, filtered=filtered)
@@ -116,6 +117,7 @@ def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
             loop.call_later(milliseconds / 1000, lambda: machine.end(Ending.TIMED_OUT))
         machine.confine(shows_ledger=console.on_terminal)
         _freeze(lender, loop, machine)
+        serve()
         ending = machine.run()
         for each in (console, *others):
             if not received:
@@ -144,6 +146,7 @@ def _start_broker(config: MachineConfig) -> Broker | None:
     It keeps the threads of daemons from starting until it is frozen.
     """
     sockets = config.gdb is not None and config.gdb.path is not None
+    sockets |= config.control is not None
     sockets |= any(console.kind == "unix" for console in config.consoles)
     bound = any(device.bind for device in config.vfio)
     served = config.disks or config.nets or config.shares or config.vfio

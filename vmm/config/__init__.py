@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vmm.config.bar import BarConfig
     from vmm.config.command import CommandConfig
     from vmm.config.console import ConsoleConfig
+    from vmm.config.control import ControlConfig
     from vmm.config.disk import DiskConfig
     from vmm.config.firmware import FlashConfig
     from vmm.config.gdb import GdbConfig
@@ -62,6 +63,7 @@ class MachineConfig:
     balloon    initial size of the virtio balloon in bytes; None: no balloon
     pmems      virtio persistent memory devices, in order
     gdb        where a debugger can connect; None: nowhere
+    control    where its user can reach the machine while it runs; None: nowhere
     watchdog   when a vCPU counts as stuck; None: nobody looks
     snapshot   where to write snapshots; None: there are none
     restore    directory of the snapshot to go on from; it has the machine's configuration, and
@@ -98,6 +100,7 @@ class MachineConfig:
     balloon: int | None = None
     pmems: tuple[PmemConfig, ...] = ()
     gdb: GdbConfig | None = None
+    control: ControlConfig | None = None
     watchdog: WatchdogConfig | None = None
     snapshot: SnapshotConfig | None = None
     restore: Path | None = None

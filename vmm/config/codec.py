@@ -25,6 +25,7 @@ MODULES: Final = {
     "BarConfig": "vmm.config.bar",
     "CommandConfig": "vmm.config.command",
     "ConsoleConfig": "vmm.config.console",
+    "ControlConfig": "vmm.config.control",
     "DiskConfig": "vmm.config.disk",
     "FlashConfig": "vmm.config.firmware",
     "Forward": "vmm.config.net",

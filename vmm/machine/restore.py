@@ -91,6 +91,7 @@ class Restore(Closeable):
             sandbox=asked.sandbox,
             memory_dump=asked.memory_dump,
             gdb=asked.gdb,
+            control=asked.control,
             watchdog=asked.watchdog,
         )
 

@@ -145,8 +145,8 @@ def collect(cycle: PowerCycle, parts: Parts, counter: int | None) -> MachineStat
 
 def configuration(config: MachineConfig) -> object:
     """Return *config* as JSON values, without what belongs to one run."""
-    run = {"snapshot": None, "restore": None, "memory_dump": None, "gdb": None, "watchdog": None}
-    plain = replace(config, verify=False, **run)  # type: ignore[arg-type]
+    names = ("snapshot", "restore", "memory_dump", "gdb", "watchdog", "control")
+    plain = replace(config, verify=False, **dict.fromkeys(names))  # type: ignore[arg-type]
     return json.loads(codec.dumps({"config": plain}, lambda path: path.absolute()))
 
 

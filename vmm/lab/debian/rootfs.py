@@ -27,6 +27,7 @@ PACKAGES = (
     "iproute2",
     "python3-cffi-backend",
     "python3-click",
+    "python3-h11",
     "python3-pytest",
     "python3-structlog",
 )

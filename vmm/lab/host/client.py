@@ -29,21 +29,26 @@ _INSIST = 3
 """Signals that the command may outlive; after so many the client ends, and so the command."""
 
 
-def run_in_lab(
+def run_in_lab(  # noqa: PLR0913  (what, where and with what)
     profile: str,
     argv: Sequence[str],
     env: Mapping[str, str] | None = None,
     packages: Sequence[str] = (),
     joints: Sequence[Joint] = (),
+    *,
+    start: bool = True,
 ) -> int:
     """Run *argv* in a lab host of *profile*; return its exit status, 128 + N for signal N.
 
-    Use the host that is kept up, or else a new one for this command only. Install Debian's
+    Use the host that is kept up, or else a new one for this command only; without *start*, any
+    that is up, and no new one. Install Debian's
     *packages* in the host first. Pass on the streams of *joints* meanwhile.
     Raises HostError, UserError.
     """
     with ExitStack() as owned:
-        host = Host.find(profile) or owned.enter_context(Host.start(profile))
+        host = Host.find(profile)
+        if host is None:
+            host = owned.enter_context(Host.start(profile)) if start else Host.running(profile)
         if packages:
             install(host, packages)
         for joint in joints:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmm.errors import HostError
+from vmm.errors import HostError, UserError
 from vmm.lab import cache, protocol
 from vmm.lab.command import missing
 from vmm.lab.debian import rootfs
@@ -20,6 +20,7 @@ from vmm.lab.host import cleaning, profiles, qemu, qmp, state, tree
 from vmm.lab.host.session import AgentClient, Completed
 from vmm.lab.inside.agent import READY
 from vmm.lab.progress import step
+from vmm.run_directory import run_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,6 +68,14 @@ class Host:
         """
         with _starting(profile):
             return cls._find(profile)
+
+    @classmethod
+    def running(cls, profile: str) -> Self:
+        """Return a host of *profile* that is up, kept or not. Raises `UserError`: none is."""
+        for directory, record in state.hosts():
+            if record.profile == profile and record.up and record.version == protocol.VERSION:
+                return cls(directory, record)
+        raise UserError(f"no lab host {profile} is up", "pyvmm ps lists machines and their hosts")
 
     @classmethod
     def _find(cls, profile: str) -> Self | None:
@@ -183,7 +192,7 @@ class Host:
 @contextmanager
 def _starting(name: str) -> Iterator[None]:
     """Hold the lock under which the kept-up host *name* is started."""
-    fd = os.open(state.run_directory() / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fd = os.open(run_directory() / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield

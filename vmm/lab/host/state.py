@@ -15,15 +15,13 @@ import select
 import shutil
 import signal
 import socket
-import stat
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm.errors import HostError
 from vmm.lab import cache
+from vmm.run_directory import subdirectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,32 +102,9 @@ class State:
         return self.keep and self.up
 
 
-def run_directory() -> Path:
-    """Return the directory for run-time files, private to this user; make it if need be.
-
-    Raises HostError if it can't be made or is not private.
-    """
-    base = os.environ.get("XDG_RUNTIME_DIR", "")
-    path = Path(base) / "pyvmm" if base.startswith("/") else None
-    if path is None or not path.parent.is_dir():
-        path = Path(tempfile.gettempdir()) / f"pyvmm-{os.getuid()}"
-    try:
-        path.mkdir(mode=0o700, exist_ok=True)
-        found = path.lstat()
-    except OSError as error:
-        raise HostError(
-            f"{path}: {error.strerror}", "XDG_RUNTIME_DIR chooses another place"
-        ) from error
-    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077 or not path.is_dir():
-        raise HostError(f"{path} is not a private directory of yours", "remove it")
-    return path
-
-
 def hosts_directory() -> Path:
     """Return the directory that holds a directory for each lab host."""
-    path = run_directory() / "lab"
-    path.mkdir(mode=0o700, exist_ok=True)
-    return path
+    return subdirectory("lab")
 
 
 def load(directory: Path) -> State | None:

@@ -1,0 +1,53 @@
+"""``pyvmm pause``, ``resume``, ``reset`` and ``stop``: orders to a running machine."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from vmm.cli.place import host_option, is_native, run_there
+from vmm.control.client import Client
+
+
+def order(name: str, host: str, path: str, *, wait: bool = False, **parameters: Any) -> None:
+    """Give the machine *name* at *host* an order; *wait* until it has ended. Raises `VmmError`."""
+    if not is_native(host, any_machine=True):
+        sys.exit(run_there(host, start=False))
+    with Client.of(name) as client:
+        client.ask("POST", path, parameters)
+        if wait:
+            client.wait()
+
+
+@click.command
+@click.argument("name")
+@host_option
+def pause(name: str, host: str) -> None:
+    """Hold the machine NAME still, until pyvmm resume."""
+    order(name, host, "/pause")
+
+
+@click.command
+@click.argument("name")
+@host_option
+def resume(name: str, host: str) -> None:
+    """Let go of the machine NAME: it goes on, unless a debugger holds it, too."""
+    order(name, host, "/resume")
+
+
+@click.command
+@click.argument("name")
+@host_option
+def reset(name: str, host: str) -> None:
+    """Reset the machine NAME, as its power cycled: memory is lost."""
+    order(name, host, "/reset")
+
+
+@click.command
+@click.argument("name")
+@host_option
+def stop(name: str, host: str) -> None:
+    """End the machine NAME as if its power failed, and wait until it has ended."""
+    order(name, host, "/stop", wait=True)

@@ -1,0 +1,1 @@
+"""Questions and orders to a running machine, by HTTP over a Unix socket."""

@@ -1,0 +1,201 @@
+"""The requests of one machine: what each does, in the thread of the machine's loop."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from vmm.closeable import Closeable
+from vmm.config.control import ControlConfig
+from vmm.control.names import name_of, socket_of
+from vmm.control.openapi import describe
+from vmm.control.routes import JSON, Call, Feed, Parameter, Route
+from vmm.control.server import Server
+from vmm.errors import UserError
+from vmm.machine.machine import Ending
+from vmm.virtio.console.chardev.unix import Listener
+
+if TYPE_CHECKING:
+    from vmm.config import MachineConfig
+    from vmm.control.feeds import HeardEvents
+    from vmm.loop import Loop
+    from vmm.machine.machine import Machine
+
+OWNER_ONLY: Final = 0o600
+NDJSON: Final = "application/x-ndjson"
+HOWS: Final = ("forced",)
+"""How a machine can be stopped."""
+
+
+@dataclass(frozen=True)
+class Vcpu:
+    """A vCPU of the power cycle that runs. *exits*: returns from KVM_RUN."""
+
+    number: int
+    exits: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a machine is and does.
+
+    state    running; or paused: see *holders*
+    holders  how many hold it: its user by this socket counts as one, as gdb does, or a snapshot
+    uptime   seconds since its process began to build it
+    memory   bytes of RAM
+    """
+
+    name: str
+    pid: int
+    state: str
+    holders: int
+    uptime: float
+    image: str
+    cpus: int
+    memory: int
+    vcpus: tuple[Vcpu, ...]
+
+
+class Control(Closeable):
+    """The control socket of *machine*. Raises `UserError`: there can be no such socket.
+
+    Construct it before the process is sealed, `start` it after that, close it before *loop*.
+    """
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        machine: Machine,
+        loop: Loop,
+        events: HeardEvents,
+    ) -> None:
+        control = config.control or ControlConfig()
+        self.name: Final = name_of(control)
+        self._config = config
+        self._machine = machine
+        self._events = events
+        self._began = time.monotonic()
+        self._holding = False
+        with ExitStack() as undo:
+            listener = undo.enter_context(_listener(control, self.name))
+            self.routes: Final = self._routes()
+            self._server = undo.enter_context(
+                Server(listener.socket, os.getuid(), self.routes, loop.call_soon_threadsafe, events)
+            )
+            self._owned = undo.pop_all()
+
+    def start(self) -> None:
+        """Start to serve. Raises `HostError`."""
+        self._server.start()
+
+    def _routes(self) -> list[Route]:
+        return [
+            Route(
+                method="GET",
+                path="/",
+                summary="Tell what the machine is and does.",
+                handle=self._status,
+                gives=Status,
+            ),
+            Route(
+                method="GET",
+                path="/openapi.json",
+                summary="Describe these requests.",
+                handle=lambda _call: describe(self.routes, self.name),
+                gives=JSON,
+            ),
+            Route(
+                method="POST",
+                path="/pause",
+                summary="Hold the machine still. Once it is held, this changes nothing.",
+                handle=self._pause,
+                gives=Status,
+            ),
+            Route(
+                method="POST",
+                path="/resume",
+                summary="Let go of the machine. It goes on unless somebody else holds it.",
+                handle=self._resume,
+                gives=Status,
+            ),
+            Route(
+                method="POST",
+                path="/reset",
+                summary="Begin another power cycle.",
+                handle=self._reset,
+                gives=Status,
+            ),
+            Route(
+                method="POST",
+                path="/stop",
+                summary="End the machine; the connection ends when it has.",
+                handle=self._stop,
+                gives=Status,
+                parameters={
+                    "how": Parameter("forced: at once, as if the power failed", "forced", HOWS)
+                },
+            ),
+            Route(
+                method="GET",
+                path="/events",
+                summary="Stream events from now on, as JSON lines. A reader that is too slow "
+                "loses some, and gets the event events-lost.",
+                handle=self._feed_events,
+                gives=NDJSON,
+            ),
+        ]
+
+    # --- the requests -------------------------------------------------------------------------
+
+    def _status(self, _call: Call) -> Status:
+        machine, config = self._machine, self._config
+        vcpus = machine.power.vcpus if machine.power is not None else ()
+        return Status(
+            name=self.name,
+            pid=os.getpid(),
+            state="paused" if machine.paused else "running",
+            holders=machine.holders,
+            uptime=round(time.monotonic() - self._began, 3),
+            image=str(config.image or config.firmware or config.restore),
+            cpus=config.cpus,
+            memory=config.memory,
+            vcpus=tuple(Vcpu(each.id, each.exits) for each in vcpus),
+        )
+
+    def _pause(self, call: Call) -> Status:
+        if not self._holding:
+            self._machine.pause()
+            self._holding = True
+        return self._status(call)
+
+    def _resume(self, call: Call) -> Status:
+        if not self._holding:
+            others = " by you; somebody else holds it" if self._machine.paused else ""
+            raise UserError(f"the machine is not paused{others}", "see its status")
+        self._holding = False
+        self._machine.resume()
+        return self._status(call)
+
+    def _reset(self, call: Call) -> Status:
+        self._machine.end(Ending.RESET)
+        return self._status(call)
+
+    def _stop(self, call: Call) -> Status:
+        self._machine.end(Ending.QUIT)
+        return self._status(call)
+
+    def _feed_events(self, _call: Call) -> Feed:
+        return self._events.feed()
+
+    def close(self) -> None:
+        """Tell clients that the machine has ended, and remove the socket. Idempotent."""
+        self._owned.close()
+
+
+def _listener(control: ControlConfig, name: str) -> Listener:
+    if control.path is not None:
+        return Listener(control.path, f"--control {control.path}", OWNER_ONLY)
+    return Listener(socket_of(name), f"--name {name}", OWNER_ONLY)
