@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from vmm.cli import place, pyvmm
 from vmm.cli.ends import lend
 from vmm.config import MachineConfig, codec
+from vmm.config.control import ControlConfig
 from vmm.config.disk import DiskConfig
 from vmm.config.firmware import FlashConfig
 from vmm.config.net import NetConfig, NetKind
@@ -63,8 +64,14 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     commands: list[tuple[str, list[str], list[str]]] = []
 
     def run_in_lab(
-        profile: str, argv: list[str], packages: list[str], joints: list[Joint] | tuple[()]
+        profile: str,
+        argv: list[str],
+        packages: list[str],
+        joints: list[Joint] | tuple[()],
+        *,
+        start: bool,
     ) -> int:
+        assert start
         commands.append((profile, argv, packages))
         return 7
 
@@ -123,7 +130,7 @@ def run(sent: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> Call
 
 def test_a_machine_is_sent_as_data(run: Callable[..., Any]) -> None:
     assert run("/usr/guest.img", "--escape", "none", "-c", "2") == {
-        "config": MachineConfig(image=Path("/host/usr/guest.img"), cpus=2),
+        "config": MachineConfig(image=Path("/host/usr/guest.img"), cpus=2, control=ControlConfig()),
         "events": None,
         "escape": None,
         "filtered": False,
@@ -138,6 +145,7 @@ def test_only_what_is_a_path_is_translated(run: Callable[..., Any]) -> None:
     config = run("/usr/d", *options, "--vfio=1:0.0,rom=/usr/d")["config"]
     there = Path("/host/usr/d")
     assert config == MachineConfig(
+        control=ControlConfig(),
         image=there,
         cmdline="file=/usr/d",
         disks=(DiskConfig(there, read_only=True, format="raw", serial="/usr/d"),),

@@ -24,9 +24,7 @@ def test_the_description_is_valid_openapi(described: dict[str, Any]) -> None:
 
 
 def test_each_request_is_described_once(described: dict[str, Any]) -> None:
-    found = {
-        (path, method) for path, methods in described["paths"].items() for method in methods
-    }
+    found = {(path, method) for path, methods in described["paths"].items() for method in methods}
     routes = Control._routes(Control.__new__(Control))
     assert found == {(route.path, route.method.lower()) for route in routes}
     assert len(found) == len(routes)

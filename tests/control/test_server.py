@@ -296,16 +296,46 @@ def test_at_the_end_who_waits_is_told_and_feeds_end(rig: Rig) -> None:
         assert reader.recv(4096).startswith(b"HTTP/1.1 200")
         wait(lambda: rig.events.hub.heard)
         assert ask(idle, "POST", "/add")[0] == 200
-        connections = rig.server._connections
         rig._loop.call_soon_threadsafe(rig.server.close)  # before the request is handled
         waiting.sendall(request("POST", "/add"))
         rig.events.emit("ended")
-        wait(lambda: not connections)
         data = b""
         while got := reader.recv(4096):
             data += got
         assert data.endswith(b"0\r\n\r\n")
         assert idle.recv(1) == b""
+
+
+def test_a_feed_that_has_ended_takes_nothing_more(rig: Rig) -> None:
+    with rig.client() as reader:
+        reader.sendall(request("GET", "/events"))
+        assert reader.recv(4096).startswith(b"HTTP/1.1 200")
+        wait(lambda: rig.events.hub.heard)
+        (channel,) = rig.events.hub._channels
+        rig.events.emit("first")
+        channel.end()
+        rig.events.emit("late")
+        data = b""
+        while got := reader.recv(4096):
+            data += got
+            rig.events.emit("later")
+        assert b'"first"' in data
+        assert data.endswith(b"0\r\n\r\n")
+    with rig.client() as another:
+        assert ask(another, "POST", "/add")[0] == 200
+    assert not rig.recorded["control-failed"]
+
+
+def test_a_mistake_in_the_server_costs_connections_not_the_thread(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rig.client() as client, monkeypatch.context() as patched:
+        patched.setattr(connection.Connection, "_take", lambda *_: 1 // 0)
+        client.sendall(request("POST", "/add"))
+        assert client.recv(1) == b""
+    with rig.client() as another:
+        assert ask(another, "POST", "/add")[0] == 200
+    assert "ZeroDivisionError" in str(rig.recorded["control-failed"])
 
 
 def test_an_outbox_has_a_bound_and_counts_what_it_does_not_take() -> None:

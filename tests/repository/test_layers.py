@@ -16,7 +16,7 @@ from tests.repository.layers import BESIDE, LAYERS, complaint, part
 
 ROOT = Path(__file__).parents[2] / "vmm"
 
-DEPENDENCIES = {"cffi", "click", "structlog"}
+DEPENDENCIES = {"cffi", "click", "h11", "structlog"}
 EXTRAS = {"backports"}
 """May be imported where they are needed, inside a function; never when a module is."""
 

@@ -37,7 +37,6 @@ def test_a_machine_is_imported_before_its_image_is_looked_at(imported: set[str])
     "module",
     [
         "cffi",  # the extension needs _cffi_backend only
-        "socket",
         "structlog",  # for --events
         "subprocess",
         "tempfile",

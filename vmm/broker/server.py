@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import socket
-import tempfile
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -160,7 +159,9 @@ class Server:
         return None, []
 
     def _listener(self, _fds: list[int]) -> tuple[None, list[int]]:
-        directory = tempfile.mkdtemp(prefix="pyvmm-")
+        base = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108
+        directory = f"{base}/pyvmm-{os.urandom(8).hex()}"
+        os.mkdir(directory, 0o700)  # noqa: PTH102  (text)
         try:
             ours, listening = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
             with ours, listening:

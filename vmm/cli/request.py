@@ -46,7 +46,7 @@ def read(options: dict[str, Any]) -> dict[str, Any]:
 
 BESIDE_RESTORE: Final = {
     *("restore", "snapshot", "host", "events", "escape", "timeout", "console_filter"),
-    *("memory_dump", "sandbox", "gdb", "watchdog", "trace", "name", "control", "shell"),
+    *("memory_dump", "sandbox", "gdb", "watchdog", "trace", "name", "control"),
 }
 """Parameters that go with ``--restore``: what belongs to a run, and not to the machine."""
 
@@ -82,7 +82,7 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         initrd=initrd,
         **{name: options[plural.get(name, name)] for name in OPTIONS.keys() - {"image", "initrd"}},
     )
-    control = parse_control(options["name"], options["control"], shell=options["shell"])
+    control = parse_control(options["name"], options["control"], with_shell=False)
     config = replace(config, sandbox=options["sandbox"], control=control)
     command = _command()
     if command is not None:

@@ -24,21 +24,21 @@ class ControlConfig(NamedTuple):
     shell: bool = False
 
 
-def parse_control(name: str | None, where: str | None, *, shell: bool) -> ControlConfig | None:
+def parse_control(name: str | None, where: str | None, *, with_shell: bool) -> ControlConfig | None:
     """Return what ``--name``, ``--control PATH|off`` and ``--shell`` ask for; None: nothing.
 
     Raises `UserError`.
     """
     if where == "off":
-        if name is not None or shell:
-            option = "--shell" if shell else "--name"
+        if name is not None or with_shell:
+            option = "--shell" if with_shell else "--name"
             raise UserError(f"--control off: {option} is of no use then", "leave one of them out")
         return None
     if name is not None:
         check_name(name)
     if where == "":
         raise UserError("--control: no socket is named", "name a path, or off")
-    return ControlConfig(name or "", None if where is None else Path(where), shell)
+    return ControlConfig(name or "", None if where is None else Path(where), with_shell)
 
 
 def check_name(name: str) -> None:

@@ -54,9 +54,10 @@ class Client(Closeable):
         self._send(method, path, parameters or {}, fds)
         head = self._head()
         body = b"".join(self._data())
+        if self._http.our_state is self._http.their_state is h11.DONE:  # it may hang up instead
+            self._http.start_next_cycle()
         if head.status_code >= 400:
             raise self._error(head.status_code, body)
-        self._http.start_next_cycle()
         content = dict(head.headers).get(b"content-type", b"")
         return json.loads(body) if content == b"application/json" else body.decode()
 

@@ -78,6 +78,7 @@ class Connection(Closeable):
         self._outbox: Outbox | None = None  # of a feed
         self._raw = False  # it is HTTP no more
         self._ending = False
+        self._ended = False  # all of a feed that will come is in self._wire
         self.on_data: Callable[[bytes], object] = lambda _data: None
         self.on_gone: Callable[[], object] = lambda: None
         self._timer: Timer | None = None
@@ -205,7 +206,7 @@ class Connection(Closeable):
 
     def post(self, data: bytes) -> None:
         """Send *data* of a feed; see `vmm.control.routes.Channel`."""
-        if self._outbox is not None and self._outbox.put(data):
+        if self._outbox is not None and not self._ended and self._outbox.put(data):
             self._loop.call_soon_threadsafe(self._flush)
 
     def end(self) -> None:
@@ -241,7 +242,7 @@ class Connection(Closeable):
 
     def _refill(self) -> bool:
         """Take the next bytes of a feed; return whether there are some."""
-        if self._outbox is None or not (data := self._outbox.take(CHUNK)):
+        if self._outbox is None or self._ended or not (data := self._outbox.take(CHUNK)):
             return False
         self._wire += data if self._raw else self._http.send(h11.Data(data=data)) or b""
         return True
@@ -268,9 +269,10 @@ class Connection(Closeable):
             return
         self._ending = True
         self._expect(LINGER)
+        while self._refill():
+            pass
+        self._ended = True
         if self._outbox is not None and not self._raw:
-            while self._refill():
-                pass
             self._wire += self._http.send(h11.EndOfMessage()) or b""
         self._flush()
 

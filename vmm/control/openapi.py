@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from vmm.control.routes import Parameter, Route
 
 SCALARS: Final = {
-    **{str: "string", int: "integer", float: "number", bool: "boolean"},
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
     type(None): "null",
 }
 """Types, as JSON Schema calls them."""

@@ -71,7 +71,18 @@ class Server(Closeable):
 
     def start(self) -> None:
         """Start to serve. Raises `HostError`: there can be no thread."""
-        self._thread = thread.start("control", self._loop.run)
+        self._thread = thread.start("control", self._serve)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                self._loop.run()
+            except Exception as error:  # noqa: BLE001  (the machine goes on, and is reached)
+                self._events.emit("control-failed", request="", error=repr(error))
+                for connection in [*self._connections, *self._leaving]:
+                    connection.close()
+            else:
+                return
 
     # --- clients ------------------------------------------------------------------------------
 

@@ -39,6 +39,8 @@ _PRELOADED = (
     "vmm.config.codec",
     "vmm.cli.probe",
     "structlog",
+    "vmm.control.control",
+    "vmm.broker",
 )
 _LATER = (
     "vmm.machine.virtio_devices",
