@@ -27,6 +27,11 @@ COMMANDS = {
     "resume": "Let go of a machine that was paused.",
     "reset": "Reset a machine.",
     "stop": "End a machine.",
+    "console": "Attach to a machine's console.",
+    "top": "Show what a machine does, live.",
+    "events": "Print what happens to a machine.",
+    "snapshot": "Write a snapshot of a machine.",
+    "dump": "Write a machine's RAM to a file.",
     "probe": "Tell what this host's KVM can do.",
     "map": "Tell what each range of a guest's memory is promised.",
     "verify": "Prove what stage 2 gives a region of a VFIO device.",
@@ -38,7 +43,7 @@ COMMANDS = {
     "lab": "Emulated arm64 hosts with real KVM.",
     "help": "Show the page of a package or of an option.",
 }
-MODULES = dict.fromkeys(("pause", "resume", "reset", "stop"), "orders")
+MODULES = dict.fromkeys(("pause", "resume", "reset", "stop", "snapshot", "dump"), "orders")
 """Commands that are in a module of another name."""
 NAMES = {"help": "help_"}
 """Commands whose names are Python builtins, and their names in their modules."""

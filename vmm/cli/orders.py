@@ -1,14 +1,17 @@
-"""``pyvmm pause``, ``resume``, ``reset`` and ``stop``: orders to a running machine."""
+"""``pyvmm pause``, ``resume``, ``reset``, ``stop``...: orders to a running machine."""
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from vmm.cli.place import host_option, is_native, run_there
 from vmm.control.client import Client
+from vmm.errors import UserError
 
 
 def order(name: str, host: str, path: str, *, wait: bool = False, **parameters: Any) -> None:
@@ -51,3 +54,30 @@ def reset(name: str, host: str) -> None:
 def stop(name: str, host: str) -> None:
     """End the machine NAME as if its power failed, and wait until it has ended."""
     order(name, host, "/stop", wait=True)
+
+
+@click.command
+@click.argument("name")
+@host_option
+def snapshot(name: str, host: str) -> None:
+    """Write a snapshot of the machine NAME into the directory of its --snapshot."""
+    order(name, host, "/snapshot")
+
+
+@click.command
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path))
+@host_option
+def dump(name: str, file: Path, host: str) -> None:
+    """Write the RAM of the machine NAME to FILE, as --memory-dump does, and let it go on."""
+    if not is_native(host, any_machine=True):
+        sys.exit(run_there(host, start=False))
+    with Client.of(name) as client:
+        try:
+            fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise UserError(f"{file}: {error.strerror}", "name a file to write") from error
+        try:
+            client.ask("POST", "/memory-dump", fds=[fd])
+        finally:
+            os.close(fd)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm.events import Events
+from vmm.terminal.output_filter import OutputFilter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -12,8 +13,12 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from vmm.config import MachineConfig
+    from vmm.control.control import Console, Control
     from vmm.loop import Loop
     from vmm.machine.machine import Machine
+    from vmm.terminal.console import OutputSource
+
+    Shown = Callable[[str, OutputSource, Console], OutputSource]
 
 
 def events(config: MachineConfig, stream: TextIO | None) -> Events:
@@ -26,17 +31,38 @@ def events(config: MachineConfig, stream: TextIO | None) -> Events:
     return HeardEvents(found)
 
 
+class Nowhere:
+    """The control of a machine that cannot be reached."""
+
+    def share(self, _name: str, source: OutputSource, _sink: Console) -> OutputSource:
+        """Return *source* itself."""
+        return source
+
+    def start(self) -> None:
+        """Serve nobody."""
+
+
 def listen(
     config: MachineConfig, machine: Machine, loop: Loop, emitter: Events, owned: ExitStack
-) -> Callable[[], object]:
-    """Listen on the machine's control socket; return what starts to serve, once it is sealed.
+) -> Control | Nowhere:
+    """Listen on the machine's control socket; `Control.start` it once the process is sealed.
 
     *emitter* is of `events`; *owned* closes the socket. Raises `UserError`.
     """
     if config.control is None:
-        return lambda: None
+        return Nowhere()
     from vmm.control.control import Control
     from vmm.control.feeds import HeardEvents
 
     assert isinstance(emitter, HeardEvents), "they are made for it"
-    return owned.enter_context(Control(config, machine, loop, emitter)).start
+    return owned.enter_context(Control(config, machine, loop, emitter))
+
+
+def shown(control: Control | Nowhere, *, filtered: bool) -> Shown:
+    """Return what makes of a console's output what is shown, and shares it with clients."""
+
+    def share(name: str, source: OutputSource, sink: Console) -> OutputSource:
+        shared = control.share(name, source, sink)
+        return OutputFilter(shared) if filtered else shared
+
+    return share

@@ -25,11 +25,10 @@ from vmm.machine.machine import Ending, Machine
 from vmm.machine.seal import seal
 from vmm.observe.trace import Tracing
 from vmm.terminal.console import StdioConsole, standard_input, standard_output, terminal_size
-from vmm.terminal.output_filter import OutputFilter
 from vmm.terminal.waiting import WaitingLine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from typing import TextIO
 
     from vmm.broker import Broker
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from vmm.config import MachineConfig
     from vmm.config.command import CommandConfig
     from vmm.machine.guest_command import GuestCommand
-    from vmm.terminal.console import InputSink, OutputSource
+    from vmm.terminal.console import InputSink
 
 SWITCH_INTERVAL: Final = 1e-4
 """Seconds for which a Python thread may hold the GIL while others, such as a vCPU's, wait."""
@@ -94,10 +93,11 @@ def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
         ExitStack() as owned,
     ):
         watch(config, machine, loop, emitter, owned)
-        serve = reach.listen(config, machine, loop, emitter, owned)
+        control = reach.listen(config, machine, loop, emitter, owned)
         command = _join_command(loop, machine, config.command, escape, owned)
         if command is None:
-            console, *others = _join_consoles(loop, machine, escape, owned, filtered=filtered)
+            shown = reach.shown(control, filtered=filtered)
+            console, *others = _join_consoles(loop, machine, escape, owned, shown)
         else:
             console, *others = command.consoles
         _tell_silence(machine, [console, *others], owned)
@@ -115,9 +115,9 @@ def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
             loop.add_signal(number, lambda number=number: quit_for(number))  # type: ignore[misc]
         if milliseconds is not None:
             loop.call_later(milliseconds / 1000, lambda: machine.end(Ending.TIMED_OUT))
-        machine.confine(shows_ledger=console.on_terminal)
+        machine.confine(shows_ledger=console.on_terminal or config.control is not None)
         _freeze(lender, loop, machine)
-        serve()
+        control.start()
         ending = machine.run()
         for each in (console, *others):
             if not received:
@@ -210,26 +210,30 @@ def _raise_descriptor_limit() -> None:
 
 
 def _join_consoles(
-    loop: Loop, machine: Machine, escape: int | None, owned: ExitStack, *, filtered: bool
+    loop: Loop, machine: Machine, escape: int | None, owned: ExitStack, shown: Shown
 ) -> list[StdioConsole]:
     """Join the guest's consoles to this process's stdin and stdout; return the user's own first.
 
     That is the serial port, or, with ``--console stdio``, the virtio console; then the serial
-    port's output is shown, too, for what comes before the guest has a driver.
+    port's output is shown, too, for what comes before the guest has a driver. *shown* returns what
+    is shown of a console, by its name, what the guest sends, and what it reads.
     """
     stdin, stdout = standard_input(), standard_output()
     terminal, uart = machine.terminal, machine.uart
-    shown: Callable[[OutputSource], OutputSource] = OutputFilter if filtered else lambda each: each
+    printed = shown("serial", machine.output, uart)
     if terminal is None:
-        console = StdioConsole(
-            loop, shown(machine.output), uart, stdin=stdin, stdout=stdout, escape=escape
-        )
+        console = StdioConsole(loop, printed, uart, stdin=stdin, stdout=stdout, escape=escape)
         uart.on_space = console.input_ready
         console.on_switch = lambda: console.say("there is one console: that takes --console stdio")
         return [owned.enter_context(console)]
-    serial = StdioConsole(loop, shown(machine.output), uart, stdin=None, stdout=stdout)
+    serial = StdioConsole(loop, printed, uart, stdin=None, stdout=stdout)
     console = StdioConsole(
-        loop, shown(terminal), terminal, stdin=stdin, stdout=stdout, escape=escape
+        loop,
+        shown("virtio", terminal, terminal),
+        terminal,
+        stdin=stdin,
+        stdout=stdout,
+        escape=escape,
     )
     terminal.on_space = uart.on_space = console.input_ready
     ends: Iterator[tuple[str, InputSink]] = cycle([("the serial port", uart), ("hvc0", terminal)])

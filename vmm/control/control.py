@@ -6,28 +6,37 @@ import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from vmm import typed_json
 from vmm.closeable import Closeable
 from vmm.config.control import ControlConfig
+from vmm.control import metrics
+from vmm.control.consoles import SharedConsole
 from vmm.control.names import name_of, socket_of
 from vmm.control.openapi import describe
-from vmm.control.routes import JSON, Call, Feed, Parameter, Route
+from vmm.control.routes import JSON, Call, Feed, Parameter, Route, Text
 from vmm.control.server import Server
 from vmm.errors import UserError
 from vmm.machine.machine import Ending
+from vmm.terminal.console import InputSink
 from vmm.virtio.console.chardev.unix import Listener
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmm.config import MachineConfig
     from vmm.control.feeds import HeardEvents
     from vmm.loop import Loop
     from vmm.machine.machine import Machine
+    from vmm.terminal.console import OutputSource
 
 OWNER_ONLY: Final = 0o600
 NDJSON: Final = "application/x-ndjson"
 HOWS: Final = ("forced",)
 """How a machine can be stopped."""
+CONSOLES: Final = {"serial": "the serial port", "virtio": "hvc0, of --console stdio"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,21 @@ class Status:
     vcpus: tuple[Vcpu, ...]
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot that was written: bytes of memory, bytes that were maintained, and seconds."""
+
+    stored: int
+    maintained: int
+    seconds: float
+
+
+class Console(InputSink, Protocol):
+    """A sink that says when there is room: a UART, or a port of a virtio console."""
+
+    on_space: Callable[[], object]
+
+
 class Control(Closeable):
     """The control socket of *machine*. Raises `UserError`: there can be no such socket.
 
@@ -77,6 +101,9 @@ class Control(Closeable):
         self._config = config
         self._machine = machine
         self._events = events
+        self._call_soon = loop.call_soon_threadsafe
+        self._consoles: dict[str, SharedConsole] = {}
+        self._sinks: list[tuple[Console, SharedConsole]] = []
         self._began = time.monotonic()
         self._holding = False
         with ExitStack() as undo:
@@ -87,8 +114,20 @@ class Control(Closeable):
             )
             self._owned = undo.pop_all()
 
+    def share(self, name: str, source: OutputSource, sink: Console) -> OutputSource:
+        """Return *source* as it is shared with clients, who type into *sink*.
+
+        *name* is one of `CONSOLES`. Before `start`.
+        """
+        shared = SharedConsole(source, sink, self._call_soon)
+        self._consoles[name] = shared
+        self._sinks.append((sink, shared))
+        return shared
+
     def start(self) -> None:
         """Start to serve. Raises `HostError`."""
+        for sink, shared in self._sinks:
+            sink.on_space = partial(_both, sink.on_space, shared.more_room)
         self._server.start()
 
     def _routes(self) -> list[Route]:
@@ -139,6 +178,49 @@ class Control(Closeable):
                 },
             ),
             Route(
+                method="POST",
+                path="/snapshot",
+                summary="Write a snapshot into the directory of --snapshot.",
+                handle=lambda _call: Snapshot(*self._machine.snapshot()),
+                gives=Snapshot,
+            ),
+            Route(
+                method="POST",
+                path="/memory-dump",
+                summary="Write guest RAM to a file: raw, byte 0 is RAM's first, zeroes take no "
+                "space. The machine is paused meanwhile.",
+                handle=self._dump,
+                gives=Status,
+                fds=1,
+            ),
+            Route(
+                method="GET",
+                path="/metrics",
+                summary="Give the machine's counters to Prometheus. The first look begins to "
+                "count exits by reason.",
+                handle=self._metrics,
+                gives=metrics.CONTENT,
+            ),
+            Route(
+                method="GET",
+                path="/counters",
+                summary="Give the machine's status and counters, as pyvmm top shows them.",
+                handle=self._counters,
+                gives=JSON,
+            ),
+            *(
+                Route(
+                    method="GET",
+                    path=f"/consoles/{name}",
+                    summary=f"See what the guest sends to {what} from now on, and type into it. "
+                    "A client that is too slow loses bytes, and is told so.",
+                    handle=partial(self._attach, name),
+                    gives="",
+                    protocol="pyvmm-console",
+                )
+                for name, what in CONSOLES.items()
+            ),
+            Route(
                 method="GET",
                 path="/events",
                 summary="Stream events from now on, as JSON lines. A reader that is too slow "
@@ -187,12 +269,35 @@ class Control(Closeable):
         self._machine.end(Ending.QUIT)
         return self._status(call)
 
+    def _dump(self, call: Call) -> Status:
+        self._machine.dump_memory(call.fds[0])
+        return self._status(call)
+
+    def _metrics(self, _call: Call) -> Text:
+        machine = self._machine
+        return metrics.text(machine.counters(), self.name, paused=machine.paused)
+
+    def _counters(self, call: Call) -> dict[str, Any]:
+        status = typed_json.encode(self._status(call))
+        return {"status": status, **metrics.values(self._machine.counters())}
+
+    def _attach(self, name: str, _call: Call) -> Feed:
+        if name not in self._consoles:
+            known = ", ".join(self._consoles) or "pyvmm run has none, for a COMMAND"
+            raise UserError(f"there is no console {name}", f"there is: {known}")
+        return self._consoles[name].feed()
+
     def _feed_events(self, _call: Call) -> Feed:
         return self._events.feed()
 
     def close(self) -> None:
         """Tell clients that the machine has ended, and remove the socket. Idempotent."""
         self._owned.close()
+
+
+def _both(one: Callable[[], object], other: Callable[[], object]) -> None:
+    one()
+    other()
 
 
 def _listener(control: ControlConfig, name: str) -> Listener:

@@ -224,7 +224,7 @@ class Pl011:
         call_later: CallLater | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.on_space: Callable[[], None] = lambda: None
+        self.on_space: Callable[[], object] = lambda: None
         self._fastpath: Fastpath | None = None
         self._line = line
         self._transmitter = transmitter

@@ -21,7 +21,7 @@ from vmm.closeable import Closeable
 from vmm.devices.pl011 import FIFO_DEPTH, Pl011
 from vmm.devices.pl031 import Pl031
 from vmm.devices.pvpanic import PvPanic
-from vmm.errors import GuestError, UserError, VmmError
+from vmm.errors import GuestError, HostError, UserError, VmmError
 from vmm.irq import SwitchableLine
 from vmm.kvm.exits import SystemEvent, SystemEventType
 from vmm.kvm.fd import KvmError
@@ -33,6 +33,7 @@ from vmm.machine.isolate import isolate
 from vmm.machine.panic_watch import PanicWatch
 from vmm.machine.pause import Pause
 from vmm.machine.power_cycle import PowerCycle
+from vmm.machine.ram_file import write_ram
 from vmm.observe.observatory import Observatory
 from vmm.observe.phases import Phases, WordsWatch
 from vmm.observe.trace import process_start
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from vmm.machine.memory_dump import MemoryDump
     from vmm.machine.pci_root import PciRoot
     from vmm.machine.restore import Restore
-    from vmm.machine.snapshot import Parts, Snapshots
+    from vmm.machine.snapshot import Parts, Snapshots, Taken
     from vmm.machine.vcpu_thread import Reason
     from vmm.machine.virtio_devices import MakeDevice, VirtioDevices
     from vmm.observe.counters import Counters
@@ -461,10 +462,20 @@ class Machine(Closeable):
         In the loop's thread. The machine is paused meanwhile, and ends if the option says so. A
         snapshot that fails leaves the one before whole, and is an event.
         """
+        try:
+            taken = self.snapshot()
+        except VmmError as error:
+            return f"no snapshot: {error}"
+        return (
+            f"the snapshot is written: {taken.stored >> 20} MiB of memory in {taken.seconds:.1f} s"
+        )
+
+    def snapshot(self) -> Taken:
+        """Write a snapshot, as `save` does. Raises `UserError` and `HostError`: there is none."""
         if self._snapshots is None:
-            return "there is nowhere to write a snapshot: that takes --snapshot"
+            raise UserError("there is nowhere to write one", "that takes --snapshot")
         if self.power is None:
-            return "no snapshot: the machine is not running"
+            raise UserError("the machine is not running")
         held = False
         try:
             ledger = self.ledger()  # the first one asks the host, which takes its time
@@ -477,15 +488,27 @@ class Machine(Closeable):
             if held:
                 self.resume()
             self._events.emit("snapshot-failed", error=str(error))
-            return f"no snapshot: {error}"
+            raise
         self._events.emit("snapshot", **taken._asdict())
         if self._snapshots.ends:
             self._end(self._cycle, Ending.SAVED)
         else:
             self.resume()
-        return (
-            f"the snapshot is written: {taken.stored >> 20} MiB of memory in {taken.seconds:.1f} s"
-        )
+        return taken
+
+    def dump_memory(self, fd: int) -> None:
+        """Write RAM to the file *fd*, as ``--memory-dump`` does; the machine is paused meanwhile.
+
+        Call `confine` with *shows_ledger* before. Raises `HostError`.
+        """
+        ledger = self.ledger()
+        self.pause()
+        try:
+            write_ram(fd, self.space.ram_region, ledger)
+        except OSError as error:
+            raise HostError(f"the memory dump: {error.strerror}", "free some space") from error
+        finally:
+            self.resume()
 
     def _write_dump(self) -> None:
         """Write ``--memory-dump``, if it is asked for. No vCPU runs. Raises `HostError`."""

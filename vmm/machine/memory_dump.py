@@ -10,19 +10,16 @@ import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from vmm import broker
-from vmm._native import ffi, lib
 from vmm.closeable import Closeable
 from vmm.errors import HostError, UserError
+from vmm.machine.ram_file import write_ram
 
 if TYPE_CHECKING:
     from vmm.coherence.ledger import Ledger
     from vmm.memory import Region
-
-PIECE: Final = 1 << 20
-"""Bytes that are looked at, and written, at a time."""
 
 
 class MemoryDump(Closeable):
@@ -49,12 +46,7 @@ class MemoryDump(Closeable):
         Raises `HostError`: the disk is full.
         """
         try:
-            os.ftruncate(self._fd, ram.size)
-            for offset in range(0, ram.size, PIECE):
-                with ram.view[offset : offset + PIECE] as piece:
-                    ledger.before_read(ram.base + offset, piece)
-                    if not _is_zero(piece):
-                        os.pwrite(self._fd, piece, offset)
+            write_ram(self._fd, ram, ledger)
             self._broker.pay(self._debt)
         except OSError as error:
             raise HostError(f"{self._option}: {error.strerror}", "free some space") from error
@@ -66,8 +58,3 @@ class MemoryDump(Closeable):
             os.close(fd)
             with suppress(OSError, HostError):  # without a broker, it is removed already
                 self._broker.pay(self._debt, asked=False)
-
-
-def _is_zero(piece: memoryview) -> bool:
-    with ffi.from_buffer("uint8_t[]", piece) as pointer:
-        return bool(lib.pyvmm_zero_prefix(pointer, len(piece)) == len(piece))

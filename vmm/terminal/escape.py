@@ -14,8 +14,12 @@ from __future__ import annotations
 
 import re
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 from vmm.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 CTRL_A = 0x01
 
@@ -33,6 +37,7 @@ class EscapeCommand(Enum):
     COUNTERS = auto()
     SWITCH = auto()
     SNAPSHOT = auto()
+    DETACH = auto()
 
 
 KEYS = {
@@ -49,6 +54,8 @@ KEYS = {
     ord("w"): EscapeCommand.SNAPSHOT,
 }
 SYSRQ = ord("s")
+ATTACHED = {ord("d"): EscapeCommand.DETACH}
+"""Keys of a console that another process has: its client only comes and goes."""
 
 
 def parse_prefix(text: str) -> int | None:
@@ -93,11 +100,12 @@ def help_lines(prefix: int) -> list[str]:
 class EscapeKeys:
     """Split what is typed into bytes for the guest and commands for pyvmm.
 
-    *prefix* None: all bytes are for the guest.
+    *prefix* None: all bytes are for the guest. *keys*: those after the prefix, `KEYS` by default.
     """
 
-    def __init__(self, prefix: int | None) -> None:
+    def __init__(self, prefix: int | None, keys: Mapping[int, EscapeCommand] | None = None) -> None:
         self._prefix = prefix
+        self._keys = KEYS if keys is None else keys
         self._after_prefix = False
         self._after_sysrq = False
 
@@ -126,10 +134,10 @@ class EscapeKeys:
             self._after_prefix = False
             if byte == self._prefix:
                 return byte
-            if byte == SYSRQ:
+            if byte == SYSRQ and self._keys is not ATTACHED:
                 self._after_sysrq = True
                 return EscapeCommand.BREAK
-            return KEYS.get(byte, EscapeCommand.HELP)
+            return self._keys.get(byte, EscapeCommand.HELP)
         if byte == self._prefix and not self._after_sysrq:
             self._after_prefix = True
             return None
