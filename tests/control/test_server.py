@@ -223,6 +223,7 @@ def test_descriptors_come_with_a_request_and_do_not_stay(rig: Rig, tmp_path: Pat
     file = tmp_path / "file"
     file.write_bytes(bytes(123))
     with rig.client() as client, file.open() as opened:
+        ask(client, "POST", "/add")  # it is accepted
         before = descriptors()
         for _ in range(10):
             socket.send_fds(client, [request("POST", "/file")], [opened.fileno()])

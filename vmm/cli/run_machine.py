@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from vmm.broker import Broker
     from vmm.broker.server import Debt
+    from vmm.cli.reach import Shown
     from vmm.config import MachineConfig
     from vmm.config.command import CommandConfig
     from vmm.machine.guest_command import GuestCommand
