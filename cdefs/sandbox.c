@@ -44,6 +44,10 @@
 	(CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM | CLONE_SIGHAND | CLONE_THREAD |       \
 	 CLONE_SETTLS | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID)
 
+/* Stands for getpid() in filters until one is installed: no process ID is as large (PID_MAX_LIMIT,
+ * include/linux/threads.h). */
+#define PYVMM_OURSELVES 0x7fffffff
+
 #include "_filters.h"
 
 #ifndef SYS_SECCOMP /* <asm-generic/siginfo.h>; not in the C library's headers */
@@ -186,6 +190,9 @@ static int install(int kind)
 	}
 	memcpy(code + program.len, filters[kind].code, filters[kind].length * sizeof(*code));
 	program.len += filters[kind].length;
+	for (int i = 0; i < program.len; i++)
+		if (code[i].code == (BPF_JMP | BPF_JEQ | BPF_K) && code[i].k == PYVMM_OURSELVES)
+			code[i].k = (uint32_t)getpid();
 	if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program))
 		return -errno;
 	thread_kind = kind;

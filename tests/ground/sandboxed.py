@@ -12,8 +12,10 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
+import os
 import platform
 import sys
+import threading
 from typing import Final
 
 from vmm import sandbox, thread
@@ -47,6 +49,7 @@ NUMBERS: Final = {  # arm64 has the numbers of <asm-generic/unistd.h>
     "setns": (308, 268),
     "pidfd_getfd": (438, 438),
     "kill": (62, 129),
+    "tgkill": (234, 131),
     "personality": (135, 92),
     "clone": (56, 220),
     "clone3": (435, 435),
@@ -90,6 +93,7 @@ TRIALS: Final[dict[str, tuple[int, ...]]] = {
     "setns": (BAD, 0),
     "pidfd_getfd": (BAD, BAD, BAD),
     "kill": (0, 99),
+    "tgkill another": (1, 1, 99),  # EINVAL
     "personality": (0xFFFFFFFF,),
     "clone newuser": (CLONE_NEWUSER | CLONE_THREAD_ALONE, 0, 0, 0, 0),  # EINVAL
     "clone fork": (CLONE_THREAD_ALONE, 0, 0, 0, 0),  # EINVAL
@@ -124,7 +128,8 @@ def attempt(name: str, arguments: tuple[int, ...]) -> int:
 
 def attempts() -> dict[str, int]:
     """Make every call."""
-    trials = {**TRIALS, **OF_THE_LOOP, **OF_VCPUS, "clone3": (0, 0)}
+    ours = {"clone3": (0, 0), "tgkill ourselves": (os.getpid(), threading.get_native_id(), 0)}
+    trials = {**TRIALS, **OF_THE_LOOP, **OF_VCPUS, **ours}
     return {name: attempt(name, arguments) for name, arguments in trials.items()}
 
 
