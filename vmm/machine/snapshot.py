@@ -90,7 +90,8 @@ class Snapshots:
     def __init__(self, asked: SnapshotConfig, config: MachineConfig, system: System) -> None:
         self.ends = asked.end
         """Whether the machine ends after a snapshot."""
-        self._config = config
+        self._configuration = configuration(config)
+        self._disks = [str(disk.path.absolute()) for disk in config.disks]
         self._cpu = shown(config, system)
         self._directory = SnapshotDirectory(asked.path)
         self._made_by = _made_by()
@@ -105,13 +106,13 @@ class Snapshots:
         began = time.monotonic()
         state = collect(cycle, parts, counter)
         with host_errors(OPTION):
-            disks = _disks(self._config, parts.virtio)
+            disks = _disks(self._disks, parts.virtio)
         with self._directory.replace() as (name, fd, commit):
             written = memory_file.write(fd, ram, ledger)
             memory = MemoryFile(name, ram.base, ram.size, written.stored, written.sha256)
             made_by = replace(self._made_by, time=_now())
             text = manifest.text(
-                Manifest(made_by, self._cpu, configuration(self._config), disks, memory, state)
+                Manifest(made_by, self._cpu, self._configuration, disks, memory, state)
             )
             commit(text)
         return Taken(written.stored, written.maintained, time.monotonic() - began)
@@ -150,15 +151,15 @@ def configuration(config: MachineConfig) -> object:
     return json.loads(codec.dumps({"config": plain}, lambda path: path.absolute()))
 
 
-def _disks(config: MachineConfig, devices: VirtioDevices | None) -> tuple[DiskFile, ...]:
-    """Make the disks durable, and return what they are. Raises OSError."""
+def _disks(paths: Sequence[str], devices: VirtioDevices | None) -> tuple[DiskFile, ...]:
+    """Make the disks at *paths* durable, and return what they are. Raises OSError."""
     found: Sequence[Blk] = [
         each for each in (() if devices is None else devices.devices) if isinstance(each, Blk)
     ]
     facts = [disk.settle() for disk in found]
     return tuple(
-        DiskFile(str(disk.path.absolute()), fact.st_size, fact.st_mtime_ns)
-        for disk, fact in zip(config.disks, facts, strict=True)
+        DiskFile(path, fact.st_size, fact.st_mtime_ns)
+        for path, fact in zip(paths, facts, strict=True)
     )
 
 
