@@ -162,12 +162,19 @@ def test_a_user_who_is_not_root_has_a_network(host: Host) -> None:
     assert b"passt" not in host.run(["ps"], timeout=60).stdout
 
 
-def test_sockets_between_host_and_guest(host: Host) -> None:
+@pytest.mark.parametrize("user", ["root", "another"])
+def test_sockets_between_host_and_guest(host: Host, user: str) -> None:
+    """Another user's machine has a user namespace, though vhost's worker is one of its threads."""
+    allow = f"chmod 666 /dev/kvm /dev/vhost-vsock; touch {EVENTS}; chmod 666 {EVENTS}"
+    assert host.run(["sh", "-c", allow], timeout=60).status == 0
+    before = ["python3", "-c", AS_USER] if user == "another" else []
     script = TRANSFER.replace("TCP:{host}", "VSOCK-CONNECT:2")
     script += "timeout 60 socat VSOCK-LISTEN:9000 EXEC:cat"
     peer = ["20", str(PORT), "--vsock", "--echo", "77:9000"]
-    outcome = run(host, script, ["--vsock", "77"], peer=peer)
+    outcome = run(host, script, ["--vsock", "77"], peer=peer, before=before)
     assert outcome.status == 0, outcome.text
+    (isolated,) = (event for event in outcome.events if event["event"] == "isolated")
+    assert {"user", "files", "network"} <= {*isolated["walls"]}
     outcome.check_transfers(20)
     assert outcome.echoes == ["77:9000"]
 

@@ -117,17 +117,6 @@ class MachineConfig:
         return any(disk.shares_memory for disk in self.disks)
 
     @property
-    def untried(self) -> bool:
-        """Whether it has parts that seccomp was not tried with: networks, daemons, PCI, snapshots.
-
-        Known, as `shares_memory` is, once disks' formats are.
-        """
-        net = bool(self.nets) or self.vsock is not None
-        state = self.snapshot is not None or self.restore is not None
-        pci = self.transport == "pci" or bool(self.vfio)
-        return bool(self.shares_memory or net or pci or self.command or self.gdb or state)
-
-    @property
     def default_cmdline(self) -> str:
         """Command line of a kernel that brings none, with hvc0 if that is the terminal."""
         if self.command is not None:

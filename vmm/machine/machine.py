@@ -363,9 +363,9 @@ class Machine(Closeable):
         is done first. *shows_ledger*: `ledger` will be called. Raises `HostError`.
         """
         mode = self._config.sandbox
-        if mode != "off" and not self._config.untried:
+        if mode != "off":
             watched = bool(self.watchers) or self._phases.traced
-            needs_ledger = shows_ledger or watched or self._dump is not None
+            needs_ledger = shows_ledger or watched or bool(self._dump or self._snapshots)
             self.space.before_confined(needs_ledger=needs_ledger)
             if mode == "on":
                 self._events.emit("isolated", walls=isolate())
