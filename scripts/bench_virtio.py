@@ -13,6 +13,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench_lab import qemu
@@ -28,6 +29,7 @@ from vmm.lab.host.session import inside
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
 ROUNDS = 3
 MEMORY = 256
@@ -124,6 +126,23 @@ def measure(report: Report, options: argparse.Namespace) -> None:
         vmms[f"{name} (peer)" if name in vmms else name] = words
         if peer == "qemu":
             programs.append(inside(qemu()))
+    compare(report, options, vmms, programs, targets={"QEMU": 1.0})
+
+
+def compare(  # noqa: PLR0913  (what differs between those who call it)
+    report: Report,
+    options: argparse.Namespace,
+    vmms: dict[str, list[str]],
+    programs: list[str],
+    *,
+    ours: str = "pyvmm",
+    targets: Mapping[str, float],
+) -> None:
+    """Add figures for *vmms* to *report*, and how much *ours* has of each other's.
+
+    programs  directories with what they need, and with a program ``install``
+    targets   the least ratio to others
+    """
     guest = fixture.guest(
         "6.12",
         modules=["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net"],
@@ -152,7 +171,7 @@ def measure(report: Report, options: argparse.Namespace) -> None:
             name: {device for device in ("disk", "tap") if f"{{{device}}}" in " ".join(words)}
             for name, words in vmms.items()
         }
-        add(report, group, _run(host, task), devices)
+        add(report, group, _run(host, task), devices, ours=ours, targets=targets)
 
 
 PROGRAMS = ("bench_disk", "bench_net")
@@ -193,10 +212,16 @@ def rates(said: str, devices: set[str]) -> dict[Load, float]:
     return found
 
 
-def add(
-    report: Report, group: str, said: dict[str, list[str]], devices: dict[str, set[str]]
+def add(  # noqa: PLR0913  (all independent)
+    report: Report,
+    group: str,
+    said: dict[str, list[str]],
+    devices: dict[str, set[str]],
+    *,
+    ours: str = "pyvmm",
+    targets: Mapping[str, float] = MappingProxyType({"QEMU": 1.0}),
 ) -> None:
-    """Add rates, and ratios of each pair, to *report*.
+    """Add rates, and ratios of each pair, to *report*: those of *ours* by each other's.
 
     *said* is what each VMM's guests said, *devices* what they had.
     """
@@ -207,9 +232,9 @@ def add(
             if samples:
                 name = f"{vmm}: {load.name}"
                 report.add(median(samples, group=group, name=name, unit=load.unit))
-        for peer in rows.keys() - {"pyvmm"}:
+        for peer in rows.keys() - {ours}:
             if rows[peer]:
-                ratios = [a / b for a, b in zip(rows["pyvmm"], rows[peer], strict=True)]
-                name = f"{load.name}, pyvmm by {peer}"
-                target = 1.0 if peer == "QEMU" else None
+                ratios = [a / b for a, b in zip(rows[ours], rows[peer], strict=True)]
+                name = f"{load.name}, {ours} by {peer}"
+                target = targets.get(peer)
                 report.add(median(ratios, group=group, name=name, unit="x", at_least=target))
