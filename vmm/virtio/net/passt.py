@@ -14,6 +14,7 @@ import subprocess
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from vmm import broker
 from vmm.errors import HostError
 from vmm.virtio.net.threads import ThreadBackend
 from vmm.virtio.vhost.daemon import Daemon, find
@@ -139,10 +140,12 @@ class RelayedPasst:
 
     def __init__(self, what: str, path: Path) -> None:
         self.what = what
-        self._path = path
+        self._broker = broker.current()
         self._listener = socket.socket(socket.AF_UNIX)
         try:
             self._listener.bind(str(path))
+            inode = path.stat().st_ino
+            self._debt = self._broker.owe("socket", str(path.absolute()), inode)
             self._listener.listen(1)
         except OSError as error:
             self._listener.close()
@@ -163,8 +166,8 @@ class RelayedPasst:
     def close(self) -> None:
         """Remove the socket. Idempotent."""
         self._listener.close()
-        with suppress(FileNotFoundError):
-            self._path.unlink()
+        with suppress(OSError, HostError):  # without a broker, it is removed already
+            self._broker.pay(self._debt)
 
 
 class StreamBackend(ThreadBackend):
