@@ -195,6 +195,7 @@ class Machine(Closeable):
         """Open the snapshot to go on from, if any."""
         if config.restore is None:
             return None
+        from vmm.machine import snapshot  # noqa: F401  (`_parts`: there is no import later)
         from vmm.machine.restore import Restore
 
         return self._owned.enter_context(Restore(config.restore))
