@@ -6,6 +6,7 @@
  *   call that no rule allows --SECCOMP_RET_TRAP--> SIGSYS, in the thread: note it, tell the loop
  *       on:   the call has failed with EPERM
  *       log:  do the call after all, from `gate`, whose address the filter lets through
+ *       census: the same for the calls that the policy allows
  *
  * SIGSYS, and not a user notification: only one filter of a thread may have a listener, and each
  * thread has two filters; and the listener would have to be another process. The report is made by
@@ -161,12 +162,18 @@ static void refuse(int signal_number, siginfo_t *info, void *opaque)
 	if (info->si_syscall == SYS_ioctl)
 		denial.ioctl = (uint32_t)denial.arguments[1];
 	note(&denial);
-	if (mode == PYVMM_SANDBOX_LOG && info->si_arch == ARCH &&
+	if (mode != PYVMM_SANDBOX_ON && info->si_arch == ARCH &&
 	    !starts_on_this_stack(info->si_syscall, denial.arguments[0]))
 		RESULT(context) = gate(info->si_syscall, denial.arguments);
 	else
 		RESULT(context) = -EPERM;
 	errno = kept;
+}
+
+static void append(struct sock_fprog *program, const struct sock_filter *code, uint16_t length)
+{
+	memcpy(program->filter + program->len, code, length * sizeof(*code));
+	program->len += length;
 }
 
 /* Install a filter for the calling thread. Returns 0 or -errno. */
@@ -181,15 +188,24 @@ static int install(int kind)
 		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)(end >> 32), 0, 1),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 	}; /* little-endian, as both architectures are */
+	struct sock_filter census[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 4, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_rt_sigreturn, 3, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone3, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	}; /* what a handler cannot do for its thread is not noted */
 	struct sock_filter code[BPF_MAXINSNS];
 	struct sock_fprog program = { .filter = code };
 
-	if (mode == PYVMM_SANDBOX_LOG) {
-		memcpy(code, through, sizeof(through));
-		program.len = COUNT(through);
-	}
-	memcpy(code + program.len, filters[kind].code, filters[kind].length * sizeof(*code));
-	program.len += filters[kind].length;
+	if (mode != PYVMM_SANDBOX_ON)
+		append(&program, through, COUNT(through));
+	if (mode == PYVMM_SANDBOX_CENSUS)
+		append(&program, census, COUNT(census));
+	else
+		append(&program, filters[kind].code, filters[kind].length);
 	for (int i = 0; i < program.len; i++)
 		if (code[i].code == (BPF_JMP | BPF_JEQ | BPF_K) && code[i].k == PYVMM_OURSELVES)
 			code[i].k = (uint32_t)getpid();
@@ -235,7 +251,7 @@ static void settle_malloc(void)
 
 /*
  * Confine the calling thread, and those that it starts from now on, as the loop's. It has no other
- * thread, and PR_SET_NO_NEW_PRIVS is set. wanted: PYVMM_SANDBOX_ON or _LOG. Returns 0 or -errno:
+ * thread, and PR_SET_NO_NEW_PRIVS is set. wanted: not PYVMM_SANDBOX_OFF. Returns 0 or -errno:
  * EINVAL or ENOSYS, the kernel has no seccomp filters.
  */
 int pyvmm_sandbox(int wanted)
@@ -243,6 +259,8 @@ int pyvmm_sandbox(int wanted)
 	struct sigaction action = { .sa_sigaction = refuse, .sa_flags = SA_SIGINFO | SA_ONSTACK };
 	int error;
 
+	if (wanted == PYVMM_SANDBOX_CENSUS)
+		action.sa_flags |= SA_NODEFER; /* other signals' handlers make calls, too */
 	if (sigaction(SIGSYS, &action, NULL))
 		return -errno;
 	settle_malloc();

@@ -5,12 +5,18 @@
 
 #include <stdint.h>
 
-enum pyvmm_sandbox_mode { PYVMM_SANDBOX_OFF, PYVMM_SANDBOX_LOG, PYVMM_SANDBOX_ON };
+/* CENSUS, for tests: each call that is allowed is noted, too, and all are done. */
+enum pyvmm_sandbox_mode {
+	PYVMM_SANDBOX_OFF,
+	PYVMM_SANDBOX_LOG,
+	PYVMM_SANDBOX_ON,
+	PYVMM_SANDBOX_CENSUS
+};
 
 /* Kinds of threads, of which sandbox.toml says what they may do. */
 enum pyvmm_thread_kind { PYVMM_THREAD_LOOP, PYVMM_THREAD_VCPU, PYVMM_THREAD_QUEUE };
 
-#define PYVMM_DENIALS 128  /* different refused calls that are kept */
+#define PYVMM_DENIALS 512  /* different refused calls that are kept */
 #define PYVMM_ARGUMENTS 6
 
 /* A call that was refused, or with `log` would have been. */

@@ -590,6 +590,7 @@ class _Lib:
     PYVMM_RING_TABLE: int
     PYVMM_RUN_LOAD: int
     PYVMM_RUN_STORE: int
+    PYVMM_SANDBOX_CENSUS: int
     PYVMM_SANDBOX_LOG: int
     PYVMM_SANDBOX_OFF: int
     PYVMM_SANDBOX_ON: int
