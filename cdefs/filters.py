@@ -1,12 +1,15 @@
-"""Write ``_filters.h``: seccomp filters of the policy in sandbox.toml, for arm64 and x86-64.
+"""Write seccomp filters of policies, for arm64 and x86-64.
+
+    sandbox.toml         the threads of a machine  --> _filters.h
+    storage_daemon.toml  qemu-storage-daemon       --> _daemon_filters.h
 
 libseccomp knows every architecture's system calls and makes the programs; its Python bindings
 (pyseccomp) are needed here, at build time, only. It is told of a number that only C knows, an
 ioctl's for example, as a placeholder, which is written as the C expression that the compiler then
 evaluates: filters compare such numbers for equality only.
 
-A header that fits the policy is left as it is: a source distribution and a wheel carry theirs, so
-that what is built from them needs no libseccomp.
+Headers that fit the policies are left as they are: a source distribution and a wheel carry theirs,
+so that what is built from them needs no libseccomp.
 """
 
 from __future__ import annotations
@@ -26,9 +29,13 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 POLICY = HERE / "sandbox.toml"
 HEADER = HERE / "_filters.h"
+DAEMON_POLICY = HERE / "storage_daemon.toml"
+DAEMON_HEADER = HERE / "_daemon_filters.h"
 
 KINDS: Final = ("queue", "vcpu", "loop")
 """Kinds of threads; each may do what those before it may."""
+DAEMON: Final = "storage"
+"""What the storage daemon's filter is called."""
 
 PLACEHOLDER: Final = 0x5EC00000
 """The first number that stands for a C expression: no system call, and no constant of BPF's."""
@@ -71,7 +78,7 @@ class Placeholders:
 
 def names(policy: dict[str, Any], table: str, kind: str) -> list[str]:
     """Return what *table* ("calls", "ioctls") of *policy* allows to threads of *kind*."""
-    kinds = KINDS[: KINDS.index(kind) + 1]
+    kinds = KINDS[: KINDS.index(kind) + 1] if kind in KINDS else (kind,)
     return [name for each in kinds for name in policy[table].get(each, {})]
 
 
@@ -109,7 +116,9 @@ def program(policy: dict[str, Any], kind: str, machine: str) -> Iterator[str]:
     """Yield the filter for threads of *kind* on *machine* as initialisers of struct sock_filter."""
     seccomp, placeholders = _libseccomp(), Placeholders()
     arch = getattr(seccomp.Arch, machine)
-    made = seccomp.SyscallFilter(seccomp.TRAP)
+    made = seccomp.SyscallFilter(
+        seccomp.ERRNO(errno.ENOSYS) if kind == DAEMON else seccomp.TRAP,
+    )
     if arch != seccomp.system_arch():
         made.add_arch(arch)
         made.remove_arch(seccomp.Arch.NATIVE)
@@ -159,16 +168,31 @@ def header() -> str:
     return "\n".join(lines) + "\n"
 
 
-def digest() -> str:
-    """Return a hash of what the header is made of."""
-    made_of = POLICY.read_bytes() + Path(__file__).read_bytes()
+def daemon_header() -> str:
+    """Return the header for the daemon's policy as it is."""
+    policy = tomllib.loads(DAEMON_POLICY.read_text())
+    lines = ["/* SPDX-License-Identifier: Apache-2.0 */"]
+    lines += [f"/* {digest(DAEMON_POLICY)}: written by filters.py from storage_daemon.toml. */"]
+    for condition, machine in MACHINES.items():
+        lines += [f"#if defined({condition})", "static struct sock_filter storage_filter[] = {"]
+        lines += [*program(policy, DAEMON, machine), "};", "#endif"]
+    return "\n".join(lines) + "\n"
+
+
+def digest(policy: Path = POLICY) -> str:
+    """Return a hash of what the header of *policy* is made of."""
+    made_of = policy.read_bytes() + Path(__file__).read_bytes()
     return hashlib.sha256(made_of).hexdigest()
 
 
 def emit() -> None:
-    """Write the header, unless it fits the policy already."""
-    if not HEADER.exists() or digest() not in HEADER.read_text():
-        HEADER.write_text(header())
+    """Write the headers that do not fit their policies already."""
+    for policy, path, make in (
+        (POLICY, HEADER, header),
+        (DAEMON_POLICY, DAEMON_HEADER, daemon_header),
+    ):
+        if not path.exists() or digest(policy) not in path.read_text():
+            path.write_text(make())
 
 
 if __name__ == "__main__":

@@ -89,20 +89,33 @@ static int write_file(const char *path, const char *text)
 	return error;
 }
 
-/* Make a user namespace, in which we are still ourselves. Returns 0 or -errno. */
-static int become_owner(uid_t user, gid_t group)
+/* In a new user namespace: be still ourselves. Returns 0 or -errno. */
+int pyvmm_map_user(uint32_t user, uint32_t group)
 {
 	char text[64];
 	int error;
 
-	if (unshare(CLONE_NEWUSER) < 0)
-		return -errno;
 	snprintf(text, sizeof(text), "%u %u 1", user, user);
 	error = write_file("/proc/self/uid_map", text);
 	if (!error)
 		error = write_file("/proc/self/setgroups", "deny");
 	snprintf(text, sizeof(text), "%u %u 1", group, group);
 	return error ? error : write_file("/proc/self/gid_map", text);
+}
+
+/* Make a user namespace, in which we are still ourselves. Returns 0 or -errno. */
+static int become_owner(uid_t user, gid_t group)
+{
+	return unshare(CLONE_NEWUSER) < 0 ? -errno : pyvmm_map_user(user, group);
+}
+
+/* Make the working directory, where something is mounted, the root. Returns 0 or -errno. */
+int pyvmm_enter_root(void)
+{
+	if (!syscall(SYS_pivot_root, ".", "."))
+		return umount2(".", MNT_DETACH) < 0 || chdir("/") < 0 ? -errno : 0;
+	/* An initial RAM file system cannot be left so; without CAP_SYS_CHROOT this is as good. */
+	return chroot(".") < 0 || chdir("/") < 0 ? -errno : 0;
 }
 
 /* Make an empty directory the root. Returns 0 or -errno. */
@@ -116,29 +129,30 @@ static int empty_root(void)
 	    mount(NULL, place, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | flags, NULL) < 0 ||
 	    chdir(place) < 0)
 		return -errno;
-	if (!syscall(SYS_pivot_root, ".", "."))
-		return umount2(".", MNT_DETACH) < 0 || chdir("/") < 0 ? -errno : 0;
-	/* An initial RAM file system cannot be left so; without CAP_SYS_CHROOT this is as good. */
-	return chroot(".") < 0 || chdir("/") < 0 ? -errno : 0;
+	return pyvmm_enter_root();
 }
 
-/* Let no capability come back. It takes CAP_SETPCAP, which a user without any has no need of. */
-static int empty_bounding_set(void)
+/*
+ * Let no capability come back but those in *kept*, a mask. It takes CAP_SETPCAP, which a user
+ * without any has no need of. Returns 0 or -errno.
+ */
+int pyvmm_bound_capabilities(uint64_t kept)
 {
 	for (int each = 0; prctl(PR_CAPBSET_READ, each, 0, 0, 0) >= 0; each++)
-		if (prctl(PR_CAPBSET_DROP, each, 0, 0, 0) < 0 && errno != EPERM)
+		if (!(kept >> each & 1) && prctl(PR_CAPBSET_DROP, each, 0, 0, 0) < 0 && errno != EPERM)
 			return -errno;
 	return 0;
 }
 
-static int drop_capabilities(void)
+/* Give up all capabilities but those in *kept*, a mask of the first 32. Returns 0 or -errno. */
+int pyvmm_keep_capabilities(uint32_t kept)
 {
 	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
-	struct __user_cap_data_struct none[2] = { 0 };
+	struct __user_cap_data_struct data[2] = { { kept, kept, kept }, { 0 } };
 
 	if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 && errno != EINVAL)
 		return -errno;
-	return syscall(SYS_capset, &header, none) < 0 ? -errno : 0;
+	return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
 }
 
 /* Make the namespaces that can be had. Returns the walls, or -errno. */
@@ -187,7 +201,7 @@ int pyvmm_isolate(uint32_t user)
 			return more;
 		walls |= more;
 	}
-	error = empty_bounding_set();
+	error = pyvmm_bound_capabilities(0);
 	if (error)
 		return error;
 	if (!geteuid()) {
@@ -196,7 +210,7 @@ int pyvmm_isolate(uint32_t user)
 			return -errno;
 		walls |= PYVMM_WALL_USER;
 	}
-	error = drop_capabilities();
+	error = pyvmm_keep_capabilities(0);
 	if (error)
 		return error;
 	more = restrict_by_landlock();

@@ -13,6 +13,14 @@
 #define PYVMM_WALL_TCP 32 /* Landlock: no TCP port bound or connected to (ABI 4) */
 #define PYVMM_WALL_SCOPE 64 /* Landlock: no signal, no abstract socket of others (ABI 6) */
 
+#define PYVMM_FIRST_USER 0x70000000 /* see vmm/machine/isolate.py */
+
 int pyvmm_isolate(uint32_t user);
+
+/* For a daemon's walls (walls.c). System calls only. */
+int pyvmm_map_user(uint32_t user, uint32_t group);
+int pyvmm_enter_root(void);
+int pyvmm_bound_capabilities(uint64_t kept);
+int pyvmm_keep_capabilities(uint32_t kept);
 
 #endif

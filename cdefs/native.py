@@ -35,6 +35,7 @@ CDEFS = [
     "seal.cdef.h",
     "isolate.cdef.h",
     "sigbus.cdef.h",
+    "walls.cdef.h",
     "spawn.cdef.h",
     "inflight.cdef.h",
     "fs.cdef.h",
@@ -91,6 +92,7 @@ PREAMBLE = """
 #include "seal.h"
 #include "isolate.h"
 #include "spawn.h"
+#include "walls.h"
 #include "stage1.h"
 """
 

@@ -40,11 +40,6 @@
 #include "sandbox.h"
 #include "vfio_abi.h"
 
-/* What pthread_create asks for (glibc, sysdeps/unix/sysv/linux/createthread.c). */
-#define PYVMM_CLONE_THREAD                                                                       \
-	(CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM | CLONE_SIGHAND | CLONE_THREAD |       \
-	 CLONE_SETTLS | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID)
-
 /* Stands for getpid() in filters until one is installed: no process ID is as large (PID_MAX_LIMIT,
  * include/linux/threads.h). */
 #define PYVMM_OURSELVES 0x7fffffff

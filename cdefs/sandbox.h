@@ -5,6 +5,11 @@
 
 #include <stdint.h>
 
+/* What pthread_create asks for; needs <sched.h> (glibc, sysdeps/unix/sysv/linux/createthread.c). */
+#define PYVMM_CLONE_THREAD                                                                       \
+	(CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM | CLONE_SIGHAND | CLONE_THREAD |       \
+	 CLONE_SETTLS | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID)
+
 /* CENSUS, for tests: each call that is allowed is noted, too, and all are done. */
 enum pyvmm_sandbox_mode {
 	PYVMM_SANDBOX_OFF,

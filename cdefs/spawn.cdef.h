@@ -7,6 +7,7 @@ struct pyvmm_program {
     uint32_t fd_count;
     const int *fds;
     int *moved;
+    const struct pyvmm_walls *walls;
 };
 
 int pyvmm_spawn(const struct pyvmm_program *program);

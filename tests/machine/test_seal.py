@@ -15,7 +15,7 @@ import pytest
 from tests.recorded import Recorded
 from vmm._native import ffi, lib
 from vmm.broker import Broker
-from vmm.broker.server import ENVIRONMENT
+from vmm.broker.program import ENVIRONMENT
 from vmm.coherence import vma
 from vmm.memory import Mapping, Region
 from vmm.virtio.vhost.daemon import Command, Daemon

@@ -26,7 +26,7 @@ from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from vmm.broker import server
+from vmm.broker import server, walls
 from vmm.closeable import Closeable
 from vmm.errors import HostError
 
@@ -47,6 +47,8 @@ class Broker(Closeable):
         """Of debts that can be owed."""
         self.owner = os.getpid()
         """The process whose broker it is."""
+        self.walls = True
+        """Whether `enclose` puts up walls."""
         self._lock = Lock()
         self._held: list[Callable[[], object]] | None = None
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -109,7 +111,21 @@ class Broker(Closeable):
 
     def allow(self, argv: Sequence[str]) -> int:
         """Return the number by which *argv* can be started, even once frozen."""
-        return int(self._ask("allow", argv=list(argv))[0])
+        return int(self._ask("allow", argv=list(argv))[0][0])
+
+    def enclose(self, argv: Sequence[str], files: Sequence[tuple[str, bool]]) -> tuple[int, str]:
+        """Do as `allow` does, for a program behind walls; return the number, and "".
+
+        files  what the program works on, by absolute names, and whether it writes: all it reaches
+
+        If this host allows no walls, there are none, and the reason is returned instead of "".
+        Raises OSError: a file cannot be had.
+        """
+        if not self.walls:
+            return self.allow(argv), ""
+        read = walls.libraries(argv[0])
+        number, problem = self._ask("allow", argv=list(argv), read=read, files=list(files))[0]
+        return int(number), problem
 
     def listener(self) -> tuple[socket.socket, int]:
         """Return a socket that is connected, and the one that listens: nobody else can connect.

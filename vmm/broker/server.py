@@ -15,12 +15,12 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from vmm._native import ffi, lib
-from vmm.broker import errands
+from vmm.broker import errands, program
+from vmm.broker.walls import Walls
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import NoReturn
 
     Debt = Callable[..., object]
@@ -38,10 +38,6 @@ GRACE: Final = 5.0
 write."""
 CHILDREN: Final = 2.0
 """Seconds for a daemon's children to be gone once they are killed."""
-
-ENVIRONMENT: Final = (b"PATH", b"TMPDIR", b"LANG", b"LC_ALL", b"TZ")
-"""What a daemon gets of this process's environment: the rest, keys and tokens among it, is not for
-a process that a guest talks to."""
 
 DEAF: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 """What a terminal sends to all its processes is for the machine, whose end the broker sees."""
@@ -93,7 +89,7 @@ class Server:
     def __init__(self, machine: socket.socket, debts: Mapping[str, Debt]) -> None:
         self._machine = machine
         self._kinds = debts
-        self._commands: list[list[str]] = []
+        self._commands: list[tuple[list[str], Walls | None]] = []
         self._debts: dict[int, tuple[Debt, list[str | int]]] = {}
         self._owed = 0
         self._errands: list[errands.Errand] = []
@@ -149,10 +145,23 @@ class Server:
         if self._frozen:
             raise PermissionError(errno.EPERM, "the broker takes nothing new once the guest runs")
 
-    def _allow(self, _fds: list[int], argv: list[str]) -> tuple[int, list[int]]:
+    def _allow(
+        self,
+        _fds: list[int],
+        argv: list[str],
+        read: Sequence[str] = (),
+        files: Sequence[tuple[str, bool]] | None = None,
+    ) -> tuple[tuple[int, str], list[int]]:
         self._check_thawed()
-        self._commands.append(argv)
-        return len(self._commands) - 1, []
+        walls, problem = None, ""
+        if files is not None:
+            walls = Walls(argv[0], read, files)
+            try:
+                os.waitpid(program.start([], [], walls), 0)
+            except OSError as error:
+                walls, problem = None, error.strerror or str(error)
+        self._commands.append((argv, walls))
+        return (len(self._commands) - 1, problem), []
 
     def _freeze(self, _fds: list[int]) -> tuple[None, list[int]]:
         self._frozen = True
@@ -177,7 +186,8 @@ class Server:
     def _start(self, fds: list[int], command: int) -> tuple[int, list[int]]:
         if len(self._daemons) >= MOST_DAEMONS:
             raise BlockingIOError(errno.EAGAIN, f"{MOST_DAEMONS} daemons run already")
-        pid = _spawn(self._commands[command], fds)
+        argv, walls = self._commands[command]
+        pid = program.start(argv, fds, walls)
         self._daemons.add(pid)
         try:
             return pid, [os.pidfd_open(pid)]
@@ -253,33 +263,6 @@ class Server:
         for pay, arguments in self._debts.values():
             with suppress(OSError, HostError):
                 pay(*arguments, False)  # noqa: FBT003  (not asked)
-
-
-def _environment() -> Iterator[bytes]:
-    return (b"%s=%s" % (name, os.environb[name]) for name in ENVIRONMENT if name in os.environb)
-
-
-def _spawn(argv: Sequence[str], fds: Sequence[int]) -> int:
-    """Start a program with *fds* as its descriptors 0 and following; return its process ID."""
-    words = [ffi.new("char[]", os.fsencode(word)) for word in argv]
-    environment = [ffi.new("char[]", each) for each in _environment()]
-    arrays = [ffi.new("char *[]", [*each, ffi.NULL]) for each in (words, environment)]
-    numbers = ffi.new("int[]", list(fds)), ffi.new("int[]", len(fds))
-    program = ffi.new(
-        "struct pyvmm_program *",
-        {
-            "path": words[0],
-            "argv": arrays[0],
-            "envp": arrays[1],
-            "fd_count": len(fds),
-            "fds": numbers[0],
-            "moved": numbers[1],
-        },
-    )
-    pid = int(lib.pyvmm_spawn(program))
-    if pid < 0:
-        raise OSError(-pid, os.strerror(-pid))
-    return pid
 
 
 def _group_lives(group: int) -> bool:

@@ -162,6 +162,7 @@ def _start_broker(config: MachineConfig) -> Broker | None:
 
         debts.update(DEBTS)
     lender = broker.current(debts)
+    lender.walls = config.sandbox != "off"
     lender.hold()
     return lender
 

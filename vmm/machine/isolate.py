@@ -12,9 +12,9 @@ from typing import Final
 from vmm._native import lib
 from vmm.errors import HostError
 
-FIRST_USER: Final = 0x7000_0000
+FIRST_USER: Final[int] = lib.PYVMM_FIRST_USER
 """Whom root becomes: this and its process ID. No such user has a name or a file, and no two
-machines are the same."""
+processes are the same: neither machines nor daemons (cdefs/walls.c)."""
 
 WALLS: Final = {
     lib.PYVMM_WALL_USER: "user",

@@ -58,10 +58,16 @@ NOT_ALLOCATED: Final = (
 )
 
 
-def _disk(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
+def _disk(
+    name: str,
+    config: DiskConfig,
+    memory: MemoryMap,
+    events: Events,
+    say: Callable[[str], object],
+) -> VirtioDevice:
     from vmm.virtio.block.open import open_disk
 
-    return open_disk(name, config, memory, events)
+    return open_disk(name, config, memory, events, say)
 
 
 def _net(
@@ -144,7 +150,7 @@ class VirtioDevices(Closeable):
         with ExitStack() as undo:
             undo.callback(self.close)
             for number, disk in enumerate(config.disks):
-                self._plug(_disk(f"disk{number}", disk, known, events))
+                self._plug(_disk(f"disk{number}", disk, known, events, self.notices.append))
             for number, file in enumerate(pmems):
                 if not file.allocated:
                     self.notices.append(f"{file.option}: {NOT_ALLOCATED}")

@@ -17,6 +17,7 @@ from tests.recorded import Recorded
 from tests.virtio.block.blk_driver import DATA, FLUSH, IN, OK, OUT, Disk, wait
 from tests.virtio.ring_driver import BASE, BUFFERS, Buffer, Memory, SplitDriver
 from tests.virtio.vhost import debian_daemons as foreign_programs
+from vmm import broker
 from vmm.config.disk import DiskConfig
 from vmm.errors import HostError, UserError
 from vmm.memory import Mapping
@@ -322,9 +323,19 @@ def test_no_request_is_lost_or_done_twice_when_daemons_die(
 
 
 def test_a_daemon_that_dies_while_it_takes_over_is_replaced_too(
-    disk: Served, events: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Served],
+    path: Path,
+    events: Recorded,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A program in its place kills itself twice, as soon as it is connected to."""
+    """A program in its place kills itself twice, as soon as it is connected to.
+
+    It counts in a file, and starts programs, so it can have no walls.
+    """
+    monkeypatch.setattr(broker.current(), "walls", False)
+    disk = make(path)
+    disk.start()
     real = (Path(os.environ["PATH"].partition(":")[0]) / "qemu-storage-daemon").read_text()
     counter = tmp_path / "counter"
     program = Path(os.environ["PATH"].partition(":")[0]) / "qemu-storage-daemon"
@@ -488,3 +499,27 @@ def test_a_daemon_that_is_lost_around_a_pause_is_replaced_at_the_end_of_it(
     wait(lambda: "vhost-user-restarted" in events.names())
     time.sleep(0.2)
     assert events.names().count("vhost-user-restarted") == 1
+
+
+def test_a_chain_of_images_is_all_that_the_daemon_reaches(
+    make: Callable[..., Served], tmp_path: Path
+) -> None:
+    """It is behind walls, where the image has its name and its base is read-only."""
+    (tmp_path / "bases").mkdir()
+    base = tmp_path / "bases/base"
+    base.write_bytes(os.urandom(1 << 20))
+    qemu_img("create", "-f", "qcow2", "-F", "raw", "-b", "bases/base", tmp_path / "top")
+    before = base.read_bytes()
+    disk = make(tmp_path / "top", format="qcow2")
+    disk.start()
+    assert disk.read(8, 4096) == before[4096:][:4096]
+    assert disk.write(8, b"x" * 4096) == OK
+    assert disk.read(8, 4096) == b"x" * 4096
+    root = Path(f"/proc/{disk.pid}/root")
+    assert {each.name for each in (root / str(tmp_path)[1:]).iterdir()} == {"bases", "top"}
+    assert not (root / "etc/passwd").exists()
+    status = Path(f"/proc/{disk.pid}/status").read_text()
+    assert "\nSeccomp:\t2\n" in status
+    assert "\nNoNewPrivs:\t1\n" in status
+    disk.driver.transport.close()
+    assert base.read_bytes() == before

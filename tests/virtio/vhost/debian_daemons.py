@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vmm.broker import walls
 from vmm.lab.debian import prefix
 
 PACKAGES = {
@@ -17,9 +18,16 @@ PACKAGES = {
 
 
 def install(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unpack the daemons to *directory*, and put that on PATH."""
+    """Unpack the daemons to *directory*, and put that on PATH.
+
+    They are scripts, which need a shell, and have libraries of their own behind walls.
+    """
+    read = ["/bin", "/usr/bin", *walls.LIBRARIES]
+    monkeypatch.setattr(walls, "libraries", lambda _program: read)
     for name, (package, path) in PACKAGES.items():
-        command = shlex.join(prefix.prefix(package, [package]).command(path))
+        unpacked = prefix.prefix(package, [package])
+        read.append(str(unpacked.root))
+        command = shlex.join(unpacked.command(path))
         (directory / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         (directory / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(directory), prepend=":")

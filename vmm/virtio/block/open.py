@@ -10,18 +10,29 @@ from vmm.virtio.block.image_format import with_format
 from vmm.virtio.block.raw_image import CACHE_MODES, RawDisk
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmm.config.disk import DiskConfig
     from vmm.events import Events
     from vmm.virtio.device import VirtioDevice
     from vmm.virtio.queue import MemoryMap
 
 
-def open_disk(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
-    """Return the block device that *config* asks for. Raises `UserError` and `HostError`."""
+def open_disk(
+    name: str,
+    config: DiskConfig,
+    memory: MemoryMap,
+    events: Events,
+    say: Callable[[str], object] = lambda _line: None,
+) -> VirtioDevice:
+    """Return the block device that *config* asks for. Raises `UserError` and `HostError`.
+
+    *say* is called with a line for the user if a daemon serves it that has no walls.
+    """
     config = with_format(config)
     if config.format == "raw":
         return _open_raw(name, config, memory, events)
-    return _open_daemon(name, config, memory, events)
+    return _open_daemon(name, config, memory, events, say)
 
 
 def _open_raw(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
@@ -46,7 +57,13 @@ def _open_raw(name: str, config: DiskConfig, memory: MemoryMap, events: Events) 
         raise
 
 
-def _open_daemon(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
+def _open_daemon(
+    name: str,
+    config: DiskConfig,
+    memory: MemoryMap,
+    events: Events,
+    say: Callable[[str], object],
+) -> VirtioDevice:
     from vmm.virtio.block import storage_daemon
     from vmm.virtio.block.vhost_user import VhostUserBlk
 
@@ -62,5 +79,7 @@ def _open_daemon(name: str, config: DiskConfig, memory: MemoryMap, events: Event
             "leave it out",
         )
     service = storage_daemon.service(config, events)
+    if line := service.notice:
+        say(line)
     durable = config.cache != "writeback"
     return VhostUserBlk(name, memory, events, service, queues=config.queues, durable=durable)

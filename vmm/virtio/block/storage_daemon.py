@@ -11,7 +11,8 @@ import stat
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from vmm.errors import UserError
+from vmm.errors import HostError, UserError
+from vmm.virtio.block.image_files import image_files
 from vmm.virtio.vhost.daemon import find
 from vmm.virtio.vhost.service import Service
 
@@ -45,7 +46,11 @@ def service(config: DiskConfig, events: Events) -> Service:
         "discard": "unmap",
         "file": {"driver": driver, "filename": path, "discard": "unmap"},
     }
-    return Service(partial(command, program, blockdev, config), events, what=what)
+    files = image_files(path, config)
+    try:
+        return Service(partial(command, program, blockdev, config), events, what=what, files=files)
+    except OSError as error:
+        raise HostError(f"{what}: {error.strerror}", "did another program move a file?") from error
 
 
 def command(program: str, blockdev: dict[str, Any], config: DiskConfig, fd: int) -> list[str]:

@@ -72,13 +72,27 @@ class Command:
     """A command line that the broker is told of, and so may start once the guest runs.
 
     chosen  the broker; None: this process's
+    files   what the program works on, by absolute names, and whether it writes: it is put behind
+            walls, where it reaches nothing else. None: it has none, or makes them itself
+
+    Raises OSError: a file of *files* cannot be had.
     """
 
-    def __init__(self, argv: Sequence[str], chosen: Broker | None = None) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        chosen: Broker | None = None,
+        files: Sequence[tuple[str, bool]] | None = None,
+    ) -> None:
         self.argv = tuple(argv)
         self.path = argv[0]
         self.broker = broker.current() if chosen is None else chosen
-        self.number = self.broker.allow(argv)
+        self.open = ""
+        """Why it has no walls, though it was to have them."""
+        if files is None:
+            self.number = self.broker.allow(argv)
+        else:
+            self.number, self.open = self.broker.enclose(argv, files)
 
 
 class Daemon(Closeable):

@@ -33,6 +33,9 @@ class Service(Closeable):
     argv  returns the command line for the number of the socket that the program listens on
     what  the option, for messages
     fds   more descriptors that the program inherits, after the socket
+    files  see `Command`
+
+    Raises OSError: a file of *files* cannot be had.
     """
 
     def __init__(
@@ -42,9 +45,10 @@ class Service(Closeable):
         *,
         what: str,
         fds: Sequence[int] = (),
+        files: Sequence[tuple[str, bool]] | None = None,
     ) -> None:
         self.what = what
-        self._command = Command(argv(FIRST_FD))
+        self._command = Command(argv(FIRST_FD), files=files)
         self._events = Bounded(events)  # a guest's drivers can start processes without end
         self._fds = fds
         self._daemon: Daemon | None = None
@@ -85,6 +89,17 @@ class Service(Closeable):
         finally:
             os.close(listener)
         return ours
+
+    @property
+    def notice(self) -> str | None:
+        """What to tell the user: the program has no walls on this host."""
+        if not self._command.open:
+            return None
+        program = os.path.basename(self._command.path)  # noqa: PTH119  (dear in a lab host)
+        return (
+            f"{self.what}: {program} runs without walls ({self._command.open}): a guest that "
+            "breaks it reaches what you can reach"
+        )
 
     @property
     def pid(self) -> int:
