@@ -3,7 +3,7 @@
     sealed_run.py COMMAND...
 
 COMMAND is a whole ``pyvmm run`` with a daemon. Prints JSON: the state of pyvmm's threads and of its
-child, and whether guest RAM would be in a core dump. Ends what it started.
+children, and whether guest RAM would be in a core dump. Ends what it started.
 """
 
 from __future__ import annotations
@@ -35,6 +35,22 @@ def children(pid: int) -> list[int]:
     return found + [below for child in found for below in children(child)]
 
 
+KEPT = ("Name", "Uid", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp")
+
+
+def child(pid: int) -> dict[str, object]:
+    """Return what a daemon is and has; "own": the namespaces that are not this program's."""
+    status = fields(Path(f"/proc/{pid}/status"))
+    spaces = {each.name: each.readlink() for each in Path(f"/proc/{pid}/ns").iterdir()}
+    own = [name for name, it in spaces.items() if it != Path(f"/proc/self/ns/{name}").readlink()]
+    return {
+        **{name: status[name].strip() for name in KEPT},
+        "pid": pid,
+        "own": own,
+        "root": sorted(each.name for each in Path(f"/proc/{pid}/root").iterdir()),
+    }
+
+
 def has_vcpu(pid: int) -> bool:
     links = (fd.readlink().name for fd in Path(f"/proc/{pid}/fd").iterdir())
     with suppress(FileNotFoundError):  # closed meanwhile
@@ -63,12 +79,7 @@ def main() -> None:
                 time.sleep(0.1)
             found = {
                 "threads": [one["NoNewPrivs"].strip() for one in threads(run.pid)],
-                "children": {
-                    (one := fields(Path(f"/proc/{pid}/status")))["Name"].strip(): one[
-                        "NoNewPrivs"
-                    ].strip()
-                    for pid in children(run.pid)
-                },
+                "children": [child(pid) for pid in children(run.pid)],
                 "core": [
                     line.split()[4]
                     for line in Path(f"/proc/{run.pid}/limits").read_text().splitlines()

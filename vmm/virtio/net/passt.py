@@ -12,9 +12,11 @@ import os
 import socket
 import subprocess
 from contextlib import suppress
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from vmm import broker
+from vmm._native import lib
 from vmm.errors import HostError
 from vmm.virtio.net.threads import ThreadBackend
 from vmm.virtio.vhost.daemon import Daemon, find
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
     from vmm.events import Events
     from vmm.memory import GuestMemory
 
-NOBODY: Final = "65534:65534"
-"""User and group of a passt that root starts. By number: not every host has a name for them."""
+FIRST_USER: Final[int] = lib.PYVMM_FIRST_USER + 0x0100_0000
+MOST_USERS: Final = 16
+"""Users of a machine's interfaces: beyond that they share one."""
 
 ARRIVAL: Final = 30.0
 """Seconds in which a passt outside the lab host must have come: there it is waiting already."""
@@ -62,7 +65,7 @@ class Passt(Service):
         program = program or [find("passt", (), package="passt", what_for=what)]
         options = ["--vhost-user"] if vhost_user else []
         options += ["--mtu", str(config.mtu)] if config.mtu is not None else []
-        options += ["--runas", NOBODY] if os.geteuid() == 0 else []
+        options += ["--runas", _user()] if os.geteuid() == 0 else []
         if not config.reaches_host:
             options += ["--no-map-gw", *_resolver(program)]
         for forward in config.forwards:
@@ -92,6 +95,18 @@ class Passt(Service):
         """Raise `HostError` if passt ends soon, because it cannot do what it is asked."""
         if self._daemon is not None and self._daemon.wait(SETTLING):
             raise HostError(f"{self.what}: {self._daemon.last_words()}")
+
+
+_users = count()
+
+
+def _user() -> str:
+    """Return user and group of another passt that root starts.
+
+    They are above those of machines and other daemons, which have process IDs below 2**22.
+    """
+    user = FIRST_USER + os.getpid() * MOST_USERS + next(_users) % MOST_USERS
+    return f"{user}:{user}"
 
 
 def _check_free(forward: Forward, what: str) -> None:
