@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.daemons import alive, eventually
 from vmm.broker import Broker, server
-from vmm.errors import HostError
+from vmm.errors import HostError, UserError
 
 PATIENCE = 30.0
 
@@ -208,3 +208,38 @@ def test_whatever_a_machine_says_nothing_new_is_started(messages: list[bytes]) -
             }
             assert commands <= {b"/bin/sleep\x001000\x00", b""}
     assert not alive(pid)
+
+
+def note(path: str, word: str) -> None:
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(f"{word} {os.getpid()}\n")
+
+
+def lend(path: str, how: str) -> str:
+    if how == "not at all":
+        raise UserError("there is none", "ask for another")
+    note(path, "lent")
+    return f"{how} by {os.getpid()}"
+
+
+def take_back(path: str, _how: str, asked: bool) -> None:  # noqa: FBT001
+    note(path, "back" if asked else "left")
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_is_borrowed_is_taken_and_given_back_by_the_broker(
+    tmp_path: Path, *, asked: bool
+) -> None:
+    path = str(tmp_path / "log")
+    with Broker({"thing": server.Debt(take_back, lend)}) as broker:
+        with pytest.raises(UserError, match="there is none"):
+            broker.borrow("thing", path, "not at all")
+        debt, got = broker.borrow("thing", path, "gladly")
+        assert got == f"gladly by {broker.pid}"
+        broker.freeze()
+        with pytest.raises(PermissionError, match="nothing new"):
+            broker.borrow("thing", path, "again")
+        if asked:
+            broker.pay(debt)
+        pid = broker.pid
+    assert Path(path).read_text() == f"lent {pid}\n{'back' if asked else 'left'} {pid}\n"

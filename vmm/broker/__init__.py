@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm.broker import server, walls
 from vmm.closeable import Closeable
-from vmm.errors import HostError
+from vmm.errors import HostError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -85,7 +85,8 @@ class Broker(Closeable):
     def _ask(self, op: str, fds: Sequence[int] = (), /, **request: Any) -> tuple[Any, list[int]]:
         """Send a request; return the answer, and the descriptors that came with it.
 
-        Raises `HostError` if the broker has ended, OSError with the errno of what it tried.
+        Raises `HostError` if the broker has ended, and what the broker raises: OSError,
+        `HostError`, `UserError`.
         """
         message = json.dumps({"op": op, **request}).encode()
         try:
@@ -106,7 +107,8 @@ class Broker(Closeable):
         if "errno" in answer:
             raise OSError(answer["errno"], answer["error"])
         if "error" in answer:
-            raise HostError(answer["error"], answer["hint"])
+            kind = UserError if "user" in answer else HostError
+            raise kind(answer["error"], answer["hint"])
         return answer["result"], got
 
     def allow(self, argv: Sequence[str]) -> int:
@@ -156,7 +158,15 @@ class Broker(Closeable):
 
     def owe(self, kind: str, *arguments: str | int) -> int:
         """Tell of a debt; return its number."""
-        return int(self._ask("owe", kind=kind, arguments=arguments)[0])
+        return int(self._ask("owe", kind=kind, arguments=arguments)[0][0])
+
+    def borrow(self, kind: str, *arguments: str | int) -> tuple[int, Any]:
+        """Let the broker borrow something; return the debt's number, and what it got.
+
+        Raises what borrowing raises: OSError, `HostError`, `UserError`.
+        """
+        number, got = self._ask("owe", kind=kind, arguments=arguments)[0]
+        return int(number), got
 
     def pay(self, debt: int, *, asked: bool = True) -> None:
         """Pay a debt. Once: later calls do nothing. Raises OSError and `HostError`.

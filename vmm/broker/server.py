@@ -13,19 +13,16 @@ import signal
 import socket
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vmm.broker import errands, program
 from vmm.broker.walls import Walls
-from vmm.errors import HostError
+from vmm.errors import HostError, UserError, VmmError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import NoReturn
 
-    Debt = Callable[..., object]
-    """Pays what is owed: called with the arguments it was owed with, and whether it was asked to
-    (not so when the machine has died)."""
 
 LONGEST: Final = 1 << 16
 """Bytes of a message."""
@@ -41,6 +38,16 @@ CHILDREN: Final = 2.0
 
 DEAF: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 """What a terminal sends to all its processes is for the machine, whose end the broker sees."""
+
+
+class Debt(NamedTuple):
+    """A kind of debts: what is done when one is paid, and when it is made."""
+
+    pay: Callable[..., object]
+    """Called with the arguments that it was owed with, and whether it was asked for (it was not if
+    the machine has died)."""
+    borrow: Callable[..., str | int | None] | None = None
+    """Called with the arguments first. If it raises, nothing is owed. Its result is answered."""
 
 
 def remove_socket(path: str, inode: int, asked: bool) -> None:  # noqa: ARG001, FBT001  (a debt)
@@ -59,7 +66,7 @@ def publish_file(temporary: str, path: str, asked: bool) -> None:  # noqa: FBT00
             os.unlink(temporary)  # noqa: PTH108  (text)
 
 
-DEBTS: Final[Mapping[str, Debt]] = {"socket": remove_socket, "file": publish_file}
+DEBTS: Final[Mapping[str, Debt]] = {"socket": Debt(remove_socket), "file": Debt(publish_file)}
 
 
 def serve(
@@ -139,6 +146,8 @@ class Server:
             return {"errno": error.errno or 1, "error": error.strerror or str(error)}, []
         except HostError as error:
             return {"error": error.message, "hint": error.hint}, []
+        except UserError as error:
+            return {"error": error.message, "hint": error.hint, "user": True}, []
         return {"result": result}, replied
 
     def _check_thawed(self) -> None:
@@ -211,16 +220,20 @@ class Server:
             raise BlockingIOError(errno.EAGAIN, "it runs")
         return self._end(pid), []
 
-    def _owe(self, _fds: list[int], kind: str, arguments: list[str | int]) -> tuple[int, list[int]]:
+    def _owe(
+        self, _fds: list[int], kind: str, arguments: list[str | int]
+    ) -> tuple[tuple[int, str | int | None], list[int]]:
         self._check_thawed()
+        debt = self._kinds[kind]
+        got = debt.borrow(*arguments) if debt.borrow is not None else None
         self._owed += 1
-        self._debts[self._owed] = self._kinds[kind], arguments
-        return self._owed, []
+        self._debts[self._owed] = debt, arguments
+        return (self._owed, got), []
 
     def _pay(self, _fds: list[int], debt: int, *, asked: bool) -> tuple[None, list[int]]:
         if debt in self._debts:
-            pay, arguments = self._debts.pop(debt)
-            pay(*arguments, asked)
+            kind, arguments = self._debts.pop(debt)
+            kind.pay(*arguments, asked)
         return None, []
 
     def _offer(self, fds: list[int], kind: str, arguments: list[str]) -> tuple[int, list[int]]:
@@ -260,9 +273,9 @@ class Server:
                     os.kill(pid, signal.SIGKILL)
                 time.sleep(0.005)
             self._end(pid)
-        for pay, arguments in self._debts.values():
-            with suppress(OSError, HostError):
-                pay(*arguments, False)  # noqa: FBT003  (not asked)
+        for debt, arguments in self._debts.values():
+            with suppress(OSError, VmmError):
+                debt.pay(*arguments, False)  # noqa: FBT003  (not asked)
 
 
 def _group_lives(group: int) -> bool:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from vmm import broker
+from vmm.broker.server import Debt
 from vmm.config.bdf import parse_bdf
 from vmm.errors import HostError, UserError
 from vmm.vfio import drivers
@@ -28,8 +29,6 @@ from vmm.vfio.host_paths import HOST, HostPaths
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from vmm.broker.server import Debt
 
 
 @dataclass(frozen=True)
@@ -164,20 +163,28 @@ def borrowed(address: str, driver: str | None = None, paths: HostPaths = HOST) -
     if function.driven_by_vfio and driver in (None, function.driver):
         yield function.driver or ""
         return
-    got = bind(address, driver, paths)
     # A sealed machine cannot unbind it, nor one that was killed.
     lender = broker.current(DEBTS) if paths is HOST else None
-    debt = lender.owe("vfio", address) if lender is not None and "vfio" in lender.kinds else None
+    if lender is None or "vfio" not in lender.kinds:
+        got = bind(address, driver, paths)
+        try:
+            yield got
+        finally:
+            unbind(address, paths)
+        return
+    debt, got = lender.borrow("vfio", address, driver or "")
     try:
         yield got
     finally:
-        if lender is None or debt is None:
-            unbind(address, paths)
-        else:
-            lender.pay(debt)
+        lender.pay(debt)
 
 
-def give_back(address: str, asked: bool) -> None:  # noqa: FBT001  (a debt)
+def borrow(address: str, driver: str) -> str:
+    """Bind a device to *driver* or, if that is empty, to the VFIO driver made for it (a debt)."""
+    return bind(address, driver or None)
+
+
+def give_back(address: str, _driver: str, asked: bool) -> None:  # noqa: FBT001  (a debt)
     """Unbind a borrowed device. Of a machine that was killed the kernel may still hold it open."""
     deadline = time.monotonic() + RELEASE
     while True:
@@ -194,8 +201,8 @@ def give_back(address: str, asked: bool) -> None:  # noqa: FBT001  (a debt)
 RELEASE: Final = 10.0
 """Seconds in which the kernel closes the files of a killed process."""
 
-DEBTS: Final[dict[str, Debt]] = {"vfio": give_back}
-"""For `vmm.broker.current`: the broker unbinds what was bound for a machine."""
+DEBTS: Final = {"vfio": Debt(give_back, borrow)}
+"""For `vmm.broker.current`: the broker binds devices for a machine, and unbinds them."""
 
 
 def bound(paths: HostPaths = HOST) -> list[str]:
