@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vmm.broker import Broker
+from vmm.broker import Broker, walls
 
 PYTHON = os.path.realpath(sys.executable)
 """The attacker: its libraries are where a daemon's are."""
@@ -67,7 +68,7 @@ print(json.dumps({
 
 RUN = """
 import os, select, sys
-from vmm.broker import Broker
+from vmm.broker import Broker, walls
 own, base, other, moved, attack, python = sys.argv[1:]
 with Broker() as broker:
     argv = [python, "-I", "-S", "-c", attack, own, base, other, moved]
@@ -188,3 +189,28 @@ def test_without_walls_it_is_started_as_it_is() -> None:
         assert "\nSeccomp:\t0\n" in Path(f"/proc/{pid}/status").read_text()
         ours, its = (Path(f"/proc/{each}/ns/mnt").readlink() for each in ("self", pid))
         assert ours == its
+
+
+def test_a_library_that_is_a_link_to_elsewhere_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a lab host, or where each package has a directory of its own."""
+    for name in ("libraries", "package"):
+        (tmp_path / name).mkdir()
+    (listed,) = {
+        match.decode()
+        for match in walls.LISTED.findall(
+            subprocess.run(["ldd", "/bin/sleep"], capture_output=True, check=True).stdout
+        )
+        if b"libc.so" in match
+    }
+    moved = tmp_path / "package/libc.so.6"
+    shutil.copy(listed, tmp_path / "package/libc-1.so")
+    moved.symlink_to("libc-1.so")
+    (tmp_path / "libraries/libc.so.6").symlink_to(moved)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path / "libraries"))
+    known = (*walls.LIBRARIES, str(tmp_path / "libraries"))
+    monkeypatch.setattr(walls, "LIBRARIES", known)
+    found = walls.libraries("/bin/sleep")
+    assert str(moved) in found
+    assert not any(path.startswith("/usr/lib/") for path in found)

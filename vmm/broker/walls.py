@@ -10,6 +10,8 @@ the daemon starts, and has to be the one that had the name when the broker was t
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm._native import ffi, lib
@@ -22,15 +24,37 @@ LIBRARIES: Final = (
     "/etc/ld.so.cache",
 )
 """What dynamic linkers read."""
+LISTED: Final = re.compile(rb"(/\S+) \(0x")
+"""A library, as dynamic linkers list it."""
 DEVICES: Final = (("/dev/null", True), ("/dev/urandom", False))
 """What libraries open at their start, and whether they write to it."""
 
 
 def libraries(program: str) -> list[str]:
-    """Return the files and directories in which *program*'s libraries may be."""
+    """Return the files and directories in which *program*'s libraries may be.
+
+    Libraries elsewhere are asked of the dynamic linker. A symbolic link that leads out of the
+    directories does so to a file of the list, which has the link's text for a name.
+    """
     directory = os.path.dirname(os.path.realpath(program))  # noqa: PTH120
     own = (f"{os.path.dirname(directory)}/{name}" for name in ("lib", "lib64"))  # noqa: PTH120
-    return [*dict.fromkeys((*LIBRARIES, *own))]
+    found = dict.fromkeys((*LIBRARIES, *own))
+    environment = {**os.environ, "LD_TRACE_LOADED_OBJECTS": "1"}  # ld.so(8): it only lists
+    listed = subprocess.run(
+        [program, "--version"],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    for library in LISTED.findall(listed.stdout):
+        path = os.path.abspath(os.fsdecode(library))  # noqa: PTH100
+        while path.startswith(tuple(f"{each}/" for each in found)) and os.path.islink(path):  # noqa: PTH114
+            text = os.readlink(path)  # noqa: PTH115
+            path = os.path.normpath(os.path.join(os.path.dirname(path), text))  # noqa: PTH118, PTH120
+        if not path.startswith(tuple(f"{each}/" for each in found)):
+            found[path] = None
+    return [*found]
 
 
 class Walls:
