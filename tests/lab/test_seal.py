@@ -56,17 +56,21 @@ def test_each_daemon_in_a_lab_host_is_confined(
     packages.install(host, ["passt", "qemu-utils", "virtiofsd"])
     guest = assemble(tmp_path, SPIN)
     script = (
-        "mkdir -p /run/daemons/shared; cd /run/daemons; rm -f base disk; truncate -s 8M base; "
+        "mkdir -p /run/daemons/shared /sys/fs/cgroup/machines; cd /run/daemons; rm -f base disk; truncate -s 8M base; "
         "chown 1234 base; chmod 600 base; "
         "qemu-img create -q -f qcow2 -F raw -b base disk"
     )
     assert host.run(["sh", "-ec", script], timeout=120).status == 0
     run = ["pyvmm", "run", "--host", "native", "--memory", "64M", "--net", "user", "--net", "user"]
+    run += ["--cgroup", "machines,memory.max=400M,pids.max=64"]
     run += ["--disk", "/run/daemons/disk,format=qcow2", "--share", "/run/daemons/shared:files"]
     done = host.run(["python3", str(INSIDE), *run, str(guest)], timeout=300)
     assert done.status == 0, done.stderr.decode()
     found = json.loads(done.stdout)["children"]
     assert {one["NoNewPrivs"] for one in found if one["Name"] not in BROKERS} == {"1"}
+    assert {one["cgroup"].rpartition("-")[0] for one in found} == {"0::/machines/pyvmm"}
+    left = host.run(["sh", "-c", "ls -d /sys/fs/cgroup/machines/*/ || true"], timeout=60)
+    assert left.stdout == b""
     (storage,) = (one for one in found if one["Name"].startswith("qemu-storage"))
     assert storage["Uid"].split() == [str(0x7000_0000 + storage["pid"])] * 4
     assert int(storage["CapEff"], 16) == int(storage["CapBnd"], 16) == 1 << 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from vmm.config.cgroup import parse_cgroup
 from vmm.config.control import parse_control
 from vmm.config.options import OPTIONS, machine
 from vmm.errors import UserError
@@ -46,7 +47,7 @@ def read(options: dict[str, Any]) -> dict[str, Any]:
 
 BESIDE_RESTORE: Final = {
     *("restore", "snapshot", "host", "events", "escape", "timeout", "console_filter"),
-    *("memory_dump", "sandbox", "gdb", "watchdog", "trace", "name", "control"),
+    *("memory_dump", "sandbox", "cgroup", "gdb", "watchdog", "trace", "name", "control"),
 }
 """Parameters that go with ``--restore``: what belongs to a run, and not to the machine."""
 
@@ -83,7 +84,13 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         **{name: options[plural.get(name, name)] for name in OPTIONS.keys() - {"image", "initrd"}},
     )
     control = parse_control(options["name"], options["control"], with_shell=False)
-    config = replace(config, sandbox=options["sandbox"], control=control)
+    cgroup = options["cgroup"]
+    config = replace(
+        config,
+        sandbox=options["sandbox"],
+        cgroup=None if cgroup is None else parse_cgroup(cgroup),
+        control=control,
+    )
     command = _command()
     if command is not None:
         from vmm.config import command as parts

@@ -221,6 +221,11 @@ class Run(click.Command):
     help="Give up what the process does not need, before the guest runs.",
 )
 @click.option(
+    "--cgroup",
+    metavar="PARENT[,FILE=VALUE]...",
+    help="Run the machine and its daemons in a cgroup of their own in PARENT, with limits.",
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",

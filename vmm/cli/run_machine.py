@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import sys
@@ -152,7 +153,7 @@ def _start_broker(config: MachineConfig) -> Broker | None:
     bound = any(device.bind for device in config.vfio)
     served = config.disks or config.nets or config.shares or config.vfio
     files = config.memory_dump or config.snapshot
-    if not (served or files or sockets):
+    if not (served or files or sockets or config.cgroup):
         return None
     from vmm import broker
 
@@ -161,7 +162,14 @@ def _start_broker(config: MachineConfig) -> Broker | None:
         from vmm.vfio.binding import DEBTS
 
         debts.update(DEBTS)
+    if config.cgroup is not None:
+        from vmm.broker import cgroup
+
+        debts.update(cgroup.DEBTS)
     lender = broker.current(debts)
+    if config.cgroup is not None:
+        limits = [word for limit in config.cgroup.limits for word in limit]
+        lender.borrow("cgroup", config.cgroup.parent, os.getpid(), *limits)
     lender.walls = config.sandbox != "off"
     lender.hold()
     return lender

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmm.config.bar import BarConfig
+    from vmm.config.cgroup import CgroupConfig
     from vmm.config.command import CommandConfig
     from vmm.config.console import ConsoleConfig
     from vmm.config.control import ControlConfig
@@ -49,6 +50,7 @@ class MachineConfig:
     uapi       generation of the kernel's interface: auto, mainline or rfc
     sandbox    on: seal the process before the guest runs (`vmm.machine.seal`); log: the same, but
                what seccomp would refuse is an event; off: do not
+    cgroup     a cgroup for this process and its daemons, with limits; None: where they are already
     sanitizer  give RAM that is owed cache maintenance two copies (`vmm.coherence.sanitizer`)
     memory_dump  file for the contents of RAM at the guest's end; None: no dump
     verify     before the guest runs, prove which memory type stage 2 gives each of *bars*
@@ -86,6 +88,7 @@ class MachineConfig:
     write_back: bool = False
     uapi: str = "auto"
     sandbox: str = "on"
+    cgroup: CgroupConfig | None = None
     sanitizer: bool = False
     memory_dump: Path | None = None
     verify: bool = False

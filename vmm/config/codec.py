@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MODULES: Final = {
     "MachineConfig": "vmm.config",
     "BarConfig": "vmm.config.bar",
+    "CgroupConfig": "vmm.config.cgroup",
     "CommandConfig": "vmm.config.command",
     "ConsoleConfig": "vmm.config.console",
     "ControlConfig": "vmm.config.control",

@@ -89,6 +89,7 @@ class Restore(Closeable):
             restore=asked.restore,
             snapshot=asked.snapshot,
             sandbox=asked.sandbox,
+            cgroup=asked.cgroup,
             memory_dump=asked.memory_dump,
             gdb=asked.gdb,
             control=asked.control,

@@ -47,6 +47,7 @@ def child(pid: int) -> dict[str, object]:
         **{name: status[name].strip() for name in KEPT},
         "pid": pid,
         "own": own,
+        "cgroup": Path(f"/proc/{pid}/cgroup").read_text().strip(),
         "root": sorted(each.name for each in Path(f"/proc/{pid}/root").iterdir()),
     }
 
