@@ -19,7 +19,7 @@
 #define SECTOR 512
 #define HEADER sizeof(struct virtio_blk_outhdr)
 
-#define PART (4 << 20) /* bytes to clear before the next look whether the queue stops */
+#define PART (4 << 20) /* bytes to clear or move before the next look whether the queue stops */
 
 static const uint8_t zeroes[1 << 16];
 
@@ -193,7 +193,8 @@ static int looks_foreign(const struct pyvmm_disk *disk, const uint8_t *start)
  * Write the disk's first sector from a copy that was looked at, since the guest may change its
  * buffers meanwhile. What is left of the request begins with the second sector.
  */
-static void write_start(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request)
+static void write_start(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request,
+			const uint32_t *stopping)
 {
 	uint8_t start[SECTOR];
 	struct iovec iov = { .iov_base = start, .iov_len = sizeof(start) };
@@ -204,7 +205,7 @@ static void write_start(const struct pyvmm_disk *disk, struct pyvmm_blk_request 
 	gather(request->iov, start, sizeof(start));
 	request->refused = (uint8_t)looks_foreign(disk, start);
 	if (!request->refused)
-		pyvmm_blk_finish(disk, &first);
+		pyvmm_blk_finish(disk, &first, stopping);
 	request->error = request->refused ? EPERM : first.error;
 	if (request->error)
 		pyvmm_blk_fail(request);
@@ -269,7 +270,7 @@ void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *re
 		else
 			begin_transfer(disk, request, header.sector);
 		if (disk->magic_count && !header.sector && request->operation == PYVMM_BLK_WRITE)
-			write_start(disk, request);
+			write_start(disk, request, stopping);
 		break;
 	case VIRTIO_BLK_T_FLUSH:
 		request->operation = disk->no_flush ? PYVMM_BLK_NOTHING : PYVMM_BLK_SYNC;
@@ -331,20 +332,37 @@ int pyvmm_blk_advance(struct pyvmm_blk_request *request, int64_t done)
 	return 0;
 }
 
+/* Return whether the request is to be done in parts, with a look at the stop between them. */
+int pyvmm_blk_is_long(const struct pyvmm_blk_request *request)
+{
+	return request->bytes > PART;
+}
+
+/* Do one part of what is left. Returns the bytes done, or -1 with errno. */
 static int64_t try(const struct pyvmm_disk *disk, const struct pyvmm_blk_request *request, int fd)
 {
-	int count = (int)request->count;
+	const struct iovec *iov = request->iov;
+	struct iovec first = { .iov_len = PART };
+	uint64_t bytes = 0;
+	int count = 0;
 
 	if (request->operation == PYVMM_BLK_SYNC)
 		return fdatasync(fd);
+	while (count < (int)request->count && bytes + iov[count].iov_len <= PART)
+		bytes += iov[count++].iov_len;
+	if (!count) {
+		first.iov_base = iov->iov_base;
+		iov = &first;
+		count = 1;
+	}
 	if (request->operation == PYVMM_BLK_READ)
-		return preadv(fd, request->iov, count, request->offset);
-	return pwritev2(fd, request->iov, count, request->offset,
-			disk->write_through ? RWF_DSYNC : 0);
+		return preadv(fd, iov, count, request->offset);
+	return pwritev2(fd, iov, count, request->offset, disk->write_through ? RWF_DSYNC : 0);
 }
 
-/* Do what is left, synchronously. */
-void pyvmm_blk_finish(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request)
+/* Do what is left, synchronously. It ends early, with an I/O error, once *stopping is set. */
+void pyvmm_blk_finish(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request,
+		      const uint32_t *stopping)
 {
 	int direct_works = 1;
 	int64_t done;
@@ -358,6 +376,8 @@ void pyvmm_blk_finish(const struct pyvmm_disk *disk, struct pyvmm_blk_request *r
 			direct_works = 0; /* it needs more alignment than it said */
 		else
 			pyvmm_blk_advance(request, done < 0 ? -errno : done);
+		if (pyvmm_blk_is_long(request) && stops(stopping))
+			pyvmm_blk_fail(request);
 	}
 }
 

@@ -70,7 +70,9 @@ void pyvmm_blk_begin(const struct pyvmm_disk *disk, struct pyvmm_blk_request *re
 		     const uint32_t *stopping);
 int pyvmm_blk_is_direct(const struct pyvmm_disk *disk, const struct pyvmm_blk_request *request);
 int pyvmm_blk_advance(struct pyvmm_blk_request *request, int64_t done);
-void pyvmm_blk_finish(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request);
+void pyvmm_blk_finish(const struct pyvmm_disk *disk, struct pyvmm_blk_request *request,
+		      const uint32_t *stopping);
+int pyvmm_blk_is_long(const struct pyvmm_blk_request *request);
 void pyvmm_blk_fail(struct pyvmm_blk_request *request);
 int pyvmm_blk_alignment(int fd, uint32_t *memory, uint32_t *offset);
 

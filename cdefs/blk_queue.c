@@ -114,8 +114,9 @@ static void proceed(struct work *work, struct pyvmm_blk_request *request)
 	int direct = !syncs && pyvmm_blk_is_direct(disk, request);
 	struct io_uring_sqe *sqe;
 
-	if (!work->has_uring || (request->operation == PYVMM_BLK_WRITE && !direct))
-		pyvmm_blk_finish(disk, request);
+	if (!work->has_uring || (request->operation == PYVMM_BLK_WRITE && !direct) ||
+	    pyvmm_blk_is_long(request))
+		pyvmm_blk_finish(disk, request, &work->blk->stopping);
 	if (request->operation == PYVMM_BLK_NOTHING) {
 		used(work, request);
 		return;
@@ -160,7 +161,7 @@ static void reap(struct work *work)
 		case -EINTR:
 		case -EINVAL: /* direct_fd needs more alignment than it said */
 		case -EOPNOTSUPP:
-			pyvmm_blk_finish(work->blk->disk, request);
+			pyvmm_blk_finish(work->blk->disk, request, &work->blk->stopping);
 			break;
 		default:
 			pyvmm_blk_advance(request, completion.res);

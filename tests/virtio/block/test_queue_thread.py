@@ -365,6 +365,62 @@ def test_zeroes_that_take_long_are_done_to_their_end_before_a_pause(
         os.close(fd)
 
 
+SEGMENTS = 250
+SEGMENT = 512 << 10
+
+
+def transferring(disk: Disk, kind: int) -> int:
+    """Have a file of 125 MiB written or read, in one request; return it once that has begun."""
+    fd = os.memfd_create("disk")
+    os.truncate(fd, SEGMENTS * SEGMENT)
+    device(disk).disk.fd = fd
+    device(disk).disk.direct_fd = -1
+    device(disk).disk.sectors = SEGMENTS * SEGMENT // 512
+    data = Buffer(DATA, SEGMENT, writable=kind == IN)
+    disk.memory.guest.write(DATA, b"\xee" * 4096)
+    disk.add(kind, 0, *[data] * SEGMENTS)
+    disk.notify()
+    wait(
+        lambda: os.fstat(fd).st_blocks if kind == OUT else disk.memory.guest.read(DATA, 1) == b"\0"
+    )
+    return fd
+
+
+@pytest.mark.parametrize("kind", [OUT, IN])
+def test_a_transfer_that_takes_long_is_no_wait_for_a_reset(
+    make: Callable[..., Disk], events: Recorded, kind: int
+) -> None:
+    """A request may have as many bytes as segments of its chain hold."""
+    disk = make()
+    for _ in range(20):
+        disk.start()
+        fd = transferring(disk, kind)
+        disk.transport.reset()
+        os.close(fd)
+        if disk.status() == IOERR:
+            break
+    assert disk.status() == IOERR
+    assert events.names() == [], "the host did not fail"
+
+
+def test_a_transfer_that_takes_long_is_done_to_its_end_before_a_pause(
+    make: Callable[..., Disk],
+) -> None:
+    """As above; but somebody waits for it."""
+    disk = make()
+    for kind in (OUT, IN):
+        disk.start()
+        fd = transferring(disk, kind)
+        disk.transport.device.pause()
+        assert len(list(disk.ring.used())) == 1
+        assert disk.status() == OK
+        if kind == OUT:
+            assert os.fstat(fd).st_blocks == SEGMENTS * SEGMENT // 512
+        disk.transport.device.resume()
+        disk.transport.reset()
+        os.close(fd)
+
+
 # --- failures of the host -----------------------------------------------------------------------
 
 
