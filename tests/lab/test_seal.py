@@ -56,7 +56,8 @@ def test_each_daemon_in_a_lab_host_is_confined(
     packages.install(host, ["passt", "qemu-utils", "virtiofsd"])
     guest = assemble(tmp_path, SPIN)
     script = (
-        "mkdir -p /run/daemons/shared /sys/fs/cgroup/machines; cd /run/daemons; rm -f base disk; truncate -s 8M base; "
+        "mkdir -p /run/daemons/shared /sys/fs/cgroup/machines; "
+        "cd /run/daemons; rm -f base disk; truncate -s 8M base; "
         "chown 1234 base; chmod 600 base; "
         "qemu-img create -q -f qcow2 -F raw -b base disk"
     )

@@ -62,7 +62,12 @@ Join = tuple[Guest, GuestCommand, int, int]
 
 
 @pytest.fixture
-def joined(monkeypatch: pytest.MonkeyPatch) -> Iterator[Join]:
+def filtered() -> bool:
+    return False
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch, *, filtered: bool) -> Iterator[Join]:
     """Return a guest, its command, and our ends of its standard input and output."""
     with Loop() as loop:
         guest = Guest(loop)
@@ -70,7 +75,8 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> Iterator[Join]:
         reading, stdout = os.pipe()
         monkeypatch.setattr("vmm.machine.guest_command.standard_input", lambda: stdin)
         monkeypatch.setattr("vmm.machine.guest_command.standard_output", lambda: stdout)
-        with GuestCommand(loop, guest, None, terminal=False) as command:  # type: ignore[arg-type]
+        command = GuestCommand(loop, guest, None, terminal=False, filtered=filtered)  # type: ignore[arg-type]
+        with command:
             os.close(stdout)
             yield guest, command, ours, reading
         for pipe in guest.pipes.values():
@@ -97,6 +103,22 @@ def test_what_is_still_in_the_queue_when_the_status_comes_is_not_lost(joined: Jo
     for each in command.consoles:
         each.flush()
     assert os.read(reading, 1 << 20) == data
+
+
+@pytest.mark.parametrize("filtered", [True])
+def test_with_a_filter_no_control_character_comes_through(
+    joined: Join, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guest, command, _, reading = joined
+    guest.queued[STDOUT] = b"\x1b]52;c;x\x07 a\tb\n"
+    command.serial = b"panic \x1b[2J"
+    guest.report(b"started\nexit 0\n")
+    guest.loop.run()
+    for each in command.consoles:
+        each.flush()
+    assert os.read(reading, 1 << 20) == b"^[]52;c;x^G a\tb\n"
+    command._show_serial()
+    assert capsys.readouterr().err == "panic ^[[2J\n"
 
 
 def test_input_ends_after_the_guest_has_all_of_it(joined: Join) -> None:

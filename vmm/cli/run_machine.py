@@ -96,7 +96,7 @@ def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
     ):
         watch(config, machine, loop, emitter, owned)
         control = reach.listen(config, machine, loop, emitter, owned)
-        command = _join_command(loop, machine, config.command, escape, owned)
+        command = _join_command(loop, machine, config.command, escape, owned, filtered=filtered)
         if command is None:
             shown = reach.shown(control, filtered=filtered)
             console, *others = _join_consoles(loop, machine, escape, owned, shown)
@@ -260,19 +260,24 @@ def _join_consoles(
     return [console, serial]
 
 
-def _join_command(
+def _join_command(  # noqa: PLR0913  (all independent)
     loop: Loop,
     machine: Machine,
     config: CommandConfig | None,
     escape: int | None,
     owned: ExitStack,
+    *,
+    filtered: bool,
 ) -> GuestCommand | None:
     """Join the guest's command, if any, to this process's stdin, stdout and stderr."""
     if config is None:
         return None
     from vmm.machine.guest_command import GuestCommand
 
-    return owned.enter_context(GuestCommand(loop, machine, escape, terminal=bool(config.terminal)))
+    terminal = bool(config.terminal)
+    return owned.enter_context(
+        GuestCommand(loop, machine, escape, terminal=terminal, filtered=filtered)
+    )
 
 
 def _tell_silence(machine: Machine, consoles: Sequence[StdioConsole], owned: ExitStack) -> None:

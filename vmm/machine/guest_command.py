@@ -18,6 +18,7 @@ from vmm.config.command import STATUS, STDERR, STDIN, STDOUT
 from vmm.errors import EXIT_SIGNAL_BASE, GuestError, HostError
 from vmm.machine.machine import Ending
 from vmm.terminal.console import StdioConsole, standard_input, standard_output
+from vmm.terminal.output_filter import SHOWN, OutputFilter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from vmm.errors import VmmError
     from vmm.loop import Loop
     from vmm.machine.machine import Machine
+    from vmm.terminal.console import OutputSource
     from vmm.virtio.console.device import Console
 
 KEPT: Final = 1 << 16
@@ -62,15 +64,25 @@ class GuestCommand(Closeable):
     """Join a command in *machine*'s guest to this process. Use as a context manager.
 
     Construct and close it in the thread of *loop*. *escape* is the prefix of pyvmm's own keys on a
-    terminal, which the command has if *terminal* is set.
+    terminal, which the command has if *terminal* is set. *filtered*: show control characters of
+    what the command and its guest say, instead of writing them.
     """
 
-    def __init__(self, loop: Loop, machine: Machine, escape: int | None, *, terminal: bool) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        machine: Machine,
+        escape: int | None,
+        *,
+        terminal: bool,
+        filtered: bool = False,
+    ) -> None:
         assert machine.console is not None
         self._loop = loop
         self._machine = machine
         self._device = machine.console
         self._lines = b""
+        self._filtered = filtered
         self._started = False
         self._status: int | None = None
         self._error: VmmError | None = None
@@ -89,11 +101,15 @@ class GuestCommand(Closeable):
         self._loop.add_reader(fd, callback)
         self._owned.callback(self._loop.remove_reader, fd)
 
+    def _shown(self, source: OutputSource) -> OutputSource:
+        return OutputFilter(source) if self._filtered else source
+
     def _join_terminal(self, escape: int | None) -> list[StdioConsole]:
         end = self._machine.terminal
         assert end is not None
         stdin, stdout = standard_input(), standard_output()
-        console = StdioConsole(self._loop, end, end, stdin=stdin, stdout=stdout, escape=escape)
+        shown = self._shown(end)
+        console = StdioConsole(self._loop, shown, end, stdin=stdin, stdout=stdout, escape=escape)
         end.on_space = console.input_ready
         console.on_resize = end.resize
         return [self._owned.enter_context(console)]
@@ -101,7 +117,7 @@ class GuestCommand(Closeable):
     def _join_streams(self) -> list[StdioConsole]:
         loop, stdin = self._loop, standard_input()
         end, _ = self._device.pipe(STDIN)
-        out, err = (Output(self._device, name) for name in (STDOUT, STDERR))
+        out, err = (self._shown(Output(self._device, name)) for name in (STDOUT, STDERR))
         console = StdioConsole(
             loop, out, end, stdin=stdin, stdout=standard_output(), escape=None, raw=False
         )
@@ -174,6 +190,7 @@ class GuestCommand(Closeable):
             return
         self.consoles[0].on_output()
         text = self.serial.replace(b"\r\n", b"\n").decode(errors="replace").strip("\n")
+        text = text.translate(SHOWN) if self._filtered else text
         with suppress(OSError):
             sys.stderr.write(f"{text}\n" if text else "")
             sys.stderr.flush()
