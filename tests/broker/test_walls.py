@@ -92,6 +92,9 @@ def attacked(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     if os.geteuid():
         pytest.skip("takes root, to become another user")
     user = request.param
+    places = (REPOSITORY, *REPOSITORY.parents)
+    if user and not all(place.stat().st_mode & 0o5 == 0o5 for place in places):
+        pytest.skip("another user may not read this tree")
     tmp_path.chmod(0o755)
     for each in tmp_path.parents:
         if each != Path("/") and "pytest" in each.name:
@@ -112,8 +115,6 @@ def attacked(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
         env={"PYTHONPATH": str(REPOSITORY)},
         **({"user": user, "group": user, "extra_groups": []} if user else {}),
     )
-    if user and "No module named 'vmm" in done.stderr:
-        pytest.skip("another user may not read this tree")
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stderr.splitlines()[-1])
     said["user"] = user
@@ -131,7 +132,8 @@ def test_a_daemon_reaches_its_own_files_and_no_others(attacked: dict[str, Any]) 
     assert said["read base"] == said["kept"] == "this is base"
     assert said["write base"] == "EROFS"
     assert said["read other"] == said["read moved"] == said["read passwd"] == "ENOENT"
-    assert said["make a file"] == said["make a library"] == "EROFS"
+    assert said["make a file"] == "EROFS"
+    assert said["make a library"] in {"EROFS", "EACCES"}
 
 
 def test_a_daemon_may_do_what_a_disk_takes_and_no_more(attacked: dict[str, Any]) -> None:

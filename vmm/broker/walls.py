@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from typing import TYPE_CHECKING, Any, Final
 
 from vmm._native import ffi, lib
@@ -36,6 +35,8 @@ def libraries(program: str) -> list[str]:
     Libraries elsewhere are asked of the dynamic linker. A symbolic link that leads out of the
     directories does so to a file of the list, which has the link's text for a name.
     """
+    import subprocess
+
     directory = os.path.dirname(os.path.realpath(program))  # noqa: PTH120
     own = (f"{os.path.dirname(directory)}/{name}" for name in ("lib", "lib64"))  # noqa: PTH120
     found = dict.fromkeys((*LIBRARIES, *own))
