@@ -52,7 +52,7 @@ print(json.dumps({
     "read moved": tried(lambda: read(moved)),
     "read passwd": tried(lambda: read("/etc/passwd")),
     "make a file": tried(lambda: os.open("/x", os.O_CREAT | os.O_WRONLY)),
-    "make a library": tried(lambda: os.open("/usr/lib/pyvmm-x", os.O_CREAT | os.O_WRONLY)),
+    "open a library": tried(lambda: os.open(os.__file__, os.O_WRONLY)),
     "remove": tried(lambda: os.unlink(own)),
     "connect": tried(lambda: socket.socket().connect(("127.0.0.1", 1))),
     "unix": tried(lambda: socket.socket(socket.AF_UNIX)),
@@ -133,7 +133,7 @@ def test_a_daemon_reaches_its_own_files_and_no_others(attacked: dict[str, Any]) 
     assert said["write base"] == "EROFS"
     assert said["read other"] == said["read moved"] == said["read passwd"] == "ENOENT"
     assert said["make a file"] == "EROFS"
-    assert said["make a library"] in {"EROFS", "EACCES"}
+    assert said["open a library"] in {"EROFS", "EACCES"}
 
 
 def test_a_daemon_may_do_what_a_disk_takes_and_no_more(attacked: dict[str, Any]) -> None:
