@@ -34,6 +34,7 @@ static void give_back(struct pyvmm_balloon *balloon, const struct pyvmm_balloon_
 		balloon->returned += size;
 	else if (!balloon->error)
 		balloon->error = errno;
+	pyvmm_dirty_mark(balloon->dirty, range->host + offset, size);
 }
 
 /* --- The balloon ----------------------------------------------------------------------------- */

@@ -44,6 +44,7 @@ struct pyvmm_balloon {
     uint64_t foreign;
     uint64_t returned;
     int error;
+    struct pyvmm_dirty *dirty;
 };
 
 void pyvmm_balloon_inflate(struct pyvmm_balloon *balloon, const struct pyvmm_chain *chain);

@@ -26,6 +26,7 @@ struct pyvmm_balloon {
 	uint64_t foreign;   /* named pages that are not RAM */
 	uint64_t returned;  /* bytes given back to the host, ever */
 	int error;          /* errno of the first madvise(2) that failed */
+	struct pyvmm_dirty *dirty; /* told what reads as zeroes now, or NULL */
 };
 
 void pyvmm_balloon_inflate(struct pyvmm_balloon *balloon, const struct pyvmm_chain *chain);

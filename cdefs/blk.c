@@ -325,6 +325,7 @@ int pyvmm_blk_advance(struct pyvmm_blk_request *request, int64_t done)
 	if (request->operation != PYVMM_BLK_SYNC && (uint64_t)done < request->bytes) {
 		request->bytes -= (uint64_t)done;
 		request->offset += done;
+		pyvmm_chain_mark(&request->chain); /* before its buffers are cut */
 		skip(&request->iov, &request->count, (uint64_t)done);
 		return 1;
 	}

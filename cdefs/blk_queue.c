@@ -74,6 +74,8 @@ static void used(struct work *work, struct pyvmm_blk_request *request)
 	struct pyvmm_blk_queue *blk = work->blk;
 
 	*request->status = request->result;
+	pyvmm_chain_mark(&request->chain);
+	pyvmm_dirty_mark(request->chain.dirty, request->status, 1);
 	pyvmm_queue_stage(blk->queue, request->chain.id, request->written);
 	__atomic_store_n(&blk->requests, blk->requests + 1, __ATOMIC_RELAXED);
 	if (request->result == VIRTIO_BLK_S_IOERR)

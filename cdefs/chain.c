@@ -31,6 +31,14 @@ uint64_t pyvmm_chain_read(const struct pyvmm_chain *chain, uint64_t offset, void
 	return done;
 }
 
+/* Tell that the device has written its part of the chain, by other means than the functions here. */
+void pyvmm_chain_mark(const struct pyvmm_chain *chain)
+{
+	for (uint32_t i = chain->readable; i < chain->readable + chain->writable; i++)
+		pyvmm_dirty_mark(chain->dirty, chain->segments[i].iov_base,
+				 chain->segments[i].iov_len);
+}
+
 /* Copy up to size bytes into the device-writable part, from offset on. Returns how many. */
 uint64_t pyvmm_chain_write(struct pyvmm_chain *chain, uint64_t offset, const void *from,
 			   uint64_t size)
@@ -48,6 +56,7 @@ uint64_t pyvmm_chain_write(struct pyvmm_chain *chain, uint64_t offset, const voi
 		part = segment->iov_len - offset < size - done ? segment->iov_len - offset
 							       : size - done;
 		memcpy((uint8_t *)segment->iov_base + offset, (const uint8_t *)from + done, part);
+		pyvmm_dirty_mark(chain->dirty, (uint8_t *)segment->iov_base + offset, part);
 		done += part;
 		offset = 0;
 	}
@@ -70,6 +79,7 @@ int64_t pyvmm_chain_fill_random(struct pyvmm_chain *chain, uint64_t most)
 				return -errno;
 			at += got < 0 ? 0 : (uint64_t)got;
 		}
+		pyvmm_dirty_mark(chain->dirty, segment->iov_base, part);
 		done += part;
 	}
 	return (int64_t)done;
@@ -120,5 +130,7 @@ int64_t pyvmm_chain_from_file(const struct pyvmm_chain *chain, int fd, uint64_t 
 	int count = pieces(writable, chain->writable, 0, most, part);
 	ssize_t done = count ? readv(fd, part, count) : 0;
 
+	if (done > 0)
+		pyvmm_chain_mark(chain);
 	return done < 0 ? -errno : done;
 }

@@ -41,6 +41,7 @@ CDEFS = [
     "fs.cdef.h",
     "pci.cdef.h",
     "pci_capability.cdef.h",
+    "dirty.cdef.h",
     "ring.cdef.h",
     "virtio.cdef.h",
     "blk.cdef.h",
@@ -82,7 +83,9 @@ PREAMBLE = """
 #include "vfio_abi.h"
 #include "balloon.h"
 #include "blk.h"
+#include "dirty.h"
 #include "inflight.h"
+#include "migrate.h"
 #include "net.h"
 #include "observe.h"
 #include "ring.h"

@@ -274,6 +274,7 @@ static void deliver(struct pyvmm_net_ring *ring, uint64_t size)
 		struct pyvmm_chain *chain = at_hand(ring, 0);
 		uint64_t part = chain->writable_bytes < size ? chain->writable_bytes : size;
 
+		pyvmm_chain_mark(chain);
 		pyvmm_queue_stage(ring->queue, chain->id, (uint32_t)part);
 		size -= part;
 		ring->room -= chain->writable_bytes;

@@ -193,6 +193,7 @@ static void stage_split(struct pyvmm_queue *queue, uint16_t id, uint32_t length)
 	__atomic_store_n(&element->id, id, __ATOMIC_RELAXED);
 	__atomic_store_n(&element->len, length, __ATOMIC_RELAXED);
 	queue->next_used++;
+	pyvmm_dirty_mark(queue->memory->dirty, element, sizeof(*element));
 }
 
 /* --- Packed (2.8) ---------------------------------------------------------------------------- */
@@ -307,6 +308,7 @@ static void stage_packed(struct pyvmm_queue *queue, uint16_t id, uint32_t length
 		queue->staged_slot = queue->next_used;
 		queue->staged_flags = flags;
 	}
+	pyvmm_dirty_mark(queue->memory->dirty, entry, sizeof(*entry));
 	advance(queue, &queue->next_used, &queue->used_wrap, queue->taken[id]);
 }
 
@@ -366,6 +368,7 @@ int pyvmm_queue_pop(struct pyvmm_queue *queue, struct pyvmm_chain *chain)
 	if (queue->broken)
 		return queue->broken;
 	start(chain);
+	chain->dirty = queue->memory->dirty;
 	result = queue->packed ? pop_packed(queue, chain) : pop_split(queue, chain);
 	if (result < 0)
 		queue->broken = result;
@@ -408,11 +411,14 @@ void pyvmm_queue_publish(struct pyvmm_queue *queue)
 	if (queue->broken || !queue->staged)
 		return;
 	queue->staged = 0;
-	if (queue->packed)
+	if (queue->packed) {
 		__atomic_store_n(&ring[queue->staged_slot].flags, queue->staged_flags,
 				 __ATOMIC_RELEASE);
-	else
+		pyvmm_dirty_mark(queue->memory->dirty, &ring[queue->staged_slot], sizeof(*ring));
+	} else {
 		__atomic_store_n(&used->idx, queue->next_used, __ATOMIC_RELEASE);
+		pyvmm_dirty_mark(queue->memory->dirty, used, sizeof(*used));
+	}
 }
 
 /* Return one chain to the driver: stage, then publish. */

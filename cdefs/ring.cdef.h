@@ -9,6 +9,7 @@ struct pyvmm_range {
 struct pyvmm_memory {
     uint32_t count;
     struct pyvmm_range *ranges;
+    struct pyvmm_dirty *dirty;
 };
 
 #define PYVMM_RING_SIZE ...
@@ -41,6 +42,7 @@ struct pyvmm_chain {
     uint64_t readable_bytes;
     uint64_t writable_bytes;
     uint16_t id;
+    struct pyvmm_dirty *dirty;
 };
 
 struct pyvmm_queue {

@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "dirty.h"
 #include "observe.h"
 
 /* Guest physical addresses [base, base + size) and their host address. */
@@ -25,6 +26,7 @@ struct pyvmm_range {
 struct pyvmm_memory {
 	uint32_t count;
 	struct pyvmm_range *ranges;
+	struct pyvmm_dirty *dirty; /* told what is written here, or NULL */
 };
 
 /* What a driver can do wrong with a ring. Negative, unlike other results of pop and configure. */
@@ -59,6 +61,7 @@ struct pyvmm_chain {
 	uint64_t readable_bytes;
 	uint64_t writable_bytes;
 	uint16_t id;             /* for push: the head's number (split), the buffer's id (packed) */
+	struct pyvmm_dirty *dirty; /* of the queue's memory, set by pop */
 };
 
 struct pyvmm_queue {
@@ -113,6 +116,7 @@ int pyvmm_queue_enable_notify(struct pyvmm_queue *queue);
 void pyvmm_queue_disable_notify(struct pyvmm_queue *queue);
 int pyvmm_queue_should_interrupt(struct pyvmm_queue *queue);
 
+void pyvmm_chain_mark(const struct pyvmm_chain *chain);
 uint64_t pyvmm_chain_read(const struct pyvmm_chain *chain, uint64_t offset, void *to,
 			  uint64_t size);
 uint64_t pyvmm_chain_write(struct pyvmm_chain *chain, uint64_t offset, const void *from,

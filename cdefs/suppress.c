@@ -12,6 +12,11 @@
 
 /* --- Driver to device ------------------------------------------------------------------------ */
 
+static void mark(struct pyvmm_queue *queue, const void *at, uint64_t length)
+{
+	pyvmm_dirty_mark(queue->memory->dirty, at, length);
+}
+
 /* used->avail_event, which follows the ring (2.7.10). */
 static __virtio16 *avail_event(struct pyvmm_queue *queue)
 {
@@ -37,12 +42,15 @@ int pyvmm_queue_enable_notify(struct pyvmm_queue *queue)
 				 queue->event_idx ? VRING_PACKED_EVENT_FLAG_DESC
 						  : VRING_PACKED_EVENT_FLAG_ENABLE,
 				 __ATOMIC_RELEASE);
+		mark(queue, event, sizeof(*event));
 	} else if (queue->event_idx) {
 		__atomic_store_n(avail_event(queue), queue->next_avail, __ATOMIC_RELAXED);
+		mark(queue, avail_event(queue), sizeof(__virtio16));
 	} else {
 		struct vring_used *used = (void *)queue->device;
 
 		__atomic_store_n(&used->flags, 0, __ATOMIC_RELAXED);
+		mark(queue, used, sizeof(*used));
 	}
 	/* Look only after the driver can see this: it looks here after making a chain available. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -58,10 +66,12 @@ void pyvmm_queue_disable_notify(struct pyvmm_queue *queue)
 		struct vring_packed_desc_event *event = (void *)queue->device;
 
 		__atomic_store_n(&event->flags, VRING_PACKED_EVENT_FLAG_DISABLE, __ATOMIC_RELAXED);
+		mark(queue, event, sizeof(*event));
 	} else if (!queue->event_idx) { /* else the event index stays behind, which suffices */
 		struct vring_used *used = (void *)queue->device;
 
 		__atomic_store_n(&used->flags, VRING_USED_F_NO_NOTIFY, __ATOMIC_RELAXED);
+		mark(queue, used, sizeof(*used));
 	}
 }
 

@@ -318,6 +318,7 @@ class _Lib:
     KVM_CAP_XSAVE: int
     KVM_CAP_XSAVE2: int
     KVM_CHECK_EXTENSION: int
+    KVM_CLEAR_DIRTY_LOG: int
     KVM_CREATE_DEVICE: int
     KVM_CREATE_DEVICE_TEST: int
     KVM_CREATE_GUEST_MEMFD: int
@@ -345,6 +346,8 @@ class _Lib:
     KVM_DEV_VFIO_GROUP: int
     KVM_DEV_VFIO_GROUP_ADD: int
     KVM_DEV_VFIO_GROUP_DEL: int
+    KVM_DIRTY_LOG_INITIALLY_SET: int
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE: int
     KVM_ENABLE_CAP: int
     KVM_EXIT_ARM_NISV: int
     KVM_EXIT_ARM_SEA: int
@@ -567,6 +570,10 @@ class _Lib:
     PYVMM_BLOCK_SHIFT: int
     PYVMM_EXIT_REASONS: int
     PYVMM_FIRST_USER: int
+    PYVMM_FRAME_RAW: int
+    PYVMM_FRAME_RUNS: int
+    PYVMM_FRAME_TEXT: int
+    PYVMM_FRAME_ZERO: int
     PYVMM_MEM_WRITE_BACK: int
     PYVMM_NET_HEADER: int
     PYVMM_NET_MOST: int
@@ -600,6 +607,11 @@ class _Lib:
     PYVMM_SANDBOX_LOG: int
     PYVMM_SANDBOX_OFF: int
     PYVMM_SANDBOX_ON: int
+    PYVMM_STREAM_COUNT: int
+    PYVMM_STREAM_KIND: int
+    PYVMM_STREAM_LENGTH: int
+    PYVMM_STREAM_OFFSET: int
+    PYVMM_STREAM_SIZE: int
     PYVMM_THREAD_LOOP: int
     PYVMM_THREAD_QUEUE: int
     PYVMM_THREAD_VCPU: int
@@ -856,6 +868,7 @@ class _Lib:
     pyvmm_balloon_inflate: Callable[[Any, Any], None]
     pyvmm_balloon_report: Callable[[Any, Any], None]
     pyvmm_bitmap_count: Callable[[Any, int], int]
+    pyvmm_bitmap_merge: Callable[[Any, Any, int], int]
     pyvmm_bitmap_runs: Callable[[Any, int, Any, Any, int], int]
     pyvmm_blk_alignment: Callable[[int, Any, Any], int]
     pyvmm_blk_open_uring: Callable[[Any], int]
@@ -874,6 +887,8 @@ class _Lib:
     pyvmm_ctr_el0: Callable[[], int]
     pyvmm_dc_civac: Callable[[Any, int], None]
     pyvmm_dc_cvac: Callable[[Any, int], None]
+    pyvmm_dirty_note: Callable[[Any, Any, int], None]
+    pyvmm_dirty_take: Callable[[Any, Any], int]
     pyvmm_exits: Callable[[Any], int]
     pyvmm_inflight_look: Callable[[Any], None]
     pyvmm_inflight_requeue: Callable[[Any, Any], int]
@@ -907,6 +922,7 @@ class _Lib:
     pyvmm_queue_pop: Callable[[Any, Any], int]
     pyvmm_queue_push: Callable[[Any, int, int], int]
     pyvmm_queue_should_interrupt: Callable[[Any], int]
+    pyvmm_receive_pages: Callable[[int, Any, int, int, Any, Any, Any], int]
     pyvmm_run: Callable[[Any], int]
     pyvmm_sandbox: Callable[[int], int]
     pyvmm_sandbox_denial: Callable[[int], Any]
@@ -914,6 +930,7 @@ class _Lib:
     pyvmm_sandbox_thread: Callable[[int], int]
     pyvmm_sanitize: Callable[[Any, Any, Any, int], int]
     pyvmm_seal: Callable[[], int]
+    pyvmm_send_pages: Callable[[int, Any, int, int, Any, int, int, Any], int]
     pyvmm_set_answers: Callable[[Any, Any], None]
     pyvmm_set_value: Callable[[Any, int], None]
     pyvmm_sigbus_forget: Callable[[int], None]

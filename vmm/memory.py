@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vmm._native import ffi, lib
 from vmm.closeable import Closeable
+from vmm.dirty_pages import DirtyPages
 from vmm.errors import GuestAddressError, HostError
 
 if TYPE_CHECKING:
@@ -277,12 +278,19 @@ class GuestMemory:
     def __init__(self, regions: Iterable[Region]) -> None:
         self._regions = sorted(regions, key=lambda region: region.base)
         self._bases = [region.base for region in self._regions]
+        ram = next((each for each in self._regions if each.backing is not Backing.FILE), None)
+        self.dirty: Final = (
+            DirtyPages(0, 0) if ram is None else DirtyPages(ram.host_address, ram.size)
+        )
+        """Pages of RAM that this process writes for the guest."""
 
     def __iter__(self) -> Iterator[Region]:
         return iter(self._regions)
 
     def view(self, address: int, size: int) -> memoryview:
         """Return the *size* bytes at guest physical *address*, without copying.
+
+        Whoever writes there calls `wrote` afterwards.
 
         Raises `GuestAddressError` unless they lie within one region.
         """
@@ -308,6 +316,13 @@ class GuestMemory:
                     view[:] = source
                 else:
                     _copy(view, source)
+                self.wrote(view)
+
+    def wrote(self, view: memoryview) -> None:
+        """Tell that *view*, of this memory, was written."""
+        if len(view):
+            with ffi.from_buffer("uint8_t[]", view) as pointer:
+                self.dirty.note(pointer, len(view))
 
 
 def _copy(to: memoryview, source: memoryview) -> None:

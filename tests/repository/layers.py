@@ -27,6 +27,7 @@ LAYERS: Final = (  # lowest first
             "closeable": "what a `with` closes",
             "events": "JSON lines about a machine",
             "thread": "threads that are started or are an error",
+            "dirty_pages": "pages that this process writes for the guest",
             "address_range": "half-open intervals of addresses",
             "typed_json": "dataclasses as JSON, and back",
             "fd": "file descriptors and the one door for ioctls",
@@ -102,6 +103,7 @@ BESIDE: Final = {
     ("fd", "errors"): "a failed ioctl is a KernelError",
     ("fd", "closeable"): "descriptors are owned",
     ("fd", "_native"): "ioctls go through C",
+    ("dirty_pages", "_native"): "marks are set in C",
     ("thread", "_native"): "filters are installed in C",
 }
 """Imports within a layer that are wanted: (importer, imported), and why."""

@@ -21,6 +21,7 @@ from vmm.virtio.transport.mmio import MmioTransport
 def memory() -> Iterator[Memory]:
     memory = Memory()
     yield memory
+    assert not memory.unnoted(), "live migration would lose what a device wrote"
     memory.close()
 
 

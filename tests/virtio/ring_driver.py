@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tests.virtio.guarded import Guarded
+from vmm._native import ffi
+from vmm.dirty_pages import SHIFT
 from vmm.memory import GuestMemory, Mapping
 from vmm.virtio.queue import Areas, Format
 
@@ -43,12 +45,28 @@ class Memory:
         self.guest = GuestMemory(
             mapping.region(base) for base, mapping in zip(bases, self.mappings, strict=True)
         )
+        self.guest.dirty.start()
 
     def pack(self, address: int, form: str, *values: int) -> None:
         self.guest.write(address, struct.pack("<" + form, *values))
 
     def unpack(self, address: int, form: str) -> tuple[int, ...]:
         return struct.unpack("<" + form, self.guest.read(address, struct.calcsize("<" + form)))
+
+    def unnoted(self) -> list[int]:
+        """Return the pages of the first region that were written, and not noted as written.
+
+        The driver's stores are noted by `GuestMemory.write`, the device's in C.
+        """
+        dirty, view = self.guest.dirty, self.mappings[0].view
+        noted, zero = ffi.new("uint64_t[]", dirty.pages // 64 + 1), bytes(1 << SHIFT)
+        dirty.take(noted)
+        return [
+            page
+            for page in range(dirty.pages)
+            if not noted[page // 64] >> page % 64 & 1
+            and view[page << SHIFT : page + 1 << SHIFT] != zero
+        ]
 
     def close(self) -> None:
         for mapping in self.mappings:

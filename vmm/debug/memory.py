@@ -92,6 +92,7 @@ class DebugMemory:
             self._owed().before_write(address, view)
             view[:] = data
             self._owed().after_write(address, view)
+            self._memory.wrote(view)
             with ffi.from_buffer("uint8_t[]", view, require_writable=True) as pointer:
                 lib.pyvmm_sync_code(pointer, len(data))
 

@@ -245,4 +245,5 @@ def _balloon(memory: GuestMemory, *, pinned: bool) -> tuple[Any, Any]:
         "struct pyvmm_balloon *",
         {"count": len(regions), "ranges": ranges, "page": mmap.PAGESIZE, "keep": pinned},
     )
+    balloon.dirty = memory.dirty.c  # *memory* has it, and outlives the device
     return (ranges, maps), balloon

@@ -68,7 +68,8 @@ class MemoryMap:
             entry.base, entry.size = region.base, region.size
             entry.host = ffi.cast("uint8_t *", region.host_address)
         self.c: Any = ffi.new(
-            "struct pyvmm_memory *", {"count": len(regions), "ranges": self._ranges}
+            "struct pyvmm_memory *",
+            {"count": len(regions), "ranges": self._ranges, "dirty": memory.dirty.c},
         )
 
 
