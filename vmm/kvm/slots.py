@@ -83,6 +83,14 @@ class MemorySlots:
             self._slots[number] = MemorySlot(number, int(flags), base, size, host_address)
             return self._slots[number]
 
+    def set_flags(self, slot: MemorySlot, flags: int) -> MemorySlot:
+        """Give *slot* other KVM_MEM_* *flags*, even while the guest runs. Raises `KvmError`."""
+        with self._lock:
+            new = slot._replace(flags=int(flags))
+            self._vm.set_user_memory_region(*new)
+            self._slots[slot.number] = new
+            return new
+
     def remove(self, slot: MemorySlot) -> None:
         """Delete *slot*, even while the guest runs. Its host memory may be unmapped then."""
         with self._lock:

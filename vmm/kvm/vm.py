@@ -125,6 +125,22 @@ class Vm(KvmFd):
         )
         return bitmap
 
+    def clear_dirty_log(self, slot: int, first: int, pages: int, bitmap: Any) -> None:
+        """Let KVM tell of further stores to those pages of *slot* that are set in *bitmap*.
+
+        *bitmap* points to ``uint64_t``; its bit 0 is page *first*. *first* is a multiple of 64, and
+        so is *pages*, except at the slot's end (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2). Raises
+        `KvmError`.
+        """
+        self.ioctl_struct(
+            Ioctl.KVM_CLEAR_DIRTY_LOG,
+            "kvm_clear_dirty_log",
+            slot=slot,
+            num_pages=pages,
+            first_page=first,
+            dirty_bitmap=bitmap,
+        )
+
     def create_guest_memfd(self, size: int, flags: int = 0) -> Fd:
         """Create guest-private memory of *size* bytes (KVM_CAP_GUEST_MEMFD). Raises `KvmError`."""
         arg = ffi.new("struct kvm_create_guest_memfd *", {"size": size, "flags": flags})
