@@ -134,6 +134,8 @@ def test_a_machine_is_sent_as_data(run: Callable[..., Any]) -> None:
         "events": None,
         "escape": None,
         "filtered": False,
+        "device_tree": None,
+        "dry": False,
         "milliseconds": None,
         "trace": None,
     }

@@ -1,9 +1,11 @@
-"""How a running machine is reached: its control socket, if it has one."""
+"""What of a machine is for others: its control socket, if it has one, and its device tree."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+from vmm.errors import HostError
 from vmm.events import Events
 from vmm.terminal.output_filter import OutputFilter
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from vmm.control.control import Console, Control
     from vmm.loop import Loop
     from vmm.machine.machine import Machine
+    from vmm.machine.power_cycle import PowerCycle
     from vmm.terminal.console import OutputSource
 
     Shown = Callable[[str, OutputSource, Console], OutputSource]
@@ -66,3 +69,27 @@ def shown(control: Control | Nowhere, *, filtered: bool) -> Shown:
         return OutputFilter(shared) if filtered else shared
 
     return share
+
+
+class KeepDeviceTree:
+    """Write the device tree of a machine's first power cycle to *fd*; a watcher of the machine."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def begin(self, cycle: PowerCycle, /) -> None:
+        """Write the tree. Raises `HostError`."""
+        if self._fd >= 0:
+            write_device_tree(self._fd, cycle.device_tree)
+            self._fd = -1
+
+    def end(self) -> None:
+        """Do nothing: the file is complete."""
+
+
+def write_device_tree(fd: int, tree: bytes) -> None:
+    """Write *tree* to *fd*. Raises `HostError`."""
+    try:
+        os.write(fd, tree)
+    except OSError as error:
+        raise HostError(f"--dump-dtb: {error.strerror}", "free some space") from error

@@ -39,6 +39,8 @@ def read(options: dict[str, Any]) -> dict[str, Any]:
         "config": config,
         "events": options["events"],
         "trace": options["trace"],
+        "device_tree": options["dump_dtb"],
+        "dry": options["dry_run"],
         "escape": escape,
         "milliseconds": milliseconds,
         "filtered": options["console_filter"],
@@ -48,6 +50,7 @@ def read(options: dict[str, Any]) -> dict[str, Any]:
 BESIDE_RESTORE: Final = {
     *("restore", "snapshot", "host", "events", "escape", "timeout", "console_filter"),
     *("memory_dump", "sandbox", "cgroup", "gdb", "watchdog", "trace", "name", "control"),
+    *("dry_run",),
 }
 """Parameters that go with ``--restore``: what belongs to a run, and not to the machine."""
 

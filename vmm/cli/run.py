@@ -234,6 +234,12 @@ class Run(click.Command):
 @click.option(
     "--trace", type=_PATH, metavar="FILE", help="Write a trace to FILE, for Perfetto to open."
 )
+@click.option(
+    "--dump-dtb", type=_PATH, metavar="FILE", help="Write the guest's device tree to FILE."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Build the machine, tell what it is, and run nothing."
+)
 @click.option("--events", type=_PATH, help="Write what happens to FILE, as JSON lines.")
 @click.option(
     "--escape",
@@ -278,9 +284,15 @@ def run(**options: Any) -> None:
     request = read(options)
     with ExitStack() as owned:
         events = _open_events(request["events"], owned)
-        trace = _open_trace(request["trace"], owned)
+        trace = _open_output("--trace", request["trace"], owned)
+        tree = _open_output("--dump-dtb", request["device_tree"], owned)
         if native:
-            sys.exit(run_machine(**{**request, "events": events, "trace": trace}))
+            request |= {"events": events, "trace": trace, "device_tree": tree}
+            if request.pop("dry"):
+                from vmm.cli.dry_run import dry_run
+
+                sys.exit(dry_run(**request))
+            sys.exit(run_machine(**request))
     from vmm.config import codec
 
     config = request["config"]
@@ -339,11 +351,11 @@ def _open_events(path: Path | None, owned: ExitStack) -> TextIO | None:
         return owned.enter_context(path.open("w", buffering=1))
 
 
-def _open_trace(path: Path | None, owned: ExitStack) -> int | None:
-    """Return a descriptor of a new file at *path*. Raises `UserError`."""
+def _open_output(option: str, path: Path | None, owned: ExitStack) -> int | None:
+    """Return a descriptor of a new file at *path*. Raises `UserError`, naming *option*."""
     if path is None:
         return None
-    with _told("--trace", path):
+    with _told(option, path):
         return owned.enter_context(path.open("wb", buffering=0)).fileno()
 
 

@@ -71,6 +71,7 @@ def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
     *,
     filtered: bool = False,
     trace: int | None = None,
+    device_tree: int | None = None,
 ) -> int:
     """Run a machine with this process's stdin and stdout as its console; return the status.
 
@@ -79,13 +80,9 @@ def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
     milliseconds  end the run after so long; None: never
     filtered      show the guest's control characters instead of sending them to the terminal
     trace         descriptor to write a trace to; None: there is none
+    device_tree   descriptor to write the device tree to; None: nowhere
     """
-    config = _saved(config)
-    if config.sandbox != "off":
-        seal()
-    lender = _start_broker(config)
-    sys.setswitchinterval(SWITCH_INTERVAL)
-    _raise_descriptor_limit()
+    config, lender = prepare(config)
     received: list[int] = []
     emitter = reach.events(config, events)
     with (
@@ -95,6 +92,7 @@ def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
         ExitStack() as owned,
     ):
         watch(config, machine, loop, emitter, owned)
+        machine.watchers += [] if device_tree is None else [reach.KeepDeviceTree(device_tree)]
         control = reach.listen(config, machine, loop, emitter, owned)
         command = _join_command(loop, machine, config.command, escape, owned, filtered=filtered)
         if command is None:
@@ -130,6 +128,17 @@ def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
             return command.result(ending)
         _tell_ending(machine, ending, console, milliseconds)
         return STATUS[ending]
+
+
+def prepare(config: MachineConfig) -> tuple[MachineConfig, Broker | None]:
+    """Make this process one for a machine: sealed, with a broker; return what it is to run."""
+    config = _saved(config)
+    if config.sandbox != "off":
+        seal()
+    lender = _start_broker(config)
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    _raise_descriptor_limit()
+    return config, lender
 
 
 def _saved(config: MachineConfig) -> MachineConfig:

@@ -400,12 +400,7 @@ class Machine(Closeable):
         self.on_power_on()
         with PowerCycle(self._system, self.space, self._config.cpus, self._baseline) as cycle:
             self._phases.passed("the VM is made")
-            if self._restore is None:
-                self._load(cycle)
-                self._connect(cycle)
-            else:
-                self._connect(cycle)
-                self._apply(self._restore, cycle)
+            self._fill(cycle)
             self.power = cycle
             cycle.at_end(self._forget_power)
             for watcher in self.watchers:
@@ -434,6 +429,32 @@ class Machine(Closeable):
             self._write_dump()
             raise ending
         return ending or Ending.QUIT
+
+    def _fill(self, cycle: PowerCycle) -> None:
+        """Load the guest into the VM, or the saved state, and connect the devices."""
+        if self._restore is None:
+            self._load(cycle)
+            self._connect(cycle)
+        else:
+            self._connect(cycle)
+            self._apply(self._restore, cycle)
+
+    def rehearse(self) -> tuple[list[str], bytes]:
+        """Make the VM as `run` does, load the guest, connect the devices, and undo it.
+
+        No vCPU runs. Returns lines about the machine, and its device tree, flattened. Raises what
+        `run` raises before its start.
+        """
+        with PowerCycle(self._system, self.space, self._config.cpus, self._baseline) as cycle:
+            self._fill(cycle)
+            devices = [] if self._virtio_devices is None else self._virtio_devices.devices
+            found = ", ".join(device.name for device in devices) or "none"
+            memory, tree = self._config.memory >> 20, cycle.device_tree
+            return [
+                f"{len(cycle.vcpus)} vCPUs, {memory} MiB of RAM, GICv{cycle.gic.version}",
+                f"virtio devices: {found}",
+                f"device tree: {len(tree)} bytes" if tree else "device tree: the snapshot has it",
+            ], tree
 
     def _forget_power(self) -> None:
         self.power = None

@@ -56,6 +56,8 @@ class PowerCycle(Closeable):
         self._owned = ExitStack()
         self.threads: list[VcpuThread] = []
         self.vcpus: list[Vcpu] = []
+        self.device_tree = b""
+        """The device tree that the guest gets, flattened; empty before `load`."""
         self.cancel_waits: Callable[[], object] = lambda: None
         """Called while a vCPU is late to stop: end what it waits for inside an exit."""
         self.on_debug: Callable[[int, Debug], None] | None = None
@@ -118,7 +120,8 @@ class PowerCycle(Closeable):
         )
         if plan.kernel is not None and payload.kernel is not None:
             memory.write(plan.kernel.base, payload.kernel.payload)
-        memory.write(plan.dtb.base, fdt.dumps(tree))
+        self.device_tree = fdt.dumps(tree)
+        memory.write(plan.dtb.base, self.device_tree)
         if plan.initrd is not None and payload.initrd is not None:
             memory.write(plan.initrd.base, payload.initrd)
         values = {NAMED[name]: value for name, value in plan.registers.items()}
