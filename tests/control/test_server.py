@@ -14,8 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.control.rig import PATIENCE, Rig, answer, ask, request, serving
 from vmm.control import connection, server
@@ -116,36 +114,6 @@ def test_rubbish_is_refused_and_its_sender_disconnected(rig: Rig, sent: bytes, s
             assert client.recv(1) == b""
     with rig.client() as another:
         assert ask(another, "POST", "/add")[0] == 200
-
-
-@given(st.lists(st.binary(max_size=300) | st.sampled_from([request("POST", "/add"), b"\r\n"])))
-def test_whatever_a_client_sends_the_next_one_is_served(parts: list[bytes]) -> None:
-    """By Hypothesis, and by scripts/fuzz."""
-    attack(parts)
-
-
-_shared: list[Rig] = []
-
-
-@pytest.fixture(autouse=True, scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with serving(tmp_path_factory.mktemp("control") / "socket") as made:
-        _shared.append(made)
-        yield
-        _shared.clear()
-
-
-def attack(parts: list[bytes]) -> None:
-    rig = _shared[0]
-    before = rig.asked
-    with rig.client() as client, suppress(BrokenPipeError, ConnectionResetError):
-        for part in parts:
-            client.sendall(part)
-    with rig.client() as another:
-        status, body = ask(another, "POST", "/add")
-        assert status == 200
-        assert json.loads(body)["asked"] > before
-    assert not rig.recorded["control-failed"]
 
 
 def test_a_hundred_clients_one_of_them_hanging_one_sending_rubbish(rig: Rig) -> None:

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Sequence
 from functools import cache
 
+from tests.control import test_hostile_client
 from tests.fuzz.given import Given
 from tests.fuzz.target import Target, by_choices, by_property
 from tests.recorded import Recorded
@@ -175,6 +176,11 @@ TARGETS = (
     Target("netlink", "the kernel's answers; a link or a clear error", netlink, of_netlink),
     Target("agent-token", "bytes before the token; only the token is let in", admission, of_frames),
     Target("agent-frames", "frames however the stream is cut", frames, of_frames),
+    by_property(
+        "control-client",
+        "requests to a machine's socket, with descriptors; the loop goes on, none stays",
+        test_hostile_client.test_whatever_a_client_sends_the_loop_goes_on,
+    ),
     by_property(
         "vhost-user",
         "messages with descriptors; at most an error, and no descriptor stays",

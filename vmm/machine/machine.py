@@ -41,6 +41,7 @@ from vmm.observe.trace import process_start
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vmm.arm64.payload import Payload
     from vmm.bus import BusDevice
     from vmm.coherence.ledger import Ledger
     from vmm.config import MachineConfig
@@ -400,7 +401,10 @@ class Machine(Closeable):
         self.on_power_on()
         with PowerCycle(self._system, self.space, self._config.cpus, self._baseline) as cycle:
             self._phases.passed("the VM is made")
-            self._fill(cycle)
+            payload = self._fill(cycle)
+            if payload is not None:
+                self._tell_power_on(cycle, payload)
+            del payload  # it is as large as the kernel
             self.power = cycle
             cycle.at_end(self._forget_power)
             for watcher in self.watchers:
@@ -430,14 +434,18 @@ class Machine(Closeable):
             raise ending
         return ending or Ending.QUIT
 
-    def _fill(self, cycle: PowerCycle) -> None:
-        """Load the guest into the VM, or the saved state, and connect the devices."""
-        if self._restore is None:
-            self._load(cycle)
-            self._connect(cycle)
-        else:
+    def _fill(self, cycle: PowerCycle) -> Payload | None:
+        """Load the guest into the VM, or the saved state, and connect the devices.
+
+        Returns what was loaded; None: a saved state.
+        """
+        if self._restore is not None:
             self._connect(cycle)
             self._apply(self._restore, cycle)
+            return None
+        payload = self._load(cycle)
+        self._connect(cycle)
+        return payload
 
     def rehearse(self) -> tuple[list[str], bytes]:
         """Make the VM as `run` does, load the guest, connect the devices, and undo it.
@@ -563,8 +571,8 @@ class Machine(Closeable):
             cycle.at_end(self._passthrough.disconnect)
             self._passthrough.connect(cycle.vm, cycle.slots, self.space.dma)
 
-    def _load(self, cycle: PowerCycle) -> None:
-        config, payload = self._config, self._files.read()
+    def _load(self, cycle: PowerCycle) -> Payload:
+        payload = self._files.read()
         nodes = [] if self._virtio_devices is None else self._virtio_devices.nodes()
         if self._root is not None:
             nodes += self._root.nodes(has_its=cycle.gic.has_its)
@@ -572,6 +580,10 @@ class Machine(Closeable):
             nodes.append(self._flash.node())
         cycle.load(payload, nodes)
         sigbus.check()
+        return payload
+
+    def _tell_power_on(self, cycle: PowerCycle, payload: Payload) -> None:
+        config = self._config
         if self._cycle == 0 and self.terminal is not None and config.command is None:
             self._check_keyboard(payload.cmdline or "")
         self._events.emit(
