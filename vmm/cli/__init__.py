@@ -29,6 +29,7 @@ COMMANDS = {
     "stop": "End a machine.",
     "console": "Attach to a machine's console.",
     "top": "Show what a machine does, live.",
+    "shell": "Open a Python prompt in a machine.",
     "events": "Print what happens to a machine.",
     "snapshot": "Write a snapshot of a machine.",
     "dump": "Write a machine's RAM to a file.",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EXIT: Final = 'sys.exit(0 if ending in ("powered-off", "reset") else 4)'
 
 LEFT_OUT: Final = {
-    *("host", "escape", "sandbox", "cgroup", "name", "control", "dump_dtb", "dry_run"),
+    *("host", "escape", "sandbox", "cgroup", "name", "control", "dump_dtb", "dry_run", "shell"),
 }
 """Options that a program needs none of: where it runs it says, and it is not sealed."""
 

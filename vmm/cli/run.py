@@ -205,6 +205,7 @@ class Run(click.Command):
     metavar="PATH|off",
     help="Listen for these commands on the Unix socket PATH, or nowhere.",
 )
+@click.option("--shell", is_flag=True, help="Allow pyvmm shell: Python in the machine's process.")
 @click.option("--no-reboot", is_flag=True, help="Exit when the guest resets.")
 @click.option(
     "--panic",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import socket
 
 CHUNK: Final = 1 << 16
+EOT: Final = b"\x04"
 
 
 def attach(
@@ -33,7 +34,7 @@ def attach(
             terminal.make_raw()
             if prefix is not None:
                 _write(stdout, f"pyvmm: attached; {key_name(prefix)} d leaves\r\n".encode())
-        return _relay(peer, early, keys, stdin, stdout)
+        return _relay(peer, early, keys, (stdin, stdout))
     except _LeftError:
         return True
     finally:
@@ -51,7 +52,15 @@ def _leave(_number: int, _frame: object) -> None:
     raise _LeftError
 
 
-def _relay(peer: socket.socket, early: bytes, keys: EscapeKeys, stdin: int, stdout: int) -> bool:
+def converse(peer: socket.socket, early: bytes) -> None:
+    """Pass lines both ways, as the terminal edits them; the end of standard input is an EOT."""
+    _relay(peer, early, EscapeKeys(None), (0, 1), EOT)
+
+
+def _relay(
+    peer: socket.socket, early: bytes, keys: EscapeKeys, ends: tuple[int, int], last: bytes = b""
+) -> bool:
+    stdin, stdout = ends
     _write(stdout, early)
     poll = select.poll()
     poll.register(peer, select.POLLIN)
@@ -69,6 +78,7 @@ def _relay(peer: socket.socket, early: bytes, keys: EscapeKeys, stdin: int, stdo
                 data = os.read(stdin, CHUNK)
                 if not data:
                     poll.unregister(stdin)
+                    peer.sendall(last)
                 for part in keys.feed(data):
                     if part is EscapeCommand.DETACH:
                         return True

@@ -54,10 +54,11 @@ class SharedConsole:
         """Return the feed of a client that attaches."""
         return self._hub.feed(
             lambda missing: f"\r\npyvmm: {missing} bytes were lost\r\n".encode(),
-            lambda data: self._call_soon(lambda: self._type(data)),
+            lambda data: self._call_soon(lambda: self.type(data)),
         )
 
-    def _type(self, data: bytes) -> None:
+    def type(self, data: bytes) -> None:
+        """Type *data*. In the loop's thread."""
         self._typed += data[: TYPED_AHEAD - len(self._typed)]
         self._offer()
 

@@ -101,14 +101,14 @@ class Control(Closeable):
         self._config = config
         self._machine = machine
         self._events = events
-        self._call_soon = loop.call_soon_threadsafe
+        self._loop = loop
         self._consoles: dict[str, SharedConsole] = {}
         self._sinks: list[tuple[Console, SharedConsole]] = []
         self._began = time.monotonic()
         self._holding = False
         with ExitStack() as undo:
             listener = undo.enter_context(_listener(control, self.name))
-            self.routes: Final = self._routes()
+            self.routes: Final = [*self._routes(), *self._shell_routes(control)]
             self._server = undo.enter_context(
                 Server(listener.socket, os.getuid(), self.routes, loop.call_soon_threadsafe, events)
             )
@@ -119,7 +119,7 @@ class Control(Closeable):
 
         *name* is one of `CONSOLES`. Before `start`.
         """
-        shared = SharedConsole(source, sink, self._call_soon)
+        shared = SharedConsole(source, sink, self._loop.call_soon_threadsafe)
         self._consoles[name] = shared
         self._sinks.append((sink, shared))
         return shared
@@ -229,6 +229,33 @@ class Control(Closeable):
                 gives=NDJSON,
             ),
         ]
+
+    def _shell_routes(self, control: ControlConfig) -> list[Route]:
+        """Return the request for a prompt, if the machine may give one."""
+        if not control.shell:
+            return []
+        from vmm.control import shell
+        from vmm.library.machine import Machine as View
+        from vmm.library.running import RunningEngine
+
+        typists = {name: partial(self._type, name) for name in CONSOLES}
+        place = RunningEngine(self._machine, self._loop, typists)
+        names = {"machine": View(config=self._config, on=place)}
+        return [
+            Route(
+                method="GET",
+                path="/shell",
+                summary="Open a Python prompt in the machine's process.",
+                handle=lambda _call: shell.shell(names),
+                gives="",
+                protocol=shell.PROTOCOL,
+            )
+        ]
+
+    def _type(self, name: str, data: bytes) -> None:
+        if name not in self._consoles:
+            raise UserError(f"there is no console {name}")
+        self._consoles[name].type(data)
 
     # --- the requests -------------------------------------------------------------------------
 
