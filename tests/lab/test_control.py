@@ -167,6 +167,19 @@ def test_a_console_is_attached_and_left_while_top_looks(
     assert machine.poll() is None
 
 
+def test_an_idle_guest_is_looked_at(tmp_path: Path) -> None:
+    """KVM_GET_STATS_FD of a vCPU waits for the end of its KVM_RUN, and WFI does not end it."""
+    guest = assemble(tmp_path, "again: wfi\nb again\n")
+    command = [PYVMM, "run", "--host", "lab:fwb", "--name", "idle", str(guest)]
+    with subprocess.Popen(command, stdin=-1, stdout=-3, stderr=-3) as program:
+        wait(lambda: bool(running()))
+        said = order("top", "idle")
+        assert "idle: running" in said
+        assert "kick" not in order("top", "idle"), "only the first look pauses it"
+        order("stop", "idle")
+        assert program.wait(PATIENCE) == 130
+
+
 def test_events_come_until_the_end_and_a_second_machine_needs_another_name(
     machine: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:

@@ -354,9 +354,17 @@ class Machine(Closeable):
     def counters(self) -> Counters:
         """Return the counters of exits, queues and interrupts.
 
-        Exits are counted from the first call on, or from power-on with a trace.
+        Exits are counted from the first call on, or from power-on with a trace. That call pauses
+        the machine: KVM gives no statistics of a vCPU while it is in KVM_RUN, and an idle guest
+        does not leave it by itself. In the loop's thread. Raises `HostError`, as `pause` does.
         """
-        return self._observatory.counters()
+        if self._observatory.counting or self.power is None:
+            return self._observatory.counters()
+        self.pause()
+        try:
+            return self._observatory.counters()
+        finally:
+            self.resume()
 
     def confine(self, *, shows_ledger: bool) -> None:
         """Let this process ask of the kernel only what the machine still needs (`vmm.sandbox`).

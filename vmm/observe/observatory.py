@@ -102,6 +102,11 @@ class Observatory(Closeable):
 
     # --- reading ------------------------------------------------------------------------------
 
+    @property
+    def counting(self) -> bool:
+        """Whether exits are counted. The call of `counters` that begins it asks vCPUs of KVM."""
+        return self._began is not None
+
     def counters(self) -> Counters:
         """Return the counters. The first call begins to count exits, unless a trace did."""
         if self._began is None and self._vcpus:
