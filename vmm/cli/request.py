@@ -49,8 +49,8 @@ def read(options: dict[str, Any]) -> dict[str, Any]:
 
 BESIDE_RESTORE: Final = {
     *("restore", "snapshot", "host", "events", "escape", "timeout", "console_filter"),
-    *("memory_dump", "sandbox", "cgroup", "gdb", "watchdog", "trace", "name", "control"),
-    *("shell", "dry_run",),
+    *("memory_dump", "sandbox", "cgroup", "gdb", "watchdog", "trace"),
+    *("name", "control", "shell", "dry_run"),
 }
 """Parameters that go with ``--restore``: what belongs to a run, and not to the machine."""
 
@@ -86,8 +86,14 @@ def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
         initrd=initrd,
         **{name: options[plural.get(name, name)] for name in OPTIONS.keys() - {"image", "initrd"}},
     )
-    *("memory_dump", "sandbox", "cgroup", "gdb", "watchdog", "trace", "name", "control"),
-    *("shell", "dry_run",),
+    control = parse_control(options["name"], options["control"], with_shell=options["shell"])
+    cgroup = options["cgroup"]
+    config = replace(
+        config,
+        sandbox=options["sandbox"],
+        cgroup=None if cgroup is None else parse_cgroup(cgroup),
+        control=control,
+    )
     command = _command()
     if command is not None:
         from vmm.config import command as parts
