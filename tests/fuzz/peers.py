@@ -5,18 +5,21 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 
 from tests.control import test_hostile_client
 from tests.fuzz.given import Given
 from tests.fuzz.target import Target, by_choices, by_property
 from tests.recorded import Recorded
+from tests.state import moving
 from tests.vfio import test_region_info
 from tests.virtio.mmio_driver import MmioDriver
 from tests.virtio.ring_driver import BASE, BUFFERS, SECOND, SIZE, Buffer, Memory, SplitDriver
 from tests.virtio.vhost import test_messages
 from tests.virtio.vhost.fake_daemon import FakeService
 from vmm._native import ffi, lib
+from vmm.errors import VmmError
 from vmm.lab import protocol
 from vmm.lab.inside import agent
 from vmm.memory import Mapping
@@ -28,6 +31,22 @@ from vmm.virtio.transport.mmio import MmioTransport
 TOKEN = b"6f0d29c1"
 NETLINK = ffi.sizeof("struct nlmsghdr")
 HEARD = {"virtio-needs-reset", "vhost-user-restarted", "vhost-failed"}
+
+
+# --- live migration -----------------------------------------------------------------------------
+
+
+def migration(data: bytes) -> None:
+    """Let a source send *data*: pages, an error, or the end of the round."""
+    with suppress(VmmError):
+        assert len(moving.received(data)) == moving.PAGES * moving.PAGE
+
+
+def migration_seeds() -> Sequence[bytes]:
+    """Return whole streams."""
+    page = moving.frame(moving.RAW, 1, moving.runs((1, 1)) + b"\1" * moving.PAGE)
+    zeroes = moving.frame(moving.ZERO, 2, moving.runs((1, 1), (4, 3)))
+    return [page + moving.END, zeroes + moving.END, zeroes + page + zeroes + moving.END]
 
 
 # --- netlink ------------------------------------------------------------------------------------
@@ -173,6 +192,13 @@ def only_rings(memory: Memory, before: Sequence[bytes], areas: Sequence[int]) ->
 # ------------------------------------------------------------------------------------------------
 
 TARGETS = (
+    Target(
+        "migration",
+        "the stream of a live migration; pages or a clear error",
+        migration,
+        migration_seeds,
+        3 * 4096,
+    ),
     Target("netlink", "the kernel's answers; a link or a clear error", netlink, of_netlink),
     Target("agent-token", "bytes before the token; only the token is let in", admission, of_frames),
     Target("agent-frames", "frames however the stream is cut", frames, of_frames),

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import socket
-from contextlib import ExitStack
-from threading import Lock
+import struct
+from contextlib import ExitStack, suppress
+from threading import Lock, Thread
 from typing import Any
 
+from vmm._native import lib
 from vmm.coherence.ledger import Entry, Ledger
 from vmm.coherence.policy import MANAGED, Promise, Stage2
 from vmm.dirty_pages import SHIFT, DirtyPages
 from vmm.memory import Backing, Mapping, Region
+from vmm.state.reception import Reception
 from vmm.state.stream import Channel
 
 BASE = 0x4000_0000
 PAGE = 1 << SHIFT
+TEXT, RAW, ZERO = lib.PYVMM_FRAME_TEXT, lib.PYVMM_FRAME_RAW, lib.PYVMM_FRAME_ZERO
+PAGES = 8
 
 
 def ledger(size: int, stage2: Stage2 = Stage2.FORCED_WRITE_BACK) -> Ledger:
@@ -69,3 +75,39 @@ def noted(region: Region) -> DirtyPages:
     notes = DirtyPages(region.host_address, region.size)
     notes.start()
     return notes
+
+
+def frame(kind: int, count: int, body: bytes, size: int | None = None) -> bytes:
+    return struct.pack("<IIQ", kind, count, len(body) if size is None else size) + body
+
+
+def runs(*each: tuple[int, int]) -> bytes:
+    return b"".join(struct.pack("<QQ", offset * PAGE, length * PAGE) for offset, length in each)
+
+
+def text(value: object) -> bytes:
+    return frame(TEXT, 0, json.dumps(value).encode())
+
+
+END = text({"message": "round", "number": 0, "last": True})
+
+
+def received(data: bytes) -> bytes:
+    """Return RAM after the stream *data*, whose sender then hangs up. Raises `VmmError`."""
+    with ExitStack() as owned:
+        near, far = socket.socketpair()
+        channel = owned.enter_context(Channel(far, "the source"))
+        region = ram(owned, PAGES * PAGE)
+
+        def feed() -> None:
+            with near, suppress(OSError):
+                near.sendall(data)
+
+        feeder = Thread(target=feed, daemon=True)
+        feeder.start()
+        try:
+            Reception(region, [channel]).run()
+            return bytes(region.view)
+        finally:
+            channel.interrupt()
+            feeder.join()
