@@ -82,8 +82,9 @@ def test_its_descriptors_are_its_own(broker: Broker) -> None:
     assert shown == {"0", "1", "2", "3"}
 
 
-def test_a_terminals_signals_do_not_end_it(broker: Broker) -> None:
-    for number in server.DEAF:
+def test_signals_to_the_process_group_do_not_end_it(broker: Broker) -> None:
+    """A terminal's, and SIGUSR2, which asks the machine for a snapshot."""
+    for number in (*server.DEAF, signal.SIGUSR1, signal.SIGUSR2):
         os.kill(broker.pid, number)
     broker.freeze()
     assert alive(broker.pid)

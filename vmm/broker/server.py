@@ -36,8 +36,12 @@ write."""
 CHILDREN: Final = 2.0
 """Seconds for a daemon's children to be gone once they are killed."""
 
-DEAF: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
-"""What a terminal sends to all its processes is for the machine, whose end the broker sees."""
+DEAF: Final = (
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+)
+"""What is sent to the process group is for the machine, whose end the broker sees: by a terminal,
+or SIGUSR2 by who wants a snapshot."""
 
 
 class Debt(NamedTuple):
