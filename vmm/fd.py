@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from vmm import cause
 from vmm._native import ffi, lib
@@ -19,10 +20,25 @@ from vmm.errors import HostError, KernelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from enum import IntEnum
     from pathlib import Path
 
     from vmm.cause import Table
+
+
+class CallNumber(int):
+    """The number of an ioctl that pyvmm does not know by itself, and its *name*."""
+
+    name: str
+
+    def __new__(cls, name: str, number: int) -> Self:
+        """Return *number*, called *name*."""
+        made = super().__new__(cls, number)
+        made.name = name
+        return made
+
+
+Request = IntEnum | CallNumber
+"""An ioctl: a number with a name."""
 
 
 def open_node(path: str | Path, what: str, hints: Mapping[int, str], flags: int = 0) -> int:
@@ -56,17 +72,17 @@ class Fd(Closeable):
         if fd >= 0:
             os.close(fd)
 
-    def error(self, request: IntEnum, errno: int, shown: dict[str, object]) -> KernelError:
+    def error(self, request: Request, errno: int, shown: dict[str, object]) -> KernelError:
         """Return the error for *request*, which failed with *errno*."""
         failed = FailedCall(request.name, errno, shown, self._fd)
         return KernelError(str(failed), errno, causes=cause.find(failed, {}))
 
-    def try_ioctl(self, request: IntEnum, arg: Any = 0) -> int:
+    def try_ioctl(self, request: Request, arg: Any = 0) -> int:
         """Issue *request* and return its result, or a negative errno. *arg*: see `ioctl`."""
         address = arg if isinstance(arg, int) else int(ffi.cast("uintptr_t", arg))
         return lib.pyvmm_ioctl(self._fd, request, address)
 
-    def ioctl(self, request: IntEnum, arg: Any = 0, /, **shown: object) -> int:
+    def ioctl(self, request: Request, arg: Any = 0, /, **shown: object) -> int:
         """Issue *request* and return its result.
 
         *arg* is an integer, or cdata that the kernel reads or writes: a pointer or an array.
@@ -75,7 +91,7 @@ class Fd(Closeable):
         """
         return self.checked(self.try_ioctl(request, arg), request, shown)
 
-    def ioctl_value(self, request: IntEnum, ctype: str, value: Any, /, **shown: object) -> Any:
+    def ioctl_value(self, request: Request, ctype: str, value: Any, /, **shown: object) -> Any:
         """Issue *request* with a new *ctype* that holds *value*; return the pointer to it.
 
         Raises as `ioctl` does.
@@ -84,14 +100,14 @@ class Fd(Closeable):
         self.ioctl(request, arg, **shown)
         return arg
 
-    def ioctl_struct(self, request: IntEnum, struct: str, /, **fields: Any) -> Any:
+    def ioctl_struct(self, request: Request, struct: str, /, **fields: Any) -> Any:
         """Issue *request* with ``struct`` *struct* made of *fields*; return the struct.
 
         An error shows the fields. Raises as `ioctl` does.
         """
         return self.ioctl_value(request, f"struct {struct}", fields, **fields)
 
-    def checked(self, result: int, request: IntEnum, shown: dict[str, object]) -> int:
+    def checked(self, result: int, request: Request, shown: dict[str, object]) -> int:
         """Return *result* of *request*. Raises as `ioctl` does if it is a negative errno."""
         if result < 0:
             raise self.error(request, -result, shown)
@@ -122,7 +138,7 @@ class DeviceFile(Fd):
         }
         self._fd = open_node(path, f"{option}: cannot open {path}", hints, os.O_NONBLOCK)
 
-    def error(self, request: IntEnum, errno: int, shown: dict[str, object]) -> KernelError:
+    def error(self, request: Request, errno: int, shown: dict[str, object]) -> KernelError:
         """Return the error, which begins with the option."""
         failed = FailedCall(request.name, errno, shown, self._fd)
         found = cause.find(failed, self.causes)

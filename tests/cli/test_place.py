@@ -138,6 +138,7 @@ def test_a_machine_is_sent_as_data(run: Callable[..., Any]) -> None:
         "dry": False,
         "milliseconds": None,
         "trace": None,
+        "record_ioctls": None,
     }
 
 

@@ -25,7 +25,14 @@ NOT_A_MACHINES = {
     "print_config",
     "print_python",
     "trace",
+    "record_ioctls",
     "sandbox",
+    "cgroup",
+    "name",
+    "control",
+    "shell",
+    "dry_run",
+    "dump_dtb",
 }
 """Options of ``pyvmm run`` that are about the run, or that others make of these."""
 

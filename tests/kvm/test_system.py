@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Any
 
 import pytest
 
+from vmm.fd import Request
 from vmm.kvm.ioctls import Ioctl
 from vmm.kvm.system import System
 
@@ -19,7 +19,7 @@ class Host(System):
         self._bits = bits
         self.created: list[int] = []
 
-    def ioctl(self, request: IntEnum, arg: Any = 0, /, **_shown: object) -> int:
+    def ioctl(self, request: Request, arg: Any = 0, /, **_shown: object) -> int:
         if request is Ioctl.KVM_CHECK_EXTENSION:
             return self._bits
         if request is Ioctl.KVM_CREATE_VM:

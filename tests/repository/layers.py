@@ -85,6 +85,7 @@ LAYERS: Final = (  # lowest first
         {
             "passthrough": "the guest's side of a VFIO device",
             "state": "what leaves a machine, and where it may go",
+            "uapi": "KVM's interface as data: what a kernel has besides, what was asked of it",
         },
     ),
     Layer("machine", {"machine": "one machine and its life"}),

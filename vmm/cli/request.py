@@ -41,6 +41,7 @@ def read(options: dict[str, Any]) -> dict[str, Any]:
         "trace": options["trace"],
         "device_tree": options["dump_dtb"],
         "dry": options["dry_run"],
+        "record_ioctls": options["record_ioctls"],
         "escape": escape,
         "milliseconds": milliseconds,
         "filtered": options["console_filter"],
@@ -50,7 +51,7 @@ def read(options: dict[str, Any]) -> dict[str, Any]:
 BESIDE_RESTORE: Final = {
     *("restore", "snapshot", "host", "events", "escape", "timeout", "console_filter"),
     *("memory_dump", "sandbox", "cgroup", "gdb", "watchdog", "trace"),
-    *("name", "control", "shell", "dry_run"),
+    *("name", "control", "shell", "dry_run", "record_ioctls"),
 }
 """Parameters that go with ``--restore``: what belongs to a run, and not to the machine."""
 

@@ -98,6 +98,12 @@ class Run(click.Command):
     help="Which interface the kernel has for cacheable PFNMAP; auto finds out.",
 )
 @click.option(
+    "--uapi-profile",
+    type=_PATH,
+    metavar="FILE",
+    help="Ask an out-of-tree kernel for the capabilities and memory-slot flags that FILE names.",
+)
+@click.option(
     "--verify",
     is_flag=True,
     help="Before the guest runs, prove which memory type stage 2 gives each --bar.",
@@ -241,6 +247,12 @@ class Run(click.Command):
 @click.option(
     "--dry-run", is_flag=True, help="Build the machine, tell what it is, and run nothing."
 )
+@click.option(
+    "--record-ioctls",
+    type=_PATH,
+    metavar="FILE",
+    help="Write a C program to FILE that makes the run's KVM ioctls again.",
+)
 @click.option("--events", type=_PATH, help="Write what happens to FILE, as JSON lines.")
 @click.option(
     "--escape",
@@ -288,6 +300,7 @@ def run(**options: Any) -> None:
         trace = _open_output("--trace", request["trace"], owned)
         tree = _open_output("--dump-dtb", request["device_tree"], owned)
         if native:
+            _record(request.pop("record_ioctls"), request["config"], owned)
             request |= {"events": events, "trace": trace, "device_tree": tree}
             if request.pop("dry"):
                 from vmm.cli.dry_run import dry_run
@@ -358,6 +371,19 @@ def _open_output(option: str, path: Path | None, owned: ExitStack) -> int | None
         return None
     with _told(option, path):
         return owned.enter_context(path.open("wb", buffering=0)).fileno()
+
+
+def _record(path: Path | None, config: MachineConfig, owned: ExitStack) -> None:
+    """Record KVM's ioctls until *owned* is closed. Raises `UserError`."""
+    if path is None:
+        return
+    from vmm.uapi.c_program import recorded
+    from vmm.uapi.profile import UapiProfile
+
+    with _told("--record-ioctls", path):
+        file = owned.enter_context(path.open("w"))
+    structs = UapiProfile.load(config.uapi_profile).structs if config.uapi_profile else ""
+    owned.enter_context(recorded(file, "pyvmm run", structs))
 
 
 @contextmanager

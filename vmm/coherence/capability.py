@@ -138,7 +138,7 @@ class HostCapability:
     def prepare(self, system: System) -> None:
         """Make *system*'s VMs ask for what the kernel gives only to VMs that do."""
         if self.generation is Generation.PER_VM:
-            system.vm_capabilities = (int(CAPABILITY),)
+            system.vm_capabilities = (*system.vm_capabilities, int(CAPABILITY))
 
     @property
     def forces_write_back(self) -> bool:
@@ -275,23 +275,25 @@ def _by_answers(
 
 def probe_flags(vm: Vm) -> dict[str, dict[str, FlagAnswer]]:
     """Try each memory-slot flag with both ioctls on *vm*, a scratch VM. Raises `KvmError`."""
+    return {flag.name or "": probe_flag(vm, flag) for flag in MemFlag}
+
+
+def probe_flag(vm: Vm, flag: int) -> dict[str, FlagAnswer]:
+    """Try *flag* with both ioctls on *vm*, a scratch VM. Raises `KvmError`."""
     with Mapping.anonymous(mmap.PAGESIZE) as mapping:
         region = Region(0, mapping.view)
         calls = {
             "KVM_SET_USER_MEMORY_REGION": vm.set_user_memory_region,
             "KVM_SET_USER_MEMORY_REGION2": vm.set_user_memory_region2,
         }
-        return {
-            flag.name or "": {name: _try(call, region, flag, vm) for name, call in calls.items()}
-            for flag in MemFlag
-        }
+        return {name: _try(call, region, flag, vm) for name, call in calls.items()}
 
 
-def _try(call: Callable[..., None], region: Region, flag: MemFlag, vm: Vm) -> FlagAnswer:
+def _try(call: Callable[..., None], region: Region, flag: int, vm: Vm) -> FlagAnswer:
     """Try one flag: it is unsupported if a slot is accepted without it and refused with it."""
     where = (region.base, region.size, region.host_address)
     more: dict[str, int] = {}
-    if flag is MemFlag.GUEST_MEMFD:
+    if flag == MemFlag.GUEST_MEMFD:
         try:
             memfd = vm.create_guest_memfd(region.size)
         except KvmError:

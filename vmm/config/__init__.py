@@ -48,6 +48,7 @@ class MachineConfig:
     bars       regions of VFIO devices at fixed guest physical addresses
     write_back  set the proposed Write-Back flag on RAM's memory slot
     uapi       generation of the kernel's interface: auto, mainline or rfc
+    uapi_profile  file that names what an out-of-tree kernel has (`vmm.uapi.profile`)
     sandbox    on: seal the process before the guest runs (`vmm.machine.seal`); log: the same, but
                what seccomp would refuse is an event; off: do not
     cgroup     a cgroup for this process and its daemons, with limits; None: where they are already
@@ -87,6 +88,7 @@ class MachineConfig:
     bars: tuple[BarConfig, ...] = ()
     write_back: bool = False
     uapi: str = "auto"
+    uapi_profile: Path | None = None
     sandbox: str = "on"
     cgroup: CgroupConfig | None = None
     sanitizer: bool = False

@@ -92,6 +92,7 @@ OPTIONS: Final[dict[str, tuple[str, Callable[[str, Any], Any]]]] = {
     "bar": ("bars", _each),
     "memory_write_back": ("write_back", _is(bool)),
     "uapi": ("uapi", _one_of("auto", "mainline", "rfc", "vendor")),
+    "uapi_profile": ("uapi_profile", _path),
     "coherency_sanitizer": ("sanitizer", _is(bool)),
     "memory_dump": ("memory_dump", _path),
     "verify": ("verify", _is(bool)),

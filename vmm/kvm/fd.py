@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from vmm._native import ffi
 from vmm.cause import FailedCall
 from vmm.errors import KernelError
-from vmm.fd import Fd
+from vmm.fd import Fd, Request
 from vmm.kvm.causes import causes
 from vmm.kvm.ioctls import Ioctl
 
 if TYPE_CHECKING:
-    from enum import IntEnum
+    from collections.abc import Callable
 
 
 class KvmError(KernelError):
     """KVM refused an ioctl: which, with what arguments, and the likely causes."""
 
     def __init__(
-        self, request: IntEnum, errno: int, shown: dict[str, object], fd: KvmFd | None = None
+        self, request: Request, errno: int, shown: dict[str, object], fd: KvmFd | None = None
     ) -> None:
         number, file = (-1, "") if fd is None else (fd.fileno(), type(fd).__name__)
         failed = FailedCall(request.name, errno, shown, number, file)
@@ -28,10 +28,30 @@ class KvmError(KernelError):
         self.arguments = shown
 
 
+class IoctlRecorder(Protocol):
+    """Who hears of each ioctl: `vmm.uapi.recorder.Recorder`."""
+
+    def call(self, fd: KvmFd, request: Request, arg: Any, issue: Callable[[], int], /) -> int:
+        """Make the call *issue*, and return its result."""
+
+    def buffer(self, address: int, size: int, /) -> None:
+        """Hear that the next attribute's value is at *address*, in *size* bytes."""
+
+
 class KvmFd(Fd):
     """One of KVM's descriptors. Its ioctls raise `KvmError`."""
 
-    def error(self, request: IntEnum, errno: int, shown: dict[str, object]) -> KvmError:
+    recorder: ClassVar[IoctlRecorder | None] = None
+    """Who hears of each ioctl of this process's, if anyone."""
+
+    def try_ioctl(self, request: Request, arg: Any = 0) -> int:
+        """Issue *request* and return its result, or a negative errno. *arg*: see `ioctl`."""
+        if KvmFd.recorder is None:
+            return super().try_ioctl(request, arg)
+        issue = super().try_ioctl
+        return KvmFd.recorder.call(self, request, arg, lambda: issue(request, arg))
+
+    def error(self, request: Request, errno: int, shown: dict[str, object]) -> KvmError:
         """Return the error for *request*."""
         return KvmError(request, errno, shown, self)
 
@@ -57,4 +77,7 @@ class AttributeFd(KvmFd):
 
     def _attr(self, request: Ioctl, group: int, attr: int, value: Any) -> None:
         addr = 0 if value is None else int(ffi.cast("uintptr_t", value))
+        if KvmFd.recorder is not None and value is not None:
+            kind = ffi.typeof(value)
+            KvmFd.recorder.buffer(addr, ffi.sizeof(value if kind.kind == "array" else kind.item))
         self.ioctl_struct(request, "kvm_device_attr", group=group, attr=attr, addr=addr)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vmm.loop import Loop
     from vmm.memory import Region
     from vmm.passthrough.region_memory import RegionMemory
+    from vmm.uapi.profile import UapiProfile
     from vmm.vfio.device import VfioDevice
     from vmm.virtio.pmem_file import PmemFile
 
@@ -72,6 +73,7 @@ class AddressSpace(Closeable):
         with ExitStack() as undo:
             undo.callback(self.close)
             self._check_memory()
+            self._profile = self._read_profile()
             self._mapping = self._owned.enter_context(self._map_ram(shared=shared))
             self.ram = AddressRange(layout.RAM, config.memory)
             self.pmems = self._open_pmems()
@@ -109,15 +111,26 @@ class AddressSpace(Closeable):
                 "use less",
             )
 
+    def _read_profile(self) -> UapiProfile | None:
+        """Read the file of ``--uapi-profile``; VMs then have what it enables."""
+        if self._config.uapi_profile is None:
+            return None
+        from vmm.uapi.profile import UapiProfile
+
+        profile = UapiProfile.load(self._config.uapi_profile)
+        self._system.vm_capabilities = (*self._system.vm_capabilities, *profile.enabled)
+        return profile
+
     def _decide_ram(self) -> int:
+        asked = self._profile.ram_bits if self._profile else 0
         if not self._config.write_back:
-            return 0  # the kernel need not be probed before the ledger is read
+            return asked  # the kernel need not be probed before the ledger is read
         from vmm.coherence.policy import Map, Refuse, decide_ram
 
         decision = decide_ram(self.capability, write_back=True)
         if isinstance(decision, Refuse):
             raise HostError(decision.because, decision.remedy)
-        return int(decision.flags) if isinstance(decision, Map) else 0
+        return asked | int(decision.flags) if isinstance(decision, Map) else asked
 
     def _open_pmems(self) -> list[PmemFile]:
         """Open the files of ``--pmem``, and place them above RAM."""
@@ -322,7 +335,7 @@ class AddressSpace(Closeable):
         *flash* has the name and slot of each bank of flash that is mapped.
         """
         from vmm.coherence.ledger import Entry, Ledger
-        from vmm.coherence.policy import DAX, MANAGED, Map, decide_ram
+        from vmm.coherence.policy import DAX, MANAGED, Map, Promise, Stage2, decide_ram
 
         on_dax = {file.base for file in self.pmems if file.is_dax}
 
@@ -332,6 +345,9 @@ class AddressSpace(Closeable):
             return decision.promise
 
         ram, plain = promise(write_back=self._config.write_back), promise(write_back=False)
+        if self._profile and self._profile.ram_bits:
+            names = " ".join(self._profile.ram_flags)
+            ram = Promise(Stage2.UNPROMISED, f"nobody tells what {names} does to stage 2")
         ordinary = [
             Entry(
                 "pmem" if region.backing is Backing.FILE else "RAM",

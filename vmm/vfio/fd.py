@@ -9,11 +9,10 @@ from vmm import fd
 from vmm._native import ffi
 from vmm.cause import FailedCall
 from vmm.errors import KernelError
-from vmm.fd import Fd
+from vmm.fd import Fd, Request
 from vmm.vfio.causes import causes
 
 if TYPE_CHECKING:
-    from enum import IntEnum
     from pathlib import Path
 
 NODE_HINTS: Final = {
@@ -34,7 +33,7 @@ class VfioError(KernelError):
     def __init__(
         self,
         name: str,
-        request: IntEnum | str,
+        request: Request | str,
         errno: int,
         shown: dict[str, object],
         fd: int = -1,
@@ -51,11 +50,11 @@ class VfioFd(Fd):
         super().__init__(number)
         self.name = name
 
-    def error(self, request: IntEnum, errno: int, shown: dict[str, object]) -> VfioError:
+    def error(self, request: Request, errno: int, shown: dict[str, object]) -> VfioError:
         """Return the error for *request*."""
         return VfioError(self.name, request, errno, shown, self._fd)
 
-    def ioctl_struct(self, request: IntEnum, struct: str, /, **fields: Any) -> Any:
+    def ioctl_struct(self, request: Request, struct: str, /, **fields: Any) -> Any:
         """Issue *request* with ``struct`` *struct* made of *fields*; return the struct.
 
         Its first field is its size, ``argsz`` or ``size``, and filled in here. Raises `VfioError`.
@@ -65,7 +64,7 @@ class VfioFd(Fd):
         self.ioctl(request, arg, **fields)
         return arg
 
-    def ioctl_whole(self, request: IntEnum, struct: str, **fields: Any) -> bytes:
+    def ioctl_whole(self, request: Request, struct: str, **fields: Any) -> bytes:
         """Issue *request* and return all of the answer: the struct and its capability chain.
 
         The kernel writes the size it needs to ``argsz``; the call is repeated with that size.

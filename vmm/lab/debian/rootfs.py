@@ -25,7 +25,7 @@ _KEPT = 8
 PACKAGES = (
     "busybox-static",
     "iproute2",
-    "python3-cffi-backend",
+    "python3-cffi",
     "python3-click",
     "python3-h11",
     "python3-pytest",
