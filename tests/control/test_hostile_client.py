@@ -92,3 +92,17 @@ def test_what_is_good_is_asked() -> None:
     with loop, theirs, Connection(ours, loop, owner):
         theirs.sendall(GOOD[0] * 3)
         loop.run(until=lambda: owner.asked == 3)
+
+
+def test_what_is_posted_after_the_end_of_a_feed_is_dropped() -> None:
+    loop, owner = Loop(), Owner()
+    ours, theirs = socket.socketpair()
+    with loop, theirs, Connection(ours, loop, owner) as connection:
+        theirs.sendall(GOOD[2])
+        loop.run(until=lambda: owner.asked == 1)
+        connection._end()
+        connection.post(b"late")
+        for _ in range(3):
+            loop.call_soon_threadsafe(lambda: None)
+            loop._round()
+        assert theirs.recv(4096).endswith(b"fed\r\n0\r\n\r\n")
