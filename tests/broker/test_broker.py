@@ -67,11 +67,25 @@ def test_once_frozen_it_takes_nothing_new(broker: Broker, tmp_path: Path) -> Non
     assert victim.read_text() == "kept"
 
 
+def test_what_a_daemon_has_started_ends_with_it(
+    broker: Broker, null: list[int], tmp_path: Path
+) -> None:
+    script = f"sleep 1000 & echo $! >{tmp_path}/child"
+    pid, pidfd = broker.start(broker.allow(["/bin/sh", "-c", script]), null)
+    assert select.select([pidfd], [], [], PATIENCE)[0]
+    os.close(pidfd)
+    child = int((tmp_path / "child").read_text())
+    assert alive(child)
+    assert broker.reap(pid) == 0
+    assert not alive(child)
+
+
 def test_it_signals_no_process_but_its_daemons(broker: Broker) -> None:
     with subprocess.Popen(["/bin/sleep", "1000"]) as other:
         broker.signal(other.pid, signal.SIGKILL)
-        with pytest.raises(ChildProcessError):
-            broker.reap(other.pid)
+        for kill in (False, True):
+            with pytest.raises(ChildProcessError, match="no such daemon"):
+                broker._ask("reap", pid=other.pid, kill=kill)
         assert other.poll() is None
         other.kill()
 
