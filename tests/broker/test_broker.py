@@ -90,6 +90,16 @@ def test_it_signals_no_process_but_its_daemons(broker: Broker) -> None:
         other.kill()
 
 
+def test_so_many_daemons_and_no_more(broker: Broker, null: list[int]) -> None:
+    command = broker.allow(["/bin/sleep", "1000"])
+    broker.freeze()
+    started = [broker.start(command, null) for _ in range(server.MOST_DAEMONS)]
+    for _, pidfd in started:
+        os.close(pidfd)
+    with pytest.raises(BlockingIOError, match="daemons run already"):
+        broker.start(command, null)
+
+
 def test_its_descriptors_are_its_own(broker: Broker) -> None:
     broker.freeze()
     shown = {path.name for path in Path(f"/proc/{broker.pid}/fd").iterdir()}

@@ -31,7 +31,10 @@ def outcome(user: int) -> Any:
     assert segment >= 0
     command = [sys.executable, str(ATTACKER), str(user)]
     try:
-        done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(
+            command, capture_output=True, check=False, timeout=60, env=environment
+        )
     finally:
         libc.shmctl(segment, IPC_RMID, None)
     assert done.stdout, done.stderr.decode()
