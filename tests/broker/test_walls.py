@@ -113,7 +113,7 @@ def attacked(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
         check=False,
         cwd="/",
         env={"PYTHONPATH": str(REPOSITORY)},
-        **({"user": user, "group": user, "extra_groups": []} if user else {}),
+        **({"user": user, "group": user, "extra_groups": []} if user else {"extra_groups": [4711]}),
     )
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stderr.splitlines()[-1])

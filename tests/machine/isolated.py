@@ -20,6 +20,8 @@ PTRACE_ATTACH, MS_BIND, PR_SET_DUMPABLE = 16, 4096, 4
 KEY = 0x7079766D
 """Of a segment of shared memory that the test has made."""
 
+GROUP = 4711
+
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -36,6 +38,18 @@ def tried(attack: Callable[[], object]) -> object:
         return error.errno
 
 
+def bystander() -> int:
+    """Start a process of the same user, which ends with this one; return its process ID."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.closerange(0, read)
+        os.close(write)
+        os.read(read, 1)  # the end of this process closes the other end
+        os._exit(0)
+    return pid
+
+
 def main() -> None:
     """Print the walls, the state of the process, and the errno of each attack, as JSON."""
     user, parent = int(sys.argv[1]), os.getppid()
@@ -44,6 +58,9 @@ def main() -> None:
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
         checked(libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0))  # as a process that never was root's
+    elif not os.geteuid():
+        os.setgroups([GROUP])
+    other = bystander()
     status = os.open("/proc/self/status", os.O_RDONLY)
     kept = os.open("/proc/self/maps", os.O_RDONLY)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -63,6 +80,7 @@ def main() -> None:
         ),
         "attach to shared memory": lambda: checked(libc.shmget(KEY, 1, 0)),
         "signal another process": lambda: os.kill(parent, 0),
+        "signal a process of the same user": lambda: os.kill(other, 0),
         "trace another process": lambda: checked(libc.ptrace(PTRACE_ATTACH, parent, 0, 0)),
         "mount": lambda: checked(libc.mount(b"/", b"/", None, MS_BIND, None)),
         "change the root": lambda: os.chroot("/"),
