@@ -12,11 +12,12 @@ from vmm.errors import HostError
 def run_directory() -> Path:
     """Return ``$XDG_RUNTIME_DIR/pyvmm``, or ``pyvmm-UID`` in $TMPDIR or /tmp; make it if need be.
 
+    An XDG_RUNTIME_DIR of another user's is as good as none: su(1) leaves it in the environment.
     Raises `HostError`: it can't be made or is not private.
     """
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     path = Path(base) / "pyvmm" if base.startswith("/") else None
-    if path is None or not path.parent.is_dir():
+    if path is None or not path.parent.is_dir() or path.parent.stat().st_uid != os.getuid():
         path = Path(os.environ.get("TMPDIR") or "/tmp") / f"pyvmm-{os.getuid()}"  # noqa: S108
     try:
         path.mkdir(mode=0o700, exist_ok=True)

@@ -36,3 +36,14 @@ def test_without_a_runtime_directory_the_temporary_one_serves(
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert run_directory() == tmp_path / f"pyvmm-{os.getuid()}"
+
+
+def test_a_runtime_directory_of_another_user_is_as_good_as_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(HostError, match="not a private directory"):  # made by the one we are
+        run_directory()
+    assert not (tmp_path / "pyvmm").exists()
+    assert (tmp_path / f"pyvmm-{tmp_path.stat().st_uid + 1}").is_dir()
