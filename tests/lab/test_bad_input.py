@@ -135,7 +135,8 @@ def test_a_file_that_may_not_be_read(as_nobody: Callable[..., Completed]) -> Non
 
 
 def test_a_host_without_kvm(lab_host: Callable[[str], Host], guest: str) -> None:
-    hidden = f"mount -t tmpfs none /dev && exec pyvmm run --host native {guest}"
+    hidden = "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && "
+    hidden += f"exec pyvmm run --host native {guest}"
     done = lab_host("fwb").run(["unshare", "-m", "sh", "-c", hidden], timeout=PATIENCE)
     line = one_line(done.status, done.stderr, HOST)
     assert line.startswith("cannot open /dev/kvm: No such file or directory; ")

@@ -60,7 +60,7 @@ class Broker(Closeable):
         except OSError as error:
             self._socket.close()
             theirs.close()
-            raise HostError(f"cannot start the broker: {error.strerror}") from error
+            raise _cannot_start(error) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
@@ -71,7 +71,7 @@ class Broker(Closeable):
             """/dev/null, for programs to read and write: a confined process opens nothing."""
         except OSError as error:
             self.close()
-            raise HostError(f"cannot start the broker: {error.strerror}") from error
+            raise _cannot_start(error) from error
 
     @property
     def closed(self) -> bool:
@@ -231,3 +231,10 @@ def current(debts: Mapping[str, Debt] | None = None) -> Broker:
         _current[:] = [Broker(debts)]
         atexit.register(_current[0].close)
     return _current[0]
+
+
+def _cannot_start(error: OSError) -> HostError:
+    return HostError(
+        f"cannot start the broker: {error.strerror}",
+        "it takes a process more (ulimit -u), two descriptors (ulimit -n), and /dev/null",
+    )

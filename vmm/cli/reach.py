@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from vmm.config.control import ControlConfig
 from vmm.errors import HostError
 from vmm.events import Events
 from vmm.terminal.output_filter import OutputFilter
@@ -50,7 +51,9 @@ def listen(
 ) -> Control | Nowhere:
     """Listen on the machine's control socket; `Control.start` it once the process is sealed.
 
-    *emitter* is of `events`; *owned* closes the socket. Raises `UserError`.
+    *emitter* is of `events`; *owned* closes the socket. A machine for which nobody asked for a
+    socket does without, if its user has no place for one: then that is an event. Raises `UserError`
+    and `HostError`.
     """
     if config.control is None:
         return Nowhere()
@@ -58,7 +61,13 @@ def listen(
     from vmm.control.feeds import HeardEvents
 
     assert isinstance(emitter, HeardEvents), "they are made for it"
-    return owned.enter_context(Control(config, machine, loop, emitter))
+    try:
+        return owned.enter_context(Control(config, machine, loop, emitter))
+    except HostError as error:
+        if config.control != ControlConfig():
+            raise
+        emitter.emit("control-off", error=str(error))
+        return Nowhere()
 
 
 def shown(control: Control | Nowhere, *, filtered: bool) -> Shown:
