@@ -7,6 +7,7 @@ sense is as good as the machine's end.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -83,10 +84,12 @@ def serve(
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.set_wakeup_fd(-1)
+        # It is one of 0 to 2 if the machine was started without that.
+        aside = fcntl.fcntl(machine.detach(), fcntl.F_DUPFD_CLOEXEC, 4)
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
-        channel = os.dup2(machine.detach(), 3, inheritable=False)
+        channel = os.dup2(aside, 3, inheritable=False)
         os.closerange(4, os.sysconf("SC_OPEN_MAX"))
         Server(socket.socket(fileno=channel), {**DEBTS, **debts}).run()
         status = 0
