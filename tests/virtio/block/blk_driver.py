@@ -22,7 +22,7 @@ HEADER, DATA, STATUS = BUFFERS, BUFFERS + 0x1000, BUFFERS + 0x800
 
 
 def wait(until: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not until():
         assert time.monotonic() < deadline
         time.sleep(0.0005)
