@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 SMAPS: Final = Path("/proc/self/smaps")
-HEADER: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+\s*(.*)")
+HEADER: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+\s*(.*)")
 
 
 _kept: Final[list[TextIO]] = []
@@ -34,12 +34,13 @@ def keep() -> None:
 
 @dataclass(frozen=True)
 class Vma:
-    """One mapping: host virtual *addresses* and their attributes."""
+    """One mapping: host virtual *addresses*, their attributes, *offset* in bytes in a file."""
 
     addresses: AddressRange
     permissions: str
     name: str
     flags: frozenset[str]
+    offset: int = 0
 
     @property
     def is_pfnmap(self) -> bool:
@@ -80,10 +81,10 @@ def parse(lines: Iterable[str]) -> Iterator[Vma]:
         if match := HEADER.match(line):
             header = match
         elif header and line.startswith("VmFlags:"):
-            start, end, permissions, name = header.groups()
+            start, end, permissions, offset, name = header.groups()
             flags = frozenset(line.split()[1:])
             addresses = AddressRange.to(int(start, 16), int(end, 16))
-            yield Vma(addresses, permissions, name.strip(), flags)
+            yield Vma(addresses, permissions, name.strip(), flags, int(offset, 16))
 
 
 def find(host_address: int, vmas: Iterable[Vma] | None = None) -> Vma | None:

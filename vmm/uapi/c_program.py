@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import TextIO
 
-    from vmm.uapi.recorder import Call, HostMapping
+    from vmm.coherence.vma import Vma
+    from vmm.uapi.recorder import Call
 
 TEMPLATE: Final = Path(__file__).with_name("again.c.in").read_text()
 KERNEL: Final = f"Linux {os.uname().release}"
@@ -90,7 +91,7 @@ class _Program:
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self._calls = calls
-        self._mappings: dict[HostMapping, str] = {}
+        self._mappings: dict[Vma, str] = {}
 
     def blocks(self) -> Iterator[str]:
         """Yield the statements of each call."""
@@ -102,12 +103,12 @@ class _Program:
                 yield self._map(call.mapping)
             yield self._block(call)
 
-    def _map(self, mapping: HostMapping) -> str:
+    def _map(self, mapping: Vma) -> str:
         name = self._mappings[mapping] = f"memory{len(self._mappings)}"
-        is_device = mapping.path.startswith(DEVICES)
-        path = _quoted(mapping.path) if is_device else "NULL"
-        said = "" if is_device or not mapping.path else f"\t/* it was {_comment(mapping.path)} */\n"
-        size, offset = mapping.end - mapping.start, mapping.offset if is_device else 0
+        is_device = mapping.name.startswith(DEVICES)
+        path = _quoted(mapping.name) if is_device else "NULL"
+        said = "" if is_device or not mapping.name else f"\t/* it was {_comment(mapping.name)} */\n"
+        size, offset = mapping.addresses.size, mapping.offset if is_device else 0
         writable = int("w" in mapping.permissions or not is_device)
         where = f"{path}, {size:#x}, {offset:#x}, {writable}"
         return f"\n{said}\tunsigned char *{name} = memory({where});\n"
@@ -156,7 +157,8 @@ class _Program:
         if isinstance(value, list):
             return f"{{ {', '.join(map(_number, value))} }}" if any(value) else ""
         if name == MEMORY and call.mapping is not None:
-            return f"(uintptr_t)({self._mappings[call.mapping]} + {value - call.mapping.start:#x})"
+            offset = value - call.mapping.addresses.base
+            return f"(uintptr_t)({self._mappings[call.mapping]} + {offset:#x})"
         if POINTERS.get(tag) == name and value:
             return "(uintptr_t)room" if call.pointed is None else "(uintptr_t)pointed"
         if name in EVENTFDS.get(tag, ()) and (name == "fd" or value):

@@ -9,20 +9,20 @@ KVM_RUN is not among them: it is not made through `vmm.fd.Fd.ioctl` (see `vmm.kv
 
 from __future__ import annotations
 
-import os
-import re
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from vmm._native import ffi, lib
 from vmm.closeable import Closeable
+from vmm.coherence import vma
 from vmm.kvm.fd import KvmFd
 from vmm.kvm.ioctls import Ioctl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmm.coherence.vma import Vma
     from vmm.fd import Request
 
 MOST: Final = 4096
@@ -40,20 +40,6 @@ MADE: Final = {
 SLOTS: Final = (Ioctl.KVM_SET_USER_MEMORY_REGION, Ioctl.KVM_SET_USER_MEMORY_REGION2)
 ONE_REG: Final = (Ioctl.KVM_GET_ONE_REG, Ioctl.KVM_SET_ONE_REG)
 ATTRIBUTES: Final = (Ioctl.KVM_SET_DEVICE_ATTR, Ioctl.KVM_GET_DEVICE_ATTR)
-
-_LINE: Final = re.compile(
-    rb"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+ *([^\n]*)$", re.MULTILINE
-)
-
-
-class HostMapping(NamedTuple):
-    """A mapping of this process's, as /proc/self/maps has it: addresses and offset in bytes."""
-
-    start: int
-    end: int
-    permissions: str
-    offset: int
-    path: str
 
 
 @dataclass(frozen=True)
@@ -77,7 +63,7 @@ class Call:
     result: int
     makes: str = ""
     pointed: bytes | None = None
-    mapping: HostMapping | None = None
+    mapping: Vma | None = None
 
 
 @dataclass
@@ -98,16 +84,13 @@ class Recorder(Closeable):
         self._names: dict[int, str] = {}
         self._counts = dict.fromkeys(MADE.values(), 0)
         self._buffers: dict[int, int] = {}
-        # Opened now: a sealed machine opens nothing.
-        self._maps = os.open("/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC)
+        vma.keep()
         KvmFd.recorder = self
 
     def close(self) -> None:
         """End the recording. Idempotent."""
-        if self._maps >= 0:
+        if KvmFd.recorder is self:
             KvmFd.recorder = None
-            os.close(self._maps)
-            self._maps = -1
 
     def buffer(self, address: int, size: int) -> None:
         """Say that the next device attribute at *address* has *size* bytes."""
@@ -120,7 +103,7 @@ class Recorder(Closeable):
             return issue()
         kind, argument = (None, int(arg)) if isinstance(arg, int) else self._taken(arg)
         address = self._address(request, arg)
-        mapping = self._mapping(address) if request in SLOTS else None
+        mapping = vma.find(address) if request in SLOTS else None
         pointed = self._pointed(request, arg, address)
         result = issue()
         with self._lock:
@@ -174,18 +157,3 @@ class Recorder(Closeable):
         self._counts[kind] += 1
         self._names[int(arg.fd) if kind == "device" else result] = name
         return name
-
-    def _mapping(self, address: int) -> HostMapping | None:
-        text, at = b"", 0
-        while piece := os.pread(self._maps, 1 << 16, at):
-            text, at = text + piece, at + len(piece)
-        for start, end, permissions, offset, path in _LINE.findall(text):
-            if int(start, 16) <= address < int(end, 16):
-                return HostMapping(
-                    int(start, 16),
-                    int(end, 16),
-                    permissions.decode(),
-                    int(offset, 16),
-                    path.decode(errors="replace"),
-                )
-        return None
