@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Final
 
 import click
 
-from vmm.cli.place import host_option, is_native, run_there
+from vmm.cli.machine_client import client_of
+from vmm.cli.place import host_option
 from vmm.control.attach import attach
-from vmm.control.client import Client
 from vmm.terminal.escape import parse_prefix
 
 PROTOCOL: Final = "pyvmm-console"
@@ -35,9 +34,7 @@ PROTOCOL: Final = "pyvmm-console"
 def console(name: str, port: str, leave_by: str, host: str) -> None:
     """Attach to the console of the machine NAME; C-a d leaves it, and the machine goes on."""
     prefix = parse_prefix(leave_by)
-    if not is_native(host, any_machine=True):
-        sys.exit(run_there(host, start=False))
-    with Client.of(name) as client:
+    with client_of(name, host) as client:
         peer, early = client.switch(f"/consoles/{port}", PROTOCOL)
         left = attach(peer, early, prefix)
     click.echo(f"pyvmm: {'left' if left else 'the end of'} {name}", err=True)

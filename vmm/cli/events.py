@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from vmm.cli.place import host_option, is_native, run_there
-from vmm.control.client import Client
+from vmm.cli.machine_client import client_of
+from vmm.cli.place import host_option
 
 
 @click.command
@@ -15,8 +13,6 @@ from vmm.control.client import Client
 @host_option
 def events(name: str, host: str) -> None:
     """Print the events of the machine NAME from now on, as JSON lines, until it ends."""
-    if not is_native(host, any_machine=True):
-        sys.exit(run_there(host, start=False))
-    with Client.of(name) as client:
+    with client_of(name, host) as client:
         for data in client.feed("/events"):
             click.echo(data, nl=False)

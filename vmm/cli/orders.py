@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from vmm.cli.place import host_option, is_native, run_there
-from vmm.control.client import Client
+from vmm.cli.machine_client import client_of
+from vmm.cli.place import host_option
 from vmm.errors import UserError
 
 
 def order(name: str, host: str, path: str, *, wait: bool = False, **parameters: Any) -> None:
     """Give the machine *name* at *host* an order; *wait* until it has ended. Raises `VmmError`."""
-    if not is_native(host, any_machine=True):
-        sys.exit(run_there(host, start=False))
-    with Client.of(name) as client:
+    with client_of(name, host) as client:
         client.ask("POST", path, parameters)
         if wait:
             client.wait()
@@ -70,9 +67,7 @@ def snapshot(name: str, host: str) -> None:
 @host_option
 def dump(name: str, file: Path, host: str) -> None:
     """Write the RAM of the machine NAME to FILE, as --memory-dump does, and let it go on."""
-    if not is_native(host, any_machine=True):
-        sys.exit(run_there(host, start=False))
-    with Client.of(name) as client:
+    with client_of(name, host) as client:
         try:
             fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from vmm.cli.place import host_option, is_native, run_there
+from vmm.cli.machine_client import client_of
+from vmm.cli.place import host_option
 from vmm.control.attach import converse
-from vmm.control.client import Client
 from vmm.control.shell import PROTOCOL
 
 
@@ -17,8 +15,6 @@ from vmm.control.shell import PROTOCOL
 @host_option
 def shell(name: str, host: str) -> None:
     """Open a Python prompt in the process of the machine NAME, which has --shell; C-d leaves."""
-    if not is_native(host, any_machine=True):
-        sys.exit(run_there(host, start=False))
-    with Client.of(name) as client:
+    with client_of(name, host) as client:
         converse(*client.switch("/shell", PROTOCOL))
     click.echo()

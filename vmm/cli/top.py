@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import sys
 import termios
 import time
 import tty
@@ -13,11 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from vmm.cli.place import host_option, is_native, run_there
-from vmm.control.client import Client
-from vmm.control.names import names
+from vmm.cli.machine_client import client_of
+from vmm.cli.place import host_option
 from vmm.control.top import screen
-from vmm.errors import HostError, UserError
+from vmm.errors import HostError
 from vmm.terminal.console import terminal_size
 
 if TYPE_CHECKING:
@@ -46,9 +44,7 @@ def top(name: str | None, every: float, host: str) -> None:
 
     On a terminal until q; else once. Without NAME it is the one machine that runs.
     """
-    if not is_native(host, any_machine=True):
-        sys.exit(run_there(host, start=False))
-    with Client.of(name or _only_one()) as client:
+    with client_of(name, host) as client:
         live = os.isatty(0) and os.isatty(1)
         with _screen(live):
             before, since = client.ask("GET", "/counters"), time.monotonic()
@@ -66,14 +62,6 @@ def top(name: str | None, every: float, host: str) -> None:
                 text = "\x1b[K\r\n".join(lines)
                 click.echo(f"\x1b[H{text}\x1b[K\x1b[J", nl=False)
                 before, since = now, at
-
-
-def _only_one() -> str:
-    found = names()
-    if len(found) == 1:
-        return found[0]
-    what = f"these run: {', '.join(found)}" if found else "none runs"
-    raise UserError(f"which machine? {what}", "name one of pyvmm ps, or its --host")
 
 
 @contextmanager
