@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.lab.hosts import SharedHost, group_of, profile_of, sort
+from tests.lab.program import PATIENCE, PYVMM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,3 +40,13 @@ def lab_host() -> Iterator[Callable[[str], Host]]:
     """``lab_host("fwb")`` is the host of that profile, shared with the profile's other tests."""
     with closing(_shared):
         yield _shared.get
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep a host up for users' commands, apart from those that the user keeps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        subprocess.run([PYVMM, "lab", "up", "fwb"], check=True, timeout=PATIENCE)
+        yield
+        subprocess.run([PYVMM, "lab", "down", "fwb"], check=True, timeout=PATIENCE)

@@ -7,7 +7,6 @@ import os
 import pty
 import select
 import subprocess
-import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -18,23 +17,14 @@ import pyte
 import pytest
 
 from tests.lab.guest.flat_guest import ECHO, assemble
+from tests.lab.program import PATIENCE, PYVMM
 from vmm.lab.guest.uki import guest_image
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
-
-PYVMM = str(Path(sys.executable).with_name("pyvmm"))
-PATIENCE = 300.0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep a host up, apart from those that the user keeps."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-        for verb in ("up", "down"):
-            subprocess.run([PYVMM, "lab", verb, "fwb"], check=True, timeout=PATIENCE)
-            if verb == "up":
-                yield
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.timeout(900),
+    pytest.mark.usefixtures("kept"),
+]
 
 
 def order(verb: str, *words: str | Path, status: int = 0) -> str:

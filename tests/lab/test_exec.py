@@ -14,7 +14,6 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,16 +34,6 @@ EXEC = [*PYVMM, "lab", "exec", PROFILE, "--"]
 def lab(*arguments: str) -> str:
     done = subprocess.run([*PYVMM, "lab", *arguments], check=True, capture_output=True, text=True)
     return done.stdout
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep a host up, apart from those that the user keeps."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-        lab("up", PROFILE)
-        yield
-        lab("down", PROFILE)
 
 
 def run(

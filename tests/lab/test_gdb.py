@@ -5,26 +5,26 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 import pytest
 
 from tests.lab.guest import symbol_file
 from tests.lab.guest.flat_guest import CATCH, PANIC, SLEEP, SPIN, assemble
+from tests.lab.program import PATIENCE, PYVMM, Program
 from vmm.lab.debian.prefix import prefix
 from vmm.lab.guest import fixture
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.timeout(900),
+    pytest.mark.usefixtures("kept"),
+]
 
-PYVMM = str(Path(sys.executable).with_name("pyvmm"))
-PATIENCE = 400.0
 ENTRY = 0x4008_0000
 """Where a flat binary begins."""
 
@@ -47,49 +47,16 @@ again:
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep a host up, apart from those that the user keeps."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-        for verb in ("up", "down"):
-            subprocess.run([PYVMM, "lab", verb, "fwb"], check=True, timeout=PATIENCE)
-            if verb == "up":
-                yield
-
-
-class Run:
+class Run(Program):
     """``pyvmm run --host lab`` with *words*. A context manager: ends it."""
 
     def __init__(self, *words: str | Path) -> None:
-        self.seen = b""
-        self.program = subprocess.Popen(
-            [PYVMM, "run", "--host", "lab", *map(str, words)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
-    def __enter__(self) -> Self:
-        return self
+        super().__init__([PYVMM, "run", "--host", "lab", *map(str, words)])
 
     def __exit__(self, *_: object) -> None:
         if self.program.poll() is None:
             self.program.terminate()
         self.program.communicate()
-
-    def expect(self, pattern: str) -> re.Match[bytes]:
-        """Wait until the output matches; return the match."""
-        assert self.program.stdout
-        deadline = time.monotonic() + PATIENCE
-        while not (match := re.search(pattern.encode(), self.seen)):
-            left = deadline - time.monotonic()
-            assert left > 0, self.seen
-            if select.select([self.program.stdout], [], [], left)[0]:
-                data = os.read(self.program.stdout.fileno(), 65536)
-                assert data, (pattern, self.seen)
-                self.seen += data
-        return match
 
     def end(self, typed: bytes = b"") -> int:
         """Type *typed*, and return the status with which it ends."""

@@ -7,33 +7,33 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import select
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Self
 
 import pytest
 
 from tests.lab import own_network
+from tests.lab.program import PATIENCE, PYVMM, Program
 from vmm.config.pmem import PmemConfig
 from vmm.errors import UserError
 from vmm.lab.guest import fixture
 from vmm.virtio.pmem_file import PmemFile
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.timeout(900),
+    pytest.mark.usefixtures("kept"),
+]
 
-PYVMM = str(Path(sys.executable).with_name("pyvmm"))
-PATIENCE = 300.0
 MODULES = ("virtio_mmio", "virtio_net", "virtio_console")
 PMEM = ("virtio_mmio", "virtio_pmem", "nd_pmem")
 FOUND = "until [ -b /dev/pmem0 ]; do :; done; "
@@ -52,22 +52,12 @@ SERVE = (
 ECHO = "stty -F /dev/{0} raw -echo; cat </dev/{0} >/dev/{0} & "
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep a host up, apart from those that the user keeps."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-        pyvmm("lab", "up", "fwb")
-        yield
-        pyvmm("lab", "down", "fwb")
-
-
 def pyvmm(*words: str) -> subprocess.CompletedProcess[str]:
     argv = [PYVMM, *words]
     return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=PATIENCE)
 
 
-class Run:
+class Run(Program):
     """``pyvmm run --host lab`` with *options*. A context manager: ends it."""
 
     def __init__(
@@ -80,34 +70,12 @@ class Run:
         guest = fixture.guest(modules=modules, packages=["socat"], script=script)
         argv = [PYVMM, "run", "--host", "lab", *options]
         argv += ["--cmdline", "console=ttyAMA0 quiet panic=-1", "--initrd", str(guest.initrd)]
-        self.seen = b""
-        self.program = subprocess.Popen(
-            within([*argv, str(guest.kernel)]),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
-    def __enter__(self) -> Self:
-        return self
+        super().__init__(within([*argv, str(guest.kernel)]))
 
     def __exit__(self, *_: object) -> None:
         if self.program.poll() is None:
             self.program.kill()
         self.program.communicate()
-
-    def expect(self, pattern: str) -> re.Match[bytes]:
-        """Wait until the output matches; return the match."""
-        assert self.program.stdout
-        deadline = time.monotonic() + PATIENCE
-        while not (match := re.search(pattern.encode(), self.seen)):
-            left = deadline - time.monotonic()
-            assert left > 0, self.seen
-            if select.select([self.program.stdout], [], [], left)[0]:
-                data = os.read(self.program.stdout.fileno(), 65536)
-                assert data, (pattern, self.seen)
-                self.seen += data
-        return match
 
     def power_off(self) -> None:
         assert self.program.stdin
