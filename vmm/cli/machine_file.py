@@ -12,13 +12,13 @@ are what the command line takes. An option on the command line replaces the file
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from vmm.cli.request import COMMAND
+from vmm.config import toml_file
 from vmm.errors import UserError
 
 LEFT_OUT: Final = {"print_config", "print_python", "request"}
@@ -27,14 +27,7 @@ LEFT_OUT: Final = {"print_config", "print_python", "request"}
 
 def defaults(path: Path, command: click.Command) -> dict[str, Any]:
     """Return the file's options as click's ``default_map`` for *command*. Raises `UserError`."""
-    try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", "check the path") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(
-            f"{path}: no TOML: {error}", "pyvmm run --print-config writes it"
-        ) from error
+    table = toml_file.read(path, "pyvmm run --print-config writes it")
     parameters = {long_name(each): each for each in command.params}
     found: dict[str, Any] = {}
     for key, value in table.items():

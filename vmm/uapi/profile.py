@@ -22,12 +22,12 @@ Numbers of ioctls are computed as <asm-generic/ioctl.h> does on arm64 and x86-64
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import cffi
 
+from vmm.config import toml_file
 from vmm.errors import UserError
 from vmm.fd import CallNumber
 
@@ -88,15 +88,7 @@ class UapiProfile:
     @classmethod
     def load(cls, path: Path) -> UapiProfile:
         """Read the profile at *path*. Raises `UserError`, which names the key at fault."""
-        try:
-            table = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}", "check the path") from error
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UserError(
-                f"{path}: no TOML: {error}", "vmm/uapi/README.md has a sample"
-            ) from error
-        return cls.of(table, str(path))
+        return cls.of(toml_file.read(path, SAMPLE), str(path))
 
     @classmethod
     def of(cls, table: Mapping[str, Any], where: str) -> UapiProfile:
