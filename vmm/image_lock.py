@@ -22,3 +22,9 @@ def lock_image(fd: int, what: str, *, read_only: bool) -> None:
                 f"{what}: another machine uses it",
                 "end that one, give each its own copy, or give both the file with ,ro",
             ) from error
+
+
+def unlock_image(fd: int) -> None:
+    """Unlock the open file *fd*. Does nothing on file systems without locks."""
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_UN)

@@ -74,6 +74,13 @@ class Uring(Closeable):
             lib.pyvmm_uring_close(opened)
 
 
+class DiskFacts(NamedTuple):
+    """An image: bytes, and when it was changed, in nanoseconds since 1970."""
+
+    size: int
+    modified: int
+
+
 class Failure(NamedTuple):
     """A request that failed on the host.
 
@@ -245,6 +252,30 @@ class Blk(VirtioDevice):
         """Make all that was written durable; return what the image is then. Raises OSError."""
         os.fdatasync(self._backing.fileno())
         return os.fstat(self._backing.fileno())
+
+    def check(self, facts: DiskFacts) -> None:
+        """Lock the image, which another host had. Raises `HostError` if it is not as *facts* say.
+
+        What this host's page cache has of it is older than what the other host wrote.
+        """
+        self._backing.lock()
+        fd = self._backing.fileno()
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        now = os.fstat(fd)
+        if (now.st_size, now.st_mtime_ns) != facts:
+            raise HostError(
+                f"{self._backing.option}: it is not the disk that the guest had: {now.st_size} "
+                f"bytes, changed at {now.st_mtime_ns} ns; there {facts.size}, {facts.modified}",
+                "let both hosts have the same file",
+            )
+
+    def lend(self) -> None:
+        """Let another host have the image: the device is paused."""
+        self._backing.unlock()
+
+    def take_back(self) -> None:
+        """Undo `lend`. Raises `UserError` if another machine has the image."""
+        self._backing.lock()
 
     def readers(self) -> list[tuple[int, Callable[[], object]]]:
         """Return the eventfd of failed requests, and what to do when it is readable."""

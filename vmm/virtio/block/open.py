@@ -18,29 +18,35 @@ if TYPE_CHECKING:
     from vmm.virtio.queue import MemoryMap
 
 
-def open_disk(
+def open_disk(  # noqa: PLR0913  (what a disk has)
     name: str,
     config: DiskConfig,
     memory: MemoryMap,
     events: Events,
     say: Callable[[str], object] = lambda _line: None,
+    *,
+    locked: bool = True,
 ) -> VirtioDevice:
     """Return the block device that *config* asks for. Raises `UserError` and `HostError`.
 
-    *say* is called with a line for the user if a daemon serves it that has no walls.
+    *say* is called with a line for the user if a daemon serves it that has no walls; *locked*: see
+    `vmm.virtio.block.raw_image.RawDisk`.
     """
     config = with_format(config)
     if config.format == "raw":
-        return _open_raw(name, config, memory, events)
+        return _open_raw(name, config, memory, events, locked=locked)
     return _open_daemon(name, config, memory, events, say)
 
 
-def _open_raw(name: str, config: DiskConfig, memory: MemoryMap, events: Events) -> VirtioDevice:
+def _open_raw(
+    name: str, config: DiskConfig, memory: MemoryMap, events: Events, *, locked: bool
+) -> VirtioDevice:
     backing = RawDisk(
         config.path,
         read_only=config.read_only,
         option=f"--disk {config.path}",
         cache=CACHE_MODES[config.cache],
+        locked=locked,
     )
     try:
         return Blk(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from vmm._native import ffi, lib
 from vmm.closeable import Closeable
 from vmm.errors import UserError
-from vmm.image_lock import lock_image
+from vmm.image_lock import lock_image, unlock_image
 from vmm.virtio.block.registers import SECTOR
 
 if TYPE_CHECKING:
@@ -58,11 +58,18 @@ class Alignment(NamedTuple):
 class RawDisk(Closeable):
     """Own a raw image. Raises `UserError`, which names *option*, for anything else.
 
-    The image is locked with flock: exclusive for a writer, shared for readers.
+    The image is locked with flock: exclusive for a writer, shared for readers. Not with *locked*
+    false: a machine that comes from elsewhere locks it when its old host has unlocked it.
     """
 
     def __init__(
-        self, path: Path, *, read_only: bool, option: str, cache: CacheMode = WRITE_BACK
+        self,
+        path: Path,
+        *,
+        read_only: bool,
+        option: str,
+        cache: CacheMode = WRITE_BACK,
+        locked: bool = True,
     ) -> None:
         self.read_only = read_only
         self.cache = cache
@@ -78,7 +85,8 @@ class RawDisk(Closeable):
             ) from error
         try:
             self.sectors = self._measure()
-            lock_image(self._fd, self.option, read_only=self.read_only)
+            if locked:
+                self.lock()
             if cache.direct:
                 self._open_direct()
         except BaseException:
@@ -113,6 +121,14 @@ class RawDisk(Closeable):
         memory, offset = ffi.new("uint32_t *"), ffi.new("uint32_t *")
         if lib.pyvmm_blk_alignment(self._direct, memory, offset) == 0:
             self.alignment = Alignment(int(memory[0]), int(offset[0]))
+
+    def lock(self) -> None:
+        """Lock the image. Raises `UserError` if another machine has it."""
+        lock_image(self._fd, self.option, read_only=self.read_only)
+
+    def unlock(self) -> None:
+        """Let another machine have the image."""
+        unlock_image(self._fd)
 
     def fileno(self) -> int:
         """Return the descriptor."""
