@@ -33,6 +33,10 @@ class Still:
     holders: int = 0
     ended: list[Ending] = field(default_factory=list)
     power: None = None
+    strayed: bool = False
+
+    def take_back(self) -> None:
+        self.strayed = False
 
     @property
     def paused(self) -> bool:

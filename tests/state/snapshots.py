@@ -11,7 +11,7 @@ from vmm.arm64.vcpu_state import VcpuState
 from vmm.config import MachineConfig
 from vmm.devices.pl011 import REGISTERS, Pl011State
 from vmm.devices.pl031 import Pl031State
-from vmm.machine.snapshot import configuration
+from vmm.machine.snapshot import describe
 from vmm.state import manifest
 from vmm.state.machine_state import MachineState
 from vmm.state.manifest import DiskFile, MadeBy, Manifest, MemoryFile
@@ -52,7 +52,7 @@ def make(
     made = Manifest(
         MadeBy("pyvmm", "7.3", "2026-11-28T12:00:00Z"),
         golden("fwb").cpu,
-        configuration(config),
+        describe(config).configuration,
         disks,
         MemoryFile("memory.1", 0x4000_0000, SIZE, 0, hashlib.sha256().hexdigest()),
         STATE,

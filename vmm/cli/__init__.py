@@ -33,6 +33,7 @@ COMMANDS = {
     "events": "Print what happens to a machine.",
     "snapshot": "Write a snapshot of a machine.",
     "dump": "Write a machine's RAM to a file.",
+    "migrate": "Move a running guest to another host.",
     "probe": "Tell what this host's KVM can do.",
     "map": "Tell what each range of a guest's memory is promised.",
     "verify": "Prove what stage 2 gives a region of a VFIO device.",

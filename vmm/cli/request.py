@@ -49,15 +49,15 @@ def read(options: dict[str, Any]) -> dict[str, Any]:
 
 
 BESIDE_RESTORE: Final = {
-    *("restore", "snapshot", "host", "events", "escape", "timeout", "console_filter"),
-    *("memory_dump", "sandbox", "cgroup", "gdb", "watchdog", "trace"),
+    *("restore", "incoming", "snapshot", "host", "events", "escape", "timeout"),
+    *("console_filter", "memory_dump", "sandbox", "cgroup", "gdb", "watchdog", "trace"),
     *("name", "control", "shell", "dry_run", "record_ioctls"),
 }
-"""Parameters that go with ``--restore``: what belongs to a run, and not to the machine."""
+"""Parameters that go with ``--restore`` and ``--incoming``: what belongs to a run alone."""
 
 
-def _check_restore() -> None:
-    """Raise `UserError` if something is given that the snapshot has."""
+def _check_beside(option: str, origin: str) -> None:
+    """Raise `UserError` if something is given beside *option* that *origin* has."""
     context = click.get_current_context()
     for parameter in context.command.params:
         name = str(parameter.name)
@@ -65,14 +65,20 @@ def _check_restore() -> None:
         if given and name not in BESIDE_RESTORE:
             what = "IMAGE" if isinstance(parameter, click.Argument) else parameter.opts[0]
             raise UserError(
-                f"--restore: the snapshot has the machine, and {what} with it", "leave it out"
+                f"{option}: {origin} has the machine, and {what} with it", "leave it out"
             )
 
 
 def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     """Return the machine and the console's escape prefix. Raises `UserError`."""
     if options["restore"] is not None:
-        _check_restore()
+        _check_beside("--restore", "the snapshot")
+    if options["incoming"] is not None:
+        _check_beside("--incoming", "the source")
+        for other in ("restore", "dry_run"):
+            if options[other]:
+                name = other.replace("_", "-")
+                raise UserError(f"--incoming: --{name} has no place there", "leave one of them out")
     image, initrd, tree = options["image"], options["initrd"], options["kernel_tree"]
     if tree is not None:
         if image is not None or options["firmware"] is not None:

@@ -126,6 +126,11 @@ class Run(click.Command):
     help="Go on from the snapshot in DIR, instead of booting IMAGE.",
 )
 @click.option(
+    "--incoming",
+    metavar="unix:PATH|tcp:HOST:PORT",
+    help="Wait for a guest that moves here (pyvmm migrate), instead of booting IMAGE.",
+)
+@click.option(
     "--coherency-sanitizer",
     is_flag=True,
     help="Make forgotten cache maintenance show: RAM that is owed any has two copies.",
@@ -314,7 +319,7 @@ def run(**options: Any) -> None:
         from vmm.virtio.block.image_format import with_formats
 
         config = with_formats(config)
-    if config.restore is None:
+    if not config.comes_along:
         _check_files(config)
     with ExitStack() as owned:
         from vmm.cli.ends import Ends, say, staying

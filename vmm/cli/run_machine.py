@@ -8,6 +8,7 @@ import signal
 import sys
 from contextlib import ExitStack, suppress
 from itertools import cycle
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmm.arm64 import layout
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from vmm.config import MachineConfig
     from vmm.config.command import CommandConfig
     from vmm.machine.guest_command import GuestCommand
+    from vmm.machine.incoming import Incoming
     from vmm.terminal.console import InputSink
 
 SWITCH_INTERVAL: Final = 1e-4
@@ -56,6 +58,7 @@ STATUS: Final = {
     Ending.PANICKED: EXIT_GUEST,
     Ending.TIMED_OUT: EXIT_TIMEOUT,
     Ending.SAVED: EXIT_POWERED_OFF,
+    Ending.MOVED: EXIT_POWERED_OFF,
     Ending.QUIT: EXIT_SIGNAL_BASE + signal.SIGINT,
 }
 """Exit statuses of a guest's endings."""
@@ -82,13 +85,14 @@ def run_machine(  # noqa: PLR0913  (what a run needs besides the machine)
     trace         descriptor to write a trace to; None: there is none
     device_tree   descriptor to write the device tree to; None: nowhere
     """
-    config, lender = prepare(config)
+    incoming = _wait_for(config)
+    config, lender = prepare(config if incoming is None else incoming.config(config))
     received: list[int] = []
     emitter = reach.events(config, events)
     with (
         Loop() as loop,
         Tracing(loop, trace) as tracing,
-        Machine(config, loop, emitter, trace=tracing.trace) as machine,
+        Machine(config, loop, emitter, trace=tracing.trace, incoming=incoming) as machine,
         ExitStack() as owned,
     ):
         watch(config, machine, loop, emitter, owned)
@@ -139,6 +143,21 @@ def prepare(config: MachineConfig) -> tuple[MachineConfig, Broker | None]:
     sys.setswitchinterval(SWITCH_INTERVAL)
     _raise_descriptor_limit()
     return config, lender
+
+
+def _wait_for(config: MachineConfig) -> Incoming | None:
+    """Wait for the guest of ``--incoming``, and take its source's offer; None: there is none."""
+    if config.incoming is None:
+        return None
+    from vmm.machine.incoming import Incoming, listen
+
+    listener = listen(config.incoming)
+    print(f"pyvmm: waiting for a guest at {config.incoming}", file=sys.stderr, flush=True)  # noqa: T201
+    try:
+        return Incoming(listener)
+    finally:
+        if config.incoming.path:
+            Path(config.incoming.path).unlink(missing_ok=True)
 
 
 def _saved(config: MachineConfig) -> MachineConfig:

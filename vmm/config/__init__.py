@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vmm.config.disk import DiskConfig
     from vmm.config.firmware import FlashConfig
     from vmm.config.gdb import GdbConfig
+    from vmm.config.incoming import PeerConfig
     from vmm.config.net import NetConfig
     from vmm.config.pmem import PmemConfig
     from vmm.config.share import ShareConfig
@@ -71,6 +72,8 @@ class MachineConfig:
     snapshot   where to write snapshots; None: there are none
     restore    directory of the snapshot to go on from; it has the machine's configuration, and
                `vmm.machine.restore` replaces this one by it
+    incoming   where to wait for a guest that moves here, which brings its configuration:
+               `vmm.machine.incoming` replaces this one by it
     command    what the small guest runs instead of a shell; its ports are in *consoles*, its
                directory in *shares*
     """
@@ -109,6 +112,7 @@ class MachineConfig:
     watchdog: WatchdogConfig | None = None
     snapshot: SnapshotConfig | None = None
     restore: Path | None = None
+    incoming: PeerConfig | None = None
     command: CommandConfig | None = None
 
     @property
@@ -120,6 +124,11 @@ class MachineConfig:
         if self.shares or any(net.shares_memory for net in self.nets):
             return True
         return any(disk.shares_memory for disk in self.disks)
+
+    @property
+    def comes_along(self) -> bool:
+        """Whether the configuration is with the guest's state, and this one is not all of it."""
+        return self.restore is not None or self.incoming is not None
 
     @property
     def default_cmdline(self) -> str:
@@ -156,7 +165,7 @@ class MachineConfig:
             from vmm.config.vfio import check_devices
 
             check_devices(self.vfio, self.bars)
-        if self.firmware is not None or (self.image is None and self.restore is None):
+        if self.firmware is not None or (self.image is None and not self.comes_along):
             from vmm.config.firmware import check_firmware
 
             check_firmware(self.image, self.firmware, self.initrd)

@@ -31,6 +31,7 @@ MODULES: Final = {
     "FlashConfig": "vmm.config.firmware",
     "Forward": "vmm.config.net",
     "NetConfig": "vmm.config.net",
+    "PeerConfig": "vmm.config.incoming",
     "NetKind": "vmm.config.net",
     "PmemConfig": "vmm.config.pmem",
     "ShareConfig": "vmm.config.share",

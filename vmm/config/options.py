@@ -111,6 +111,7 @@ OPTIONS: Final[dict[str, tuple[str, Callable[[str, Any], Any]]]] = {
     "watchdog": ("watchdog", _one),
     "snapshot": ("snapshot", _one),
     "restore": ("restore", _path),
+    "incoming": ("incoming", _one),
 }
 """Each option: the field of `MachineConfig` that it sets, and what makes the field's value."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from vmm.control.routes import JSON, Call, Feed, Parameter, Route, Text
 from vmm.control.server import Server
 from vmm.errors import UserError
 from vmm.machine.machine import Ending
+from vmm.machine.outgoing import MOST_CONNECTIONS
 from vmm.terminal.console import InputSink
 from vmm.virtio.console.chardev.unix import Listener
 
@@ -221,6 +223,19 @@ class Control(Closeable):
                 for name, what in CONSOLES.items()
             ),
             Route(
+                method="POST",
+                path="/migrate",
+                summary="Begin to move the guest over connections to a destination, "
+                "pyvmm run --incoming; events tell of the rest.",
+                handle=self._migrate,
+                gives=Status,
+                parameters={
+                    "downtime": Parameter("milliseconds that the guest may stand still", "300")
+                },
+                fds=1,
+                more_fds=MOST_CONNECTIONS - 1,
+            ),
+            Route(
                 method="GET",
                 path="/events",
                 summary="Stream events from now on, as JSON lines. A reader that is too slow "
@@ -281,6 +296,9 @@ class Control(Closeable):
         return self._status(call)
 
     def _resume(self, call: Call) -> Status:
+        if self._machine.strayed:
+            self._machine.take_back()
+            return self._status(call)
         if not self._holding:
             others = " by you; somebody else holds it" if self._machine.paused else ""
             raise UserError(f"the machine is not paused{others}", "see its status")
@@ -313,6 +331,22 @@ class Control(Closeable):
             known = ", ".join(self._consoles) or "pyvmm run has none, for a COMMAND"
             raise UserError(f"there is no console {name}", f"there is: {known}")
         return self._consoles[name].feed()
+
+    def _migrate(self, call: Call) -> Status:
+        downtime = call.parameters["downtime"]
+        if not (downtime.isascii() and downtime.isdigit() and 0 < len(downtime) < 10):
+            raise UserError(f"downtime: {downtime[:40]!r} is no number of milliseconds")
+        sockets = []
+        try:
+            sockets += [socket.socket(socket.AF_UNIX, fileno=os.dup(fd)) for fd in call.fds]
+            self._machine.migrate(sockets, int(downtime) / 1000)
+        except BaseException as error:
+            for each in sockets:
+                each.close()
+            if isinstance(error, OSError):
+                raise UserError(f"a descriptor is no socket: {error.strerror}") from error
+            raise
+        return self._status(call)
 
     def _feed_events(self, _call: Call) -> Feed:
         return self._events.feed()

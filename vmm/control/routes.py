@@ -94,6 +94,7 @@ class Route:
               any other `VmmError` 500
     gives     the dataclass that it returns, or else the type of a document or of a feed
     fds       how many descriptors have to come with the request (SCM_RIGHTS)
+    more_fds  how many more may
     protocol  what the connection becomes (``Upgrade``); "": it stays HTTP
     """
 
@@ -104,6 +105,7 @@ class Route:
     gives: type | str
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     fds: int = 0
+    more_fds: int = 0
     protocol: str = ""
 
     def call(self, body: bytes, fds: Sequence[int]) -> Call:
@@ -116,9 +118,11 @@ class Route:
             raise UserError("the body is no JSON object", "send an object, or nothing")
         for name in given.keys() - self.parameters.keys():
             raise UserError(f"{name[:40]}: no parameter of {self.method} {self.path}")
-        if len(fds) != self.fds:
+        if not self.fds <= len(fds) <= self.fds + self.more_fds:
+            most = f" to {self.fds + self.more_fds}" if self.more_fds else ""
             raise UserError(
-                f"{self.method} {self.path} takes {self.fds} descriptors, and {len(fds)} came",
+                f"{self.method} {self.path} takes {self.fds}{most} descriptors, "
+                f"and {len(fds)} came",
                 "pass them with the first bytes of the request (SCM_RIGHTS)",
             )
         return Call(

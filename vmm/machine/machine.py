@@ -39,6 +39,7 @@ from vmm.observe.phases import Phases, WordsWatch
 from vmm.observe.trace import process_start
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
     from vmm.arm64.payload import Payload
@@ -49,16 +50,19 @@ if TYPE_CHECKING:
     from vmm.kvm.exits import Exit
     from vmm.loop import Loop
     from vmm.machine.flash import Flash
+    from vmm.machine.incoming import Incoming
     from vmm.machine.memory_dump import MemoryDump
+    from vmm.machine.outgoing import Gone, Outgoing
     from vmm.machine.pci_root import PciRoot
     from vmm.machine.restore import Restore
-    from vmm.machine.snapshot import Parts, Snapshots, Taken
+    from vmm.machine.snapshot import Described, Parts, Snapshots, Taken
     from vmm.machine.vcpu_thread import Reason
     from vmm.machine.virtio_devices import MakeDevice, VirtioDevices
     from vmm.observe.counters import Counters
     from vmm.observe.trace import Trace
     from vmm.passthrough.devices import Passthrough
     from vmm.state.baseline import Baseline
+    from vmm.state.visible_cpu import VisibleCpu
     from vmm.virtio.balloon import Balloon
     from vmm.virtio.console.chardev.pipes import PipeChardev
     from vmm.virtio.console.device import Console
@@ -79,6 +83,7 @@ class Ending(Enum):
     TIMED_OUT = "timed-out"
     COMMAND_ENDED = "command-ended"
     SAVED = "saved"
+    MOVED = "moved"
     QUIT = "quit"
 
 
@@ -110,19 +115,23 @@ class Machine(Closeable):
     """Own the machine that *config* describes. Use as a context manager.
 
     *devices* make virtio devices besides those of *config*. Construct, `run` and close it in
-    *loop*'s thread. *trace* records it. Raises `UserError` and `HostError`.
+    *loop*'s thread. *trace* records it. *incoming*, which has made *config*, brings the guest.
+    Raises `UserError` and `HostError`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what is made before it)
         self,
         config: MachineConfig,
         loop: Loop,
         events: Events,
         devices: Sequence[MakeDevice] = (),
+        *,
         trace: Trace | None = None,
+        incoming: Incoming | None = None,
     ) -> None:
         self._owned = ExitStack()
         self._restore = self._open_restore(config)
+        self._incoming = incoming
         self._config = config = _with_formats(
             config if self._restore is None else self._restore.config(config)
         )
@@ -147,9 +156,16 @@ class Machine(Closeable):
         self._panic_reason = ""  # empty: the kernel gave none, or there was no panic
         self._cycle = 0
         self._ending: Ending | Exception | None = None
+        self._outgoing: Outgoing | None = None
+        self._described: Described | None = None
+        self.seen: VisibleCpu | None = None
+        """What the guest was shown of the CPU, if it comes from elsewhere."""
         self._pause = Pause(lambda: self._virtio_devices.devices if self._virtio_devices else ())
         with ExitStack() as undo:
             undo.callback(self.close)
+            if incoming is not None:
+                self._owned.callback(incoming.close)
+                undo.push(lambda _kind, error, _trace: incoming.refuse(error))
             self._system = self._owned.enter_context(System.open())
             self._files = self._owned.enter_context(Files(config))
             self.space = self._owned.enter_context(
@@ -159,17 +175,7 @@ class Machine(Closeable):
             self._denied: sandbox.DeniedError | None = None
             self._denials = self._owned.enter_context(sandbox.Teller(loop, self._on_denial))
             self._dump = self._add_dump()
-            self._bus = MmioBus()
-            self._lines: dict[int, SwitchableLine] = {}
-            self._fastpath = MmioFastpath()
-            self._flash = self._add_flash()
-            self.uart = self._add_uart()
-            self._rtc = self._add_rtc()
-            self._add_pvpanic()
-            self._root = self._add_pci()
-            self._passthrough = self._add_passthrough()
-            self._virtio_devices = self._add_virtio()
-            self._finish_address_space()
+            self._make_board()
             self._baseline = self._read_baseline()
             self._snapshots = self._add_snapshots()
             self._observatory = self._owned.enter_context(self._observe(trace))
@@ -177,6 +183,20 @@ class Machine(Closeable):
         self._phases.passed("parts are opened")
 
     # --- parts --------------------------------------------------------------------------------
+
+    def _make_board(self) -> None:
+        """Make the bus, and the devices on it."""
+        self._bus = MmioBus()
+        self._lines: dict[int, SwitchableLine] = {}
+        self._fastpath = MmioFastpath()
+        self._flash = self._add_flash()
+        self.uart = self._add_uart()
+        self._rtc = self._add_rtc()
+        self._add_pvpanic()
+        self._root = self._add_pci()
+        self._passthrough = self._add_passthrough()
+        self._virtio_devices = self._add_virtio()
+        self._finish_address_space()
 
     def _line(self, spi: int) -> SwitchableLine:
         """Return the line of *spi*, which each power cycle connects to its GIC."""
@@ -372,6 +392,10 @@ class Machine(Closeable):
         To be called once all else is open, before `run`. What is imported, opened or asked later
         is done first. *shows_ledger*: `ledger` will be called. Raises `HostError`.
         """
+        if self._config.control is not None:
+            from vmm.machine.snapshot import describe
+
+            self._described = describe(self._config)
         mode = self._config.sandbox
         if mode != "off":
             watched = bool(self.watchers) or self._phases.traced
@@ -409,12 +433,15 @@ class Machine(Closeable):
         self.on_power_on()
         with PowerCycle(self._system, self.space, self._config.cpus, self._baseline) as cycle:
             self._phases.passed("the VM is made")
-            payload = self._fill(cycle)
+            payload = None if self._incoming else self._fill(cycle)
             if payload is not None:
                 self._tell_power_on(cycle, payload)
             del payload  # it is as large as the kernel
+            if self._incoming is not None and not self._take_in(self._incoming, cycle):
+                return self._ended()
             self.power = cycle
             cycle.at_end(self._forget_power)
+            cycle.at_end(self._end_outgoing)
             for watcher in self.watchers:
                 watcher.begin(cycle)
                 cycle.at_end(watcher.end)
@@ -430,17 +457,14 @@ class Machine(Closeable):
                 pause=self._pause,
                 on_exit=self.on_exit,
             )
+            if self._incoming is not None:
+                self._incoming.started()
             self._loop.run()
             self._phases.passed("the guest runs")
             self._phases.end(self.ledger)
         self._phases.passed("the VM is gone")
         self._denials.tell()  # a guest that powers off at once does not hide it
-        ending, self._ending = self._denied or self._ending, None
-        self._cycle += 1
-        if isinstance(ending, Exception):
-            self._write_dump()
-            raise ending
-        return ending or Ending.QUIT
+        return self._ended()
 
     def _fill(self, cycle: PowerCycle) -> Payload | None:
         """Load the guest into the VM, or the saved state, and connect the devices.
@@ -454,6 +478,14 @@ class Machine(Closeable):
         payload = self._load(cycle)
         self._connect(cycle)
         return payload
+
+    def _ended(self) -> Ending:
+        ending, self._ending = self._denied or self._ending, None
+        self._cycle += 1
+        if isinstance(ending, Exception):
+            self._write_dump()
+            raise ending
+        return ending or Ending.QUIT
 
     def rehearse(self) -> tuple[list[str], bytes]:
         """Make the VM as `run` does, load the guest, connect the devices, and undo it.
@@ -475,14 +507,103 @@ class Machine(Closeable):
     def _forget_power(self) -> None:
         self.power = None
 
-    def _parts(self) -> Parts:
+    def _end_outgoing(self) -> None:
+        if self._outgoing is not None:
+            self._outgoing.end()
+
+    def parts(self) -> Parts:
+        """Return what the machine consists of."""
         from vmm.machine.snapshot import Parts
 
         return Parts(self.uart, self._rtc, self._virtio_devices)
 
+    @property
+    def counter(self) -> int | None:
+        """The virtual counter at which the guest stands; None: it does not."""
+        return self._pause.counter
+
+    def _take_in(self, incoming: Incoming, cycle: PowerCycle) -> bool:
+        """Take the guest that moves here. Return False if the run ended meanwhile."""
+        began = time.monotonic()
+        self._connect(cycle)
+        self.seen = incoming.cpu
+        try:
+            taken = incoming.apply(cycle, self.parts(), self.space, self.ledger(), self._loop)
+        except VmmError as error:
+            incoming.refuse(error)
+            raise
+        if taken:
+            self._events.emit("moved-here", seconds=time.monotonic() - began)
+        return taken
+
+    def migrate(self, sockets: Sequence[socket.socket], goal: float) -> None:
+        """Move the guest over connected *sockets* to a machine with ``--incoming``.
+
+        In the loop's thread; returns at once. *goal*: seconds that the guest may stand still. When
+        it runs there, `run` returns `Ending.MOVED`. If it does not come to that, it goes on here;
+        if the connection is lost when the destination may run it already, it stays paused:
+        `strayed`. Raises `UserError` if it cannot be moved, and `HostError`.
+        """
+        if self.power is None or self._described is None or self._outgoing is not None:
+            why = "moves already" if self._outgoing is not None else "does not run"
+            raise UserError(f"migrate: the machine {why}")
+        from vmm.machine.outgoing import Outgoing
+
+        self._outgoing = Outgoing(
+            self,
+            self._config,
+            self._described,
+            sockets,
+            system=self._system,
+            loop=self._loop,
+            events=self._events,
+            goal=goal,
+            ledger=self.ledger(),
+            seen=self.seen or (self._baseline.cpu if self._baseline else None),
+            on_end=self._on_moved,
+        )
+        self._outgoing.start()
+
+    def _on_moved(self, result: Gone | VmmError) -> None:
+        if not isinstance(result, VmmError):
+            self._events.emit("moved", **result._asdict())
+            self.say(f"the guest has moved; it stood still for {result.downtime:.2f} s")
+            self._end(self._cycle, Ending.MOVED)
+        elif self._outgoing is not None and self._outgoing.gave_up:
+            self._events.emit("migration-unknown", error=str(result))
+            self.say(f"the guest stays paused, as the destination may run it: {result}")
+        else:
+            self._stay(result)
+
+    def _stay(self, error: VmmError) -> None:
+        """Go on after a move that has failed by *error*."""
+        try:
+            self.take_back()
+        except VmmError as worse:
+            self._events.emit("migration-unknown", error=str(worse))
+            self.say(f"the guest has not moved, and stays paused: {worse}")
+        else:
+            self._events.emit("migration-failed", error=str(error))
+            self.say(f"the guest has not moved, and goes on: {error}")
+
+    @property
+    def strayed(self) -> bool:
+        """Whether the guest stays paused because it, or one of its disks, may be elsewhere."""
+        return self._outgoing is not None and self._outgoing.ended
+
+    def take_back(self) -> None:
+        """Let the guest go on here: it does not run elsewhere. In the loop's thread.
+
+        Raises `UserError` if another machine has one of its disks.
+        """
+        if self._outgoing is not None:
+            self._outgoing.go_on()
+            self._outgoing = None
+
     def _apply(self, restore: Restore, cycle: PowerCycle) -> None:
         """Give the cycle and the devices the saved state."""
-        seconds = restore.apply(cycle, self._parts())
+        self.seen = restore.cpu
+        seconds = restore.apply(cycle, self.parts())
         sigbus.check()
         made_by = restore.made_by
         self._events.emit(
@@ -520,7 +641,7 @@ class Machine(Closeable):
             self.pause()
             held = True
             taken = self._snapshots.take(
-                self.power, self._parts(), self.space.ram_region, ledger, self._pause.counter
+                self.power, self.parts(), self.space.ram_region, ledger, self._pause.counter
             )
         except VmmError as error:
             if held:
@@ -616,6 +737,7 @@ class Machine(Closeable):
         if self._restore is not None:
             self._restore.forget()
             self._restore = None
+        self._incoming = self.seen = None
         if self._virtio_devices is not None:
             self._virtio_devices.reset()  # before its memory goes
         if self._root is not None:

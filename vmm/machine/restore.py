@@ -30,8 +30,76 @@ if TYPE_CHECKING:
     from vmm.machine.address_space import AddressSpace
     from vmm.machine.power_cycle import PowerCycle
     from vmm.machine.snapshot import Parts
+    from vmm.state.machine_state import MachineState
+    from vmm.state.visible_cpu import VisibleCpu
 
 OPTION: Final = "--restore"
+
+
+def configuration(where: str, machine: object, memory: int) -> MachineConfig:
+    """Return the configuration in *machine*, with *memory* bytes of RAM. Raises `UserError`."""
+    found, wrong = None, "there is no configuration"
+    try:
+        found = codec.loads(json.dumps(machine)).get("config")
+    except UserError as error:
+        wrong = error.message
+    if not isinstance(found, MachineConfig) or found.memory != memory:
+        raise UserError(
+            f"{where}: machine: {wrong}, or not with this memory.size", "use another snapshot"
+        )
+    return found
+
+
+def with_run(found: MachineConfig, asked: MachineConfig) -> MachineConfig:
+    """Return the saved configuration *found* with what belongs to this run of *asked*."""
+    return replace(
+        found,
+        restore=asked.restore,
+        incoming=asked.incoming,
+        snapshot=asked.snapshot,
+        sandbox=asked.sandbox,
+        cgroup=asked.cgroup,
+        memory_dump=asked.memory_dump,
+        gdb=asked.gdb,
+        control=asked.control,
+        watchdog=asked.watchdog,
+    )
+
+
+def check_cpu(what: str, system: System, cpu: VisibleCpu, remedy: str) -> VisibleCpu:
+    """Return what this host shows of its CPU. Raises `HostError` if it cannot show *cpu*."""
+    with system.create_vm() as vm:
+        there, changes = look(vm, system.ipa_bits())
+    reasons = refused(there, changes, cpu)
+    if reasons:
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        raise HostError(
+            f"{what}: this host cannot show what the guest has seen: {reasons[0]}{more}", remedy
+        )
+    return there
+
+
+def put_in_place(what: str, state: MachineState, cycle: PowerCycle, parts: Parts) -> None:
+    """Give *cycle*, whose parts are connected, and *parts* the *state* of *what*.
+
+    Virtio devices go on at once; vCPUs have not started. Raises `HostError` and `UserError`.
+    """
+    if len(state.vcpus) != len(cycle.vcpus):
+        raise HostError(f"{what}: state.vcpus: the machine has {len(cycle.vcpus)}")
+    mpidrs = [processor.affinity(vcpu) for vcpu in cycle.vcpus]
+    gic_state.restore(cycle.gic, mpidrs, state.gic)
+    for vcpu, saved in zip(cycle.vcpus, state.vcpus, strict=True):
+        vcpu_state.restore(vcpu, saved)
+    try:
+        parts.uart.restore(state.uart)
+    except ValueError as error:
+        raise HostError(f"{what}: state.uart: {error}") from error
+    parts.rtc.restore(state.rtc)
+    if parts.virtio is not None:
+        parts.virtio.restore(state.mmio, state.pci)
+    elif state.mmio or state.pci:
+        raise HostError(f"{what}: state.mmio: the machine has no virtio devices")
+    vcpu_state.restore_counters(cycle.vcpus[0], state.vcpus[0])
 
 
 class Restore(Closeable):
@@ -63,6 +131,11 @@ class Restore(Closeable):
             )
 
     @property
+    def cpu(self) -> VisibleCpu:
+        """What the guest has seen of the CPU."""
+        return self._manifest.cpu
+
+    @property
     def made_by(self) -> manifest.MadeBy:
         """Who made the snapshot."""
         return self._manifest.made_by
@@ -72,29 +145,11 @@ class Restore(Closeable):
 
         Raises `UserError`: it is none, or a disk has changed since.
         """
-        found, wrong = None, "there is no configuration"
-        try:
-            found = codec.loads(json.dumps(self._manifest.machine)).get("config")
-        except UserError as error:
-            wrong = error.message
-        if not isinstance(found, MachineConfig) or found.memory != self._manifest.memory.size:
-            raise UserError(
-                f"{self._what}: {manifest.NAME}: machine: {wrong}, or not with this memory.size",
-                "use another snapshot",
-            )
+        where = f"{self._what}: {manifest.NAME}"
+        found = configuration(where, self._manifest.machine, self._manifest.memory.size)
         for disk in self._manifest.disks:
             self._check_disk(disk)
-        return replace(
-            found,
-            restore=asked.restore,
-            snapshot=asked.snapshot,
-            sandbox=asked.sandbox,
-            cgroup=asked.cgroup,
-            memory_dump=asked.memory_dump,
-            gdb=asked.gdb,
-            control=asked.control,
-            watchdog=asked.watchdog,
-        )
+        return with_run(found, asked)
 
     def _check_disk(self, disk: manifest.DiskFile) -> None:
         try:
@@ -113,15 +168,12 @@ class Restore(Closeable):
 
     def check_host(self, system: System) -> None:
         """Raise `HostError` if this host cannot show the guest what it has seen, FWB first."""
-        with system.create_vm() as vm:
-            there, changes = look(vm, system.ipa_bits())
-        reasons = refused(there, changes, self._manifest.cpu)
-        if reasons:
-            more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-            raise HostError(
-                f"{self._what}: this host cannot show what the guest has seen: {reasons[0]}{more}",
-                "restore it on a host like the one that saved it: pyvmm compat diff compares two",
-            )
+        check_cpu(
+            self._what,
+            system,
+            self.cpu,
+            "restore it on a host like the one that saved it: pyvmm compat diff compares two",
+        )
 
     def check_memory(self) -> None:
         """Read all of the memory's file, and compare it with its checksum. Raises `UserError`."""
@@ -147,23 +199,7 @@ class Restore(Closeable):
         Virtio devices go on at once; vCPUs have not started. Raises `HostError` and `UserError`.
         """
         began = time.monotonic()
-        state = self._manifest.state
-        if len(state.vcpus) != len(cycle.vcpus):
-            raise HostError(f"{self._what}: state.vcpus: the machine has {len(cycle.vcpus)}")
-        mpidrs = [processor.affinity(vcpu) for vcpu in cycle.vcpus]
-        gic_state.restore(cycle.gic, mpidrs, state.gic)
-        for vcpu, saved in zip(cycle.vcpus, state.vcpus, strict=True):
-            vcpu_state.restore(vcpu, saved)
-        try:
-            parts.uart.restore(state.uart)
-        except ValueError as error:
-            raise HostError(f"{self._what}: state.uart: {error}") from error
-        parts.rtc.restore(state.rtc)
-        if parts.virtio is not None:
-            parts.virtio.restore(state.mmio, state.pci)
-        elif state.mmio or state.pci:
-            raise HostError(f"{self._what}: state.mmio: the machine has no virtio devices")
-        vcpu_state.restore_counters(cycle.vcpus[0], state.vcpus[0])
+        put_in_place(self._what, self._manifest.state, cycle, parts)
         return time.monotonic() - began
 
     def forget(self) -> None:

@@ -26,8 +26,6 @@ from vmm.state.manifest import DiskFile, MadeBy, Manifest, MemoryFile
 from vmm.virtio.block.device import Blk
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from vmm.coherence.ledger import Ledger
     from vmm.config import MachineConfig
     from vmm.config.snapshot import SnapshotConfig
@@ -72,8 +70,8 @@ def refusals(config: MachineConfig) -> list[tuple[str, str]]:
     return wrong
 
 
-def check(config: MachineConfig, devices: VirtioDevices | None) -> None:
-    """Raise `UserError` if the machine has something that cannot be saved."""
+def check(config: MachineConfig, devices: VirtioDevices | None, option: str = OPTION) -> None:
+    """Raise `UserError`, of *option*, if the machine has something that cannot be saved."""
     wrong = refusals(config)
     for device in () if devices is None else devices.devices:
         if device.unmovable:
@@ -81,7 +79,7 @@ def check(config: MachineConfig, devices: VirtioDevices | None) -> None:
     if wrong:
         what, why = wrong[0]
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise UserError(f"{OPTION}: {what}: {why}{more}", "leave one of the two out")
+        raise UserError(f"{option}: {what}: {why}{more}", "leave one of the two out")
 
 
 class Snapshots:
@@ -90,8 +88,7 @@ class Snapshots:
     def __init__(self, asked: SnapshotConfig, config: MachineConfig, system: System) -> None:
         self.ends = asked.end
         """Whether the machine ends after a snapshot."""
-        self._configuration = configuration(config)
-        self._disks = [str(disk.path.absolute()) for disk in config.disks]
+        self._described = describe(config)
         self._cpu = shown(config, system)
         self._directory = SnapshotDirectory(asked.path)
         self._made_by = _made_by()
@@ -106,14 +103,12 @@ class Snapshots:
         began = time.monotonic()
         state = collect(cycle, parts, counter)
         with host_errors(OPTION):
-            disks = _disks(self._disks, parts.virtio)
+            files = settle(self._described, parts.virtio)
         with self._directory.replace() as (name, fd, commit):
             written = memory_file.write(fd, ram, ledger)
             memory = MemoryFile(name, ram.base, ram.size, written.stored, written.sha256)
-            made_by = replace(self._made_by, time=_now())
-            text = manifest.text(
-                Manifest(made_by, self._cpu, self._configuration, disks, memory, state)
-            )
+            made_by, plain = replace(self._made_by, time=_now()), self._described.configuration
+            text = manifest.text(Manifest(made_by, self._cpu, plain, files, memory, state))
             commit(text)
         return Taken(written.stored, written.maintained, time.monotonic() - began)
 
@@ -144,22 +139,35 @@ def collect(cycle: PowerCycle, parts: Parts, counter: int | None) -> MachineStat
     )
 
 
-def configuration(config: MachineConfig) -> object:
-    """Return *config* as JSON values, without what belongs to one run."""
-    names = ("snapshot", "restore", "memory_dump", "gdb", "watchdog", "control")
+class Described(NamedTuple):
+    """A machine's configuration as JSON values, and its disks' paths. All paths are absolute.
+
+    Made before the process is sealed, which asks for its working directory.
+    """
+
+    configuration: object
+    disks: tuple[str, ...]
+
+
+def describe(config: MachineConfig) -> Described:
+    """Return *config* without what belongs to one run."""
+    names = ("snapshot", "restore", "incoming", "memory_dump", "gdb", "watchdog", "control")
     plain = replace(config, verify=False, **dict.fromkeys(names))  # type: ignore[arg-type]
-    return json.loads(codec.dumps({"config": plain}, lambda path: path.absolute()))
+    text = codec.dumps({"config": plain}, lambda path: path.absolute())
+    return Described(json.loads(text), tuple(str(disk.path.absolute()) for disk in config.disks))
 
 
-def _disks(paths: Sequence[str], devices: VirtioDevices | None) -> tuple[DiskFile, ...]:
-    """Make the disks at *paths* durable, and return what they are. Raises OSError."""
-    found: Sequence[Blk] = [
-        each for each in (() if devices is None else devices.devices) if isinstance(each, Blk)
-    ]
-    facts = [disk.settle() for disk in found]
+def disks(devices: VirtioDevices | None) -> list[Blk]:
+    """Return the disks among *devices*, in order."""
+    return [each for each in (() if devices is None else devices.devices) if isinstance(each, Blk)]
+
+
+def settle(described: Described, devices: VirtioDevices | None) -> tuple[DiskFile, ...]:
+    """Make the disks durable, and return what they are. Raises OSError."""
+    facts = [disk.settle() for disk in disks(devices)]
     return tuple(
         DiskFile(path, fact.st_size, fact.st_mtime_ns)
-        for path, fact in zip(paths, facts, strict=True)
+        for path, fact in zip(described.disks, facts, strict=True)
     )
 
 

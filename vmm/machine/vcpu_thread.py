@@ -108,6 +108,7 @@ class VcpuThread:
         self._request = Request.RUN
         self._paused = False
         self._held = False
+        self._rest = 0.0
         self._thread: Thread | None = None
 
     # --- from other threads -----------------------------------------------------------------
@@ -129,6 +130,12 @@ class VcpuThread:
     def resume(self) -> None:
         """Let a paused vCPU enter the guest again."""
         self._ask(Request.RUN)
+
+    def rest(self, seconds: float) -> None:
+        """Keep the vCPU out of the guest for *seconds*; another request ends that at once."""
+        with self._changed:
+            self._rest = seconds
+        self.vcpu.kick()
 
     def hold(self) -> None:
         """Keep the vCPU out of the guest until `release`, whether or not it is paused."""
@@ -218,12 +225,18 @@ class VcpuThread:
         """Carry out the current request; return False to end the thread."""
         self.vcpu.acknowledge_kick()
         with self._changed:
+            if rest := self._rest:
+                self._rest = 0.0
+                self._changed.wait_for(self._is_asked, rest)
             if self._must_wait():
                 self._paused = True
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: not self._must_wait())
                 self._paused = False
             return self._request is Request.RUN
+
+    def _is_asked(self) -> bool:
+        return self._request is not Request.RUN or self._held
 
     def _must_wait(self) -> bool:
         return self._request is Request.PAUSE or (self._request is Request.RUN and self._held)

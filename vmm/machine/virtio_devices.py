@@ -58,16 +58,18 @@ NOT_ALLOCATED: Final = (
 )
 
 
-def _disk(
+def _disk(  # noqa: PLR0913  (what a disk has)
     name: str,
     config: DiskConfig,
     memory: MemoryMap,
     events: Events,
     say: Callable[[str], object],
+    *,
+    locked: bool,
 ) -> VirtioDevice:
     from vmm.virtio.block.open import open_disk
 
-    return open_disk(name, config, memory, events, say)
+    return open_disk(name, config, memory, events, say, locked=locked)
 
 
 def _net(
@@ -150,7 +152,8 @@ class VirtioDevices(Closeable):
         with ExitStack() as undo:
             undo.callback(self.close)
             for number, disk in enumerate(config.disks):
-                self._plug(_disk(f"disk{number}", disk, known, events, self.notices.append))
+                say, locked = self.notices.append, config.incoming is None
+                self._plug(_disk(f"disk{number}", disk, known, events, say, locked=locked))
             for number, file in enumerate(pmems):
                 if not file.allocated:
                     self.notices.append(f"{file.option}: {NOT_ALLOCATED}")

@@ -56,8 +56,21 @@ class Moved(NamedTuple):
     wire: int = 0
 
 
+def prepare(connection: socket.socket) -> None:
+    """Let *connection* wait for its peer, for `PATIENCE` seconds at most.
+
+    Its options last when it is passed to another process; a sealed one may not set them.
+    """
+    connection.settimeout(None)
+    limit = struct.pack("ll", PATIENCE, 0)
+    for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+        connection.setsockopt(socket.SOL_SOCKET, option, limit)
+    with suppress(OSError):  # TCP alone has it
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 class Channel(Closeable):
-    """Own the connected stream socket *connection*; errors name *peer*.
+    """Own the connected stream socket *connection*, which was prepared; errors name *peer*.
 
     One thread at a time may send, and one receive. Raises `HostError` for a connection that fails,
     and `UserError` for what is no stream of pyvmm's; it names the member at fault.
@@ -67,12 +80,6 @@ class Channel(Closeable):
         self._socket = connection
         self._peer = peer
         self._moved = ffi.new("struct pyvmm_moved *")
-        connection.settimeout(None)
-        limit = struct.pack("ll", PATIENCE, 0)
-        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-            connection.setsockopt(socket.SOL_SOCKET, option, limit)
-        with suppress(OSError):  # TCP alone has it
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @property
     def moved(self) -> Moved:
