@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from tests.state.golden import golden
 from vmm.arm64.gic_state import GicState
 from vmm.arm64.vcpu_state import VcpuState
 from vmm.config import MachineConfig
+from vmm.config.disk import DiskConfig
 from vmm.devices.pl011 import REGISTERS, Pl011State
 from vmm.devices.pl031 import Pl031State
 from vmm.machine.snapshot import describe
@@ -32,6 +34,7 @@ STATE = MachineState(
     gic=GicState(3, {"distributor": {"GICD_CTLR": 0x52}, "cpu0": {"GICR_CTLR": 1}}),
     uart=Pl011State(dict.fromkeys(REGISTERS.values(), 0), (0x61,), 0, 0, overrun=False, sent=True),
     rtc=Pl031State(0, 0, 0, 0, 0, None),
+    vmgenid=bytes(range(16)),
     mmio=(MmioState(DEVICE, SelectorState(0, 1, 0), 1),),
     pci=(),
 )
@@ -47,6 +50,7 @@ def make(
     config = MachineConfig(image=Path("/guest.img"), memory=SIZE)
     disks: tuple[DiskFile, ...] = ()
     if disk is not None:
+        config = replace(config, disks=(DiskConfig(disk),))
         found = disk.stat()
         disks = (DiskFile(str(disk), found.st_size, found.st_mtime_ns),)
     made = Manifest(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.state.snapshots import SIZE, make
+from tests.state.snapshots import SIZE, STATE, make
 from vmm.config import MachineConfig
+from vmm.config.disk import DiskConfig
 from vmm.config.snapshot import SnapshotConfig
 from vmm.errors import UserError
 from vmm.machine.restore import Restore
@@ -111,8 +114,19 @@ def test_a_manifest_that_is_cut_or_changed_is_refused(path: Path, cut: int, wher
     (path / manifest.NAME).write_text(text)
 
 
+@pytest.mark.parametrize("version", range(1, manifest.READABLE + 1))
+def test_each_version_is_read(tmp_path: Path, version: int) -> None:
+    sample = Path(__file__).parent / "samples" / f"{version}.json"
+    shutil.copy(sample, tmp_path / manifest.NAME)
+    found = manifest.read(tmp_path)
+    vmgenid = STATE.vmgenid if version >= 2 else manifest.NO_ID
+    assert found.state == replace(STATE, vmgenid=vmgenid)
+    assert manifest.text(found) == sample.read_text() or version < manifest.READABLE
+
+
 def test_each_fault_is_named(path: Path) -> None:
-    assert "version 2" in edit(path, lambda value: value.update(version=2))
+    newer = manifest.READABLE + 1
+    assert f"version {newer}" in edit(path, lambda value: value.update(version=newer))
     assert '"format" is not' in edit(path, lambda value: value.update(format="x"))
     assert "there is no member memory" in edit(path, lambda value: value.pop("memory"))
     said = edit(path, lambda value: value["memory"].update(size="1"))
@@ -125,9 +139,9 @@ def test_each_fault_is_named(path: Path) -> None:
     assert "memory.file: '../x' is no name of a file" in said
 
 
-def refusal(directory: Path) -> str:
+def refusal(directory: Path, *disks: DiskConfig) -> str:
     with pytest.raises(UserError) as refused, Restore(directory) as restore:
-        restore.config(MachineConfig(restore=directory))
+        restore.config(MachineConfig(restore=directory, disks=disks))
     return str(refused.value)
 
 
@@ -168,6 +182,23 @@ def test_a_disk_that_went_on_is_refused(tmp_path: Path) -> None:
     assert f"the disk {disk} was changed after the snapshot" in refusal(tmp_path / "saved")
     disk.unlink()
     assert f"its disk {disk}: No such file or directory" in refusal(tmp_path / "saved")
+
+
+def test_a_copy_takes_a_disks_place(tmp_path: Path) -> None:
+    disk, copy, saved = tmp_path / "disk", tmp_path / "copy", tmp_path / "saved"
+    disk.write_bytes(bytes(512))
+    make(saved, disk)
+    shutil.copy2(disk, copy)
+    disk.write_bytes(bytes(1024))
+    with Restore(saved) as restore:
+        found = restore.config(MachineConfig(restore=saved, disks=(DiskConfig(copy),)))
+    assert [each.path for each in found.disks] == [copy]
+    os.utime(copy)
+    assert f"the disk {copy} was changed after the snapshot" in refusal(saved, DiskConfig(copy))
+    both = DiskConfig(copy), DiskConfig(disk)
+    assert "2 copies of disks, and the snapshot has 1" in refusal(saved, *both)
+    told = refusal(saved, DiskConfig(copy, read_only=True))
+    assert "the snapshot has the disk's options" in told
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,18 @@ def flash(banks: Sequence[AddressRange]) -> Node:
     )
 
 
+def vmgenid() -> Node:
+    """Return the node of the VM generation ID (bindings rng/microsoft,vmgenid.yaml)."""
+    return Node(
+        f"rng@{layout.VMGENID:x}",
+        {
+            "compatible": "microsoft,vmgenid",
+            "reg": reg((layout.VMGENID, layout.DEVICE_SIZE)),
+            "interrupts": gic.spi(layout.SPI_VMGENID, edge=True),
+        },
+    )
+
+
 def virtio_mmio(slots: int) -> list[Node]:
     """Return nodes of the first *slots* virtio-mmio transports (bindings virtio/mmio.yaml).
 

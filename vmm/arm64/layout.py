@@ -4,6 +4,7 @@
     0x0800_0000  GIC distributor; 0x0801_0000  GICv2 CPU interface
     0x0808_0000  GICv3 ITS;       0x080a_0000  GICv3 redistributors, 128 KiB a vCPU
     0x0900_0000  PL011 UART;      0x0901_0000  PL031 RTC;   0x0902_0000  pvpanic
+    0x090f_0000  VM generation ID
     0x0a00_0000  virtio-mmio transports, 512 bytes each
     0x1000_0000  PCI, 32-bit memory window
     0x3eff_0000  PCI I/O;         0x3f00_0000  PCI configuration space (ECAM), one bus
@@ -41,6 +42,10 @@ PVPANIC: Final = 0x0902_0000
 DEVICE_SIZE: Final = 0x1000
 """Bytes of registers of each of the three."""
 
+VMGENID: Final = 0x090F_0000
+VMGENID_SIZE: Final = 0x1_0000
+"""A page of memory, of whatever size the host's are."""
+
 VIRTIO: Final = 0x0A00_0000
 VIRTIO_SIZE: Final = 0x200
 VIRTIO_SLOTS: Final = 32
@@ -57,6 +62,7 @@ RAM: Final = 0x4000_0000
 
 SPI_UART: Final = 1
 SPI_RTC: Final = 2
+SPI_VMGENID: Final = 5
 SPI_VIRTIO: Final = 16
 """Slot 0's interrupt; slot n has SPI_VIRTIO + n."""
 SPI_PCI: Final = 48
@@ -79,6 +85,7 @@ REGISTERS: Final = {
     "PL011 UART": AddressRange(UART, DEVICE_SIZE),
     "PL031 RTC": AddressRange(RTC, DEVICE_SIZE),
     "pvpanic": AddressRange(PVPANIC, DEVICE_SIZE),
+    "VM generation ID": AddressRange(VMGENID, VMGENID_SIZE),
     "virtio-mmio": AddressRange(VIRTIO, VIRTIO_SIZE * VIRTIO_SLOTS),
     "PCI memory": AddressRange(PCI_MEMORY, PCI_MEMORY_SIZE),
     "PCI I/O": AddressRange(PCI_IO, PCI_IO_SIZE),

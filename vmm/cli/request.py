@@ -56,13 +56,13 @@ BESIDE_RESTORE: Final = {
 """Parameters that go with ``--restore`` and ``--incoming``: what belongs to a run alone."""
 
 
-def _check_beside(option: str, origin: str) -> None:
-    """Raise `UserError` if something is given beside *option* that *origin* has."""
+def _check_beside(option: str, origin: str, *others: str) -> None:
+    """Raise `UserError` if something but *others* is given beside *option* that *origin* has."""
     context = click.get_current_context()
     for parameter in context.command.params:
         name = str(parameter.name)
         given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        if given and name not in BESIDE_RESTORE:
+        if given and name not in {*BESIDE_RESTORE, *others}:
             what = "IMAGE" if isinstance(parameter, click.Argument) else parameter.opts[0]
             raise UserError(
                 f"{option}: {origin} has the machine, and {what} with it", "leave it out"
@@ -72,7 +72,7 @@ def _check_beside(option: str, origin: str) -> None:
 def _configure(options: dict[str, Any]) -> tuple[MachineConfig, int | None]:
     """Return the machine and the console's escape prefix. Raises `UserError`."""
     if options["restore"] is not None:
-        _check_beside("--restore", "the snapshot")
+        _check_beside("--restore", "the snapshot", "disks")
     if options["incoming"] is not None:
         _check_beside("--incoming", "the source")
         for other in ("restore", "dry_run"):

@@ -329,10 +329,10 @@ class AddressSpace(Closeable):
 
             _ = self.capability
 
-    def ledger(self, flash: Iterable[tuple[str, MemorySlot]] = ()) -> Ledger:
+    def ledger(self, others: Iterable[tuple[str, MemorySlot]] = ()) -> Ledger:
         """Return what each range is promised, as of the last `plug`. Raises `KvmError`.
 
-        *flash* has the name and slot of each bank of flash that is mapped.
+        *others* has name and slot of memory that devices of the board have mapped.
         """
         from vmm.coherence.ledger import Entry, Ledger
         from vmm.coherence.policy import DAX, MANAGED, Map, Promise, Stage2, decide_ram
@@ -361,7 +361,7 @@ class AddressSpace(Closeable):
             )
             for number, region in enumerate(self.memory)
         ]
-        banks = [
+        chips = [
             Entry(
                 name,
                 slot.guest_phys_addr,
@@ -372,13 +372,13 @@ class AddressSpace(Closeable):
                 slot.number,
                 slot.flags,
             )
-            for name, slot in flash
+            for name, slot in others
         ]
         device = [entry for region in self._devices for entry in region.entries]
         shown = [
             entry for bar in self._bars for entry in bar.entries if entry.slot is not None
         ]  # a BAR without a slot has no addresses
-        return Ledger([*ordinary, *banks, *device, *shown])
+        return Ledger([*ordinary, *chips, *device, *shown])
 
     def explain_fault(self, error: KvmError) -> HostError:
         """Return *error*, an EFAULT of KVM_RUN, with the range that may have caused it, and why.

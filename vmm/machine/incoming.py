@@ -171,6 +171,10 @@ class Incoming(Closeable):
         if rest is None:
             return False
         put_in_place(PEER, rest.state, cycle, parts)
+        try:
+            parts.vmgenid.restore(rest.state.vmgenid)
+        except ValueError as error:
+            raise UserError(f"{PEER}: rest.state.vmgenid: {error}") from error
         found = disks(parts.virtio)
         if len(found) != len(rest.disks):
             raise UserError(

@@ -34,6 +34,7 @@ from vmm.machine.panic_watch import PanicWatch
 from vmm.machine.pause import Pause
 from vmm.machine.power_cycle import PowerCycle
 from vmm.machine.ram_file import write_ram
+from vmm.machine.vmgenid import VmGenId
 from vmm.observe.observatory import Observatory
 from vmm.observe.phases import Phases, WordsWatch
 from vmm.observe.trace import process_start
@@ -193,6 +194,7 @@ class Machine(Closeable):
         self.uart = self._add_uart()
         self._rtc = self._add_rtc()
         self._add_pvpanic()
+        self._vmgenid = self._add_vmgenid()
         self._root = self._add_pci()
         self._passthrough = self._add_passthrough()
         self._virtio_devices = self._add_virtio()
@@ -270,6 +272,11 @@ class Machine(Closeable):
     def _add_pvpanic(self) -> None:
         device = PvPanic(self._on_panic, self._events)
         self._bus.attach(layout.PVPANIC, layout.DEVICE_SIZE, device)
+
+    def _add_vmgenid(self) -> VmGenId:
+        device = self._owned.enter_context(VmGenId())
+        self._bus.attach(layout.VMGENID, layout.VMGENID_SIZE, device)
+        return device
 
     def _add_pci(self) -> PciRoot | None:
         """Add a PCI host bridge if functions will be behind it."""
@@ -369,7 +376,7 @@ class Machine(Closeable):
     def ledger(self) -> Ledger:
         """Return the ledger of guest memory as it is mapped now. Raises `KvmError`."""
         flash = [] if self._flash is None else self._flash.shown()
-        return self.space.ledger(flash)
+        return self.space.ledger([*flash, *self._vmgenid.shown()])
 
     def counters(self) -> Counters:
         """Return the counters of exits, queues and interrupts.
@@ -515,7 +522,7 @@ class Machine(Closeable):
         """Return what the machine consists of."""
         from vmm.machine.snapshot import Parts
 
-        return Parts(self.uart, self._rtc, self._virtio_devices)
+        return Parts(self.uart, self._rtc, self._vmgenid, self._virtio_devices)
 
     @property
     def counter(self) -> int | None:
@@ -690,6 +697,8 @@ class Machine(Closeable):
         if self._flash is not None:
             cycle.at_end(self._flash.unplug)
             self._flash.plug(cycle.slots)
+        cycle.at_end(self._vmgenid.unplug)
+        self._vmgenid.plug(cycle.slots)
         if self._virtio_devices is not None:
             self._virtio_devices.connect(cycle.vm)
             cycle.cancel_waits = self._virtio_devices.cancel_waits
@@ -702,7 +711,8 @@ class Machine(Closeable):
 
     def _load(self, cycle: PowerCycle) -> Payload:
         payload = self._files.read()
-        nodes = [] if self._virtio_devices is None else self._virtio_devices.nodes()
+        nodes = [self._vmgenid.node()]
+        nodes += [] if self._virtio_devices is None else self._virtio_devices.nodes()
         if self._root is not None:
             nodes += self._root.nodes(has_its=cycle.gic.has_its)
         if self._flash is not None:

@@ -17,6 +17,7 @@ from vmm import sigbus
 from vmm.arm64 import gic_state, processor, vcpu_state
 from vmm.closeable import Closeable
 from vmm.config import MachineConfig, codec
+from vmm.config.disk import DiskConfig
 from vmm.errors import HostError, UserError
 from vmm.image_lock import lock_image
 from vmm.state import manifest, memory_file
@@ -24,6 +25,7 @@ from vmm.state.comparison import refused
 from vmm.state.host_description import look
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from vmm.kvm.system import System
@@ -147,21 +149,50 @@ class Restore(Closeable):
         """
         where = f"{self._what}: {manifest.NAME}"
         found = configuration(where, self._manifest.machine, self._manifest.memory.size)
-        for disk in self._manifest.disks:
-            self._check_disk(disk)
+        if asked.disks:
+            found = replace(found, disks=self._copies(found.disks, asked.disks))
+        if len(found.disks) != len(self._manifest.disks):
+            raise UserError(
+                f"{where}: disks: {len(self._manifest.disks)}, where the machine has "
+                f"{len(found.disks)}",
+                "use another snapshot",
+            )
+        for config, disk in zip(found.disks, self._manifest.disks, strict=True):
+            self._check_disk(config.path, disk)
         return with_run(found, asked)
 
-    def _check_disk(self, disk: manifest.DiskFile) -> None:
+    def _copies(
+        self, disks: Sequence[DiskConfig], asked: Sequence[DiskConfig]
+    ) -> tuple[DiskConfig, ...]:
+        """Return *disks* with the paths of *asked*. Raises `UserError`."""
+        if len(asked) != len(disks):
+            raise UserError(
+                f"{self._what}: --disk {asked[-1].path}: {len(asked)} copies of disks, and the "
+                f"snapshot has {len(disks)}",
+                "name a copy of each disk, in their order, or none",
+            )
+        found = tuple(
+            disk._replace(path=copy.path) for disk, copy in zip(disks, asked, strict=True)
+        )
+        for disk, copy in zip(found, asked, strict=True):
+            if copy not in (disk, DiskConfig(copy.path)):
+                raise UserError(
+                    f"{self._what}: --disk {copy.path}: the snapshot has the disk's options",
+                    "name the copy alone",
+                )
+        return found
+
+    def _check_disk(self, path: Path, disk: manifest.DiskFile) -> None:
         try:
-            now = os.stat(disk.path)  # noqa: PTH116  (text)
+            now = path.stat()
         except OSError as error:
             raise UserError(
-                f"{self._what}: its disk {disk.path}: {error.strerror}",
+                f"{self._what}: its disk {path}: {error.strerror}",
                 "put the disk back as it was when the snapshot was taken",
             ) from error
         if (now.st_size, now.st_mtime_ns) != (disk.size, disk.modified):
             raise UserError(
-                f"{self._what}: the disk {disk.path} was changed after the snapshot, and the guest "
+                f"{self._what}: the disk {path} was changed after the snapshot, and the guest "
                 "does not know that",
                 "put a copy from then there (cp --preserve), or take snapshots with then=end",
             )
@@ -200,6 +231,7 @@ class Restore(Closeable):
         """
         began = time.monotonic()
         put_in_place(self._what, self._manifest.state, cycle, parts)
+        parts.vmgenid.tell(cycle.gic)  # it has another ID, as each restored machine has
         return time.monotonic() - began
 
     def forget(self) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vmm.kvm.system import System
     from vmm.machine.power_cycle import PowerCycle
     from vmm.machine.virtio_devices import VirtioDevices
+    from vmm.machine.vmgenid import VmGenId
     from vmm.memory import Region
     from vmm.state.visible_cpu import VisibleCpu
 
@@ -45,6 +46,7 @@ class Parts(NamedTuple):
 
     uart: Pl011
     rtc: Pl031
+    vmgenid: VmGenId
     virtio: VirtioDevices | None
 
 
@@ -134,6 +136,7 @@ def collect(cycle: PowerCycle, parts: Parts, counter: int | None) -> MachineStat
         gic=gic,
         uart=parts.uart.state(),
         rtc=parts.rtc.state(),
+        vmgenid=parts.vmgenid.state(),
         mmio=mmio,
         pci=pci,
     )

@@ -16,6 +16,7 @@ class MachineState:
     """Processor, interrupt controller and devices.
 
     uart, rtc  the board's PL011 and PL031
+    vmgenid    the VM generation ID
     mmio, pci  the virtio devices of each transport, in order
     """
 
@@ -23,5 +24,6 @@ class MachineState:
     gic: GicState
     uart: Pl011State
     rtc: Pl031State
+    vmgenid: bytes
     mmio: tuple[MmioState, ...]
     pci: tuple[PciState, ...]

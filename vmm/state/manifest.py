@@ -9,7 +9,8 @@
     state             processor, interrupt controller, devices
     checksum          SHA-256 of all of the above
 
-Version 1 is the only one so far; `READABLE` is the newest that this module reads.
+Version 2 has ``state.vmgenid``, which version 1 has not. `READABLE` is the newest that this module
+reads, and writes; it reads all before. tests/state/samples has one of each.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT: Final = "pyvmm snapshot"
-READABLE: Final = 1
+READABLE: Final = 2
 NAME: Final = "manifest.json"
+
+NO_ID: Final = bytes(16)
+"""The VM generation ID of a guest that knew of none."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ def read(directory: Path) -> Manifest:
     path = directory / NAME
     value = load(path, FORMAT, READABLE)
     given = {name: each for name, each in value.items() if name not in ("format", "version")}
+    if value["version"] == 1 and isinstance(given.get("state"), dict):
+        given["state"] = {**given["state"], "vmgenid": NO_ID.hex()}
     found = decode(Manifest, given, str(path))
     if found.checksum != _checksum(value):
         raise UserError(
