@@ -18,22 +18,35 @@ from vmm.cli.place import host_option, is_native, run_there
 from vmm.config.incoming import parse_peer
 from vmm.control.client import Client
 from vmm.errors import HostError, UserError
+from vmm.state import tls
 from vmm.state.stream import prepare
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
 
     from vmm.config.incoming import PeerConfig
 
 MIB: Final = 1 << 20
 CONNECT_PATIENCE: Final = 10.0
+WHAT: Final = "migrate"
 
 
-def connect(address: PeerConfig) -> socket.socket:
-    """Connect to the destination at *address*. Raises `UserError`: nothing waits there."""
+def connect(
+    address: PeerConfig, secure: ssl.SSLContext | None, *, first: bool = True
+) -> socket.socket:
+    """Connect to the destination at *address*, with *secure* in TLS.
+
+    It takes other connections than the *first* once that has brought the offer.
+
+    Raises `UserError`: nothing waits there, and `HostError`: it is not to be trusted.
+    """
     try:
         if not address.path:
-            return socket.create_connection((address.host, address.port), CONNECT_PATIENCE)
+            found = socket.create_connection((address.host, address.port), CONNECT_PATIENCE)
+            if secure is None:
+                return found
+            return tls.wrap(WHAT, found, secure, address.host, later=not first)
         found = socket.socket(socket.AF_UNIX)
         try:
             found.connect(address.path)
@@ -86,7 +99,7 @@ def follow(found: Iterator[dict[str, Any]]) -> None:
 
 @click.command
 @click.argument("name")
-@click.argument("address", metavar="unix:PATH|tcp:HOST:PORT")
+@click.argument("address", metavar="unix:PATH|tcp:HOST:PORT,tls=DIR|off")
 @click.option(
     "--downtime",
     type=click.IntRange(min=1),
@@ -106,13 +119,17 @@ def follow(found: Iterator[dict[str, Any]]) -> None:
 @host_option
 def migrate(name: str, address: str, downtime: int, connections: int, host: str) -> None:
     """Move the guest of the machine NAME to a pyvmm run --incoming, while it runs."""
-    peer = parse_peer("migrate", address)
+    peer = parse_peer(WHAT, address)
     if not is_native(host, any_machine=True):
         sys.exit(run_there(host, start=False))
     with ExitStack() as owned:
         asking = owned.enter_context(Client.of(name))
         hearing = owned.enter_context(Client.of(name))
-        sockets = [owned.enter_context(connect(peer)) for _ in range(connections)]
+        secure = None if peer.tls is None else tls.context(WHAT, peer.tls, server=False)
+        sockets = [
+            owned.enter_context(connect(peer, secure, first=number == 0))
+            for number in range(connections)
+        ]
         for each in sockets:
             prepare(each)
         feed = events(hearing.feed("/events"))

@@ -127,7 +127,7 @@ class Run(click.Command):
 )
 @click.option(
     "--incoming",
-    metavar="unix:PATH|tcp:HOST:PORT",
+    metavar="unix:PATH|tcp:HOST:PORT,tls=DIR|off",
     help="Wait for a guest that moves here (pyvmm migrate), instead of booting IMAGE.",
 )
 @click.option(

@@ -151,10 +151,15 @@ def _wait_for(config: MachineConfig) -> Incoming | None:
         return None
     from vmm.machine.incoming import Incoming, listen
 
+    secure = None
+    if config.incoming.tls is not None:
+        from vmm.state import tls
+
+        secure = tls.context(f"--incoming {config.incoming}", config.incoming.tls, server=True)
     listener = listen(config.incoming)
     print(f"pyvmm: waiting for a guest at {config.incoming}", file=sys.stderr, flush=True)  # noqa: T201
     try:
-        return Incoming(listener)
+        return Incoming(listener, secure)
     finally:
         if config.incoming.path:
             Path(config.incoming.path).unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from vmm.kvm.system import System
 from vmm.machine.outgoing import MOST_CONNECTIONS
 from vmm.machine.restore import check_cpu, configuration, put_in_place, with_run
 from vmm.machine.snapshot import disks
+from vmm.state import tls
 from vmm.state.migration_messages import (
     FORMAT,
     VERSION,
@@ -41,6 +42,8 @@ from vmm.virtio.block.device import DiskFacts
 from vmm.virtio.block.image_format import with_formats
 
 if TYPE_CHECKING:
+    import ssl
+
     from vmm.coherence.ledger import Ledger
     from vmm.config import MachineConfig
     from vmm.config.incoming import PeerConfig
@@ -80,8 +83,10 @@ def _family(host: str) -> int:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _accept(listener: socket.socket) -> Channel:
+def _accept(listener: socket.socket, secure: ssl.SSLContext | None) -> Channel:
     connection = listener.accept()[0]
+    if secure is not None:
+        connection = tls.wrap(PEER, connection, secure)
     prepare(connection)
     return Channel(connection, PEER)
 
@@ -89,19 +94,19 @@ def _accept(listener: socket.socket) -> Channel:
 class Incoming(Closeable):
     """Wait at *listener* for a guest that moves here, and take its offer. Closes *listener*.
 
-    Raises `HostError` and `UserError`, and tells the source why.
+    *secure* is for TLS. Raises `HostError` and `UserError`, and tells the source why.
     """
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, secure: ssl.SSLContext | None = None) -> None:
         self._channels: list[Channel] = []
         with listener:
             try:
-                self._channels.append(_accept(listener))
+                self._channels.append(_accept(listener, secure))
                 self._offer = self._channels[0].receive(Offer)
                 self._check_offer()
                 self._cpu = self._check_host()
                 for index in range(1, self._offer.connections):
-                    self._channels.append(_accept(listener))
+                    self._channels.append(_accept(listener, secure))
                     self._check_join(index)
             except BaseException as error:
                 self.refuse(error)

@@ -63,17 +63,14 @@ _UNWANTED = (
     "usr/sbin/[abdgtv]*",
     # libraries of what is left out above. Python's hashlib has its own functions without OpenSSL's
     "usr/lib/*/libcom_err*",
-    "usr/lib/*/libcrypto*",
     "usr/lib/*/libdb-*",
     "usr/lib/*/libg[a-z]*api*",
     "usr/lib/*/libk*",
     "usr/lib/*/libsqlite3*",
-    "usr/lib/*/libssl*",
     "usr/lib/*/libtirpc*",
     "usr/lib/*/ossl-modules",
     "usr/lib/python3.13/lib-dynload/_hashlib*",
     "usr/lib/python3.13/lib-dynload/_sqlite3*",
-    "usr/lib/python3.13/lib-dynload/_ssl*",
 )
 """Globs of what no host needs. Each megabyte takes 20 ms of every boot."""
 
