@@ -135,7 +135,7 @@ def test_a_reset_and_a_stop_end_the_power_cycle(running: Running, client: Client
     client.ask("POST", "/reset")
     client.ask("POST", "/stop", {"how": "forced"})
     assert running.machine.ended == [Ending.RESET, Ending.QUIT]
-    with pytest.raises(UserError, match="there is no 'softly'; use forced"):
+    with pytest.raises(UserError, match="there is no 'softly'; use forced, power-button"):
         client.ask("POST", "/stop", {"how": "softly"})
 
 

@@ -38,7 +38,7 @@ def test_an_answers_members_and_parameters_choices_are_described(
     assert schema["properties"]["vcpus"]["items"]["properties"]["exits"] == {"type": "integer"}
     stop = described["paths"]["/stop"]["post"]["requestBody"]
     how = stop["content"]["application/json"]["schema"]["properties"]["how"]
-    assert how["enum"] == ["forced"]
+    assert how["enum"] == ["forced", "power-button"]
 
 
 def test_requests_that_take_descriptors_say_so(tmp_path: Any) -> None:

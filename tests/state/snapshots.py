@@ -13,6 +13,7 @@ from vmm.config import MachineConfig
 from vmm.config.disk import DiskConfig
 from vmm.devices.pl011 import REGISTERS, Pl011State
 from vmm.devices.pl031 import Pl031State
+from vmm.devices.pl061 import RESET, Pl061State
 from vmm.machine.snapshot import describe
 from vmm.state import manifest
 from vmm.state.machine_state import MachineState
@@ -34,6 +35,7 @@ STATE = MachineState(
     gic=GicState(3, {"distributor": {"GICD_CTLR": 0x52}, "cpu0": {"GICR_CTLR": 1}}),
     uart=Pl011State(dict.fromkeys(REGISTERS.values(), 0), (0x61,), 0, 0, overrun=False, sent=True),
     rtc=Pl031State(0, 0, 0, 0, 0, None),
+    gpio=Pl061State({**RESET.registers, "GPIOIE": 8}),
     vmgenid=bytes(range(16)),
     mmio=(MmioState(DEVICE, SelectorState(0, 1, 0), 1),),
     pci=(),

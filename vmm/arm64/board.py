@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     from vmm.address_range import AddressRange
 
 CLOCK_PHANDLE = 3
+GPIO_PHANDLE = 4
 LOCAL_DISTANCE = 10
 REMOTE_DISTANCE = 20
 """Between NUMA nodes, in the units of ACPI's SLIT: Linux's defaults."""
+
+KEY_POWER = 116
+"""Linux's number of the key (input-event-codes.h)."""
 
 CLOCK_HZ = 24_000_000
 """The peripherals' clock, in Hz. No device here depends on it."""
@@ -86,6 +90,7 @@ def device_tree(board: Board) -> Node:
             ),
             _uart(),
             _rtc(),
+            *_gpio(),
             Node(
                 f"pvpanic@{layout.PVPANIC:x}",
                 {"compatible": "qemu,pvpanic-mmio", "reg": reg((layout.PVPANIC, 2))},
@@ -250,6 +255,21 @@ def _primecell(kind: str, base: int, spi: int, clocks: Sequence[str]) -> dict[st
 def _uart() -> Node:
     properties = _primecell("arm,pl011", layout.UART, layout.SPI_UART, ["uartclk", "apb_pclk"])
     return Node(f"serial@{layout.UART:x}", properties)
+
+
+def _gpio() -> list[Node]:
+    """Return the GPIO, and the power button behind it (bindings gpio/gpio-keys.yaml)."""
+    properties = _primecell("arm,pl061", layout.GPIO, layout.SPI_GPIO, ["apb_pclk"])
+    properties |= {"#gpio-cells": 2, "gpio-controller": None, "phandle": GPIO_PHANDLE}
+    button: dict[str, Value] = {
+        "label": "power button",
+        "linux,code": KEY_POWER,
+        "gpios": u32(GPIO_PHANDLE, layout.POWER_KEY, 0),
+    }
+    return [
+        Node(f"gpio@{layout.GPIO:x}", properties),
+        Node("gpio-keys", {"compatible": "gpio-keys"}, [Node("power", button)]),
+    ]
 
 
 def _rtc() -> Node:

@@ -4,7 +4,7 @@
     0x0800_0000  GIC distributor; 0x0801_0000  GICv2 CPU interface
     0x0808_0000  GICv3 ITS;       0x080a_0000  GICv3 redistributors, 128 KiB a vCPU
     0x0900_0000  PL011 UART;      0x0901_0000  PL031 RTC;   0x0902_0000  pvpanic
-    0x090f_0000  VM generation ID
+    0x0903_0000  PL061 GPIO;      0x090f_0000  VM generation ID
     0x0a00_0000  virtio-mmio transports, 512 bytes each
     0x1000_0000  PCI, 32-bit memory window
     0x3eff_0000  PCI I/O;         0x3f00_0000  PCI configuration space (ECAM), one bus
@@ -39,8 +39,9 @@ GICV3_REDISTRIBUTORS_MAX: Final = (0x0900_0000 - GICV3_REDISTRIBUTORS) // GICV3_
 UART: Final = 0x0900_0000
 RTC: Final = 0x0901_0000
 PVPANIC: Final = 0x0902_0000
+GPIO: Final = 0x0903_0000
 DEVICE_SIZE: Final = 0x1000
-"""Bytes of registers of each of the three."""
+"""Bytes of registers of each of the four."""
 
 VMGENID: Final = 0x090F_0000
 VMGENID_SIZE: Final = 0x1_0000
@@ -63,12 +64,16 @@ RAM: Final = 0x4000_0000
 SPI_UART: Final = 1
 SPI_RTC: Final = 2
 SPI_VMGENID: Final = 5
+SPI_GPIO: Final = 7
 SPI_VIRTIO: Final = 16
 """Slot 0's interrupt; slot n has SPI_VIRTIO + n."""
 SPI_PCI: Final = 48
 """INTx of PCI slot 0, whatever the pin; slot n has SPI_PCI + n."""
 SPI_COUNT: Final = 224
 """Shared peripheral interrupts; with the 32 private ones 256."""
+
+POWER_KEY: Final = 3
+"""The GPIO's line behind which the power button is."""
 
 PPI_SECURE_TIMER: Final = 13
 PPI_PHYSICAL_TIMER: Final = 14
@@ -85,6 +90,7 @@ REGISTERS: Final = {
     "PL011 UART": AddressRange(UART, DEVICE_SIZE),
     "PL031 RTC": AddressRange(RTC, DEVICE_SIZE),
     "pvpanic": AddressRange(PVPANIC, DEVICE_SIZE),
+    "PL061 GPIO": AddressRange(GPIO, DEVICE_SIZE),
     "VM generation ID": AddressRange(VMGENID, VMGENID_SIZE),
     "virtio-mmio": AddressRange(VIRTIO, VIRTIO_SIZE * VIRTIO_SLOTS),
     "PCI memory": AddressRange(PCI_MEMORY, PCI_MEMORY_SIZE),

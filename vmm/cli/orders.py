@@ -13,12 +13,10 @@ from vmm.cli.place import host_option
 from vmm.errors import UserError
 
 
-def order(name: str, host: str, path: str, *, wait: bool = False, **parameters: Any) -> None:
-    """Give the machine *name* at *host* an order; *wait* until it has ended. Raises `VmmError`."""
+def order(name: str, host: str, path: str, **parameters: Any) -> None:
+    """Give the machine *name* at *host* an order. Raises `VmmError`."""
     with client_of(name, host) as client:
         client.ask("POST", path, parameters)
-        if wait:
-            client.wait()
 
 
 @click.command
@@ -47,10 +45,19 @@ def reset(name: str, host: str) -> None:
 
 @click.command
 @click.argument("name")
+@click.option(
+    "--power-button",
+    type=click.FloatRange(min=0.0),
+    metavar="SECONDS",
+    help="Press the power button instead, and wait so long for the guest to power off.",
+)
 @host_option
-def stop(name: str, host: str) -> None:
+def stop(name: str, power_button: float | None, host: str) -> None:
     """End the machine NAME as if its power failed, and wait until it has ended."""
-    order(name, host, "/stop", wait=True)
+    how = "forced" if power_button is None else "power-button"
+    with client_of(name, host) as client:
+        client.ask("POST", "/stop", {"how": how})
+        client.wait(power_button)
 
 
 @click.command

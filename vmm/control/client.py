@@ -78,10 +78,19 @@ class Client(Closeable):
             raise self._error(head.status_code, b"".join(self._data()))
         return self._socket, self._http.trailing_data[0]
 
-    def wait(self) -> None:
-        """Wait until the machine hangs up, which it does at its end."""
-        while self._receive():
-            pass
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until the machine hangs up, which it does at its end.
+
+        Raises `HostError` if it has not after *seconds*.
+        """
+        self._socket.settimeout(seconds)
+        try:
+            while self._socket.recv(CHUNK):
+                """The machine has nothing to say any more."""
+        except TimeoutError:
+            raise HostError(f"{self._what} runs on after {seconds:g} s") from None
+        except OSError:
+            """It has hung up."""
 
     def _send(
         self,

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 OWNER_ONLY: Final = 0o600
 NDJSON: Final = "application/x-ndjson"
-HOWS: Final = ("forced",)
+HOWS: Final = ("forced", "power-button")
 """How a machine can be stopped."""
 CONSOLES: Final = {"serial": "the serial port", "virtio": "hvc0, of --console stdio"}
 
@@ -172,11 +172,16 @@ class Control(Closeable):
             Route(
                 method="POST",
                 path="/stop",
-                summary="End the machine; the connection ends when it has.",
+                summary="End the machine, or ask its guest to; the connection ends when it has.",
                 handle=self._stop,
                 gives=Status,
                 parameters={
-                    "how": Parameter("forced: at once, as if the power failed", "forced", HOWS)
+                    "how": Parameter(
+                        "forced: at once, as if the power failed; power-button: press it, the "
+                        "guest may power off",
+                        "forced",
+                        HOWS,
+                    )
                 },
             ),
             Route(
@@ -311,7 +316,10 @@ class Control(Closeable):
         return self._status(call)
 
     def _stop(self, call: Call) -> Status:
-        self._machine.end(Ending.QUIT)
+        if call.parameters["how"] == "power-button":
+            self._machine.press_power_button()
+        else:
+            self._machine.end(Ending.QUIT)
         return self._status(call)
 
     def _dump(self, call: Call) -> Status:

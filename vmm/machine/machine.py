@@ -20,6 +20,7 @@ from vmm.bus import MmioBus
 from vmm.closeable import Closeable
 from vmm.devices.pl011 import FIFO_DEPTH, Pl011
 from vmm.devices.pl031 import Pl031
+from vmm.devices.pl061 import Pl061
 from vmm.devices.pvpanic import PvPanic
 from vmm.errors import GuestError, HostError, UserError, VmmError
 from vmm.irq import SwitchableLine
@@ -194,6 +195,7 @@ class Machine(Closeable):
         self.uart = self._add_uart()
         self._rtc = self._add_rtc()
         self._add_pvpanic()
+        self._gpio = self._add_gpio()
         self._vmgenid = self._add_vmgenid()
         self._root = self._add_pci()
         self._passthrough = self._add_passthrough()
@@ -272,6 +274,11 @@ class Machine(Closeable):
     def _add_pvpanic(self) -> None:
         device = PvPanic(self._on_panic, self._events)
         self._bus.attach(layout.PVPANIC, layout.DEVICE_SIZE, device)
+
+    def _add_gpio(self) -> Pl061:
+        gpio = Pl061(self._line(layout.SPI_GPIO), self._loop.call_later)
+        self._bus.attach(layout.GPIO, layout.DEVICE_SIZE, gpio)
+        return gpio
 
     def _add_vmgenid(self) -> VmGenId:
         device = self._owned.enter_context(VmGenId())
@@ -522,7 +529,7 @@ class Machine(Closeable):
         """Return what the machine consists of."""
         from vmm.machine.snapshot import Parts
 
-        return Parts(self.uart, self._rtc, self._vmgenid, self._virtio_devices)
+        return Parts(self.uart, self._rtc, self._gpio, self._vmgenid, self._virtio_devices)
 
     @property
     def counter(self) -> int | None:
@@ -757,6 +764,7 @@ class Machine(Closeable):
             self._flash.reset()
         self.uart.reset()
         self._rtc.reset()
+        self._gpio.reset()
 
     def pause(self) -> None:
         """Hold the machine still; see `vmm.machine.pause`. In the loop's thread; calls nest.
@@ -779,6 +787,18 @@ class Machine(Closeable):
     def holders(self) -> int:
         """How many hold the machine: `pause` without `resume`."""
         return self._pause.holders
+
+    def press_power_button(self) -> None:
+        """Press the power button: what the guest does then is its own affair.
+
+        In the loop's thread. Raises `UserError`: the guest does not listen to the button.
+        """
+        if self.power is None or not self._gpio.press(layout.POWER_KEY):
+            raise UserError(
+                "the guest does not listen to its power button",
+                "Linux needs gpio-keys and PL061; without the button: pyvmm stop",
+            )
+        self._events.emit("power-button")
 
     def end(self, ending: Ending | Exception) -> None:
         """End the power cycle; `run` returns *ending*. Thread-safe; the first call counts."""

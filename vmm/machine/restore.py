@@ -94,8 +94,9 @@ def put_in_place(what: str, state: MachineState, cycle: PowerCycle, parts: Parts
         vcpu_state.restore(vcpu, saved)
     try:
         parts.uart.restore(state.uart)
+        parts.gpio.restore(state.gpio)
     except ValueError as error:
-        raise HostError(f"{what}: state.uart: {error}") from error
+        raise HostError(f"{what}: state.uart or state.gpio: {error}") from error
     parts.rtc.restore(state.rtc)
     if parts.virtio is not None:
         parts.virtio.restore(state.mmio, state.pci)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vmm.config.snapshot import SnapshotConfig
     from vmm.devices.pl011 import Pl011
     from vmm.devices.pl031 import Pl031
+    from vmm.devices.pl061 import Pl061
     from vmm.kvm.system import System
     from vmm.machine.power_cycle import PowerCycle
     from vmm.machine.virtio_devices import VirtioDevices
@@ -46,6 +47,7 @@ class Parts(NamedTuple):
 
     uart: Pl011
     rtc: Pl031
+    gpio: Pl061
     vmgenid: VmGenId
     virtio: VirtioDevices | None
 
@@ -136,6 +138,7 @@ def collect(cycle: PowerCycle, parts: Parts, counter: int | None) -> MachineStat
         gic=gic,
         uart=parts.uart.state(),
         rtc=parts.rtc.state(),
+        gpio=parts.gpio.state(),
         vmgenid=parts.vmgenid.state(),
         mmio=mmio,
         pci=pci,

@@ -8,6 +8,7 @@ from vmm.arm64.gic_state import GicState  # noqa: TC001  (typed_json reads the a
 from vmm.arm64.vcpu_state import VcpuState  # noqa: TC001
 from vmm.devices.pl011 import Pl011State  # noqa: TC001
 from vmm.devices.pl031 import Pl031State  # noqa: TC001
+from vmm.devices.pl061 import Pl061State  # noqa: TC001
 from vmm.virtio.state import MmioState, PciState  # noqa: TC001
 
 
@@ -15,7 +16,7 @@ from vmm.virtio.state import MmioState, PciState  # noqa: TC001
 class MachineState:
     """Processor, interrupt controller and devices.
 
-    uart, rtc  the board's PL011 and PL031
+    uart, rtc, gpio  the board's PL011, PL031 and PL061
     vmgenid    the VM generation ID
     mmio, pci  the virtio devices of each transport, in order
     """
@@ -24,6 +25,7 @@ class MachineState:
     gic: GicState
     uart: Pl011State
     rtc: Pl031State
+    gpio: Pl061State
     vmgenid: bytes
     mmio: tuple[MmioState, ...]
     pci: tuple[PciState, ...]

@@ -9,8 +9,8 @@
     state             processor, interrupt controller, devices
     checksum          SHA-256 of all of the above
 
-Version 2 has ``state.vmgenid``, which version 1 has not. `READABLE` is the newest that this module
-reads, and writes; it reads all before. tests/state/samples has one of each.
+Version 2 has ``state.gpio`` and ``state.vmgenid``, which version 1 has not. `READABLE` is the
+newest that this module reads, and writes; it reads all before. tests/state/samples has one of each.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from vmm.devices.pl061 import RESET
 from vmm.errors import UserError
 from vmm.state.machine_state import MachineState  # noqa: TC001  (typed_json reads the annotations)
 from vmm.state.visible_cpu import VisibleCpu  # noqa: TC001
@@ -108,7 +109,7 @@ def read(directory: Path) -> Manifest:
     value = load(path, FORMAT, READABLE)
     given = {name: each for name, each in value.items() if name not in ("format", "version")}
     if value["version"] == 1 and isinstance(given.get("state"), dict):
-        given["state"] = {**given["state"], "vmgenid": NO_ID.hex()}
+        given["state"] = {**given["state"], "gpio": encode(RESET), "vmgenid": NO_ID.hex()}
     found = decode(Manifest, given, str(path))
     if found.checksum != _checksum(value):
         raise UserError(
