@@ -190,6 +190,8 @@ class Incoming(Closeable):
                 disk.check(DiskFacts(facts.size, facts.modified))
         first.send(Ready(reception.maintain(ledger)))
         first.receive(Go)
+        if parts.virtio is not None:
+            parts.virtio.resume()
         return True
 
     def _wait(self, reception: Reception, loop: Loop) -> Rest | None:

@@ -84,7 +84,7 @@ def check_cpu(what: str, system: System, cpu: VisibleCpu, remedy: str) -> Visibl
 def put_in_place(what: str, state: MachineState, cycle: PowerCycle, parts: Parts) -> None:
     """Give *cycle*, whose parts are connected, and *parts* the *state* of *what*.
 
-    Virtio devices go on at once; vCPUs have not started. Raises `HostError` and `UserError`.
+    Neither virtio devices nor vCPUs go on yet. Raises `HostError` and `UserError`.
     """
     if len(state.vcpus) != len(cycle.vcpus):
         raise HostError(f"{what}: state.vcpus: the machine has {len(cycle.vcpus)}")
@@ -232,6 +232,8 @@ class Restore(Closeable):
         """
         began = time.monotonic()
         put_in_place(self._what, self._manifest.state, cycle, parts)
+        if parts.virtio is not None:
+            parts.virtio.resume()
         parts.vmgenid.tell(cycle.gic)  # it has another ID, as each restored machine has
         return time.monotonic() - began
 

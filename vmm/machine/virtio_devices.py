@@ -271,7 +271,7 @@ class VirtioDevices(Closeable):
         )
 
     def restore(self, mmio: Sequence[MmioState], pci: Sequence[PciState]) -> None:
-        """Give all devices the states that `state` returned; they go on at once.
+        """Give all devices the states that `state` returned; `resume` lets them go on.
 
         The VM's interrupt controller has its state, and guest memory is whole. Raises `HostError`,
         and `UserError` for a device's own state that is not as its kind has it.
@@ -282,6 +282,9 @@ class VirtioDevices(Closeable):
             transport.restore(replace(state, device=_typed(transport.device, state.device)))
         for function, saved in zip(self._functions, pci, strict=True):
             function.restore(replace(saved, device=_typed(function.device, saved.device)))
+
+    def resume(self) -> None:
+        """Let all devices go on after `restore`: from now on they use memory and what is behind."""
         for device in self._devices:
             device.resume()
 
