@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 from vmm import thread
 from vmm.arm64 import layout
 from vmm.dirty_pages import SHIFT
-from vmm.errors import HostError, VmmError, host_errors
+from vmm.errors import HostError, UserError, VmmError, host_errors
 from vmm.kvm.dirty_log import DirtyLog
 from vmm.machine import snapshot
 from vmm.state.migration_messages import (
@@ -57,6 +57,9 @@ PEER: Final = "the destination"
 
 MOST_CONNECTIONS: Final = 4
 """As many descriptors as a request on the control socket may bring."""
+
+PATIENCE: Final = 10.0
+"""Seconds in which a destination that has failed has to let go of the disks."""
 
 PERIOD: Final = 0.05
 """Seconds: vCPUs that are throttled rest for a share of each."""
@@ -191,6 +194,8 @@ class Outgoing:
         for channel in self._channels:
             channel.interrupt()
             channel.close()
+        if self._lent and not self.gave_up:
+            self._await_disks()
         self.ended = True
         self._loop.call_soon_threadsafe(lambda: self._on_end(result))
 
@@ -209,6 +214,18 @@ class Outgoing:
         first.send(Go())
         running = first.receive(Running)
         return self._gone(ready, running)
+
+    def _await_disks(self) -> None:
+        """Wait until the destination lets go of the disks; it has locked them before `Ready`."""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until and not self._cancelled.wait(PERIOD):
+            with suppress(UserError):
+                self._take_back()
+                return
+
+    def _take_back(self) -> None:
+        for disk in snapshot.disks(self._machine.parts().virtio):
+            disk.take_back()
 
     def _gone(self, ready: Ready, running: Running) -> Gone:
         now = time.monotonic()
@@ -324,8 +341,7 @@ class Outgoing:
     def go_on(self) -> None:
         """Undo all: the guest stays here. Raises `UserError` if another machine has a disk now."""
         if self._lent:
-            for disk in snapshot.disks(self._machine.parts().virtio):
-                disk.take_back()
+            self._take_back()
             self._lent = False
         if self._logging:
             self._machine.pause()
