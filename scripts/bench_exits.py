@@ -19,10 +19,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import socket
 import subprocess
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from threading import Semaphore, Thread
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ from bench_report import Figure, Report, percentile, quartiles, undisturbed
 
 from vmm._native import ffi as native
 from vmm.bus import MmioBus
+from vmm.control.server import Server
 from vmm.events import Events
 from vmm.kvm.exit_observer import ExitObserver
 from vmm.kvm.exits import Interrupted
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 GROUP = "exits, beyond KVM_RUN in a bare loop in C (natively)"
 PYTHON_TARGET, C_TARGET = 4.0, 0.3
 """Microseconds an exit, beyond KVM_RUN."""
+COUNTED = "counted, beyond one that is not"
+BESIDE = "beside an idle control socket, beyond one without"
 DOORBELL = "C, doorbell (beyond its write, too)"
 DEVICE, MARK = 0x1000, 0x2000
 ROUNDS = 200
@@ -244,12 +248,16 @@ def _compare(
 
 
 def _observed(runner: _Runner, answers: MmioFastpath | None, rounds: int) -> list[Figure]:
-    """Run bursts with and without counters, in turns; return what an exit costs more with them."""
-    observers = {"counted": ExitObserver()}
+    """Run bursts as they are, counted, and beside a control socket, in turns.
+
+    Return what an exit costs more with each. The socket has a client that asks for nothing.
+    """
+    observers = {COUNTED: ExitObserver(), BESIDE: None}
     laps: dict[str, list[float]] = {name: [] for name in ("not observed", *observers)}
     for _ in range(rounds):
         for name, column in laps.items():
-            column.append(runner.lap(answers, observers.get(name)) / BURST * 1e6)
+            with _control() if name == BESIDE else nullcontext():
+                column.append(runner.lap(answers, observers.get(name)) / BURST * 1e6)
     plain = laps.pop("not observed")
     figures = []
     for name, column in laps.items():
@@ -257,7 +265,7 @@ def _observed(runner: _Runner, answers: MmioFastpath | None, rounds: int) -> lis
         figures.append(
             Figure(
                 group=GROUP,
-                name=f"store: C, {name}, beyond one that is not",
+                name=f"store: C, {name}",
                 value=undisturbed(column) - undisturbed(plain),
                 low=low,
                 high=high,
@@ -268,6 +276,23 @@ def _observed(runner: _Runner, answers: MmioFastpath | None, rounds: int) -> lis
             )
         )
     return figures
+
+
+@contextmanager
+def _control() -> Iterator[None]:
+    """Serve a control socket with an idle client."""
+    with tempfile.TemporaryDirectory() as place, ExitStack() as owned:
+        listening = owned.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        listening.settimeout(0)
+        listening.bind(f"{place}/socket")
+        listening.listen()
+        server = Server(listening, os.getuid(), [], lambda _call: None, Events())
+        server.start()
+        owned.callback(server.close)
+        client = owned.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        client.connect(f"{place}/socket")
+        time.sleep(0.005)  # until it is accepted
+        yield
 
 
 def _kicks(vcpu: Vcpu, count: int) -> list[Figure]:
