@@ -31,4 +31,4 @@ def test_json_has_targets_and_whether_they_are_met() -> None:
 
 def test_exits_and_kicks_are_measured_or_it_says_why_not() -> None:
     report = json.loads(bench("--json", "exits"))
-    assert len(report["figures"]) == 8 or report["notes"]
+    assert len(report["figures"]) == 9 or report["notes"]

@@ -317,9 +317,12 @@ def test_escape_keys_act_and_the_guest_does_not_see_them(
         console.on_reset = lambda: done.append("reset")
         console.on_balloon = lambda direction: done.append(f"balloon {direction:+}")
         console.on_map = lambda: done.append("map")
-        os.write(master, b"a\x01rb\x01bc\x01-\x01+\x01m\x01st\x01\x01d\x01x")
-        run_until(loop, lambda: len(done) == 5)
-    assert done == ["reset", "balloon +1", "balloon -1", "map", "quit"]
+        console.on_counters = lambda: done.append("counters")
+        console.on_snapshot = lambda: done.append("snapshot")
+        os.write(master, b"a\x01rb\x01bc\x01-\x01+\x01m\x01e\x01w\x01st\x01\x01d\x01x")
+        run_until(loop, lambda: len(done) == 7)
+    wanted = ["reset", "balloon +1", "balloon -1", "map", "counters", "snapshot", "quit"]
+    assert done == wanted
     assert guest.heard == [b"a", b"b", b"BREAK", b"c", b"BREAK", b"t\x01d"]
 
 
