@@ -105,3 +105,37 @@ def test_a_value_that_the_kernel_refuses_is_one_line_and_nothing_is_left(parent:
         cgroup.enter(parent.name, os.getpid(), controller_of(parent), "much")
     assert not [*parent.glob("pyvmm-*")]
     assert Path("/proc/self/cgroup").read_text() == before
+
+
+def test_what_a_killed_broker_has_left_goes_with_the_next_machine(parent: Path) -> None:
+    limit = controller_of(parent)
+    command = [sys.executable, "-c", MACHINE, parent.name, limit, "4194304"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as machine:
+        assert machine.stdin
+        assert machine.stdout
+        said = machine.stdout.readline().split()
+        path, *processes = Path(said[0]), int(said[1]), int(said[2])
+        for process in (machine.pid, *processes):
+            os.kill(process, signal.SIGKILL)
+    eventually(lambda: not any(map(alive, processes)))
+    assert path.exists(), "nobody is left to remove it"
+    starting = parent / f"pyvmm-{os.getppid()}"  # of a machine that has no process in it yet
+    foreign = parent / "pyvmm-0-of-another"
+    for each in (starting, foreign):
+        each.mkdir()
+    try:
+        with pytest.raises(HostError, match="cannot write 'much'"):
+            cgroup.enter(parent.name, os.getpid(), limit, "much")
+        assert {*parent.glob("pyvmm-*")} == {starting, foreign}
+    finally:
+        for each in (starting, foreign):
+            each.rmdir()
+
+
+def test_a_cgroup_of_this_processs_number_is_what_a_dead_one_has_left(parent: Path) -> None:
+    (parent / f"pyvmm-{os.getpid()}").mkdir()
+    with pytest.raises(HostError, match="cannot write 'much'"):
+        cgroup.enter(parent.name, os.getpid(), controller_of(parent), "much")
+    assert not [*parent.glob("pyvmm-*")]

@@ -90,6 +90,7 @@ def enter(parent: str, machine: int, *limits: str) -> str:
     former = _own()
     for controller in dict.fromkeys(name.partition(".")[0] for name, _ in pairs):
         _enable(controller, above)
+    _sweep(above, machine)
     try:
         os.mkdir(path)  # noqa: PTH102  (text)
     except OSError as error:
@@ -106,6 +107,22 @@ def enter(parent: str, machine: int, *limits: str) -> str:
         raise
     _former[path] = former
     return path
+
+
+def _sweep(above: str, machine: int) -> None:
+    """Remove what machines have left in *above* whose brokers were killed.
+
+    That is: without processes, with the number of one that has ended or of *machine*, which has
+    none yet.
+    """
+    with suppress(OSError):
+        for entry in os.listdir(above):  # noqa: PTH208  (text)
+            number = entry.removeprefix("pyvmm-")
+            if entry == number or not number.isdecimal():
+                continue
+            if int(number) == machine or not os.path.exists(f"/proc/{number}"):  # noqa: PTH110
+                with suppress(OSError):  # EBUSY: its daemons are about to end
+                    os.rmdir(f"{above}/{entry}")  # noqa: PTH106  (text)
 
 
 _former: dict[str, str] = {}
