@@ -132,7 +132,10 @@ def up(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
     def host(name: str) -> Any:
         return SimpleNamespace(
-            agent=SimpleNamespace(install_tree=lambda: None),
+            agent=SimpleNamespace(
+                install_tree=lambda: None,
+                allow=lambda paths: [running.add(str(path)) for path in paths],
+            ),
             record=SimpleNamespace(boot_seconds=7.0),
         )
 
@@ -143,12 +146,18 @@ def up(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
     monkeypatch.setattr(Host, "start", start)
     monkeypatch.setattr(Host, "find", lambda name: host(name) if name in running else None)
-    return lambda *words: run("up", *words).output
+
+    def up(*words: str) -> str:
+        output = run("up", *words).output
+        assert {word for word in words if "/" in word} <= running, "can be written"
+        return output
+
+    return up
 
 
 def test_up_when_it_is_up_says_so(up: Callable[..., str]) -> None:
     assert up("nofwb") == "nofwb is up (it took 7.0 s)\n"
-    assert up("nofwb") == "nofwb is up already\n"
+    assert up("nofwb", "--writable", "/a", "--writable", "/b/c") == "nofwb is up already\n"
     assert up() == f"{DEFAULT} is up (it took 7.0 s)\n"
 
 

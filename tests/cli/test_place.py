@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,7 +59,13 @@ def test_a_link_is_followed_here_because_it_may_lead_elsewhere_there(tmp_path: P
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+def opened() -> list[Path]:
+    """Return the files that the lab host could write."""
+    return []
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch, opened: list[Path]) -> Callable[..., list[str]]:
     """``sent(word...)`` is the command line that runs in the lab host instead of this one."""
     commands: list[tuple[str, list[str], list[str]]] = []
 
@@ -69,9 +75,11 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
         packages: list[str],
         joints: list[Joint] | tuple[()],
         *,
+        writable: Sequence[Path],
         start: bool,
     ) -> int:
         assert start
+        opened.extend(writable)
         commands.append((profile, argv, packages))
         return 7
 
@@ -188,6 +196,16 @@ def test_persistent_memory_is_the_file_where_it_can_be_mapped(
     size = 2 << 20 if "size" in options else 0
     there = Path(f"/run/mapped{path}")
     assert config.pmems == (PmemConfig(path, options == ",ro", size, there),)
+
+
+def test_the_lab_host_can_write_the_files_that_are_named(
+    run: Callable[..., Any], opened: list[Path], tmp_path: Path
+) -> None:
+    disk, events, memory = (tmp_path / name for name in ("disk", "events", "memory"))
+    disk.write_bytes(bytes(4096))
+    run("a", f"--disk={disk},format=raw", f"--events={events}", f"--pmem={memory},size=4M")
+    assert {disk, events, memory} <= set(opened)
+    assert Path("/") not in opened
 
 
 def test_persistent_memory_is_made_and_locked_here(

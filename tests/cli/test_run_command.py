@@ -25,7 +25,15 @@ def configure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., 
     """``configure(word...)`` is the configuration that arrives in the lab host."""
     sent: list[str] = []
 
-    def run_there(host: str, words: list[str], packages: list[str], joints: list[Joint]) -> int:
+    def run_there(
+        host: str,
+        words: list[str],
+        packages: list[str],
+        joints: list[Joint],
+        *,
+        writable: list[Path],
+    ) -> int:
+        assert writable
         assert host == "lab"
         assert not joints
         assert packages == ["virtiofsd"]

@@ -36,10 +36,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def lab_host() -> Iterator[Callable[[str], Host]]:
-    """``lab_host("fwb")`` is the host of that profile, shared with the profile's other tests."""
+def lab_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Host]]:
+    """``lab_host("fwb")`` is the host of that profile, shared with the profile's other tests.
+
+    It can write the tests' temporary directories.
+    """
+
+    def get(profile: str) -> Host:
+        host = _shared.get(profile)
+        host.agent.allow([tmp_path_factory.getbasetemp()])
+        return host
+
     with closing(_shared):
-        yield _shared.get
+        yield get
 
 
 @pytest.fixture(scope="module")

@@ -124,6 +124,20 @@ def test_the_current_directory_is_visible_and_files_belong_to_the_caller(
     assert (tmp_path / "out").stat().st_uid == os.getuid()
 
 
+def test_nothing_else_can_be_written(kept: None, tmp_path: Path) -> None:
+    here, other = tmp_path / "here", tmp_path / "other"
+    for directory in (here, other):
+        directory.mkdir()
+    own = state.hosts_directory() / PROFILE / "state.json"
+    script = 'for each; do echo x >> "$each"; done; echo x > file && echo wrote'
+    refused = [other / "file", own, "/host/proc/sys/kernel/hostname", f"/run/mapped{other}/file"]
+    done = run(["sh", "-c", script, "sh", *map(str, refused)], cwd=here)
+    assert done.stderr.count(b"Read-only file system") == len(refused), done.stderr
+    assert done.stdout == b"wrote\n"
+    assert (here / "file").read_text() == "x\n"
+    assert not list(other.iterdir())
+
+
 def test_what_is_written_inside_is_seen_outside_at_once(kept: None, tmp_path: Path) -> None:
     script = "exec >> log; echo one; read line; echo two; read line"
     with subprocess.Popen(

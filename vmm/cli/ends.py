@@ -147,12 +147,14 @@ class Ends:
 
     config  the machine for the lab host, whose ends are sockets there
     joints  which end here belongs to which socket there
+    named   the files and directories of this machine of which `visible` was asked
     """
 
     def __init__(self, config: MachineConfig, owned: ExitStack) -> None:
         self._owned = owned
         self._prefix = f"{_INSIDE}/pyvmm-{secrets.token_hex(6)}-"
         self.joints: list[Joint] = []
+        self.named: list[Path] = [each.path for each in config.pmems]
         owned.enter_context(_ended_by_signals())
         ports = iter(range(len(config.consoles)))
         lock(config, owned)
@@ -172,6 +174,7 @@ class Ends:
         """Return the name of *path* in the lab host: of a file, or of a socket of `joints`."""
         if path in self._mapped or str(path).startswith(self._prefix):
             return path
+        self.named.append(path)
         return place.visible(path)
 
     def _join(self, end: SocketEnd | PtyEnd | PasstEnd) -> Path:

@@ -79,10 +79,21 @@ def build(names: tuple[str, ...], *, everything: bool, refresh: bool) -> None:
 
 @lab.command()
 @_PROFILE
-def up(profile: str) -> None:
-    """Start a host of PROFILE (default: fwb) and keep it up for further commands."""
+@click.option(
+    "--writable",
+    type=_FILE,
+    multiple=True,
+    help="A file or directory of this machine that it can write while it is up.",
+)
+def up(profile: str, writable: tuple[Path, ...]) -> None:
+    """Start a host of PROFILE (default: fwb) and keep it up for further commands.
+
+    Of this machine it can write the directories that commands are started in, and files that they
+    name, from then on.
+    """
     found = Host.find(known(profile).name)
     host = found or Host.start(profile, keep=True)
+    host.agent.allow(writable)
     host.agent.install_tree()
     how = "already" if found else f"(it took {host.record.boot_seconds:.1f} s)"
     click.echo(f"{profile} is up {how}")

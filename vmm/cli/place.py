@@ -12,7 +12,7 @@ from vmm.errors import HostError, UserError
 from vmm.kvm.system import DEVICE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vmm.lab.host.relay import Joint
 
@@ -55,29 +55,33 @@ def profile_of(host: str) -> str:
     return profiles.profile(host.partition(":")[2] or profiles.DEFAULT).name
 
 
-def run_there(
+def run_there(  # noqa: PLR0913  (what, where and with what)
     host: str,
     command: Sequence[str] | None = None,
     packages: Sequence[str] = (),
     joints: Sequence[Joint] = (),
     *,
+    writable: Sequence[Path] = (),
     start: bool = True,
 ) -> int:
     """Run a command of pyvmm in the lab host that *host* names; return its exit status.
 
     *command* is its words, without the program; by default those of the command that runs.
     *packages* are Debian packages that the lab host gets first. *joints* are streams between this
-    machine and the lab host. Without *start*, the host has to be up already.
+    machine and the lab host. *writable* are files and directories that the lab host can write,
+    besides those that the command's own options name. Without *start*, the host has to be up.
     """
     from vmm.lab.host import client
 
     if command is None:
-        command = this_command(click.get_current_context())
+        context = click.get_current_context()
+        command, writable = this_command(context), [*writable, *named(context)]
     return client.run_in_lab(
         profile_of(host),
         ["pyvmm", *command, OPTION, "native"],
         packages=packages,
         joints=joints,
+        writable=writable,
         start=start,
     )
 
@@ -101,9 +105,13 @@ def this_command(context: click.Context) -> list[str]:
     return words
 
 
-def _options(context: click.Context) -> list[str]:
-    options: list[str] = []
-    arguments: list[str] = []
+def named(context: click.Context) -> list[Path]:
+    """Return the paths that the options and arguments of the command in *context* name."""
+    return [value for _, value in _given(context) if isinstance(value, Path)]
+
+
+def _given(context: click.Context) -> Iterator[tuple[click.Parameter, object]]:
+    """Yield each value that was typed, but that of ``--host``, with its option or argument."""
     for parameter in context.command.params:
         name = str(parameter.name)
         source = context.get_parameter_source(name)
@@ -111,11 +119,18 @@ def _options(context: click.Context) -> list[str]:
             continue
         given = context.params[name]
         for value in given if isinstance(given, tuple) else (given,):
-            text = str(visible(value) if isinstance(value, Path) else value)
-            if isinstance(parameter, click.Argument):
-                arguments.append(text)
-            elif isinstance(parameter, click.Option) and parameter.is_flag:
-                options.append(parameter.opts[0])
-            else:
-                options += [parameter.opts[0], text]
+            yield parameter, value
+
+
+def _options(context: click.Context) -> list[str]:
+    options: list[str] = []
+    arguments: list[str] = []
+    for parameter, value in _given(context):
+        text = str(visible(value) if isinstance(value, Path) else value)
+        if isinstance(parameter, click.Argument):
+            arguments.append(text)
+        elif isinstance(parameter, click.Option) and parameter.is_flag:
+            options.append(parameter.opts[0])
+        else:
+            options += [parameter.opts[0], text]
     return [*options, *arguments]

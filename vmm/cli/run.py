@@ -328,7 +328,8 @@ def run(**options: Any) -> None:
             say(line)
         ends = Ends(config, owned)
         words = ["run", "--request", codec.dumps({**request, "config": ends.config}, ends.visible)]
-        sys.exit(run_there(options["host"], words, _packages(ends.config), ends.joints))
+        packages = _packages(ends.config)
+        sys.exit(run_there(options["host"], words, packages, ends.joints, writable=ends.named))
 
 
 def _packages(config: MachineConfig) -> list[str]:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 NO_SPACE = "No space left on device"
 PACKAGES = {
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+    "nsenter": "util-linux",
     "setpriv": "util-linux",
+    "unshare": "util-linux",
 }
 """The Debian packages of each tool whose package has another name, or needs one more."""
 DEBIAN = ("apt-cache", "apt-get", "dpkg-deb")

@@ -19,6 +19,7 @@ from vmm.terminal.waiting import WaitingLine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
     from types import FrameType
 
     from vmm.lab.host.relay import Joint
@@ -36,19 +37,22 @@ def run_in_lab(  # noqa: PLR0913  (what, where and with what)
     packages: Sequence[str] = (),
     joints: Sequence[Joint] = (),
     *,
+    writable: Sequence[Path] = (),
     start: bool = True,
 ) -> int:
     """Run *argv* in a lab host of *profile*; return its exit status, 128 + N for signal N.
 
     Use the host that is kept up, or else a new one for this command only; without *start*, any
     that is up, and no new one. Install Debian's
-    *packages* in the host first. Pass on the streams of *joints* meanwhile.
+    *packages* in the host first. Pass on the streams of *joints* meanwhile. Besides the current
+    directory the host can write the files and directories *writable* from now on.
     Raises HostError, UserError.
     """
     with ExitStack() as owned:
         host = Host.find(profile)
         if host is None:
             host = owned.enter_context(Host.start(profile)) if start else Host.running(profile)
+        host.agent.allow(writable)
         if packages:
             install(host, packages)
         for joint in joints:

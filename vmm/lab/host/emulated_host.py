@@ -6,17 +6,19 @@ import fcntl
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm.errors import HostError, UserError
 from vmm.lab import cache, protocol
 from vmm.lab.command import missing
 from vmm.lab.debian import rootfs
-from vmm.lab.host import cleaning, profiles, qemu, qmp, state, tree
+from vmm.lab.host import cleaning, export, profiles, qemu, qmp, state, tree
 from vmm.lab.host.session import AgentClient, Completed
 from vmm.lab.inside.agent import READY
 from vmm.lab.progress import step
@@ -24,7 +26,6 @@ from vmm.run_directory import run_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
     from typing import Self
 
     from vmm.lab.host.profile import Profile
@@ -107,7 +108,7 @@ class Host:
             argv = qemu.arguments(
                 profile, image=image, initrd=initrd, directory=directory, device_tree=dtb
             )
-            pid = _launch([*emulator.command, *argv], directory / "qemu.log", keep=keep)
+            pid = _launch([*emulator.command, *argv], directory, keep=keep)
             record = replace(record, qemu=state.Process.of(pid))
             state.save(directory, record)
             with step(f"starting a lab host ({profile.name})", total=8) as reach:
@@ -200,27 +201,37 @@ def _starting(name: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _launch(argv: Sequence[str], log: Path, *, keep: bool) -> int:
-    """Start QEMU in a session of its own, out of reach of ^C; return its process id."""
-    if shutil.which(argv[0]) is None:
-        raise missing(argv[0])
+def _launch(argv: Sequence[str], directory: Path, *, keep: bool) -> int:
+    """Start QEMU in a session of its own, out of reach of ^C; return its process id.
+
+    Of this machine it can write the current directory and its console's log: see `export`.
+    """
+    for tool in (argv[0], "setpriv"):
+        if shutil.which(tool) is None:
+            raise missing(tool)
     if not keep:
-        if shutil.which("setpriv") is None:
-            raise missing("setpriv")
-        argv = ("setpriv", "--pdeathsig", "KILL", *argv)
-    # Not subprocess: Popen warns if it is dropped while the process lives, as this one may.
+        argv = ["setpriv", "--pdeathsig", "KILL", *argv]
+    argv = export.confined(argv, [Path.cwd()], [directory / "console.log"])
     create = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    return os.posix_spawnp(
-        argv[0],
-        list(argv),
-        os.environ,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(log), create, 0o600),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ],
-        setsid=True,
-    )
+    with socket.socket(socket.AF_UNIX) as monitor:
+        try:
+            monitor.bind(str(directory / "qmp"))
+        except OSError as error:
+            raise HostError(f"{directory / 'qmp'}: {error}") from error
+        monitor.listen()
+        # Not subprocess: Popen warns if it is dropped while the process lives, as this one may.
+        return os.posix_spawnp(
+            argv[0],
+            argv,
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(directory / "qemu.log"), create, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+                (os.POSIX_SPAWN_DUP2, monitor.fileno(), qemu.MONITOR),
+            ],
+            setsid=True,
+        )
 
 
 def _bury(record: state.State) -> None:

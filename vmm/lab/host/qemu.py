@@ -40,6 +40,9 @@ translates the same code again too often."""
 SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 """QEMU's own filter of system calls: a host that breaks QEMU starts no program with it."""
 
+MONITOR: Final = 3
+"""QEMU's descriptor of the socket on which it is to listen for QMP."""
+
 
 @dataclass(frozen=True)
 class Emulator:
@@ -106,7 +109,8 @@ def arguments(  # noqa: PLR0913  (each is one file of the host)
         "-display", "none",
         "-no-reboot",
         "-serial", f"file:{directory / 'console.log'}",
-        "-qmp", f"unix:{directory / 'qmp'},server=on,wait=off",
+        "-chardev", f"socket,id=qmp,fd={MONITOR},server=on,wait=off",
+        "-mon", "chardev=qmp,mode=control",
         "-kernel", str(image),
         "-initrd", str(initrd),
         "-append", command_line.strip(),

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from vmm.closeable import Closeable
 from vmm.errors import HostError, UserError
 from vmm.lab import protocol
-from vmm.lab.host import state
+from vmm.lab.host import export, state
 from vmm.lab.host import tree as worktree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _OWN = frozenset(
     ("bin", "dev", "etc", "host", "lib", "lib64", "proc", "run", "sbin", "sys", "usr", "var")
@@ -121,6 +121,14 @@ class AgentClient:
             ) from error
         return connection
 
+    def allow(self, writable: Iterable[str | Path]) -> None:
+        """Let the host write the files and directories *writable*, while it is up.
+
+        See `vmm.lab.host.export.allow`. Raises HostError.
+        """
+        if self._record.qemu:
+            export.allow(self._record.qemu.pid, writable)
+
     def lost(self) -> HostError:
         """Return the error for a connection that ended before its command did."""
         said = state.tail(self._directory)
@@ -167,15 +175,18 @@ class AgentClient:
         """Start *argv* in the host; *write* is called with its output, as `ClientSession` says.
 
         *tty* is the rows and columns of the command's terminal; None for pipes. Without *tree*
-        the working tree's vmm is not installed first. Raises HostError.
+        the working tree's vmm is not installed first. The host can write *cwd* from now on.
+        Raises HostError.
         """
+        cwd = cwd or Path.cwd()
+        self.allow([cwd])
         connection = self.connect()
         try:
             name = self._install_tree(connection) if tree else None
             request: dict[str, Any] = {
                 "argv": list(argv),
                 "env": environment(name, env),
-                "cwd": inside(cwd or Path.cwd()),
+                "cwd": inside(cwd),
                 "tree": name,
                 "tty": tty,
             }
