@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NOBODY = 65534
+SHARED = Path(f"/dev/shm/pyvmm-{os.getpid()}")
+"""A file on another file system, where all may write."""
+ROOTS = Path(f"/var/tmp/pyvmm-{os.getpid()}")
+"""The same on the root's file system, most often."""
 READY = 30.0
 """Seconds in which the program has to be there."""
 
@@ -77,7 +81,7 @@ def test_only_the_directory_and_the_named_files_can_be_written(tmp_path: Path) -
     with program(here, log) as pid:
         assert touch(pid, here / "file") == ""
         assert touch(pid, log) == ""
-        for path in (elsewhere / "file", tmp_path / "file", Path("/dev/shm/file")):
+        for path in (elsewhere / "file", tmp_path / "file", SHARED):
             assert touch(pid, path) == DENIED, path
         assert (here / "file").exists()
 
@@ -96,8 +100,10 @@ def test_a_later_command_opens_its_own(tmp_path: Path) -> None:
         assert touch(pid, third / "new") == ""
         assert touch(pid, tmp_path / "file") == DENIED
         before = Path(f"/proc/{pid}/mountinfo").read_text()
-        export.allow(pid, [second, third / "new"])
-        assert Path(f"/proc/{pid}/mountinfo").read_text() == before, "opened twice"
+        export.allow(pid, [second, third / "new", Path("/dev/null"), Path("/dev/none/file")])
+        assert Path(f"/proc/{pid}/mountinfo").read_text() == before, (
+            "nothing is opened twice, and no device"
+        )
 
 
 def test_a_file_that_was_replaced_here_is_opened_anew(tmp_path: Path) -> None:
@@ -125,7 +131,9 @@ def test_what_is_run_and_recorded_stays_read_only(tmp_path: Path) -> None:
         assert touch(pid, program_file) == DENIED
         assert touch(pid, cache.root() / "file") == DENIED
         assert touch(pid, run_directory() / "file") == DENIED
-        assert touch(pid, Path("/dev/shm/file")) == DENIED
+        for path in (SHARED, ROOTS):
+            assert touch(pid, path) == DENIED
+        assert os.statvfs(f"/proc/{pid}/root/").f_flag & os.ST_RDONLY
 
 
 def test_the_program_has_no_capability_to_mount(tmp_path: Path) -> None:
@@ -139,11 +147,12 @@ def test_the_program_has_no_capability_to_mount(tmp_path: Path) -> None:
 def test_what_is_read_only_here_stays_so(tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("takes root")
-    here, frozen, below = tmp_path / "here", tmp_path / "frozen", tmp_path / "here" / "below"
+    here, frozen, below = tmp_path / "here", tmp_path / "frozen", tmp_path / "here" / "be low"
     for directory in (here, frozen, below):
         directory.mkdir()
     script = (
-        f"mount -t tmpfs none {below} && mount --bind {frozen} {frozen} &&"
+        "mount --make-rshared / &&"
+        f" mount -t tmpfs none '{below}' && mount --bind {frozen} {frozen} &&"
         f" mount -o remount,bind,ro {frozen} &&"
         f" exec {sys.executable} -m pytest -q -p no:cacheprovider -k within {__file__}"
     )
@@ -162,10 +171,12 @@ def test_what_is_read_only_here_stays_so(tmp_path: Path) -> None:
 @pytest.mark.skipif("EXPORT_HERE" not in os.environ, reason="is run by the test above")
 def test_within_its_mounts(tmp_path: Path) -> None:
     here, frozen = Path(os.environ["EXPORT_HERE"]), Path(os.environ["EXPORT_FROZEN"])
+    before = Path("/proc/self/mountinfo").read_text()
     with program(here, tmp_path) as pid:
-        assert touch(pid, here / "below" / "file") == "", "a mount below the directory"
+        assert touch(pid, here / "be low" / "file") == "", "a mount below the directory"
         export.allow(pid, [frozen, frozen / "file"])
         assert touch(pid, frozen / "file") == DENIED
+        assert Path("/proc/self/mountinfo").read_text() == before
 
 
 def test_a_user_who_is_not_root_has_the_same() -> None:
