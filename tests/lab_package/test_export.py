@@ -136,6 +136,12 @@ def test_what_is_run_and_recorded_stays_read_only(tmp_path: Path) -> None:
         assert os.statvfs(f"/proc/{pid}/root/").f_flag & os.ST_RDONLY
 
 
+def test_nothing_is_opened_for_a_program_that_has_ended(tmp_path: Path) -> None:
+    with program(tmp_path, tmp_path) as pid:
+        pass
+    export.allow(pid, [tmp_path])
+
+
 def test_the_program_has_no_capability_to_mount(tmp_path: Path) -> None:
     with program(tmp_path, tmp_path) as pid:
         status = Path(f"/proc/{pid}/status").read_text()

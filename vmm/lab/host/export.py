@@ -14,11 +14,11 @@ import os
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache as once
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from vmm.errors import HostError
 from vmm.lab import cache, command
 from vmm.run_directory import run_directory
 
@@ -72,8 +72,8 @@ def confined(argv: Sequence[str], writable: Iterable[str | Path], own: Sequence[
 def allow(pid: int, writable: Iterable[str | Path]) -> None:
     """Let the lab host whose QEMU is the process *pid* write *writable*. Raises `HostError`.
 
-    What is not there yet: its directory. The root directory, a cache of programs, block devices
-    and what this process finds read-only are passed over.
+    What is not there yet: its directory. The root directory, a cache of programs, block devices,
+    what this process finds read-only and what QEMU does not see are passed over.
     """
     paths = [path for path in _mounts(writable) if _read_only(f"/proc/{pid}/root{path}")]
     if not paths:
@@ -100,18 +100,17 @@ def _mounts(writable: Iterable[str | Path]) -> Iterator[str]:
 def _may_be_opened(path: str) -> bool:
     if path == "/" or any(f"{path}/".startswith(f"{each}/") for each in kept()):
         return False
-    try:
+    with suppress(OSError):
         mode = Path(path).stat().st_mode
         return (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and not _read_only(path)
-    except OSError:
-        return False
+    return False
 
 
 def _read_only(path: str) -> bool:
-    try:
+    """Return whether *path* is there, and on a mount that is read-only."""
+    with suppress(OSError):
         return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
-    except OSError as error:
-        raise HostError(f"{path}: {error.strerror}") from error
+    return False
 
 
 def _plain(text: bytes) -> bytes:
