@@ -32,8 +32,13 @@ HEADER = HERE / "_filters.h"
 DAEMON_POLICY = HERE / "storage_daemon.toml"
 DAEMON_HEADER = HERE / "_daemon_filters.h"
 
-KINDS: Final = ("queue", "vcpu", "loop")
-"""Kinds of threads; each may do what those before it may."""
+KINDS: Final = {
+    "queue": (),
+    "vcpu": ("queue",),
+    "control": ("queue",),
+    "loop": ("queue", "vcpu", "control"),
+}
+"""Kinds of threads, and those of which each may do all that they may."""
 DAEMON: Final = "storage"
 """What the storage daemon's filter is called."""
 
@@ -78,8 +83,8 @@ class Placeholders:
 
 def names(policy: dict[str, Any], table: str, kind: str) -> list[str]:
     """Return what *table* ("calls", "ioctls") of *policy* allows to threads of *kind*."""
-    kinds = KINDS[: KINDS.index(kind) + 1] if kind in KINDS else (kind,)
-    return [name for each in kinds for name in policy[table].get(each, {})]
+    kinds = (*KINDS.get(kind, ()), kind)
+    return [*dict.fromkeys(name for each in kinds for name in policy[table].get(each, {}))]
 
 
 def _libseccomp() -> Any:
@@ -162,7 +167,7 @@ def header() -> str:
             lines += [f"static const struct sock_filter {kind}_filter[] = {{"]
             lines += [*program(policy, kind, machine), "};"]
         lines += ["static const char *const call_names[] = {", *call_names(machine), "};", "#endif"]
-    ioctls = names(policy, "ioctls", KINDS[-1])
+    ioctls = names(policy, "ioctls", "loop")
     lines += ["static const struct { uint32_t number; const char *name; } ioctl_names[] = {"]
     lines += [*(f'{{ {name}, "{name}" }},' for name in ioctls), "};"]
     return "\n".join(lines) + "\n"

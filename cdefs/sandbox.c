@@ -59,6 +59,7 @@ static const struct {
 	[PYVMM_THREAD_LOOP] = { loop_filter, COUNT(loop_filter) },
 	[PYVMM_THREAD_VCPU] = { vcpu_filter, COUNT(vcpu_filter) },
 	[PYVMM_THREAD_QUEUE] = { queue_filter, COUNT(queue_filter) },
+	[PYVMM_THREAD_CONTROL] = { control_filter, COUNT(control_filter) },
 };
 
 static int mode = PYVMM_SANDBOX_OFF;

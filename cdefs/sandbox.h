@@ -19,7 +19,12 @@ enum pyvmm_sandbox_mode {
 };
 
 /* Kinds of threads, of which sandbox.toml says what they may do. */
-enum pyvmm_thread_kind { PYVMM_THREAD_LOOP, PYVMM_THREAD_VCPU, PYVMM_THREAD_QUEUE };
+enum pyvmm_thread_kind {
+	PYVMM_THREAD_LOOP,
+	PYVMM_THREAD_VCPU,
+	PYVMM_THREAD_QUEUE,
+	PYVMM_THREAD_CONTROL,
+};
 
 #define PYVMM_DENIALS 512  /* different refused calls that are kept */
 #define PYVMM_ARGUMENTS 6

@@ -34,6 +34,7 @@ THREADS: Final = {
     lib.PYVMM_THREAD_LOOP: "loop",
     lib.PYVMM_THREAD_VCPU: "vcpu",
     lib.PYVMM_THREAD_QUEUE: "queue",
+    lib.PYVMM_THREAD_CONTROL: "control",
 }
 """Names of the kinds of threads, as in the policy."""
 
@@ -43,7 +44,7 @@ class Denial(NamedTuple):
 
     call    its name, with the request of an ioctl; else with its number
     arguments  its six arguments, in hexadecimal: what a call does not have is what was there
-    thread  the kind of thread that made it: loop, vcpu or queue
+    thread  the kind of thread that made it: loop, vcpu, queue or control
     """
 
     call: str

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LOOP: Final = lib.PYVMM_THREAD_LOOP
 VCPU: Final = lib.PYVMM_THREAD_VCPU
 QUEUE: Final = lib.PYVMM_THREAD_QUEUE
+CONTROL: Final = lib.PYVMM_THREAD_CONTROL
 """Kinds of threads; what each may ask of the kernel is in cdefs/sandbox.toml. LOOP: as much as the
 thread that starts it."""
 

@@ -2,9 +2,9 @@
 
     sandboxed.py MODE KIND
 
-MODE is --sandbox's, KIND the kind of thread that tries: loop, vcpu or queue. Prints JSON: for each
-trial its errno (0: the kernel did it), and the denials that were noted. Each trial is harmless: its
-arguments are ones that the kernel refuses with another errno.
+MODE is --sandbox's, KIND the kind of thread that tries: loop, vcpu, queue or control. Prints
+JSON: for each trial its errno (0: the kernel did it), and the denials that were noted. Each trial
+is harmless: its arguments are ones that the kernel refuses with another errno.
 """
 
 from __future__ import annotations

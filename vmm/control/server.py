@@ -71,7 +71,7 @@ class Server(Closeable):
 
     def start(self) -> None:
         """Start to serve. Raises `HostError`: there can be no thread."""
-        self._thread = thread.start("control", self._serve)
+        self._thread = thread.start("control", self._serve, kind=thread.CONTROL)
 
     def _serve(self) -> None:
         while True:

@@ -2,9 +2,9 @@
 
     attacked_run.py KIND FILE ARGUMENT...
 
-ARGUMENTs are those of ``pyvmm``. In a thread of KIND (loop, vcpu, queue), once the process is
-confined and a guest is about to run, tries what tests/ground/sandboxed.py does, and writes to FILE
-what came of each. Modules that were imported after that moment are listed there, too.
+ARGUMENTs are those of ``pyvmm``. In a thread of KIND (loop, vcpu, queue, control), once the
+process is confined and a guest is about to run, tries what tests/ground/sandboxed.py does, and
+writes to FILE what came of each. Modules that were imported after that moment are listed, too.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from vmm.cli import main
 from vmm.machine.machine import Machine
 from vmm.machine.vcpu_thread import VcpuThread
 
+OTHERS = {"queue": thread.QUEUE, "control": thread.CONTROL}
 kind, file, *arguments = sys.argv[1:]
 found: dict[str, Any] = {}
 confine, run_vcpu = Machine.confine, VcpuThread._main
@@ -38,8 +39,8 @@ def confine_and_attack(self: Machine, **options: bool) -> None:
 def attack_and_run(self: VcpuThread) -> None:
     if kind == "vcpu":
         found["errors"] = attempts()
-    elif kind == "queue":
-        tries = thread.start("q", lambda: found.update(errors=attempts()), kind=thread.QUEUE)
+    elif kind in OTHERS:
+        tries = thread.start("q", lambda: found.update(errors=attempts()), kind=OTHERS[kind])
         tries.join()
     run_vcpu(self)
 
