@@ -177,10 +177,15 @@ def descriptors() -> set[str]:
     return found
 
 
+def sockets(place: Path) -> set[str]:
+    """Return what sockets have names in *place*."""
+    return {f"{path} socket" for path in place.iterdir() if path.is_socket()}
+
+
 def attempt(scenario: Scenario, place: Path, report: int) -> int:
     """Run *scenario*; return `FINE` or `REFUSED`, or what is wrong, which goes to *report*."""
     threads = threading.active_count()
-    before = descriptors()
+    before = descriptors() | sockets(place)
     said = ""
     result = FINE
     try:
@@ -200,7 +205,7 @@ def attempt(scenario: Scenario, place: Path, report: int) -> int:
     for thread in threading.enumerate():
         if thread is not threading.current_thread():
             thread.join(5)
-    after = descriptors()
+    after = descriptors() | sockets(place)
     left = sorted({each.split(" ")[0] for each in after} - {each.split(" ")[0] for each in before})
     if result != BUG and (left or threading.active_count() != threads):
         result = LEFT

@@ -94,6 +94,9 @@ class Broker(Closeable):
                 socket.send_fds(self._socket, [message], fds)
                 data, got, _, _ = socket.recv_fds(self._socket, server.LONGEST, server.MOST_FDS)
         except OSError as error:
+            # Its answer would be taken for the next request's. It clears away, and ends.
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
             raise HostError(f"the broker does not answer: {error.strerror}") from error
         if not data:
             raise HostError("the broker has ended", "was it killed?")

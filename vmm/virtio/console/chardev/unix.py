@@ -39,6 +39,9 @@ class Listener(Closeable):
         self._debt = 0
         try:
             self._bind()
+        except HostError:
+            self.close()
+            raise
         except OSError as error:
             self.close()
             why = error.strerror or str(error)
@@ -55,10 +58,15 @@ class Listener(Closeable):
                 raise
             self._path.unlink()
             self.socket.bind(str(self._path))
-        self._debt = self._broker.owe(
-            "socket", str(self._path.absolute()), self._path.stat().st_ino
-        )
-        self.socket.listen(BACKLOG)
+        try:
+            self._debt = self._broker.owe(
+                "socket", str(self._path.absolute()), self._path.stat().st_ino
+            )
+            self.socket.listen(BACKLOG)
+        except BaseException:  # nobody has heard of the debt, or pays it once more, which is well
+            with suppress(OSError):
+                self._path.unlink()
+            raise
 
     def _is_stale(self) -> bool:
         """Return whether the path is a socket without a listener, because its owner was killed."""
