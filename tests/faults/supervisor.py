@@ -180,9 +180,8 @@ def counted() -> Iterator[None]:
 def run(code: Callable[[], int], fault: Fault | None = None) -> Outcome:
     """Run *code* in a child process, with *fault*; its result is the child's exit status.
 
-    Only what it does while `counted` counts.
-
-    Raises TimeoutError if it does not end in `PATIENCE` seconds.
+    Only what it does while `counted` counts. Raises TimeoutError if it does not end in `PATIENCE`
+    seconds.
     """
     readable, writable = os.pipe()
     child = os.fork()
@@ -192,7 +191,9 @@ def run(code: Callable[[], int], fault: Fault | None = None) -> Outcome:
             os.close(readable)
             listener = _install(writable)
             os.write(writable, struct.pack("=i", listener))
-            _wait_until_taken(writable)
+            taken = select.poll()
+            taken.register(writable, 0)
+            taken.poll()  # until the supervisor has closed its end: then it has the listener
             os.close(listener)
             os.close(writable)
             status = code()
@@ -229,13 +230,6 @@ def _take(pidfd: int, said: bytes) -> int:
     return int(listener)
 
 
-def _wait_until_taken(writable: int) -> None:
-    """Wait until the supervisor has closed its end: then it has the listener."""
-    poll = select.poll()
-    poll.register(writable, 0)
-    poll.poll()
-
-
 def _supervise(
     child: int, pidfd: int, listener: int, fault: Fault | None
 ) -> tuple[list[str], bool]:
@@ -264,7 +258,8 @@ def _supervise(
             elif counts and _matters(child, thread, number, arguments):
                 name = NUMBERS[number]
                 if fault is not None and len(calls) == fault.number and name == fault.call:
-                    error, given = fault.error, True
+                    given = _may_fail(child, arguments[0], fault)
+                    error = fault.error if given else 0
                 calls.append(name)
             try:
                 answer = ANSWER.pack(identity, 0, -error, 0 if error else CONTINUE)
@@ -273,6 +268,16 @@ def _supervise(
                 continue
         elif pidfd in ready:
             return calls, given
+
+
+def _may_fail(child: int, fd: int, fault: Fault) -> bool:
+    """Return whether a call can have the fault: one that blocks has no EAGAIN."""
+    if fault.error != errno.EAGAIN or fault.call in ("clone3", "io_uring_enter", "memfd_create"):
+        return True
+    with suppress(OSError):
+        information = Path(f"/proc/{child}/fdinfo/{fd}").read_text()
+        return bool(int(information.partition("flags:")[2].split()[0], 8) & os.O_NONBLOCK)
+    return True
 
 
 def _matters(child: int, thread: int, number: int, arguments: list[Any]) -> bool:

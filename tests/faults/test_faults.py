@@ -13,31 +13,14 @@ import pytest
 
 from tests.faults import supervisor
 from tests.faults.scenarios import FINE, REFUSED, SCENARIOS, inject
-from tests.faults.supervisor import WATCHED, Fault
+from tests.faults.selection import faults
+from tests.faults.supervisor import Fault
 
 pytestmark = pytest.mark.skipif(
     not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no /dev/kvm that we may use"
 )
 MOST = 6
-"""Calls of one kind that fail in a scenario: the first ones, and others at even distances."""
-
-
-def chosen(calls: list[str]) -> list[int]:
-    """Return which calls fail."""
-    found = []
-    for name in sorted(set(calls)):
-        places = [index for index, call in enumerate(calls) if call == name]
-        first, rest = places[: MOST // 2], places[MOST // 2 :]
-        found += first + rest[:: max(1, 2 * len(rest) // MOST)]
-    return sorted(found)
-
-
-def faults(calls: list[str]) -> list[Fault]:
-    return [
-        Fault(index, calls[index], error)
-        for index in chosen(calls)
-        for error in WATCHED[calls[index]].errors
-    ]
+"""Calls of one kind that fail in a scenario."""
 
 
 @pytest.mark.kvm
@@ -47,7 +30,7 @@ def test_a_system_call_that_fails_is_an_error_or_does_not_matter(name: str) -> N
     assert whole.status == FINE, said
     assert whole.calls
     wrong, given, seen = [], 0, Counter[int]()
-    for fault in faults(whole.calls):
+    for fault in (wanted := faults(whole.calls, MOST)):
         try:
             outcome, said = inject(name, fault)
         except TimeoutError as error:
@@ -58,7 +41,7 @@ def test_a_system_call_that_fails_is_an_error_or_does_not_matter(name: str) -> N
         if outcome.status not in (FINE, REFUSED):
             wrong.append(f"{fault}: status {outcome.status}: {said}")
     assert not wrong, "\n\n".join(wrong)
-    assert given >= len(faults(whole.calls)) * 0.7  # threads make their calls when they can
+    assert given >= len(wanted) * 0.7  # threads make their calls when they can
     assert seen[REFUSED]
 
 
