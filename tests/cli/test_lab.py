@@ -134,7 +134,7 @@ def up(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         return SimpleNamespace(
             agent=SimpleNamespace(
                 install_tree=lambda: None,
-                allow=lambda paths: [running.add(str(path)) for path in paths],
+                allow=lambda paths: running.update(map(str, paths)),
             ),
             record=SimpleNamespace(boot_seconds=7.0),
         )
