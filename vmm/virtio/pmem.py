@@ -53,6 +53,7 @@ class Pmem(VirtioDevice):
     """The device for *backing*, which is in guest memory already."""
 
     device_id: int = lib.VIRTIO_ID_PMEM
+    unmovable = "the guest writes its file as memory, which is not moved"
 
     def __init__(self, name: str, memory: MemoryMap, events: Events, backing: Durable) -> None:
         super().__init__(name, memory, events, [QUEUE_SIZE])
