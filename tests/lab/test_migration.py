@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -47,6 +48,7 @@ done &
 read -r line; echo "heard $line"
 read -r line
 """
+MOVES = int(os.environ.get("PYVMM_MOVES", "2"))
 WORDS = "console=ttyAMA0 quiet panic=-1 pyvmm.then=poweroff"
 
 
@@ -77,7 +79,7 @@ def test_a_guest_moves_there_and_back(
     text = b""
     with ExitStack() as stack:
         kept: list[Command] = []
-        for turn in range(3):
+        for turn in range(MOVES + 1):
             run = ["pyvmm", "run", "--host", "native", "--events", f"events{turn}"]
             run += ["--name", f"move{turn}"]
             run += ["--incoming", f"unix:socket{turn}"] if turn else machine
