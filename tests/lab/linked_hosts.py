@@ -21,8 +21,10 @@ def linked(names: tuple[str, str], directory: Path) -> Iterator[tuple[Host, Host
     cable = f"addr.type=unix,addr.path={directory / 'cable'}"
     first = f"stream,id=link,server=on,{cable}"
     with (
-        Host.start(with_card(names[0], first, 0)) as one,
-        Host.start(with_card(names[1], f"stream,id=link,server=off,{cable}", 1)) as other,
+        Host.start(with_card(names[0], first, 0), writable=[directory]) as one,
+        Host.start(
+            with_card(names[1], f"stream,id=link,server=off,{cable}", 1), writable=[directory]
+        ) as other,
     ):
         yield one, other
 

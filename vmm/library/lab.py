@@ -108,7 +108,15 @@ class LabEngine(Closeable):
         self._session = host.agent.start(SERVE, self._take)
         self._thread = thread.start("vmm-lab", self._receive)
         try:
-            self._peer.call("build", codec.dumps({"config": config}, visible))
+            named: list[Path] = []
+
+            def note(path: Path) -> Path:
+                named.append(path)
+                return visible(path)
+
+            machine = codec.dumps({"config": config}, note)
+            host.agent.allow(named)
+            self._peer.call("build", machine)
         except BaseException:
             self.close()
             raise

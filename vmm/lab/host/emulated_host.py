@@ -43,23 +43,26 @@ class Host:
         self.agent = AgentClient(directory, record)
 
     @classmethod
-    def start(cls, profile: str | Profile, *, keep: bool = False) -> Self:
+    def start(
+        cls, profile: str | Profile, *, keep: bool = False, writable: Sequence[Path] = ()
+    ) -> Self:
         """Start a host of *profile*; with *keep*, one that stays up, or return the one that is up.
 
+        Of this machine it can write the current directory, and *writable*: see `export`.
         A host that is not kept ends with `close`, and with the calling *thread*, however that
         ends. Raises HostError if the host does not come up, UserError if there is no such profile.
         """
         if isinstance(profile, str):
             profile = profiles.profile(profile)
         if not keep:
-            return cls._boot(profile, keep=False)
+            return cls._boot(profile, writable, keep=False)
         with _starting(profile.name):
             if host := cls._find(profile.name):
                 return host
             for directory, record in state.hosts():
                 if directory.name == profile.name:  # of another version of pyvmm
                     state.discard(directory, record)
-            return cls._boot(profile, keep=True)
+            return cls._boot(profile, writable, keep=True)
 
     @classmethod
     def find(cls, profile: str) -> Self | None:
@@ -86,7 +89,7 @@ class Host:
         return None
 
     @classmethod
-    def _boot(cls, profile: Profile, *, keep: bool) -> Self:
+    def _boot(cls, profile: Profile, writable: Sequence[Path], *, keep: bool) -> Self:
         for _ in state.hosts():
             pass  # removes what dead ones left
         emulator = qemu.emulator()
@@ -108,7 +111,7 @@ class Host:
             argv = qemu.arguments(
                 profile, image=image, initrd=initrd, directory=directory, device_tree=dtb
             )
-            pid = _launch([*emulator.command, *argv], directory, keep=keep)
+            pid = _launch([*emulator.command, *argv], directory, writable, keep=keep)
             record = replace(record, qemu=state.Process.of(pid))
             state.save(directory, record)
             with step(f"starting a lab host ({profile.name})", total=8) as reach:
@@ -201,17 +204,17 @@ def _starting(name: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _launch(argv: Sequence[str], directory: Path, *, keep: bool) -> int:
+def _launch(argv: Sequence[str], directory: Path, writable: Sequence[Path], *, keep: bool) -> int:
     """Start QEMU in a session of its own, out of reach of ^C; return its process id.
 
-    Of this machine it can write the current directory and its console's log: see `export`.
+    Of this machine it can write the current directory, *writable* and its console's log.
     """
     for tool in (argv[0], "setpriv"):
         if shutil.which(tool) is None:
             raise missing(tool)
     if not keep:
         argv = ["setpriv", "--pdeathsig", "KILL", *argv]
-    argv = export.confined(argv, [Path.cwd()], [directory / "console.log"])
+    argv = export.confined(argv, [Path.cwd(), *writable], [directory / "console.log"])
     create = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     with socket.socket(socket.AF_UNIX) as monitor:
         try:
