@@ -207,14 +207,17 @@ def _starting(name: str) -> Iterator[None]:
 def _launch(argv: Sequence[str], directory: Path, writable: Sequence[Path], *, keep: bool) -> int:
     """Start QEMU in a session of its own, out of reach of ^C; return its process id.
 
-    Of this machine it can write the current directory, *writable* and its console's log.
+    Of this machine it can write the current directory, *writable*, its console's log and a
+    directory for temporary files, such as what is written to a disk with ``snapshot=on``.
     """
     for tool in (argv[0], "setpriv"):
         if shutil.which(tool) is None:
             raise missing(tool)
     if not keep:
         argv = ["setpriv", "--pdeathsig", "KILL", *argv]
-    argv = export.confined(argv, [Path.cwd(), *writable], [directory / "console.log"])
+    temporary = directory / "tmp"
+    temporary.mkdir(mode=0o700)
+    argv = export.confined(argv, [Path.cwd(), *writable], [directory / "console.log", temporary])
     create = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     with socket.socket(socket.AF_UNIX) as monitor:
         try:
@@ -226,7 +229,7 @@ def _launch(argv: Sequence[str], directory: Path, writable: Sequence[Path], *, k
         return os.posix_spawnp(
             argv[0],
             argv,
-            os.environ,
+            {**os.environ, "TMPDIR": str(temporary)},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, str(directory / "qemu.log"), create, 0o600),

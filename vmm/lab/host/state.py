@@ -2,7 +2,7 @@
 
     <run directory>/lab/<id>/   state.json  who started it, QEMU's process, how to reach the agent
                                 token       the secret that a client must send to the agent
-                                console.log, qemu.log, qmp
+                                console.log, qemu.log, qmp, tmp
 
 A process is recorded by its id and its start time, as ids are used again.
 """
