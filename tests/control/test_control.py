@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -33,6 +33,7 @@ class Still:
     holders: int = 0
     ended: list[Ending] = field(default_factory=list)
     power: None = None
+    dumping: threading.Event = field(default_factory=threading.Event)
     strayed: bool = False
 
     def take_back(self) -> None:
@@ -47,6 +48,18 @@ class Still:
 
     def resume(self) -> None:
         self.holders -= 1
+
+    def dump_memory(self, fd: int) -> Generator[None, None, None]:
+        """Dump until `dumping` is cleared."""
+        self.pause()
+        self.dumping.set()
+        try:
+            while self.dumping.is_set():
+                yield
+            os.write(fd, b"RAM")
+        finally:
+            self.dumping.clear()
+            self.resume()
 
     def end(self, ending: Ending) -> None:
         self.ended.append(ending)
@@ -129,6 +142,51 @@ def test_a_resume_does_not_let_go_of_what_a_debugger_holds(
     client.ask("POST", "/pause")
     assert client.ask("POST", "/resume")["state"] == "paused"
     assert running.machine.holders == 1
+
+
+def test_a_dump_leaves_the_other_clients_their_answers(
+    running: Running, client: Client, tmp_path: Path
+) -> None:
+    def dump() -> None:
+        with Client.of("web") as another, (tmp_path / "dump").open("wb") as file:
+            another.ask("POST", "/memory-dump", fds=[file.fileno()])
+
+    dumper = threading.Thread(target=dump)
+    dumper.start()
+    assert running.machine.dumping.wait(20)
+    assert client.ask("GET", "/")["state"] == "paused"
+    client.ask("POST", "/pause")
+    assert client.ask("POST", "/resume")["state"] == "paused", "the dump holds it"
+    running.machine.dumping.clear()
+    dumper.join(20)
+    assert (tmp_path / "dump").read_bytes() == b"RAM"
+    assert client.ask("GET", "/")["state"] == "running"
+
+
+def test_the_end_of_the_machine_breaks_off_a_dump(run_directory: Path, tmp_path: Path) -> None:
+    config = MachineConfig(image=Path("/an/image"), control=ControlConfig("web"))
+    machine = Still()
+    with Loop() as loop:
+        control = Control(config, cast("Machine", machine), loop, HeardEvents(Recorded()))
+        control.start()
+
+        def dump() -> None:
+            with (
+                Client.of("web") as another,
+                (tmp_path / "dump").open("wb") as file,
+                pytest.raises(HostError),
+            ):
+                another.ask("POST", "/memory-dump", fds=[file.fileno()])
+
+        dumper = threading.Thread(target=dump)
+        dumper.start()
+        loop.run(machine.dumping.is_set)
+        control.close()
+        dumper.join(20)
+        assert not dumper.is_alive()
+    assert machine.holders == 0
+    assert not machine.dumping.is_set()
+    assert (tmp_path / "dump").read_bytes() == b""
 
 
 def test_a_reset_and_a_stop_end_the_power_cycle(running: Running, client: Client) -> None:

@@ -48,12 +48,18 @@ def wait(until: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def memory() -> str:
+    """RAM of `machine`."""
+    return "64M"
+
+
+@pytest.fixture
+def machine(tmp_path: Path, memory: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a machine called web, sealed, whose guest answers what is typed, with a disk."""
     guest, disk = assemble(tmp_path, ECHO), tmp_path / "disk"
     with disk.open("wb") as file:
         file.truncate(1 << 20)
-    command = [PYVMM, "run", "--host", "lab:fwb", "--name", "web", str(guest), "--memory", "64M"]
+    command = [PYVMM, "run", "--host", "lab:fwb", "--name", "web", str(guest), "--memory", memory]
     command += ["--disk", str(disk), "--events", str(tmp_path / "events")]
     with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-2) as program:
         wait(lambda: program.poll() is not None or bool(running()))
@@ -87,6 +93,23 @@ def test_a_machine_is_paused_reset_dumped_and_stopped(
     assert "isolated" in names
     assert "sandbox-denied" not in names
     assert [each["how"] for each in events if each["event"] == "ended"] == ["reset", "quit"]
+
+
+@pytest.mark.parametrize("memory", ["1G"])
+def test_a_dump_of_much_memory_leaves_others_their_answers_and_ends_by_a_reset(
+    machine: subprocess.Popen[bytes], tmp_path: Path, memory: str
+) -> None:
+    dump = [PYVMM, "dump", "--host", "lab:fwb", "web", str(tmp_path / "dump")]
+    with subprocess.Popen(dump, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as dumping:
+        wait(lambda: dumping.poll() is not None or running()[0]["state"] == "paused")
+        assert dumping.poll() is None, "it answers while the dump is written"
+        order("reset", "web")
+        _, said = dumping.communicate(timeout=PATIENCE)
+    assert dumping.returncode == 2
+    assert b"reset or has ended meanwhile" in said
+    assert running()[0]["state"] == "running"
+    order("stop", "web")
+    assert machine.wait(PATIENCE) == 130
 
 
 class Screen:

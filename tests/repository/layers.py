@@ -41,6 +41,7 @@ LAYERS: Final = (  # lowest first
             "irq": "interrupt lines as devices see them",
             "fdt": "device trees, by libfdt",
             "loop": "the main thread's event loop",
+            "long_work": "work that leaves a loop its turns",
             "sandbox": "what threads may ask of the kernel",
             "sigbus": "mapped files that lose pages",
             "broker": "the process that starts daemons and pays debts",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from vmm.coherence.ledger import Entry, Ledger
 from vmm.coherence.policy import MANAGED, Promise, Stage2
 from vmm.coherence.sanitizer import TwoCopies
+from vmm.long_work import at_once
 from vmm.memory import Backing, Mapping
 from vmm.state import memory_file
 from vmm.state.memory_file import PAGE, PIECE
@@ -39,7 +40,9 @@ def test_what_was_written_comes_back(kind: object, pages: set[int]) -> None:
             first.view[page * PAGE + page % PAGE] = page % 255 + 1
         fd = os.memfd_create("memory")
         owned.callback(os.close, fd)
-        written = memory_file.write(fd, first.region(BASE), ledger(Stage2.FORCED_WRITE_BACK))
+        written = at_once(
+            memory_file.write(fd, first.region(BASE), ledger(Stage2.FORCED_WRITE_BACK))
+        )
         assert written.stored == len(pages) * PAGE
         assert written.maintained == 0
         assert os.fstat(fd).st_size == SIZE
@@ -62,7 +65,7 @@ def test_the_checksum_tells_a_changed_byte(pages: set[int], at: int) -> None:
             ram.view[page * PAGE] = 1
         fd = os.memfd_create("memory")
         owned.callback(os.close, fd)
-        written = memory_file.write(fd, ram.region(BASE), ledger(Stage2.FORCED_WRITE_BACK))
+        written = at_once(memory_file.write(fd, ram.region(BASE), ledger(Stage2.FORCED_WRITE_BACK)))
         where = min(pages) * PAGE + at
         (byte,) = os.pread(fd, 1, where)
         os.pwrite(fd, bytes([byte ^ 0x80]), where)
@@ -76,7 +79,7 @@ def test_a_guest_without_caches_is_seen_because_of_the_maintenance(tmp_path: Pat
         ram.memory[3 * PAGE : 3 * PAGE + 5] = b"guest"
         fd = os.open(tmp_path / "memory", os.O_RDWR | os.O_CREAT)
         owned.callback(os.close, fd)
-        written = memory_file.write(fd, region, ledger(Stage2.GUEST_DECIDES))
+        written = at_once(memory_file.write(fd, region, ledger(Stage2.GUEST_DECIDES)))
         assert written.maintained == SIZE
         assert os.pread(fd, 5, 3 * PAGE) == b"guest"
     with TwoCopies(SIZE) as ram:

@@ -228,7 +228,7 @@ def _bind_keys(loop: Loop, machine: Machine, config: MachineConfig, console: Std
     console.on_balloon = lambda direction: console.say(_squeeze(machine, config, direction))
     console.on_map = lambda: console.say(*_map(machine))
     console.on_counters = lambda: console.say(*machine.counters().lines())
-    console.on_snapshot = lambda: console.say(machine.save())
+    console.on_snapshot = lambda: machine.save(console.say)
     if config.snapshot is not None:
         loop.add_signal(signal.SIGUSR2, console.on_snapshot)
 

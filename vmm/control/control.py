@@ -26,7 +26,7 @@ from vmm.terminal.console import InputSink
 from vmm.virtio.console.chardev.unix import Listener
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from vmm.config import MachineConfig
     from vmm.control.feeds import HeardEvents
@@ -188,7 +188,7 @@ class Control(Closeable):
                 method="POST",
                 path="/snapshot",
                 summary="Write a snapshot into the directory of --snapshot.",
-                handle=lambda _call: Snapshot(*self._machine.snapshot()),
+                handle=self._snapshot,
                 gives=Snapshot,
             ),
             Route(
@@ -322,8 +322,11 @@ class Control(Closeable):
             self._machine.end(Ending.QUIT)
         return self._status(call)
 
-    def _dump(self, call: Call) -> Status:
-        self._machine.dump_memory(call.fds[0])
+    def _snapshot(self, _call: Call) -> Generator[None, None, Snapshot]:
+        return Snapshot(*(yield from self._machine.snapshot()))
+
+    def _dump(self, call: Call) -> Generator[None, None, Status]:
+        yield from self._machine.dump_memory(call.fds[0])
         return self._status(call)
 
     def _metrics(self, _call: Call) -> Text:

@@ -91,7 +91,8 @@ class Route:
     """One request that can be made.
 
     handle    does it; called in the thread of the machine's loop. A `UserError` is status 409,
-              any other `VmmError` 500
+              any other `VmmError` 500. What takes long is a generator that yields between its
+              parts, which the loop does one a round
     gives     the dataclass that it returns, or else the type of a document or of a feed
     fds       how many descriptors have to come with the request (SCM_RIGHTS)
     more_fds  how many more may

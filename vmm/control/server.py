@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from collections.abc import Generator
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,7 @@ from vmm.closeable import Closeable
 from vmm.control.connection import Connection
 from vmm.control.routes import JSON, Feed, Text
 from vmm.errors import UserError, VmmError
+from vmm.long_work import LongWork
 from vmm.loop import Loop
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from threading import Thread
 
     from vmm.control.connection import Asked
-    from vmm.control.routes import Route
+    from vmm.control.routes import Call, Route
     from vmm.events import Events
 
 MOST_CLIENTS: Final = 128
@@ -60,6 +62,7 @@ class Server(Closeable):
         self._users = {uid, 0}
         self._routes = routes
         self._call_soon = call_soon
+        self._long = LongWork(call_soon)
         self._events = events
         self._connections: set[Connection] = set()
         self._leaving: set[Connection] = set()
@@ -149,20 +152,22 @@ class Server(Closeable):
             connection.refuse(400, error.message, error.hint)
             return
 
-        def handle() -> None:
-            if self._closed:
-                return
-            try:
-                answer = _answerer(connection, route, route.handle(call))
-            except VmmError as error:
-                status = 409 if isinstance(error, UserError) else 500
-                answer = _refuser(connection, status, error.message, error.hint)
-            except Exception as error:  # noqa: BLE001  (a request must not end the machine)
-                self._events.emit("control-failed", request=route.path, error=repr(error))
-                answer = _refuser(connection, 500, f"a bug in pyvmm: {error!r}", "report this")
-            self._loop.call_soon_threadsafe(answer)
+        self._call_soon(lambda: self._long.begin(self._do(connection, route, call)))
 
-        self._call_soon(handle)
+    def _do(self, connection: Connection, route: Route, call: Call) -> Generator[None, None, None]:
+        """Answer *call*, in parts, in the thread of the machine's loop."""
+        try:
+            result = route.handle(call)
+            if isinstance(result, Generator):
+                result = yield from result
+            answer = _answerer(connection, route, result)
+        except VmmError as error:
+            status = 409 if isinstance(error, UserError) else 500
+            answer = _refuser(connection, status, error.message, error.hint)
+        except Exception as error:  # noqa: BLE001  (a request must not end the machine)
+            self._events.emit("control-failed", request=route.path, error=repr(error))
+            answer = _refuser(connection, 500, f"a bug in pyvmm: {error!r}", "report this")
+        self._loop.call_soon_threadsafe(answer)
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -180,6 +185,7 @@ class Server(Closeable):
         if self._closed:
             return
         self._closed = True
+        self._long.close()
         if self._thread is not None:
             self._loop.call_soon_threadsafe(self._finish)
             self._thread.join()

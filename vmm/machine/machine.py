@@ -10,7 +10,8 @@ import errno
 import time
 from contextlib import ExitStack
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from vmm import sandbox, sigbus
 from vmm.address_range import AddressRange
@@ -28,6 +29,7 @@ from vmm.kvm.exits import SystemEvent, SystemEventType
 from vmm.kvm.fd import KvmError
 from vmm.kvm.mmio_fastpath import DeviceFastpath, MmioFastpath, Sink
 from vmm.kvm.system import System
+from vmm.long_work import LongWork
 from vmm.machine.address_space import AddressSpace
 from vmm.machine.addresses import named
 from vmm.machine.isolate import isolate
@@ -42,7 +44,7 @@ from vmm.observe.trace import process_start
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from vmm.arm64.payload import Payload
     from vmm.bus import BusDevice
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
     from vmm.virtio.balloon import Balloon
     from vmm.virtio.console.chardev.pipes import PipeChardev
     from vmm.virtio.console.device import Console
+
+Result = TypeVar("Result")
 
 LOOP_RESETS: Final = 5
 LOOP_SECONDS: Final = 120.0
@@ -162,6 +166,7 @@ class Machine(Closeable):
         self._described: Described | None = None
         self.seen: VisibleCpu | None = None
         """What the guest was shown of the CPU, if it comes from elsewhere."""
+        self._long = LongWork(loop.call_soon_threadsafe)
         self._pause = Pause(lambda: self._virtio_devices.devices if self._virtio_devices else ())
         with ExitStack() as undo:
             undo.callback(self.close)
@@ -629,37 +634,37 @@ class Machine(Closeable):
             time=made_by.time,
         )
 
-    def save(self) -> str:
-        """Write a snapshot into the directory of ``--snapshot``; return a line for the user.
+    def save(self, say: Callable[[str], object]) -> None:
+        """Write a snapshot into the directory of ``--snapshot``; *say* gets a line for the user.
 
-        In the loop's thread. The machine is paused meanwhile, and ends if the option says so. A
-        snapshot that fails leaves the one before whole, and is an event.
+        In the loop's thread, which has its turn meanwhile. The machine is paused until the
+        snapshot is written, and ends then if the option says so. A snapshot that fails leaves the
+        one before whole, and is an event.
         """
-        try:
-            taken = self.snapshot()
-        except VmmError as error:
-            return f"no snapshot: {error}"
-        return (
-            f"the snapshot is written: {taken.stored >> 20} MiB of memory in {taken.seconds:.1f} s"
-        )
+        self._long.begin(self._save(say))
 
-    def snapshot(self) -> Taken:
-        """Write a snapshot, as `save` does. Raises `UserError` and `HostError`: there is none."""
+    def _save(self, say: Callable[[str], object]) -> Generator[None, None, None]:
+        try:
+            taken = yield from self.snapshot()
+        except VmmError as error:
+            say(f"no snapshot: {error}")
+        else:
+            size, seconds = taken.stored >> 20, taken.seconds
+            say(f"the snapshot is written: {size} MiB of memory in {seconds:.1f} s")
+
+    def snapshot(self) -> Generator[None, None, Taken]:
+        """Write a snapshot, as `save` does, in parts; see `vmm.long_work`.
+
+        Raises `UserError` and `HostError`: there is none.
+        """
         if self._snapshots is None:
             raise UserError("there is nowhere to write one", "that takes --snapshot")
         if self.power is None:
             raise UserError("the machine is not running")
-        held = False
+        take = partial(self._snapshots.take, self.power, self.parts(), self.space.ram_region)
         try:
-            ledger = self.ledger()  # the first one asks the host, which takes its time
-            self.pause()
-            held = True
-            taken = self._snapshots.take(
-                self.power, self.parts(), self.space.ram_region, ledger, self._pause.counter
-            )
+            taken = yield from self._hold(lambda ledger: take(ledger, self._pause.counter))
         except VmmError as error:
-            if held:
-                self.resume()
             self._events.emit("snapshot-failed", error=str(error))
             raise
         self._events.emit("snapshot", **taken._asdict())
@@ -669,19 +674,43 @@ class Machine(Closeable):
             self.resume()
         return taken
 
-    def dump_memory(self, fd: int) -> None:
+    def dump_memory(self, fd: int) -> Generator[None, None, None]:
         """Write RAM to the file *fd*, as ``--memory-dump`` does; the machine is paused meanwhile.
 
-        Call `confine` with *shows_ledger* before. Raises `HostError`.
+        In parts; see `vmm.long_work`. Call `confine` with *shows_ledger* before. Raises `UserError`
+        if the power cycle ends meanwhile, and `HostError`.
         """
-        ledger = self.ledger()
-        self.pause()
         try:
-            write_ram(fd, self.space.ram_region, ledger)
+            yield from self._hold(lambda ledger: write_ram(fd, self.space.ram_region, ledger))
         except OSError as error:
             raise HostError(f"the memory dump: {error.strerror}", "free some space") from error
-        finally:
-            self.resume()
+        self.resume()
+
+    def _hold(
+        self, start: Callable[[Ledger], Generator[None, None, Result]]
+    ) -> Generator[None, None, Result]:
+        """Hold the machine and do the work that *start* returns. The caller lets go of it.
+
+        Raises `UserError` if the power cycle ends meanwhile: guest memory is then another's.
+        Whenever this raises, the machine is let go of.
+        """
+        ledger = self.ledger()  # the first one asks the host, which takes its time
+        cycle = self._cycle
+        with ExitStack() as held:
+            self.pause()
+            held.callback(self.resume)
+            work = start(ledger)
+            held.callback(work.close)
+            while True:
+                try:
+                    next(work)
+                except StopIteration as end:
+                    held.pop_all()
+                    result: Result = end.value
+                    return result
+                yield
+                if self._cycle != cycle or self._ending is not None:
+                    raise UserError("the machine was reset or has ended meanwhile")
 
     def _write_dump(self) -> None:
         """Write ``--memory-dump``, if it is asked for. No vCPU runs. Raises `HostError`."""
@@ -865,6 +894,7 @@ class Machine(Closeable):
 
     def close(self) -> None:
         """Take the machine apart. Idempotent."""
+        self._long.close()
         self._owned.close()
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from vmm import broker
 from vmm.closeable import Closeable
 from vmm.errors import HostError, UserError
+from vmm.long_work import at_once
 from vmm.machine.ram_file import write_ram
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class MemoryDump(Closeable):
         Raises `HostError`: the disk is full.
         """
         try:
-            write_ram(self._fd, ram, ledger)
+            at_once(write_ram(self._fd, ram, ledger))
             self._broker.pay(self._debt)
         except OSError as error:
             raise HostError(f"{self._option}: {error.strerror}", "free some space") from error

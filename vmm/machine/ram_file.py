@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 from vmm._native import ffi, lib
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from vmm.coherence.ledger import Ledger
     from vmm.memory import Region
 
@@ -15,8 +17,8 @@ PIECE: Final = 1 << 20
 """Bytes that are looked at, and written, at a time."""
 
 
-def write_ram(fd: int, ram: Region, ledger: Ledger) -> None:
-    """Write *ram* to the file *fd*, as long as RAM. Raises OSError.
+def write_ram(fd: int, ram: Region, ledger: Ledger) -> Generator[None, None, None]:
+    """Write *ram* to the file *fd*, as long as RAM, in parts. Raises OSError.
 
     Nobody else writes *ram* meanwhile. The cache maintenance that *ledger* owes it is done.
     """
@@ -27,6 +29,7 @@ def write_ram(fd: int, ram: Region, ledger: Ledger) -> None:
             ledger.before_read(ram.base + offset, piece)
             if not _is_zero(piece):
                 os.pwrite(fd, piece, offset)
+        yield
 
 
 def _is_zero(piece: memoryview) -> bool:

@@ -26,6 +26,8 @@ from vmm.state.manifest import DiskFile, MadeBy, Manifest, MemoryFile
 from vmm.virtio.block.device import Blk
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from vmm.coherence.ledger import Ledger
     from vmm.config import MachineConfig
     from vmm.config.snapshot import SnapshotConfig
@@ -96,20 +98,33 @@ class Snapshots:
         self._cpu = shown(config, system)
         self._directory = SnapshotDirectory(asked.path)
         self._made_by = _made_by()
+        self._writing = False
 
     def take(
         self, cycle: PowerCycle, parts: Parts, ram: Region, ledger: Ledger, counter: int | None
-    ) -> Taken:
-        """Write the machine, which is paused since its virtual counter was *counter*.
+    ) -> Generator[None, None, Taken]:
+        """Write the machine, which is paused since its virtual counter was *counter*, in parts.
 
-        Raises `HostError`: the snapshot before is whole then.
+        The first part collects its state, the others write memory. Raises `UserError` while
+        another snapshot is written, and `HostError`; the snapshot before is whole then.
         """
+        if self._writing:
+            raise UserError(f"{OPTION}: another snapshot is being written", "wait for its end")
+        self._writing = True
+        try:
+            return (yield from self._take(cycle, parts, ram, ledger, counter))
+        finally:
+            self._writing = False
+
+    def _take(
+        self, cycle: PowerCycle, parts: Parts, ram: Region, ledger: Ledger, counter: int | None
+    ) -> Generator[None, None, Taken]:
         began = time.monotonic()
         state = collect(cycle, parts, counter)
         with host_errors(OPTION):
             files = settle(self._described, parts.virtio)
         with self._directory.replace() as (name, fd, commit):
-            written = memory_file.write(fd, ram, ledger)
+            written = yield from memory_file.write(fd, ram, ledger)
             memory = MemoryFile(name, ram.base, ram.size, written.stored, written.sha256)
             made_by, plain = replace(self._made_by, time=_now()), self._described.configuration
             text = manifest.text(Manifest(made_by, self._cpu, plain, files, memory, state))

@@ -17,13 +17,16 @@ from vmm._native import ffi, lib
 from vmm.coherence.ledger import Maintenance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from vmm.coherence.ledger import Ledger
     from vmm.memory import Region
 
 PIECE: Final = 8 << 20
 """Bytes that are looked at at a time."""
+
+DURABLE: Final = 8 * PIECE
+"""Bytes that are written before the disk is waited for: a loop stands still meanwhile."""
 
 PAGE: Final = 4096
 """Bytes of a page here, whatever the size of the host's: the checksum goes by it."""
@@ -44,13 +47,15 @@ class Written(NamedTuple):
     maintained: int
 
 
-def write(fd: int, ram: Region, ledger: Ledger) -> Written:
+def write(fd: int, ram: Region, ledger: Ledger) -> Generator[None, None, Written]:
     """Write *ram*, which no vCPU and no device changes, to the empty file *fd*; make it durable.
+
+    In parts: each looks at `PIECE` bytes, and no part has more than `DURABLE` to make durable.
 
     Does the cache maintenance that *ledger* owes *ram*. Raises OSError.
     """
     os.ftruncate(fd, ram.size)
-    checksum, stored, maintained = hashlib.sha256(), 0, 0
+    checksum, stored, maintained, synced = hashlib.sha256(), 0, 0, 0
     owes = ledger.find(ram.base).maintenance is Maintenance.CLEAN_AND_INVALIDATE
     for start in range(0, ram.size, PIECE):
         with ram.view[start : start + PIECE] as piece:
@@ -61,6 +66,10 @@ def write(fd: int, ram: Region, ledger: Ledger) -> Written:
                     _put(fd, run, start + offset)
                     _update(checksum, start + offset, run)
                 stored += size
+        if stored - synced >= DURABLE:
+            os.fsync(fd)
+            synced = stored
+        yield
     os.fsync(fd)
     return Written(stored, checksum.hexdigest(), maintained)
 
