@@ -63,6 +63,27 @@ def test_a_counter_that_fell_counts_from_zero() -> None:
     assert lines[3].split()[1:4] == ["240", "100", "2000"]
 
 
+def test_columns_stay_columns_under_long_names() -> None:
+    before, now = look(1), look(2)
+    for each in before, now:
+        short = each["addresses"][0]
+        each["addresses"] = [short, {**short, "name": "a" * 40}, {**short, "name": "b" * 99}]
+    lines = screen(before, now, 1.0, (200, 50))
+    heading = next(line for line in lines if line.startswith("DEVICE"))
+    rows = [line for line in lines if line.startswith(("UART", "aaa", "bbb"))]
+    assert len(rows) == 3
+    assert {line.index(" 30 ") + 3 for line in rows} == {heading.index("LOADS/S") + len("LOADS/S")}
+    assert {len(line) for line in rows} == {len(heading)}
+    assert "b… " in rows[-1]
+
+
+def test_a_line_that_is_cut_says_so() -> None:
+    """Half a number would be another number."""
+    line = screen(look(1), look(2), 1.0, (44, 24))[3]
+    assert line.endswith("MMIO 1…")
+    assert len(line) == 44
+
+
 @pytest.mark.parametrize("size", [(1, 1), (20, 3), (80, 24)])
 def test_top_fits_its_terminal(size: tuple[int, int]) -> None:
     lines = screen(look(1), look(2), 1.0, size)

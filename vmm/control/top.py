@@ -7,10 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 KVM_SHOWN: Final = ("exits", "wfi_exit_stat", "mmio_exit_kernel", "hvc_exit_stat")
 """KVM's own counters that are shown for a vCPU, if the kernel has them."""
+
+NARROWEST, WIDEST = 24, 48
+"""Columns of a table's names: three numbers fit beside them on a terminal of 80."""
 
 Look = dict[str, Any]
 """What ``GET /counters`` answers."""
@@ -19,7 +22,7 @@ Look = dict[str, Any]
 def screen(before: Look, now: Look, seconds: float, size: tuple[int, int]) -> list[str]:
     """Return the lines that fit *size*, columns and rows: rates over *seconds*."""
     columns, rows = size
-    lines = [line[:columns].rstrip() for line in _lines(before, now, seconds)]
+    lines = [_cut(line.rstrip(), columns) for line in _lines(before, now, seconds)]
     return lines[:rows]
 
 
@@ -34,7 +37,7 @@ def _lines(before: Look, now: Look, seconds: float) -> Iterator[str]:
         f"{sum(exits.values()):.0f} exits/s to pyvmm"
     )
     yield ""
-    yield f"{'VCPU':<5} {'EXITS/S':>9} {'IN C':>9} {'KVM/S':>9}  REASONS"
+    yield f"{'VCPU':<5} {'EXITS/S':>9} {'IN C/S':>9} {'KVM/S':>9}  REASONS"
     answered = rates("vcpus", ("vcpu",), "answered")
     for one in now["vcpus"]:
         number = one["vcpu"]
@@ -57,11 +60,11 @@ def _addresses(before: Look, now: Look, seconds: float) -> Iterator[str]:
         rates("addresses", ("name",), what) for what in ("loads", "stores", "answered")
     )
     busy = sorted(loads, key=lambda name: -loads[name] - stores[name])
-    if busy:
-        yield ""
-        yield f"{'DEVICE':<24} {'LOADS/S':>9} {'STORES/S':>9} {'IN C':>9}"
-    for name in busy:
-        yield f"{name[0]:<24} {loads[name]:>9.0f} {stores[name]:>9.0f} {answered[name]:>9.0f}"
+    rows = [
+        (name[0], *(f"{counted[name]:.0f}" for counted in (loads, stores, answered)))
+        for name in busy
+    ]
+    yield from _table(("DEVICE", "LOADS/S", "STORES/S", "IN C/S"), rows)
 
 
 def _queues(before: Look, now: Look, seconds: float) -> Iterator[str]:
@@ -72,19 +75,36 @@ def _queues(before: Look, now: Look, seconds: float) -> Iterator[str]:
     )
     raised = rates("interrupts", ("source",), "raised")
     used = {(each["device"], each["number"]) for each in now["queues"] if each["chains"]}
-    busy = [name for name in chains if name in used]
-    if busy:
-        yield ""
-        yield f"{'QUEUE':<24} {'CHAINS/S':>9} {'READ/S':>9} {'WRITTEN/S':>9}"
-    for name in busy:
-        shown = f"{name[0]} queue {name[1]}"
-        yield (
-            f"{shown:<24} {chains[name]:>9.0f} {_bytes(read[name]):>9} {_bytes(written[name]):>9}"
+    rows = [
+        (
+            f"{name[0]} queue {name[1]}",
+            f"{chains[name]:.0f}",
+            _bytes(read[name]),
+            _bytes(written[name]),
         )
+        for name in chains
+        if name in used
+    ]
+    yield from _table(("QUEUE", "CHAINS/S", "READ/S", "WRITTEN/S"), rows)
     if any(raised.values()):
         told = [f"{name[0]} {rate:.0f}" for name, rate in raised.items() if rate >= 0.5]
         yield ""
         yield f"interrupts/s: {', '.join(told)}"
+
+
+def _table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Yield *rows*, if there are any, under *heading*: a name, then numbers, each in a column."""
+    if not rows:
+        return
+    width = min(max(NARROWEST, *(len(row[0]) for row in rows)), WIDEST)
+    yield ""
+    for name, *numbers in (heading, *rows):
+        yield f"{_cut(name, width):<{width}}" + "".join(f" {number:>9}" for number in numbers)
+
+
+def _cut(text: str, columns: int) -> str:
+    """Return what of *text* fits, and "…" if that is not all: half a number is another one."""
+    return text if len(text) <= columns else text[: columns - 1] + "…"
 
 
 def _find(look: Look, number: int) -> Mapping[str, Any]:
