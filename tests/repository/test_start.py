@@ -57,6 +57,16 @@ def test_what_a_plain_guest_does_not_need_is_not_imported(module: str, imported:
     assert module not in imported
 
 
+@pytest.mark.parametrize(
+    "module", ["email", "importlib.metadata", "tempfile", "vmm.vfio", "zipfile"]
+)
+def test_the_control_socket_does_not_bring_what_few_machines_need(module: str) -> None:
+    code = "import sys, vmm.control.control; print(*sys.modules)"
+    command = [sys.executable, "-I", "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert module not in done.stdout.split()
+
+
 def test_files_that_import_in_functions_are_listed_in_one_place() -> None:
     """pyproject.toml lists them with a reason; marks on lines would hide new ones."""
     mark = "noqa: PLC" + "0415"

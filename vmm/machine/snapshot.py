@@ -11,7 +11,6 @@ import json
 import os
 import time
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm.arm64 import gic_state, processor, vcpu_state
@@ -193,6 +192,8 @@ def settle(described: Described, devices: VirtioDevices | None) -> tuple[DiskFil
 
 
 def _made_by() -> MadeBy:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         program = f"pyvmm {version('pyvmm-arm64')}"
     except PackageNotFoundError:

@@ -23,14 +23,13 @@ from vmm.kvm.fd import KvmError
 from vmm.kvm.system import System
 from vmm.state.visible_cpu import VisibleCpu
 from vmm.typed_json import Hex, decode, encode, load
-from vmm.vfio.device import open_device
-from vmm.vfio.function import HostFunction
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from vmm.kvm.vcpu import Vcpu
     from vmm.kvm.vm import Vm
+    from vmm.vfio.function import HostFunction
 
 PUT_UP_WITH: Final = (
     "ID_AA64MMFR2_EL1.NV",
@@ -249,10 +248,14 @@ def _is_ignored(vcpu: Vcpu, register: int, now: int, field: Field, value: int) -
 
 
 def _devices() -> tuple[AssignedDevice, ...]:
+    from vmm.vfio.function import HostFunction
+
     return tuple(_device(one) for one in HostFunction.all() if one.driven_by_vfio)
 
 
 def _device(function: HostFunction) -> AssignedDevice:
+    from vmm.vfio.device import open_device
+
     migration, note = None, ""
     try:
         with open_device(function.bdf) as device:
