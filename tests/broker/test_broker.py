@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -268,3 +269,18 @@ def test_what_is_borrowed_is_taken_and_given_back_by_the_broker(
             broker.pay(debt)
         pid = broker.pid
     assert Path(path).read_text() == f"lent {pid}\n{'back' if asked else 'left'} {pid}\n"
+
+
+def test_an_answer_that_was_missed_is_not_the_next_requests(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "recv_fds", fail)
+        with pytest.raises(HostError, match="does not answer: Cannot allocate memory"):
+            broker.allow(["/bin/true"])
+    with pytest.raises(HostError, match="broker"):
+        broker.allow(["/bin/false"])
+    assert select.select([broker], [], [], 10)[0], "it ends"

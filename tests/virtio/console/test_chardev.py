@@ -402,3 +402,17 @@ def test_closing_twice_is_closing_once(loop: Loop, tmp_path: Path) -> None:
     for end in ends * 2:
         end.close()
         assert not end.connected
+
+
+def test_a_socket_of_which_the_broker_cannot_be_told_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise HostError("the broker does not answer")
+
+    monkeypatch.setattr(broker.current(), "owe", refuse)
+    before = len([*Path("/proc/self/fd").iterdir()])
+    with pytest.raises(HostError, match="does not answer") as caught:
+        chardev_unix.Listener(tmp_path / "s", "--console unix")
+    assert len([*Path("/proc/self/fd").iterdir()]) == before, caught.tb
+    assert not [*tmp_path.iterdir()]
