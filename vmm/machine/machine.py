@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -44,7 +44,7 @@ from vmm.observe.trace import process_start
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from vmm.arm64.payload import Payload
     from vmm.bus import BusDevice
@@ -450,7 +450,8 @@ class Machine(Closeable):
 
     def _run_cycle(self) -> Ending:
         self.on_power_on()
-        with PowerCycle(self._system, self.space, self._config.cpus, self._baseline) as cycle:
+        new = partial(PowerCycle, self._system, self.space, self._config.cpus, self._baseline)
+        with self._refusing(), new() as cycle:
             self._phases.passed("the VM is made")
             payload = None if self._incoming else self._fill(cycle)
             if payload is not None:
@@ -541,16 +542,23 @@ class Machine(Closeable):
         """The virtual counter at which the guest stands; None: it does not."""
         return self._pause.counter
 
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Tell the source of a guest that moves here of an error: it keeps the guest."""
+        incoming = self._incoming
+        try:
+            yield
+        except VmmError as error:
+            if incoming is not None:
+                incoming.refuse(error)
+            raise
+
     def _take_in(self, incoming: Incoming, cycle: PowerCycle) -> bool:
         """Take the guest that moves here. Return False if the run ended meanwhile."""
         began = time.monotonic()
         self._connect(cycle)
         self.seen = incoming.cpu
-        try:
-            taken = incoming.apply(cycle, self.parts(), self.space, self.ledger(), self._loop)
-        except VmmError as error:
-            incoming.refuse(error)
-            raise
+        taken = incoming.apply(cycle, self.parts(), self.space, self.ledger(), self._loop)
         if taken:
             self._events.emit("moved-here", seconds=time.monotonic() - began)
         return taken
