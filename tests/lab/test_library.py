@@ -256,3 +256,12 @@ def test_it_is_the_same_without_a_lab(lab: vmm.Lab, tmp_path: Path) -> None:
     done = lab.run(["python3", str(NATIVE), *map(str, guests)], timeout=PATIENCE)
     assert done.status == 0, done.stderr.decode()
     assert done.stdout == b"all is well\n"
+
+
+def test_a_host_of_ones_own_writes_the_files_that_a_machine_names(tmp_path: Path) -> None:
+    """And no others: this one is not in the current directory."""
+    said = tmp_path / "said"
+    guest = assemble(tmp_path, POWER_OFF)
+    with vmm.Lab() as lab, lab.Machine(guest, memory="64M", console=[f"file={said}"]):
+        assert said.exists()
+        assert lab.run(["touch", f"/host{tmp_path.parent}/other"]).status != 0
