@@ -159,7 +159,7 @@ def _wait_for(config: MachineConfig) -> Incoming | None:
     listener = listen(config.incoming)
     print(f"pyvmm: waiting for a guest at {config.incoming}", file=sys.stderr, flush=True)  # noqa: T201
     try:
-        return Incoming(listener, secure)
+        return Incoming(listener, secure, _say_last)
     finally:
         if config.incoming.path:
             Path(config.incoming.path).unlink(missing_ok=True)

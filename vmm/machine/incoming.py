@@ -37,12 +37,13 @@ from vmm.state.migration_messages import (
     Running,
 )
 from vmm.state.reception import Reception
-from vmm.state.stream import Channel, prepare
+from vmm.state.stream import PATIENCE, Channel, prepare
 from vmm.virtio.block.device import DiskFacts
 from vmm.virtio.block.image_format import with_formats
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
     from vmm.coherence.ledger import Ledger
     from vmm.config import MachineConfig
@@ -84,27 +85,48 @@ def _family(host: str) -> int:
 
 
 def _accept(listener: socket.socket, secure: ssl.SSLContext | None) -> Channel:
-    connection = listener.accept()[0]
+    try:
+        connection = listener.accept()[0]
+    except TimeoutError:
+        raise HostError(f"{PEER} has not made its other connections in {PATIENCE} s") from None
     if secure is not None:
         connection = tls.wrap(PEER, connection, secure)
     prepare(connection)
     return Channel(connection, PEER)
 
 
+def _accept_first(
+    listener: socket.socket, secure: ssl.SSLContext | None, say: Callable[[str], object]
+) -> Channel:
+    """Accept a source; tell by *say* of strangers, after whom it may still come."""
+    while True:
+        try:
+            return _accept(listener, secure)
+        except HostError as error:
+            say(f"not {error}")
+
+
 class Incoming(Closeable):
     """Wait at *listener* for a guest that moves here, and take its offer. Closes *listener*.
 
-    *secure* is for TLS. Raises `HostError` and `UserError`, and tells the source why.
+    *secure* is for TLS; *say* is told of who comes and cannot be trusted. Raises `HostError` and
+    `UserError`, and tells the source why.
     """
 
-    def __init__(self, listener: socket.socket, secure: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        secure: ssl.SSLContext | None = None,
+        say: Callable[[str], object] = lambda _line: None,
+    ) -> None:
         self._channels: list[Channel] = []
         with listener:
             try:
-                self._channels.append(_accept(listener, secure))
+                self._channels.append(_accept_first(listener, secure, say))
                 self._offer = self._channels[0].receive(Offer)
                 self._check_offer()
                 self._cpu = self._check_host()
+                listener.settimeout(PATIENCE)
                 for index in range(1, self._offer.connections):
                     self._channels.append(_accept(listener, secure))
                     self._check_join(index)
