@@ -7,6 +7,7 @@ text. A member of type `Any` is left as JSON values, for whoever knows its type.
 from __future__ import annotations
 
 import json
+import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -111,6 +112,8 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return kind(value)
     if type(value) is not kind:
         raise UserError(f"{where}: {_shown(value)} is not of type {kind.__name__}")
+    if kind is float and not math.isfinite(value):  # JSON of Python's has NaN and Infinity
+        raise UserError(f"{where}: {_shown(value)} is no number")
     return value
 
 

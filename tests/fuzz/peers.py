@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from tests.fuzz.given import Given
 from tests.fuzz.target import Target, by_choices, by_property
 from tests.recorded import Recorded
 from tests.state import moving
+from tests.state.golden import golden
+from tests.state.snapshots import STATE
 from tests.vfio import test_region_info
 from tests.virtio.mmio_driver import MmioDriver
 from tests.virtio.ring_driver import BASE, BUFFERS, SECOND, SIZE, Buffer, Memory, SplitDriver
@@ -23,6 +26,23 @@ from vmm.errors import VmmError
 from vmm.lab import protocol
 from vmm.lab.inside import agent
 from vmm.memory import Mapping
+from vmm.state import migration_messages
+from vmm.state.manifest import DiskFile
+from vmm.state.migration_messages import (
+    FORMAT,
+    NAMES,
+    VERSION,
+    Answer,
+    Failed,
+    Go,
+    Join,
+    Offer,
+    Ready,
+    Rest,
+    Running,
+)
+from vmm.state.stream import Channel
+from vmm.typed_json import encode
 from vmm.virtio.block.vhost_user import VhostUserBlk
 from vmm.virtio.net.netlink import Link, Netlink, NetlinkError
 from vmm.virtio.queue import MemoryMap
@@ -47,6 +67,40 @@ def migration_seeds() -> Sequence[bytes]:
     page = moving.frame(moving.RAW, 1, moving.runs((1, 1)) + b"\1" * moving.PAGE)
     zeroes = moving.frame(moving.ZERO, 2, moving.runs((1, 1), (4, 3)))
     return [page + moving.END, zeroes + moving.END, zeroes + page + zeroes + moving.END]
+
+
+def message(data: bytes) -> None:
+    """Let a peer send *data* where the message that the first byte chooses is due."""
+    kinds = sorted(NAMES, key=NAMES.__getitem__)
+    kind = kinds[data[0] % len(kinds) if data else 0]
+    ours, theirs = socket.socketpair()
+    with theirs, Channel(ours, "the peer") as channel, suppress(VmmError):
+        theirs.sendall(moving.frame(moving.TEXT, 0, data[1:]))
+        found: object = channel.receive(kind)
+        Channel(theirs, "the peer").send(found)
+        assert channel.receive(kind) == found
+
+
+def message_seeds() -> Sequence[bytes]:
+    """Return a message of each kind that a test has one of."""
+    memory = migration_messages.Memory(1 << 30, 1 << 20, 4096)
+    cpu = golden("fwb").cpu
+    sent: list[object] = [
+        Offer(FORMAT, VERSION, cpu, {"config": None}, memory, [{"name": "RAM"}], 2, "0123abcd"),
+        Join("0123abcd", 1),
+        Answer(cpu, []),
+        Rest(STATE, (DiskFile("/a", 512, 1),)),
+        Ready(4096),
+        Go(),
+        Running(1.5),
+        Failed("because", "what to do"),
+    ]
+    kinds = sorted(NAMES, key=NAMES.__getitem__)
+    return [
+        bytes([kinds.index(type(each))])
+        + json.dumps({"message": NAMES[type(each)], **encode(each)}).encode()
+        for each in sent
+    ]
 
 
 # --- netlink ------------------------------------------------------------------------------------
@@ -197,6 +251,13 @@ TARGETS = (
         "the stream of a live migration; pages or a clear error",
         migration,
         migration_seeds,
+        3 * 4096,
+    ),
+    Target(
+        "migration-message",
+        "JSON of a migration's peer; a message or the member at fault",
+        message,
+        message_seeds,
         3 * 4096,
     ),
     Target("netlink", "the kernel's answers; a link or a clear error", netlink, of_netlink),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tests.fuzz.target import Target, by_property
 from tests.terminal import test_escape, test_output_filter
@@ -14,6 +16,7 @@ from vmm.config.bdf import parse_bdf
 from vmm.config.console import parse_console
 from vmm.config.disk import parse_disk
 from vmm.config.firmware import parse_flash
+from vmm.config.incoming import parse_incoming
 from vmm.config.net import parse_net
 from vmm.config.pmem import parse_pmem
 from vmm.config.share import parse_share
@@ -21,6 +24,7 @@ from vmm.config.size import parse_size
 from vmm.config.vfio import parse_vfio
 from vmm.config.vsock import parse_vsock
 from vmm.errors import UserError
+from vmm.state import manifest
 
 PARSERS: dict[str, tuple[Callable[[str], object], Sequence[str]]] = {
     "disk": (parse_disk, ("a.img", "a.img,ro,serial=x,format=qcow2", "a,,b.img,cache=none")),
@@ -41,8 +45,11 @@ PARSERS: dict[str, tuple[Callable[[str], object], Sequence[str]]] = {
     "bar": (parse_bar, ("0000:00:10.0:4", "0000:00:10.0:4,address=0x10000000000")),
     "bdf": (parse_bdf, ("0000:0a:00.0", "0a:00.0")),
     "size": (partial(parse_size, option="--memory"), ("1G", "512M", "0x1000", "1.5G")),
+    "incoming": (parse_incoming, ("unix:a", "tcp:[::1]:7100,tls=off", "tcp:a:1,tls=/a,,b")),
     "vsock": (parse_vsock, ("3", "auto")),
 }
+
+SAMPLES = Path(__file__).parents[1] / "state" / "samples"
 
 
 def clear(error: UserError) -> None:
@@ -87,7 +94,37 @@ def of_configurations() -> Sequence[bytes]:
     return [codec.dumps({"config": config}, lambda path: path).encode(), b"{}", b'{"a": [1, "x"]}']
 
 
+def snapshot(data: bytes) -> None:
+    """Read a snapshot's manifest, whose checksum was made right."""
+    try:
+        value = json.loads(data)
+        value["checksum"] = manifest._checksum(value)
+        data = json.dumps(value).encode()
+    except (ValueError, RecursionError, TypeError, AttributeError):
+        """Then it is no object of JSON."""
+    with TemporaryDirectory() as place:
+        (Path(place) / manifest.NAME).write_bytes(data)
+        try:
+            found = manifest.read(Path(place))
+        except UserError as error:
+            clear(error)
+            return
+        (Path(place) / manifest.NAME).write_text(manifest.text(found))
+        assert manifest.read(Path(place)) == found
+
+
+def of_snapshots() -> Sequence[bytes]:
+    return [path.read_bytes() for path in sorted(SAMPLES.glob("*.json"))]
+
+
 TARGETS = (
+    Target(
+        "snapshot",
+        "a snapshot's manifest; read, or refused by a clear line",
+        snapshot,
+        of_snapshots,
+        2 * 4096,
+    ),
     Target(
         "option", "values of options; parsed, or refused by a clear line", option, of_options, 512
     ),

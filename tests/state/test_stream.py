@@ -34,7 +34,7 @@ from tests.state.moving import (
 from vmm._native import ffi
 from vmm.errors import HostError, UserError, VmmError
 from vmm.memory import Mapping, Region
-from vmm.state.migration_messages import Failed, Round
+from vmm.state.migration_messages import Failed, Round, Running
 from vmm.state.precopy import Precopy
 from vmm.state.reception import Reception
 from vmm.state.stream import MOST_TEXT, Channel
@@ -90,6 +90,15 @@ def test_a_peer_that_fails_says_why(owned: ExitStack) -> None:
     near.send(Failed("no space", "free some"))
     with pytest.raises(HostError, match="source: no space; free some"):
         far.receive(Round)
+
+
+@pytest.mark.parametrize("time", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_time_is_a_number(owned: ExitStack, time: str) -> None:
+    """What Python's json takes for one is not in JSON (RFC 8259, 6), nor is it equal to itself."""
+    near, far = pair(owned)
+    near._socket.sendall(frame(TEXT, 0, b'{"message": "running", "time": %s}' % time.encode()))
+    with pytest.raises(UserError, match=r"source: running\.time: .* is no number"):
+        far.receive(Running)
 
 
 @settings(max_examples=150)
