@@ -36,11 +36,13 @@ BINDINGS = (
     "arm/psci",
     "clock/fixed-clock",
     "gpio/pl061-gpio",
+    "input/gpio-keys",
     "interrupt-controller/arm,gic",
     "interrupt-controller/arm,gic-v3",
     "iommu/arm,smmu-v3",
     "mtd/mtd-physmap",
     "pci/host-generic-pci",
+    "rng/microsoft,vmgenid",
     "rtc/arm,pl031",
     "serial/pl011",
     "timer/arm,arch_timer",
@@ -135,8 +137,11 @@ def dtc_warnings(dtb: bytes) -> str:
     """Return what dtc says about the device tree *dtb*. Skips the test without dtc."""
     if not shutil.which("dtc"):
         pytest.skip("dtc (device-tree-compiler) is not installed")
+    # dtc 1.6 warns of an interrupt controller without #address-cells, which pl061-gpio.yaml does
+    # not allow; Linux 7.3's does no more (scripts/dtc/checks.c, check_interrupt_provider).
+    options = ["-Wno-interrupt_provider", "-I", "dtb", "-O", "dts", "-o", "/dev/null"]
     done = subprocess.run(
-        ["dtc", "-I", "dtb", "-O", "dts", "-o", "/dev/null", "-"],
+        ["dtc", *options, "-"],
         input=dtb,
         capture_output=True,
         check=False,

@@ -10,7 +10,7 @@ import pytest
 from tests.arm64.dt_validate import dtc_warnings, validate
 from vmm.address_range import AddressRange
 from vmm.arm64 import gic, layout, pcie
-from vmm.arm64.board import Board, coherent_memory, device_tree, flash, virtio_mmio
+from vmm.arm64.board import Board, coherent_memory, device_tree, flash, virtio_mmio, vmgenid
 from vmm.fdt import Node, cells, dumps, loads, phandles, strings
 
 MIB = 1 << 20
@@ -62,6 +62,7 @@ KINDS = {
         )
     ),
     "with flash": board(extra=[flash([AddressRange(at * 64 * MIB, 64 * MIB) for at in range(2)])]),
+    "with a VM generation ID": board(extra=[vmgenid()]),
     "with virtio devices": board(extra=virtio_mmio(3)),
     "with devices that bring memory": board(
         cpus=2,

@@ -261,6 +261,7 @@ def _gpio() -> list[Node]:
     """Return the GPIO, and the power button behind it (bindings gpio/gpio-keys.yaml)."""
     properties = _primecell("arm,pl061", layout.GPIO, layout.SPI_GPIO, ["apb_pclk"])
     properties |= {"#gpio-cells": 2, "gpio-controller": None, "phandle": GPIO_PHANDLE}
+    properties |= {"interrupt-controller": None, "#interrupt-cells": 2}
     button: dict[str, Value] = {
         "label": "power button",
         "linux,code": KEY_POWER,
@@ -268,7 +269,7 @@ def _gpio() -> list[Node]:
     }
     return [
         Node(f"gpio@{layout.GPIO:x}", properties),
-        Node("gpio-keys", {"compatible": "gpio-keys"}, [Node("power", button)]),
+        Node("gpio-keys", {"compatible": "gpio-keys"}, [Node("power-button", button)]),
     ]
 
 
