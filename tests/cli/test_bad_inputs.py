@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.arm64.kernel_files import arm64_image, elf
+from vmm import broker
 from vmm.cli import main
 
 TABLE = Path(__file__).with_name("bad_inputs.toml")
@@ -35,6 +36,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (directory / "x86.elf").write_bytes(elf([(0x100_0000, b"\x90" * 64)], machine=62))
     (directory / "disk.img").write_bytes(bytes(1 << 20))
     (directory / "short.img").write_bytes(b"QFI\xfb")
+    broker.current()  # for the tests that follow: one that is started below has no PATH for daemons
     monkeypatch.chdir(directory)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
