@@ -31,7 +31,7 @@ from vmm.lab.guest.stock_guest import kernel as image
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_KEPT = 12
+_KEPT = 24
 """Archives that stay in the cache: scripts change often."""
 
 
