@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -11,27 +10,28 @@ from itertools import pairwise
 
 import pytest
 
-from tests.lab.test_snapshot import counts, inside, place
+from tests.lab.moving import (
+    COUNT,
+    WORDS,
+    disk_load,
+    end,
+    events,
+    inside,
+    named,
+    place,
+    unbroken,
+    wait_for_socket,
+)
 from vmm.lab.guest import fixture
 from vmm.lab.host.emulated_host import Host
 from vmm.library.command import Command
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
-LOAD = """
-head -c 262144 /dev/urandom >/tmp/data
-sum=$(md5sum </tmp/data)
+LOAD = f"""{disk_load(1 << 18)}
 until [ -b /dev/vda ]; do :; done
-disk() {
-    while :; do
-        dd if=/tmp/data of=/dev/vda bs=64k 2>/dev/null; sync
-        echo 3 >/proc/sys/vm/drop_caches
-        [ "$(head -c 262144 /dev/vda | md5sum)" = "$sum" ] || echo DISK BROKEN
-        rounds=$((rounds+1)); echo "disk $rounds"
-    done
-}
 disk &
-writer() {
+writer() {{
     while :; do
         head -c 1048576 /dev/urandom >/tmp/more; more=$(md5sum </tmp/more)
         cp /tmp/more /tmp/copy
@@ -39,26 +39,11 @@ writer() {
         [ "$(md5sum </tmp/data)" = "$sum" ] || echo MEMORY BROKEN
         turns=$((turns+1)); echo "memory $turns"
     done
-}
+}}
 writer &
-while :; do
-    count=$((count+1)); read -r up rest </proc/uptime; echo "count $count up $up"
-    sleep 1
-done &
-read -r line; echo "heard $line"
-read -r line
+{COUNT}
 """
 MOVES = int(os.environ.get("PYVMM_MOVES", "2"))
-WORDS = "console=ttyAMA0 quiet panic=-1 pyvmm.then=poweroff"
-
-
-def events(host: Host, path: str) -> list[dict[str, object]]:
-    """Return the events in *path* of *host*."""
-    return [json.loads(line) for line in host.run(["cat", path]).stdout.splitlines()]
-
-
-def named(found: list[dict[str, object]], name: str) -> list[dict[str, object]]:
-    return [each for each in found if each["event"] == name]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +71,7 @@ def test_a_guest_moves_there_and_back(
             talk = stack.enter_context(Command(host, inside(directory, run)))
             kept.append(talk)
             if turn:
-                host.run(["sh", "-c", f"until [ -S {directory}/socket{turn} ]; do sleep 0.2; done"])
+                wait_for_socket(host, f"{directory}/socket{turn}")
                 move = ["pyvmm", "migrate", f"move{turn - 1}", f"unix:socket{turn}"]
                 move += ["--host", "native", "--downtime", "2000"]
                 moved = host.run(inside(directory, [*move, "--connections", str(connections)]))
@@ -97,16 +82,9 @@ def test_a_guest_moves_there_and_back(
                 text += bytes(kept[turn - 1].output)
             talk.expect(rb"disk \d+\r?\n")
             talk.expect(rb"count \d+ ")
-        talk.send(b"hello\n")
-        talk.expect(rb"heard hello")
-        talk.send(b"stop\n")
-        assert talk.finish() == 0, talk.story()
+        end(talk)
         text += bytes(talk.output)
-    assert b"BROKEN" not in text
-    found = counts(text)
-    first = found[0][0]
-    assert [number for number, _ in found] == [*range(first, first + len(found))], found
-    steps = [later - earlier for (_, earlier), (_, later) in pairwise(found)]
+    steps = [later - earlier for earlier, later in pairwise(unbroken(text))]
     assert min(steps) >= 0
     assert max(steps) < 60, "the guest's time jumped"
     said = named(events(host, f"{directory}/events0"), "moved")

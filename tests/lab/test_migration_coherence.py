@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.guest.flat_guest import assemble
-from tests.lab.test_snapshot import inside, place
+from tests.lab.moving import inside, place, wait_for_socket
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.session import inside as in_host
 from vmm.library.command import Command
@@ -81,7 +81,7 @@ def test_what_a_guest_without_caches_wrote_moves(
         Command(host, inside(directory, ["pyvmm", *there])) as other,
     ):
         here.expect(rb"\.{3}")
-        host.run(["sh", "-c", f"until [ -S {directory}/socket ]; do sleep 0.2; done"])
+        wait_for_socket(host, f"{directory}/socket")
         move = ["pyvmm", "migrate", "without-caches", "unix:socket", "--host", "native"]
         moved = host.run(inside(directory, [*move, "--downtime", "2000"]))
         assert moved.status == 0, moved.stderr.decode() + here.story() + other.story()

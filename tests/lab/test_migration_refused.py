@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.guest.flat_guest import ECHO, assemble
-from tests.lab.test_migration import events, named
-from tests.lab.test_snapshot import inside, place
+from tests.lab.moving import events, inside, named, place, wait_for_socket
 from vmm.lab.host.emulated_host import Host
 from vmm.lab.host.session import inside as in_host
 from vmm.library.command import Command
@@ -52,7 +51,7 @@ def test_a_guest_stays_that_cannot_move(
         Command(host, inside(directory, [*destination, *there])) as other,
     ):
         here.expect(rb"ready:")
-        host.run(["sh", "-c", f"until [ -S {directory}/socket ]; do sleep 0.2; done"])
+        wait_for_socket(host, f"{directory}/socket")
         move = ["pyvmm", "migrate", "stays", "unix:socket", "--host", "native"]
         moved = host.run(inside(directory, move))
         assert moved.status != 0

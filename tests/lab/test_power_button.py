@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.lab.test_snapshot import WORDS, inside, place
+from tests.lab.moving import WORDS, inside, place
 from vmm.lab.guest import fixture
 from vmm.lab.host.emulated_host import Host
 from vmm.library.command import Command

@@ -4,64 +4,32 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 
+from tests.lab.moving import COUNT, WORDS, disk_load, end, inside, place, unbroken
 from vmm.lab.guest import fixture
 from vmm.lab.host.emulated_host import Host
 from vmm.library.command import Command
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
-LOAD = """
-head -c 1048576 /dev/urandom >/tmp/data
-sum=$(md5sum </tmp/data)
+LOAD = f"""{disk_load(1 << 20)}
 until [ -b /dev/vda ] && [ -c /dev/hvc0 ]; do :; done
-disk() {
-    while :; do
-        dd if=/tmp/data of=/dev/vda bs=64k 2>/dev/null; sync
-        echo 3 >/proc/sys/vm/drop_caches
-        [ "$(head -c 1048576 /dev/vda | md5sum)" = "$sum" ] || echo DISK BROKEN
-        rounds=$((rounds+1)); echo "disk $rounds"
-    done
-}
 disk & disk=$!
-other() {
+other() {{
     while :; do
         [ "$(md5sum </tmp/data)" = "$sum" ] || echo MEMORY BROKEN
         number=$((number+1)); echo "hvc $number" >/dev/hvc0
     done
-}
+}}
 other &
-while :; do
-    count=$((count+1)); read -r up rest </proc/uptime; echo "count $count up $up"
-    sleep 1
-done &
-read -r line; echo "heard $line"
-read -r line
+{COUNT}
 kill $disk; wait $disk  # virtio devices are reset at power-off: what is read then fails
 """
-WORDS = "console=ttyAMA0 quiet panic=-1 pyvmm.then=poweroff"
-
-
-def place(host: Host) -> str:
-    """Return an empty directory in *host* with a disk."""
-    done = host.run(["sh", "-c", "cd $(mktemp -d) && truncate -s 8M disk && pwd"])
-    return done.stdout.decode().strip()
-
-
-def inside(directory: str, command: Sequence[str]) -> list[str]:
-    """Return *command*, to be run in *directory* of a lab host."""
-    return ["sh", "-c", f"cd {directory} && exec {shlex.join(command)}"]
-
-
-def counts(text: bytes) -> list[tuple[int, float]]:
-    """Return each whole line of a count, with the guest's uptime in seconds."""
-    return [(int(n), float(up)) for n, up in re.findall(rb"count (\d+) up ([\d.]+)\r?\n", text)]
 
 
 @pytest.mark.parametrize(
@@ -94,16 +62,9 @@ def test_a_guest_goes_on_in_another_process(
         talk.expect(rb"disk \d+\r?\n")
         talk.expect(rb"count \d+ ")
         talk.expect(rb"count \d+ ")  # a timer that was due at the pause rings, and the next one
-        talk.send(b"hello\n")
-        talk.expect(rb"heard hello")
-        talk.send(b"stop\n")
-        assert talk.finish() == 0, talk.story()
+        end(talk)
         text = first + bytes(talk.output)
-    assert b"BROKEN" not in text
-    found = counts(text)
-    first_count = found[0][0]  # the console may drop what comes before it is set up
-    assert [number for number, _ in found] == [*range(first_count, first_count + len(found))], found
-    steps = [later - earlier for (_, earlier), (_, later) in pairwise(found)]
+    steps = [later - earlier for earlier, later in pairwise(unbroken(text))]
     assert min(steps) >= 0
     assert max(steps) < 60, "the guest's time jumped"
     said += host.run(["cat", f"{directory}/hvc"]).stdout.decode()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import pairwise
@@ -13,8 +11,8 @@ import pytest
 import trustme
 
 from tests.lab.linked_hosts import ADDRESSES, linked
-from tests.lab.test_migration import LOAD, WORDS
-from tests.lab.test_snapshot import counts, inside
+from tests.lab.moving import WORDS, end, events, inside, named, unbroken
+from tests.lab.test_migration import LOAD, MOVES
 from tests.state import certificates
 from vmm.lab.guest import fixture
 from vmm.lab.host.emulated_host import Host
@@ -22,7 +20,6 @@ from vmm.library.command import Command
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(2400)]
 
-MOVES = int(os.environ.get("PYVMM_TEST_MOVES", "2"))
 PORT = 7100
 
 
@@ -90,16 +87,9 @@ def test_a_guest_moves_between_two_hosts(pair: Pair) -> None:
             talk = there
         talk.expect(rb"disk \d+\r?\n")
         talk.expect(rb"count \d+ ")
-        talk.send(b"hello\n")
-        talk.expect(rb"heard hello")
-        talk.send(b"stop\n")
-        assert talk.finish() == 0, talk.story()
+        end(talk)
         text += bytes(talk.output)
-    assert b"BROKEN" not in text
-    found = counts(text)
-    first = found[0][0]
-    assert [number for number, _ in found] == [*range(first, first + len(found))], found
-    assert all(later >= earlier for (_, earlier), (_, later) in pairwise(found))
+    assert all(later >= earlier for earlier, later in pairwise(unbroken(text)))
 
 
 @pytest.mark.parametrize("pair", [("fwb", "nofwb"), ("nofwb", "fwb")], indirect=True)
@@ -121,5 +111,5 @@ def test_a_host_with_fwb_and_one_without_take_no_guest_of_each_other(pair: Pair)
         assert b"FEAT_S2FWB" in there.errors
         talk.send(b"after\n")
         talk.expect(rb"heard after")
-        events = [json.loads(line) for line in (pair.directory / "events").read_text().splitlines()]
-        assert not [each for each in events if each["event"] == "migration-round"], "a page moved"
+        found = events(pair.hosts[0], f"/host{pair.directory}/events")
+        assert not named(found, "migration-round"), "a page moved"
