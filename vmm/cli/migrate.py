@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from vmm.cli.place import host_option, is_native, run_there
-from vmm.config.incoming import parse_peer
+from vmm.config.incoming import MOST_CONNECTIONS, parse_peer
 from vmm.control.client import Client
 from vmm.errors import HostError, UserError
 from vmm.state import tls
@@ -110,7 +110,7 @@ def follow(found: Iterator[dict[str, Any]]) -> None:
 )
 @click.option(
     "--connections",
-    type=click.IntRange(1, 4),
+    type=click.IntRange(1, MOST_CONNECTIONS),
     default=1,
     show_default=True,
     metavar="N",

@@ -8,6 +8,9 @@ from typing import Final, NamedTuple
 from vmm.config.option import Key, parse_keys, split
 from vmm.errors import UserError
 
+MOST_CONNECTIONS: Final = 4
+"""Connections of a migration: as many descriptors as a request on the control socket may bring."""
+
 SYNTAX: Final = "unix:PATH or tcp:HOST:PORT,tls=DIR|off"
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from vmm import typed_json
 from vmm.closeable import Closeable
 from vmm.config.control import ControlConfig
+from vmm.config.incoming import MOST_CONNECTIONS
 from vmm.control import metrics
 from vmm.control.consoles import SharedConsole
 from vmm.control.names import name_of, socket_of
@@ -21,7 +22,6 @@ from vmm.control.routes import JSON, Call, Feed, Parameter, Route, Text
 from vmm.control.server import Server
 from vmm.errors import UserError
 from vmm.machine.machine import Ending
-from vmm.machine.outgoing import MOST_CONNECTIONS
 from vmm.terminal.console import InputSink
 from vmm.virtio.console.chardev.unix import Listener
 

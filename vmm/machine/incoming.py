@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final
 
 from vmm import thread
 from vmm.closeable import Closeable
+from vmm.config.incoming import MOST_CONNECTIONS
 from vmm.dirty_pages import SHIFT
 from vmm.errors import HostError, UserError, VmmError, host_errors
 from vmm.kvm.system import System
-from vmm.machine.outgoing import MOST_CONNECTIONS
 from vmm.machine.restore import check_cpu, configuration, put_in_place, with_run
 from vmm.machine.snapshot import disks
 from vmm.state import tls

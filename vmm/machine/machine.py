@@ -411,7 +411,8 @@ class Machine(Closeable):
         To be called once all else is open, before `run`. What is imported, opened or asked later
         is done first. *shows_ledger*: `ledger` will be called. Raises `HostError`.
         """
-        if self._config.control is not None:
+        if self._config.control is not None:  # which can ask for a move
+            from vmm.machine import outgoing  # noqa: F401  (there is no import later)
             from vmm.machine.snapshot import describe
 
             self._described = describe(self._config)

@@ -55,9 +55,6 @@ if TYPE_CHECKING:
 OPTION: Final = "migrate"
 PEER: Final = "the destination"
 
-MOST_CONNECTIONS: Final = 4
-"""As many descriptors as a request on the control socket may bring."""
-
 PATIENCE: Final = 10.0
 """Seconds in which a destination that has failed has to let go of the disks."""
 
