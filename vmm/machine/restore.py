@@ -20,6 +20,7 @@ from vmm.config import MachineConfig, codec
 from vmm.config.disk import DiskConfig
 from vmm.errors import HostError, UserError
 from vmm.image_lock import lock_image
+from vmm.machine.snapshot import OF_A_RUN
 from vmm.state import manifest, memory_file
 from vmm.state.comparison import refused
 from vmm.state.host_description import look
@@ -54,18 +55,8 @@ def configuration(where: str, machine: object, memory: int) -> MachineConfig:
 
 def with_run(found: MachineConfig, asked: MachineConfig) -> MachineConfig:
     """Return the saved configuration *found* with what belongs to this run of *asked*."""
-    return replace(
-        found,
-        restore=asked.restore,
-        incoming=asked.incoming,
-        snapshot=asked.snapshot,
-        sandbox=asked.sandbox,
-        cgroup=asked.cgroup,
-        memory_dump=asked.memory_dump,
-        gdb=asked.gdb,
-        control=asked.control,
-        watchdog=asked.watchdog,
-    )
+    names = (*OF_A_RUN, "sandbox", "cgroup")
+    return replace(found, **{name: getattr(asked, name) for name in names})
 
 
 def check_cpu(what: str, system: System, cpu: VisibleCpu, remedy: str) -> VisibleCpu:

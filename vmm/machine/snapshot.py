@@ -42,6 +42,17 @@ if TYPE_CHECKING:
 
 OPTION: Final = "--snapshot"
 
+OF_A_RUN: Final = (
+    "snapshot",
+    "restore",
+    "incoming",
+    "memory_dump",
+    "gdb",
+    "watchdog",
+    "control",
+)
+"""What of a configuration belongs to one run: it is not saved, and the next run brings its own."""
+
 
 class Parts(NamedTuple):
     """What a machine consists of, besides its power cycle."""
@@ -171,8 +182,7 @@ class Described(NamedTuple):
 
 def describe(config: MachineConfig) -> Described:
     """Return *config* without what belongs to one run."""
-    names = ("snapshot", "restore", "incoming", "memory_dump", "gdb", "watchdog", "control")
-    plain = replace(config, verify=False, **dict.fromkeys(names))  # type: ignore[arg-type]
+    plain = replace(config, verify=False, **dict.fromkeys(OF_A_RUN))  # type: ignore[arg-type]
     text = codec.dumps({"config": plain}, lambda path: path.absolute())
     return Described(json.loads(text), tuple(str(disk.path.absolute()) for disk in config.disks))
 
